@@ -1,0 +1,45 @@
+# One command per chore, the same here and in CI. PYTHON=python3.11 picks the interpreter, EXTRA=gpu faiss on the GPU.
+PYTHON ?= python3
+EXTRA ?= cpu
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(EXTRA)
+# torch and faiss each start as many threads as there are cores; the tests run two at a time
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint types format bench clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## make .venv and install decar with everything its tests need
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "decar needs Python 3.10 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[$(EXTRA),dev]'
+	@touch $@
+
+demo: $(READY) ## pre-train on the bundled sounds, judge the encoder on eight tasks, print the table (minutes)
+	PATH="$(abspath $(BIN)):$$PATH" bash benchmarks/demo.sh
+
+test: $(READY) ## the tests
+	$(ONE_THREAD) $(BIN)/python -m pytest
+
+test-slow: $(READY) ## the tests that take minutes
+	$(ONE_THREAD) $(BIN)/python -m pytest -m slow -n 0
+
+lint: $(READY) ## style
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(READY) ## strict type check
+	$(BIN)/mypy
+
+format: $(READY) ## rewrite the code in the house style
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(READY) ## the figures of the README (long)
+	$(BIN)/python benchmarks/demo_seeds.py
+
+clean: ## forget the environment and the caches of the tools, keep runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,36 @@
+"""Errors that a user can mend: one clear line each, naming what was found and what to do next.
+
+The command line prints these without a traceback; everything else that is raised is a fault of ours.
+"""
+
+
+class DecarError(Exception):
+    """Base of every error whose cure lies with the user."""
+
+
+class ManifestError(DecarError):
+    """The list of clips cannot be made or lacks a column."""
+
+
+class AudioError(DecarError):
+    """One stretch of audio cannot be used; the message is the reason, without the path."""
+
+
+class StoreError(DecarError):
+    """The log-mel store cannot be built, opened or read."""
+
+
+class ClusteringError(DecarError):
+    """The features cannot be clustered as asked."""
+
+
+class BundleError(DecarError):
+    """An encoder bundle is missing, damaged, or made for another front-end."""
+
+
+class TaskError(DecarError):
+    """A downstream task cannot be set up from what was given."""
+
+
+class ConfigError(DecarError):
+    """An option, or a combination of options, makes no sense."""
