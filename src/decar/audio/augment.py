@@ -1,0 +1,62 @@
+"""SpecAugment on batches: bands and stretches of the log-mel are blotted out, for each clip other ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from decar.errors import ConfigError
+
+
+class SpecAugment(nn.Module):
+    """Frequency and time masks after Park et al., "SpecAugment" (arXiv 1904.08779), section 2.
+
+    "Frequency masking is applied so that f consecutive mel frequency channels [f0, f0 + f) are masked, where f is
+    first chosen from a uniform distribution from 0 to the frequency mask parameter F, and f0 is chosen from [0, ν −
+    f)"; time masking likewise. As in DECAR's released code: two masks of each kind (F = 30, T = 40), filled with the
+    clip's mean. Its time-warp is left out, since it is broken there (it takes a log-mel value for a frame's number).
+
+    Args:
+        n_freq_masks: masks over mel bands, of each clip.
+        freq_width: F, mel bands, the widest such mask.
+        n_time_masks: masks over frames, of each clip.
+        time_width: T, frames, the widest such mask.
+    """
+
+    def __init__(
+        self, n_freq_masks: int = 2, freq_width: int = 30, n_time_masks: int = 2, time_width: int = 40
+    ) -> None:
+        super().__init__()
+        if min(n_freq_masks, freq_width, n_time_masks, time_width) < 0:
+            raise ConfigError("SpecAugment: numbers and widths of masks must be 0 or more")
+        self.n_freq_masks = n_freq_masks
+        self.freq_width = freq_width
+        self.n_time_masks = n_time_masks
+        self.time_width = time_width
+
+    def forward(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """(B, 1, M, F) → the same shape, masked, as a new tensor; in eval mode x itself.
+
+        Args:
+            x: log-mels; not changed.
+            generator: where the randomness comes from, of any device; torch's own when None.
+        """
+        if not self.training:
+            return x
+        n_clips, _, n_mels, n_frames = x.shape
+        bands = _mask(n_clips, n_mels, self.n_freq_masks, self.freq_width, x.device, generator)
+        times = _mask(n_clips, n_frames, self.n_time_masks, self.time_width, x.device, generator)
+        mean = x.float().mean(dim=(1, 2, 3), keepdim=True).to(x.dtype)
+        return torch.where(bands[:, None, :, None] | times[:, None, None, :], mean, x)
+
+
+def _mask(
+    n_clips: int, size: int, n_masks: int, width: int, device: torch.device, generator: torch.Generator | None
+) -> torch.Tensor:
+    """(B, size) bool, True under any of the masks of that clip."""
+    source = generator.device if generator is not None else device
+    draws = torch.rand(2, n_clips, n_masks, 1, generator=generator, device=source).to(device)
+    widths = (draws[0] * (min(width, size) + 1)).floor()  # uniform in {0, …, W}
+    begins = (draws[1] * (size - widths + 1)).floor()  # uniform in {0, …, size − w}
+    place = torch.arange(size, device=device)
+    return ((place >= begins) & (place < begins + widths)).any(dim=1)

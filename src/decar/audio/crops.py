@@ -1,0 +1,97 @@
+"""Clip → the piece of it that enters a batch: random, the middle, or whole; padded with silence, never with 0.0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Frames = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+
+
+@overload
+def padded_frames(frames: int, *, min_frames: int = ..., max_frames: int = ..., multiple: int = ...) -> int: ...
+@overload
+def padded_frames(
+    frames: npt.NDArray[np.int64], *, min_frames: int = ..., max_frames: int = ..., multiple: int = ...
+) -> npt.NDArray[np.int64]: ...
+def padded_frames(
+    frames: int | npt.NDArray[np.int64], *, min_frames: int = 98, max_frames: int = 998, multiple: int = 32
+) -> int | npt.NDArray[np.int64]:
+    """How many frames a clip of F frames is padded, or cut, to when it is embedded whole.
+
+    It depends on that clip alone: padded to the longest of its batch, a clip's embedding would depend on its
+    neighbours.
+
+    Args:
+        frames: F, one number or an array of them.
+        min_frames: clips up to this are padded to it; 98 is 1 s.
+        max_frames: of longer clips the middle is taken; 998 is 10 s.
+        multiple: lengths in between are rounded up to one of its multiples, so that a few lengths serve all clips.
+    """
+    given = np.asarray(frames, np.int64)
+    rounded = np.where(given <= min_frames, min_frames, -(-given // multiple) * multiple)
+    padded = np.minimum(rounded, max_frames)
+    return padded if isinstance(frames, np.ndarray) else int(padded)
+
+
+def random_crop(mel: Frames, frames: int, rng: np.random.Generator, *, silence: float) -> npt.NDArray[np.float32]:
+    """(F, M) → (frames, M) float32 from a uniformly random place; a shorter clip gets `silence` at its end."""
+    return _cut(mel, int(rng.integers(max(len(mel) - frames, 0) + 1)), frames, silence)
+
+
+def centre_crop(mel: Frames, frames: int, *, silence: float) -> npt.NDArray[np.float32]:
+    """(F, M) → (frames, M) float32 from the middle; a shorter clip gets `silence` at its end."""
+    return _cut(mel, max(len(mel) - frames, 0) // 2, frames, silence)
+
+
+def whole(mel: Frames, frames_padded: int, silence: float) -> npt.NDArray[np.float32]:
+    """(F, M) → (frames_padded, M) float32: all of the clip and padding, or the middle of one that is longer."""
+    return centre_crop(mel, frames_padded, silence=silence)
+
+
+def _cut(mel: Frames, first: int, frames: int, silence: float) -> npt.NDArray[np.float32]:
+    piece = mel[first : first + frames]
+    out = np.full((frames, mel.shape[1]), silence, np.float32)
+    out[: len(piece)] = piece
+    return out
+
+
+def length_batches(
+    lengths: npt.NDArray[np.int64], batch_size: int, *, min_frames: int = 98, max_frames: int = 998
+) -> list[npt.NDArray[np.int64]]:
+    """Indices of clips, batch by batch, such that all clips of a batch share one padded length; each index once.
+
+    Args:
+        lengths: (N,) frames of each clip.
+        batch_size: clips in a batch, at most.
+        min_frames: as in `padded_frames`.
+        max_frames: as in `padded_frames`.
+
+    Returns:
+        Longest first, so that a batch too large for the memory fails at once; equal lengths in the order of their
+        index.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    padded = padded_frames(np.asarray(lengths, np.int64), min_frames=min_frames, max_frames=max_frames)
+    batches = []
+    for length in np.unique(padded)[::-1]:
+        members = np.flatnonzero(padded == length)
+        batches += [members[i : i + batch_size] for i in range(0, len(members), batch_size)]
+    return batches
+
+
+def collate(crops: Sequence[Frames]) -> torch.Tensor:
+    """B crops of (F, M), all of one length → (B, 1, M, F) float32, as the encoder takes them."""
+    shapes = {crop.shape for crop in crops}
+    if len(shapes) != 1:
+        raise ValueError(f"a batch needs crops of one shape, got {sorted(shapes)}")
+    n_frames, n_mels = shapes.pop()
+    batch = np.empty((len(crops), 1, n_mels, n_frames), np.float32)
+    for row, crop in zip(batch, crops, strict=True):
+        row[0] = crop.T
+    return torch.from_numpy(batch)

@@ -1,0 +1,259 @@
+"""Folder, CSV or Parquet → which clips there are, and what is known about each.
+
+A manifest is a table with one row a clip and the column `path`; `start` and `duration` (seconds) where a clip is a
+stretch of its file, `split` where the source has one, and any number of label columns. Labels are text, and an empty
+text means "no label": letting pandas guess would turn the word "nan", the tone "1" and the key "NA" into numbers. No
+audio is read here, and no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from decar.audio.scan import AUDIO_SUFFIXES, find_audio, labels_from_folders
+from decar.errors import ManifestError
+
+STRETCH_COLUMNS = ("start", "duration")
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """Which clips there are, in the order that every array of the project follows.
+
+    Attributes:
+        table: one row a clip, RangeIndex. `path` as the source writes it; optional `start` and `duration` (s, NaN =
+            from the beginning, to the end), `split`, and label columns of text.
+        root: the folder under which relative paths lie.
+    """
+
+    table: pd.DataFrame
+    root: Path
+
+    def __post_init__(self) -> None:
+        table = self.table.reset_index(drop=True)  # a copy: the caller's table is never changed
+        if "path" not in table.columns:
+            raise ManifestError(f"the table has no column 'path' (columns: {_names(table)})")
+        table["path"] = table["path"].astype(str)
+        for name in STRETCH_COLUMNS:
+            if name in table.columns:
+                table[name] = _seconds(table[name], name)
+        object.__setattr__(self, "table", table)
+        object.__setattr__(self, "root", Path(self.root))
+
+    @classmethod
+    def from_folder(cls, root: str | os.PathLike[str], *, recursive: bool = True) -> Manifest:
+        """Every audio file under `root`, sorted by path; hidden files and folders are left out.
+
+        Column `label` is the first-level folder ("" for a file directly in `root`). When all first-level folders are
+        named train, valid, val, validation, dev or test, they become column `split` and the second-level folder is
+        the label.
+
+        Raises:
+            ManifestError: the folder is missing, or no audio lies in it.
+        """
+        folder = Path(root).expanduser()
+        if not folder.is_dir():
+            what = "is a file, not a folder" if folder.exists() else "does not exist"
+            raise ManifestError(f"the folder {folder} {what}: give a folder with audio files in it")
+        paths = find_audio(folder, recursive=recursive)
+        if not paths:
+            kinds = " ".join(suffix[1:] for suffix in AUDIO_SUFFIXES)
+            below = "" if recursive else " directly"
+            raise ManifestError(f"no audio found{below} in {folder}: files that end in {kinds} are read")
+        return cls(pd.DataFrame({"path": paths, **labels_from_folders(paths)}), folder)
+
+    @classmethod
+    def from_csv(
+        cls, path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None, path_column: str = "path"
+    ) -> Manifest:
+        """A table with a header line, separated by commas (`.tsv`: by tabs), UTF-8 with or without a byte-order mark.
+
+        Args:
+            path: the table.
+            root: the folder under which relative paths lie; the folder of the table when None.
+            path_column: the column that names the files; it is called `path` from here on.
+
+        Raises:
+            ManifestError: the file is missing, cannot be read as a table, has no rows, no such column, or bad numbers.
+        """
+        source = Path(path).expanduser()
+        separator = "\t" if source.suffix.lower() == ".tsv" else ","
+        try:
+            table = pd.read_csv(
+                source,
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                index_col=False,  # else a trailing comma in every row turns the first column into the index
+                encoding="utf-8-sig",
+            )
+        except FileNotFoundError:
+            raise ManifestError(f"the table {source} does not exist") from None
+        except (OSError, ValueError) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
+            raise ManifestError(f"the table {source} cannot be read as CSV: {_one_line(error)}") from error
+        return cls._from_table(table.fillna(""), source, root, path_column)
+
+    @classmethod
+    def from_parquet(
+        cls, path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None, path_column: str = "path"
+    ) -> Manifest:
+        """As `from_csv`; labels of any plain type become text, missing ones ""; columns of lists are left out."""
+        source = Path(path).expanduser()
+        try:
+            # pyarrow's types keep integers with gaps integers: "3", not "3.0"
+            table = pd.read_parquet(source, dtype_backend="pyarrow")
+        except FileNotFoundError:
+            raise ManifestError(f"the table {source} does not exist") from None
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"the table {source} cannot be read as Parquet: {_one_line(error)}") from error
+        columns = {str(name): _as_text(table[name]) for name in table.columns if not _is_nested(table[name])}
+        return cls._from_table(pd.DataFrame(columns), source, root, path_column)
+
+    @classmethod
+    def _from_table(
+        cls, table: pd.DataFrame, source: Path, root: str | os.PathLike[str] | None, path_column: str
+    ) -> Manifest:
+        if path_column not in table.columns:
+            raise ManifestError(
+                f"{source} has no column '{path_column}' (columns: {_names(table)}): name the one with the paths"
+            )
+        if len(table) == 0:
+            raise ManifestError(f"{source} has no rows: one row a clip is expected")
+        if path_column != "path":  # the column asked for is the path, whatever else is called so
+            table = table.drop(columns="path", errors="ignore").rename(columns={path_column: "path"})
+        empty = np.flatnonzero((table["path"] == "").to_numpy())
+        if len(empty):
+            raise ManifestError(f"{source}: row {empty[0] + 1} has no path ({len(empty)} such rows)")
+        try:
+            return cls(table, Path(root).expanduser() if root is not None else source.parent)
+        except ManifestError as error:
+            raise ManifestError(f"{source}: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def files(self) -> list[Path]:
+        """Absolute path of each clip's file; relative ones lie under `root`."""
+        root = Path(os.path.abspath(self.root))
+        return [root / path for path in self.table["path"]]
+
+    @property
+    def stretches(self) -> list[tuple[float, float | None]]:
+        """Start (s) and duration (s, None = to the end of the file) of each clip."""
+        starts, durations = (self._seconds_of(name) for name in STRETCH_COLUMNS)
+        whole = [None if np.isnan(seconds) else float(seconds) for seconds in durations]
+        return list(zip(np.nan_to_num(starts).tolist(), whole, strict=True))
+
+    def take(self, indices: Sequence[int] | npt.NDArray[np.integer | np.bool_]) -> Manifest:
+        """The clips at `indices` (or where a mask is True), in that order."""
+        return Manifest(self.table.iloc[positions(indices, len(self))], self.root)
+
+    def column(self, name: str) -> pd.Series:
+        """One column.
+
+        Raises:
+            ManifestError: there is none of that name; the message lists those there are.
+        """
+        if name not in self.table.columns:
+            raise ManifestError(f"the manifest has no column '{name}' (columns: {_names(self.table)})")
+        return self.table[name]
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what the audio of the clips depends on.
+
+        That is each file's absolute path, size and time of change (-1 when it is missing) and the stretch of it.
+        Labels do not enter: a new label column leaves the log-mels as they are.
+        """
+        digest = hashlib.sha256()
+        known: dict[Path, str] = {}  # many clips of one file: ask the disk once
+        stretches = zip(*(self._seconds_of(name).tolist() for name in STRETCH_COLUMNS), strict=True)
+        for file, (start, duration) in zip(self.files, stretches, strict=True):
+            if file not in known:
+                known[file] = _file_state(file)
+            _update(digest, (os.path.normpath(file), known[file], repr(start), repr(duration)))
+        return digest.hexdigest()
+
+    def content_hash(self, *columns: str) -> str:
+        """SHA-256 (hex) of the values of `columns`, all when none is named.
+
+        Neither `root` nor the disk enters: it is equal on every machine.
+        """
+        chosen = columns or tuple(map(str, self.table.columns))
+        digest = hashlib.sha256()
+        _update(digest, chosen)
+        for row in zip(*(self.column(name).tolist() for name in chosen), strict=True):
+            _update(digest, (value if isinstance(value, str) else repr(value) for value in row))
+        return digest.hexdigest()
+
+    def _seconds_of(self, name: str) -> npt.NDArray[np.float64]:
+        if name in self.table.columns:
+            return self.table[name].to_numpy(dtype=np.float64)
+        return np.full(len(self), np.nan)
+
+
+def positions(indices: Sequence[int] | npt.NDArray[np.integer | np.bool_], n: int) -> npt.NDArray[np.int64]:
+    """Indices or a mask of length `n` → int64 indices."""
+    array = np.asarray(indices)
+    if array.dtype == np.bool_:
+        if array.shape != (n,):
+            raise ValueError(f"a mask needs {n} entries, got shape {array.shape}")
+        return np.flatnonzero(array).astype(np.int64)
+    return array.astype(np.int64)
+
+
+def _seconds(column: pd.Series, name: str) -> pd.Series:
+    """Text or numbers → float64 seconds; an empty text is NaN."""
+    blank = column.isna() | (column.astype(str).str.strip() == "")
+    numbers = pd.to_numeric(column.where(~blank), errors="coerce").astype(np.float64)
+    floor_broken = (numbers < 0) if name == "start" else (numbers <= 0)
+    bad = np.flatnonzero((~blank & (numbers.isna() | np.isinf(numbers) | floor_broken)).to_numpy())
+    if len(bad):
+        rule = "a number of seconds ≥ 0" if name == "start" else "a number of seconds > 0"
+        raise ManifestError(
+            f"column '{name}', row {bad[0] + 1}: {column.iloc[bad[0]]!r} is not {rule} "
+            "(leave it empty for the whole file)"
+        )
+    return numbers
+
+
+def _is_nested(column: pd.Series) -> bool:
+    """Lists and structs (an `embedding` column, say) are no labels."""
+    kind = getattr(column.dtype, "pyarrow_dtype", None)
+    return kind is not None and kind.num_fields > 0
+
+
+def _as_text(column: pd.Series) -> pd.Series:
+    return pd.Series(["" if pd.isna(value) else str(value) for value in column], dtype=str)
+
+
+def _file_state(file: Path) -> str:
+    try:
+        stat = file.stat()
+    except OSError:
+        return "-1"
+    return f"{stat.st_size},{stat.st_mtime_ns}"
+
+
+def _update(digest: hashlib._Hash, parts: Iterable[str]) -> None:
+    """Length before text, so that ("ab", "c") and ("a", "bc") differ."""
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(f"{len(data)}:".encode())
+        digest.update(data)
+
+
+def _names(table: pd.DataFrame) -> str:
+    return ", ".join(map(str, table.columns)) or "none"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,239 @@
+"""The log-mels of a whole manifest on disk: built once, found again by fingerprint, read by memory map.
+
+`CACHE/logmel/<fingerprint>/` holds `mel.f16`, (ΣF, M) float16 as it stands in memory, frame after frame, clip after
+clip; `index.parquet`, a row a clip: path, offset, frames, status, reason; and `meta.json`. The fingerprint is made
+from the manifest (paths, stretches, sizes, times of change) and the front-end's numbers, so a change of either makes
+another store. A folder of that name is always whole: it is built under another name (see `build.py`) and renamed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from decar.audio.build import FORMAT, INDEX_FILE, META_FILE, build_store, first_reasons
+from decar.audio.logmel import FrontEnd
+from decar.audio.manifest import Manifest, positions
+from decar.audio.partial import MEL_FILE
+from decar.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+DEFAULT_CACHE = "~/.cache/decar"
+NAMED_IN_LOG = 20  # bad clips; the rest is counted
+
+
+class _DamagedError(Exception):
+    """A finished store does not hold what it says."""
+
+
+@dataclass(eq=False)
+class LogMelStore:
+    """The log-mels of N clips; clip `i` is `store[i]`, (F, M) float16.
+
+    Attributes:
+        manifest: the clips, in the order of everything here.
+        frontend: the numbers that the log-mels were made with.
+        mel: (ΣF, M) float16, all frames; shared by a store and what was taken from it.
+        offsets: (N,) int64, first frame of each clip.
+        lengths: (N,) int64, frames of each clip, 0 for one that cannot be used.
+        reasons: what is wrong with each clip, "" for nothing. A silent clip has a reason and frames.
+        fingerprint: of the clips, their order and the front-end: equal fingerprints have equal log-mels.
+    """
+
+    manifest: Manifest
+    frontend: FrontEnd
+    mel: npt.NDArray[np.float16]
+    offsets: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    reasons: list[str]
+    fingerprint: str
+
+    @classmethod
+    def open_or_build(
+        cls,
+        manifest: Manifest,
+        frontend: FrontEnd | None = None,
+        cache_dir: str | os.PathLike[str] = DEFAULT_CACHE,
+        *,
+        num_workers: int | None = None,
+        progress: bool = True,
+    ) -> LogMelStore:
+        """The store of `manifest`, from the cache when it is there, else built; bad clips are named in the log.
+
+        A killed build goes on where it stopped. Of two processes that want one store at once, one builds, the other
+        waits. A damaged store is built anew.
+
+        Args:
+            manifest: the clips.
+            frontend: the numbers; the paper's when None.
+            cache_dir: stores lie in `logmel/` under it.
+            num_workers: threads; as many as there are cores when None.
+            progress: show how far it is, on stderr.
+
+        Raises:
+            StoreError: no clips, none that can be used, or the cache cannot be written.
+        """
+        spec = frontend or FrontEnd()
+        if len(manifest) == 0:
+            raise StoreError("the manifest has no clips: nothing to store")
+        fingerprint = _sha256(f"{FORMAT} {manifest.fingerprint()} {spec.hash()}")
+        folder = Path(cache_dir).expanduser() / "logmel" / fingerprint
+        try:
+            store = cls._open(folder, manifest, spec, fingerprint)
+        except _DamagedError:  # or being replaced by another process just now: the lock will tell
+            store = None
+        if store is None:
+            try:
+                store = cls._build_locked(folder, manifest, spec, fingerprint, num_workers, progress)
+            except (OSError, NotImplementedError) as error:  # the second is a file system without locks
+                raise _cannot_write(folder.parent, error) from error
+        store._log_bad()
+        return store
+
+    @classmethod
+    def _build_locked(
+        cls, folder: Path, manifest: Manifest, spec: FrontEnd, fingerprint: str, num_workers: int | None, progress: bool
+    ) -> LogMelStore:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(f"{folder}.lock")  # let go by the system when its holder is killed
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            log.warning("another process builds the log-mel store %s: waiting for it", folder)
+            lock.acquire()
+        try:
+            try:
+                store = cls._open(folder, manifest, spec, fingerprint)  # the other one may have finished it
+            except _DamagedError as error:
+                log.warning("the log-mel store %s is damaged (%s): building it anew", folder, error)
+                shutil.rmtree(folder)
+                store = None
+            if store is None:
+                build_store(manifest, spec, folder, fingerprint=fingerprint, num_workers=num_workers, progress=progress)
+                store = cls._open(folder, manifest, spec, fingerprint)
+        finally:
+            lock.release()
+        if store is None:
+            raise StoreError(
+                f"the log-mel store {folder} vanished right after it was built: does something clean that folder?"
+            )
+        return store
+
+    @classmethod
+    def _open(cls, folder: Path, manifest: Manifest, spec: FrontEnd, fingerprint: str) -> LogMelStore | None:
+        """The finished store, None when there is none.
+
+        Raises:
+            _DamagedError: it is there, and its parts disagree.
+        """
+        if not folder.exists():
+            return None
+        try:
+            meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+            index = pd.read_parquet(folder / INDEX_FILE, columns=["offset", "frames", "reason"])
+            lengths = index["frames"].to_numpy(np.int64)
+            offsets = index["offset"].to_numpy(np.int64)
+            size = (folder / MEL_FILE).stat().st_size
+            shape = (int(meta["n_frames"]), spec.n_mels)
+            if meta["fingerprint"] != fingerprint or len(index) != len(manifest):
+                raise _DamagedError("it belongs to other clips")
+            if (lengths < 0).any() or (offsets != np.cumsum(lengths) - lengths).any() or lengths.sum() != shape[0]:
+                raise _DamagedError("the index contradicts itself")
+            if size != shape[0] * shape[1] * 2:
+                raise _DamagedError(f"{MEL_FILE} has {size} bytes, {shape[0] * shape[1] * 2} are expected")
+            mel = np.memmap(folder / MEL_FILE, np.float16, "r", shape=shape)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _DamagedError(" ".join(str(error).split()) or type(error).__name__) from error
+        return cls(manifest, spec, mel, offsets, lengths, index["reason"].astype(str).tolist(), fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.float16]:
+        """(F, M) float16 view of one clip's log-mel; F = 0 for a clip that cannot be used."""
+        offset = self.offsets[index]
+        return self.mel[offset : offset + self.lengths[index]]
+
+    def take(self, indices: Sequence[int] | npt.NDArray[np.integer | np.bool_]) -> LogMelStore:
+        """The clips at `indices` (or where a mask is True), in that order, over the same memory map."""
+        chosen = positions(indices, len(self))
+        everything = len(chosen) == len(self) and bool((chosen == np.arange(len(self))).all())
+        return LogMelStore(
+            self.manifest.take(chosen),
+            self.frontend,
+            self.mel,
+            self.offsets[chosen],
+            self.lengths[chosen],
+            [self.reasons[i] for i in chosen],
+            self.fingerprint if everything else _sha256(self.fingerprint, (chosen % max(len(self), 1)).tobytes()),
+        )
+
+    def usable(self, allow_silent: bool = False) -> LogMelStore:
+        """The clips that have frames and, unless silence is allowed, something to hear.
+
+        Raises:
+            StoreError: none is left.
+        """
+        heard = np.array([not reason for reason in self.reasons], bool)
+        store = self.take((self.lengths > 0) & (heard | allow_silent))
+        if len(store) == 0:
+            raise StoreError(f"none of the {len(self)} clips can be used: {first_reasons(self.manifest, self.reasons)}")
+        return store
+
+    @property
+    def bad(self) -> pd.DataFrame:
+        """Columns path, reason: every clip that something is wrong with, silent ones among them."""
+        table = pd.DataFrame({"path": self.manifest.table["path"], "reason": self.reasons})
+        return table[table["reason"] != ""].reset_index(drop=True)
+
+    def _log_bad(self) -> None:
+        bad = self.bad
+        for path, reason in bad.head(NAMED_IN_LOG).itertuples(index=False):
+            log.warning("%s: %s", path, reason)
+        if len(bad) > NAMED_IN_LOG:
+            log.warning("… and %d more of %d clips with something wrong", len(bad) - NAMED_IN_LOG, len(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A spawned worker maps the file itself: pickling the map would copy all of it."""
+        state = dict(self.__dict__)
+        if isinstance(self.mel, np.memmap) and self.mel.filename is not None:
+            state["mel"] = (str(self.mel.filename), self.mel.shape)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if isinstance(state["mel"], tuple):
+            filename, shape = state["mel"]
+            state = {**state, "mel": np.memmap(filename, np.float16, "r", shape=shape)}
+        self.__dict__.update(state)
+
+
+def _sha256(text: str, data: bytes = b"") -> str:
+    return hashlib.sha256(text.encode() + b"\0" + data).hexdigest()
+
+
+def _cannot_write(folder: Path, error: Exception) -> StoreError:
+    """Names the folder, the room in it and the cure."""
+    there = next((place for place in (folder, *folder.parents) if place.is_dir()), Path("/"))
+    free = shutil.disk_usage(there).free
+    kept = ""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        kept = "make room and run it again, it goes on where it stopped, or "
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return StoreError(
+        f"the log-mel store cannot be written in {folder}: {reason} ({free:,} bytes free); "
+        f"{kept}give another folder with cache_dir=DIR"
+    )

@@ -1,0 +1,33 @@
+"""Builds a store in a process of its own, slowly, so that a test can kill it or run two of them at once.
+
+Arguments: folder of sounds, cache, seconds to wait at each clip.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+from decar.audio import LogMelStore, Manifest, build
+from decar.audio.decode import decode
+
+
+def main(root: str, cache: str, seconds: str) -> None:
+    logging.basicConfig(level=logging.INFO)
+
+    def slow_decode(*args: object, **options: object) -> object:
+        time.sleep(float(seconds))
+        with open(Path(cache) / "decoded.txt", "a") as file:
+            file.write(f"{args[0]}\n")
+        return decode(*args, **options)  # type: ignore[arg-type]
+
+    build.decode = slow_decode  # type: ignore[assignment]
+    build.FLUSH_SECONDS = 0.0  # each clip a chunk of its own
+    store = LogMelStore.open_or_build(Manifest.from_folder(root), cache_dir=cache, num_workers=2, progress=False)
+    print(store.fingerprint)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from decar.audio import SpecAugment
+from decar.errors import ConfigError
+
+
+def runs(mask: torch.Tensor) -> list[tuple[int, int]]:
+    """(size,) bool → begin and length of each run of True."""
+    found, begin = [], None
+    for i, on in enumerate([*mask.tolist(), False]):
+        if on and begin is None:
+            begin = i
+        if not on and begin is not None:
+            found.append((begin, i - begin))
+            begin = None
+    return found
+
+
+def single(axis: str, width: int, n: int = 4_000, size: tuple[int, int] = (10, 12)) -> list[list[tuple[int, int]]]:
+    """Runs of one mask of one kind, for each of n clips."""
+    augment = SpecAugment(int(axis == "mel"), width, int(axis == "time"), width)
+    x = torch.arange(size[0] * size[1]).float().reshape(1, 1, *size).repeat(n, 1, 1, 1) * 10
+    changed = (augment(x, torch.Generator().manual_seed(0)) != x)[:, 0]
+    lines = changed.any(dim=2) if axis == "mel" else changed.any(dim=1)
+    return [runs(line) for line in lines]
+
+
+@pytest.mark.parametrize(("axis", "size"), [("mel", 10), ("time", 12)])
+def test_widths_and_places_are_uniform(axis: str, size: int) -> None:
+    found = single(axis, width=3)
+    widths = torch.tensor([run[0][1] if run else 0 for run in found])
+    counts = torch.bincount(widths, minlength=4)
+    assert len(counts) == 4  # 0 to 3, and no wider
+    assert counts.min() > 850  # of 1000 expected; 5 standard deviations are 137
+    assert counts.max() < 1150
+    begins = torch.bincount(torch.tensor([run[0][0] for run in found if run and run[0][1] == 3]), minlength=size - 2)
+    assert len(begins) == size - 2  # every place where it fits, the last one included
+    assert begins.min() > 0.5 * begins.float().mean()
+
+
+def test_masked_cells_are_the_mean_of_the_clip_and_others_are_kept() -> None:
+    x = torch.randn(64, 1, 64, 98) + torch.arange(64).reshape(-1, 1, 1, 1)
+    before = x.clone()
+    out = SpecAugment()(x, torch.Generator().manual_seed(1))
+    assert torch.equal(x, before)
+    changed = out != x
+    mean = x.mean(dim=(1, 2, 3), keepdim=True).expand_as(x)
+    torch.testing.assert_close(out[changed], mean[changed])
+    for cell in changed[:, 0]:  # whole bands and whole frames only
+        rows, columns = cell.all(dim=1), cell.all(dim=0)
+        assert torch.equal(cell, rows[:, None] | columns[None, :])
+        assert rows.sum() <= 60
+        assert columns.sum() <= 80
+
+
+def test_clips_get_masks_of_their_own() -> None:
+    x = torch.randn(1, 1, 64, 98).repeat(32, 1, 1, 1)
+    changed = SpecAugment()(x, torch.Generator().manual_seed(2)) != x
+    assert len({cell.numpy().tobytes() for cell in changed}) == 32
+
+
+def test_the_generator_decides() -> None:
+    x = torch.randn(4, 1, 64, 98)
+    augment = SpecAugment()
+    first, again, other = (augment(x, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_eval_mode_leaves_all_as_it_is() -> None:
+    x = torch.randn(4, 1, 64, 98)
+    assert torch.equal(SpecAugment().eval()(x), x)
+
+
+def test_widths_are_capped_at_the_axis() -> None:
+    out = SpecAugment(2, 100, 2, 1000)(torch.randn(200, 1, 5, 7))
+    assert out.shape == (200, 1, 5, 7)
+    assert torch.isfinite(out).all()
+    assert any(run == [(0, 12)] for run in single("time", width=1000))
+
+
+def test_no_masks_and_half_precision() -> None:
+    x = torch.randn(2, 1, 8, 9)
+    assert torch.equal(SpecAugment(0, 30, 0, 40)(x), x)
+    assert torch.equal(SpecAugment(2, 0, 2, 0)(x), x)
+    assert SpecAugment()(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_negative_numbers() -> None:
+    with pytest.raises(ConfigError):
+        SpecAugment(freq_width=-1)

@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decar.audio.crops import centre_crop, collate, length_batches, padded_frames, random_crop, whole
+
+SILENCE = -11.5
+
+
+def ramp(frames: int, mels: int = 4) -> np.ndarray:
+    """(F, M) float16 whose rows tell their own number."""
+    return np.repeat(np.arange(frames, dtype=np.float16)[:, None], mels, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("frames", "padded"),
+    [(1, 98), (96, 98), (98, 98), (99, 128), (128, 128), (129, 160), (990, 992), (993, 998), (5000, 998)],
+)
+def test_padded_frames(frames: int, padded: int) -> None:
+    assert padded_frames(frames) == padded
+    assert padded_frames(np.array([frames])).tolist() == [padded]
+
+
+def test_random_crops_come_from_everywhere_equally() -> None:
+    rng = np.random.default_rng(0)
+    firsts = [int(random_crop(ramp(12), 8, rng, silence=SILENCE)[0, 0]) for _ in range(2_000)]
+    counts = np.bincount(firsts)
+    assert len(counts) == 5  # places 0 to 4
+    assert counts.min() > 330  # 400 each, 18 standard deviations wide would be 0
+    crop = random_crop(ramp(12), 8, rng, silence=SILENCE)
+    np.testing.assert_array_equal(crop[:, 0], crop[0, 0] + np.arange(8))
+
+
+def test_random_crop_is_a_function_of_its_generator() -> None:
+    crops = [random_crop(ramp(500), 98, np.random.default_rng(5), silence=SILENCE) for _ in range(2)]
+    np.testing.assert_array_equal(*crops)
+
+
+def test_centre_crop() -> None:
+    assert centre_crop(ramp(10), 4, silence=SILENCE)[:, 0].tolist() == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("frames", [0, 3, 5])
+def test_short_clips_are_padded_with_silence_at_the_end(frames: int) -> None:
+    rng = np.random.default_rng(0)
+    for crop in (
+        random_crop(ramp(frames), 5, rng, silence=SILENCE),
+        centre_crop(ramp(frames), 5, silence=SILENCE),
+        whole(ramp(frames), 5, SILENCE),
+    ):
+        assert crop.dtype == np.float32
+        assert crop.shape == (5, 4)
+        assert crop[:, 0].tolist() == [*range(frames), *[SILENCE] * (5 - frames)]
+
+
+def test_whole_takes_the_middle_of_what_is_too_long() -> None:
+    assert whole(ramp(9), 5, SILENCE)[:, 0].tolist() == [2, 3, 4, 5, 6]
+
+
+@given(st.lists(st.integers(1, 2_000), max_size=60), st.integers(1, 9))
+def test_length_batches(lengths: list[int], batch_size: int) -> None:
+    array = np.array(lengths, np.int64)
+    batches = length_batches(array, batch_size, min_frames=98, max_frames=998)
+    assert sorted(np.concatenate([np.zeros(0, int), *batches]).tolist()) == list(range(len(lengths)))
+    for batch in batches:
+        assert 1 <= len(batch) <= batch_size
+        assert len(set(padded_frames(array[batch]).tolist())) == 1
+    again = length_batches(array, batch_size, min_frames=98, max_frames=998)
+    assert [b.tolist() for b in again] == [b.tolist() for b in batches]
+
+
+def test_length_batches_refuses_size_zero() -> None:
+    with pytest.raises(ValueError, match="batch_size"):
+        length_batches(np.array([1]), 0)
+
+
+def test_collate() -> None:
+    crops = [np.random.default_rng(i).normal(size=(7, 4)).astype(np.float16) for i in range(3)]
+    batch = collate(crops)
+    assert batch.shape == (3, 1, 4, 7)
+    assert batch.dtype == torch.float32
+    assert batch.is_contiguous()
+    for i, crop in enumerate(crops):
+        np.testing.assert_array_equal(batch[i, 0].numpy(), crop.T)
+    with pytest.raises(ValueError, match=r"one shape, got \[\(7, 4\), \(8, 4\)\]"):
+        collate([ramp(7), ramp(8)])

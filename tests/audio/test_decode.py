@@ -1,0 +1,174 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+import decar
+from decar.audio import decode
+from decar.audio.decode import BLOCK_SECONDS
+from decar.errors import AudioError
+from tests.audio.sounds import FORMATS, tone, write, write_bad_files
+
+RATES = (8_000, 22_050, 44_100, 48_000)
+CASES = [(ext, rate, ch) for ext in FORMATS for rate in RATES for ch in (1, 2) if ext != "opus" or rate % 8_000 == 0]
+
+
+def level_at(wave: np.ndarray, hz: float, rate: int = 16_000) -> float:
+    """Amplitude of one frequency, by projection."""
+    return float(2 * np.abs(np.mean(wave * np.exp(-2j * np.pi * hz * np.arange(len(wave)) / rate))))
+
+
+@pytest.mark.parametrize(("extension", "rate", "channels"), CASES)
+def test_every_format_rate_and_channel_count(tmp_path: Path, extension: str, rate: int, channels: int) -> None:
+    path = write(tmp_path / f"müsic & 音 {rate}.{extension}", tone(1.3, rate), rate, channels)
+    wave = decode(path)
+    assert wave.dtype == np.float32
+    assert wave.shape == (20_800,)
+    middle = wave[4_800:14_400]  # 264 whole periods, away from the edges
+    assert level_at(middle, 440.0) == pytest.approx(0.5, abs=0.02)
+    assert np.std(middle) == pytest.approx(0.5 / np.sqrt(2), abs=0.015)  # and nothing else beside it
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    sides = np.stack([np.full(800, 0.5), np.full(800, -0.25)], axis=1)
+    soundfile.write(tmp_path / "s.wav", sides, 16_000, subtype="FLOAT")
+    np.testing.assert_array_equal(decode(tmp_path / "s.wav"), np.full(800, 0.125, np.float32))
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000, 8_000])
+def test_blocks_resample_as_the_whole_does(tmp_path: Path, rate: int) -> None:
+    rng = np.random.default_rng(1)
+    wave = rng.normal(size=round((2.5 * BLOCK_SECONDS + 0.123) * rate)).astype(np.float32) * 0.1
+    soundfile.write(tmp_path / "n.wav", wave, rate, subtype="FLOAT")
+    np.testing.assert_array_equal(decode(tmp_path / "n.wav"), soxr.resample(wave, rate, 16_000))
+
+
+@pytest.mark.parametrize("extension", list(FORMATS))
+def test_a_stretch_equals_the_same_piece_of_the_whole(tmp_path: Path, extension: str) -> None:
+    """Also for mp3 at variable bit rate, where libsndfile's seek goes to a wrong place."""
+    rng = np.random.default_rng(2)
+    wave = tone(4.0) + rng.normal(size=64_000) * np.linspace(0, 0.1, 64_000)
+    container, coding = FORMATS[extension]
+    options = {"bitrate_mode": "VARIABLE", "compression_level": 0.99} if extension == "mp3" else {}
+    soundfile.write(tmp_path / f"n.{extension}", wave, 16_000, format=container, subtype=coding, **options)
+    all_of_it = decode(tmp_path / f"n.{extension}")
+    stretch = decode(tmp_path / f"n.{extension}", start=2.5, duration=0.75)
+    np.testing.assert_allclose(stretch, all_of_it[40_000:52_000], atol=1e-6)
+
+
+def test_a_long_mp3_has_no_seams_between_blocks(tmp_path: Path) -> None:
+    """Variable bit rate: where soundfile's seek after each block goes wrong."""
+    rng = np.random.default_rng(4)
+    wave = tone(35.0) + rng.normal(size=35 * 16_000) * np.linspace(0, 0.1, 35 * 16_000)
+    options = {"bitrate_mode": "VARIABLE", "compression_level": 0.99}
+    soundfile.write(tmp_path / "long.mp3", wave, 16_000, format="MP3", **options)
+    at_once, _ = soundfile.read(tmp_path / "long.mp3", dtype="float32")
+    np.testing.assert_allclose(decode(tmp_path / "long.mp3"), at_once, atol=1e-6)
+
+
+def test_only_the_stretch_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "long.wav", np.zeros(16_000 * 60))
+    asked = []
+    real = soundfile.SoundFile.read
+
+    def counting(self: soundfile.SoundFile, frames: int = -1, **options: object) -> np.ndarray:
+        asked.append(frames)
+        return real(self, frames, **options)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counting)
+    assert len(decode(path, start=50.0, duration=1.0)) == 16_000
+    assert sum(asked) == 16_000
+
+
+def test_a_stretch_past_the_end_is_what_is_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.wav", tone(1.0))
+    assert len(decode(path, start=0.75, duration=3.0)) == 4_000
+    assert len(decode(path, duration=0.5, sample_rate=8_000)) == 4_000
+    with pytest.raises(AudioError, match=r"start is behind the end: start 1.000 s, the file has 1.000 s"):
+        decode(path, start=1.0)
+
+
+def test_bad_files_tell_their_reason(tmp_path: Path) -> None:
+    reasons = write_bad_files(tmp_path)
+    for name in ("truncated.flac", "zero.wav", "text.wav"):
+        with pytest.raises(AudioError) as caught:
+            decode(tmp_path / name)
+        assert str(caught.value).startswith(reasons[name])
+        assert str(tmp_path) not in str(caught.value)
+    assert len(decode(tmp_path / "three ms.wav")) == 48
+    np.testing.assert_array_equal(decode(tmp_path / "silence.wav"), np.zeros(16_000, np.float32))
+
+
+def test_the_truncation_is_measured(tmp_path: Path) -> None:
+    write_bad_files(tmp_path)
+    with pytest.raises(AudioError, match=r"header says 10\.000 s") as caught:
+        decode(tmp_path / "truncated.flac")
+    readable = float(str(caught.value).split(", ")[1].split(" s")[0])
+    assert readable == pytest.approx(5.0, abs=0.4)
+    assert len(decode(tmp_path / "truncated.flac", start=1.0, duration=2.0)) == 32_000  # what is whole is of use
+    with pytest.raises(AudioError, match=r"truncated: header says 10.000 s, 8.000 s is not there"):
+        decode(tmp_path / "truncated.flac", start=8.0, duration=1.0)
+
+
+def test_a_cut_mp3_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp3", tone(3.0))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(AudioError, match=r"truncated: header says 3\.000 s, 1\.\d+ s could be read"):
+        decode(path)
+
+
+@pytest.mark.parametrize("extension", ["ogg", "opus", "wav"])
+def test_what_tells_no_length_is_read_as_far_as_it_goes(tmp_path: Path, extension: str) -> None:
+    path = write(tmp_path / f"a.{extension}", tone(10.0))
+    whole = decode(path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.8)])
+    part = decode(path)
+    assert 4 * 16_000 < len(part) < 9 * 16_000
+    np.testing.assert_allclose(part[:48_000], whole[:48_000], atol=1e-6)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match=r"^file not found$"):
+        decode(tmp_path / "nowhere.wav")
+    with pytest.raises(AudioError, match=r"^not a file$"):
+        decode(tmp_path)
+    write(tmp_path / "a.wav", tone(0.1))
+    with pytest.raises(AudioError, match="cannot be opened"):
+        decode(tmp_path / "a.wav" / "b.wav")
+
+
+def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.wav", tone(0.1))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root, who may read everything
+    with pytest.raises(AudioError, match="Permission denied"):
+        decode(path)
+
+
+def test_a_file_of_no_samples(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 16_000)
+    assert decode(tmp_path / "none.wav").shape == (0,)
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 44_100)
+    assert decode(tmp_path / "none.wav").shape == (0,)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_non_finite_samples(tmp_path: Path, value: float, rate: int) -> None:
+    wave = tone(0.5, rate)
+    wave[77] = value
+    soundfile.write(tmp_path / "n.wav", wave, rate, subtype="FLOAT")
+    with pytest.raises(AudioError, match="non-finite"):
+        decode(tmp_path / "n.wav")
+
+
+def test_the_bundled_sounds_decode() -> None:
+    mini = Path(str(decar.__file__)).parent / "data" / "mini" / "audio"
+    files = sorted(mini.iterdir())[::100]
+    assert len(files) >= 19
+    for file in files:
+        wave = decode(file)
+        assert 1_000 < len(wave) < 16_000 * 30
+        assert 1e-3 < np.abs(wave).max() < 2

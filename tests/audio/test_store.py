@@ -1,0 +1,211 @@
+import dataclasses
+import json
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from decar.audio import FrontEnd, LogMel, LogMelStore, Manifest, decode
+from decar.errors import StoreError
+from tests.audio.sounds import FORMATS, tone, write, write_bad_files
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "sounds"
+    for i, extension in enumerate(FORMATS):
+        rate = (8_000, 44_100, 22_050, 48_000, 44_100)[i]
+        write(folder / "näst ed" / f"{i} ü.{extension}", tone(0.5 + i / 4, rate), rate, channels=1 + i % 2)
+    return folder
+
+
+def open_store(root: Path, **options: object) -> LogMelStore:
+    return LogMelStore.open_or_build(
+        Manifest.from_folder(root),
+        cache_dir=root.parent / "cache",
+        progress=False,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_each_clip_is_its_log_mel(root: Path) -> None:
+    store = open_store(root)
+    assert len(store) == 5
+    assert store.reasons == [""] * 5
+    assert store.mel.shape == (store.lengths.sum(), 64)
+    assert store.offsets.dtype == store.lengths.dtype == np.int64
+    for i, file in enumerate(store.manifest.files):
+        expected = LogMel()(torch.from_numpy(decode(file))[None])[0].T.numpy()
+        assert store[i].shape == (store.lengths[i], 64) == expected.shape
+        assert store[i].dtype == np.float16
+        np.testing.assert_array_equal(store[i], expected.astype(np.float16))
+    assert store[-1].shape == store[4].shape
+    with pytest.raises(IndexError):
+        store[5]
+
+
+def test_stretches_of_one_file_are_clips(tmp_path: Path) -> None:
+    write(tmp_path / "long.wav", np.concatenate([tone(1.0, hz=300), tone(1.0, hz=3_000)]))
+    table = pd.DataFrame({"path": "long.wav", "start": [0.0, 1.0, 1.5], "duration": [1.0, 1.0, np.nan]})
+    store = LogMelStore.open_or_build(Manifest(table, tmp_path), cache_dir=tmp_path / "cache", progress=False)
+    assert store.lengths.tolist() == [98, 98, 48]
+    peaks = [int(store[i].astype(np.float32).mean(axis=0).argmax()) for i in range(3)]
+    assert peaks[0] < peaks[1] == peaks[2]
+
+
+def test_bad_clips_are_kept_apart_and_named(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = write_bad_files(root)
+    store = open_store(root)
+    bad = store.bad
+    assert list(bad.columns) == ["path", "reason"]
+    assert len(bad) == 5
+    for path, reason in bad.itertuples(index=False):
+        assert reason.startswith(expected[path])
+        assert f"{path}: {reason}" in caplog.text
+    good = store.usable()
+    assert len(good) == 5
+    assert good.reasons == [""] * 5
+    assert (good.lengths > 0).all()
+    assert np.isfinite(good.mel).all()
+    with_silence = store.usable(allow_silent=True)
+    assert len(with_silence) == 6
+    silent = with_silence[with_silence.manifest.column("path").tolist().index("silence.wav")]
+    assert (silent == np.float16(FrontEnd().silence)).all()
+    index = pd.read_parquet(next((root.parent / "cache" / "logmel").glob("*/index.parquet")))
+    assert index["status"].value_counts().to_dict() == {"good": 5, "bad": 4, "silent": 1}
+    assert store[store.reasons.index("empty file (0 bytes)")].shape == (0, 64)
+
+
+def test_only_the_first_of_many_bad_clips_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "in" / "good.wav", tone(0.1))
+    for i in range(25):
+        (tmp_path / "in" / f"{i}.wav").touch()
+    open_store(tmp_path / "in")
+    assert caplog.text.count("empty file") == 20
+    assert "and 5 more of 26 clips" in caplog.text
+
+
+def test_nothing_but_silence(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.wav", np.full(16_000, 5e-5))
+    store = open_store(tmp_path / "in")
+    assert len(store.usable(allow_silent=True)) == 1
+    with pytest.raises(StoreError, match=r"none of the 1 clips can be used: a.wav \(silent: no sample above 1e-4\)$"):
+        store.usable()
+
+
+def test_an_empty_manifest(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no clips"):
+        LogMelStore.open_or_build(Manifest(pd.DataFrame({"path": []}), tmp_path), cache_dir=tmp_path)
+
+
+def test_found_again_and_rebuilt_when_something_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_store(root)
+    with monkeypatch.context() as patch:
+        patch.setattr("decar.audio.build.decode", None)  # whoever decodes now, fails
+        again = open_store(root)
+    assert again.fingerprint == first.fingerprint
+    np.testing.assert_array_equal(again.mel, first.mel)
+    other = open_store(root, frontend=dataclasses.replace(FrontEnd(), n_mels=32))
+    assert other.fingerprint != first.fingerprint
+    assert other.mel.shape[1] == 32
+    file = first.manifest.files[0]
+    write(file, tone(2.0))
+    os.utime(file, ns=(1, 1))
+    changed = open_store(root)
+    assert changed.fingerprint != first.fingerprint
+    assert changed.lengths[0] == 198
+
+
+def damage_cut_data(folder: Path) -> None:
+    os.truncate(folder / "mel.f16", 1_000)
+
+
+def damage_longer_data(folder: Path) -> None:
+    with open(folder / "mel.f16", "ab") as file:
+        file.write(b"\0" * 128)
+
+
+def damage_meta(folder: Path) -> None:
+    (folder / "meta.json").write_text("{")
+
+
+def damage_meta_kind(folder: Path) -> None:
+    (folder / "meta.json").write_text("[]")
+
+
+def damage_other_fingerprint(folder: Path) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "fingerprint": "0"}))
+
+
+def damage_no_index(folder: Path) -> None:
+    (folder / "index.parquet").unlink()
+
+
+def damage_index_bytes(folder: Path) -> None:
+    (folder / "index.parquet").write_bytes(b"PAR1 and then nothing")
+
+
+def damage_index_rows(folder: Path) -> None:
+    index = pd.read_parquet(folder / "index.parquet")
+    index["frames"] = index["frames"].to_numpy()[::-1]
+    index.to_parquet(folder / "index.parquet")
+
+
+def damage_empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+DAMAGES = [value for name, value in sorted(globals().items()) if name.startswith("damage_")]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_store_is_built_anew(root: Path, damage: object, caplog: pytest.LogCaptureFixture) -> None:
+    first = open_store(root)
+    before = np.array(first.mel)
+    folder = root.parent / "cache" / "logmel" / first.fingerprint
+    del first
+    damage(folder)  # type: ignore[operator]
+    with caplog.at_level(logging.WARNING):
+        again = open_store(root)
+    assert "is damaged (" in caplog.text
+    assert "building it anew" in caplog.text
+    np.testing.assert_array_equal(again.mel, before)
+    caplog.clear()
+    open_store(root)
+    assert caplog.text == ""
+
+
+def test_take_shares_the_map_and_has_its_own_fingerprint(root: Path) -> None:
+    store = open_store(root)
+    taken = store.take([3, 1, -1])
+    assert np.shares_memory(taken.mel, store.mel)
+    for i, j in enumerate([3, 1, 4]):
+        np.testing.assert_array_equal(taken[i], store[j])
+    assert taken.manifest.column("path").tolist() == [store.manifest.column("path")[j] for j in (3, 1, 4)]
+    prints = {s.fingerprint for s in (store, taken, store.take([1, 3, 4]), store.take([3, 1]), taken.take([0, 1]))}
+    assert len(prints) == 5
+    assert store.take([3, 1, 4]).fingerprint == taken.fingerprint
+    assert store.take(np.ones(5, bool)).fingerprint == store.usable().fingerprint == store.fingerprint
+
+
+def test_pickling_does_not_copy_the_data(root: Path) -> None:
+    store = open_store(root).take([1, 2])
+    data = pickle.dumps(store)
+    assert len(data) < store.mel.nbytes
+    again = pickle.loads(data)
+    assert isinstance(again.mel, np.memmap)
+    np.testing.assert_array_equal(again[0], store[0])
+    in_memory = dataclasses.replace(store, mel=np.array(store.mel))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(in_memory))[1], store[1])
+
+
+def test_the_store_cannot_be_written_by_accident(root: Path) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        open_store(root)[0][:] = 0

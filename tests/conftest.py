@@ -1,0 +1,69 @@
+"""Small things that many tests need: a store of synthetic log-mels, a folder of synthetic sounds, a small encoder."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "offline"
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from decar.audio import FrontEnd, LogMelStore, Manifest
+from decar.models import Encoder
+
+torch.set_num_threads(1)
+
+SMALL = "mobilenetv3_small_050"
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("DECAR_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def make_store() -> Callable[..., LogMelStore]:
+    """Builds a store in memory: clips of `lengths` frames, each of `n_kinds` kinds with a spectrum of its own."""
+
+    def build(lengths: list[int], n_kinds: int = 4, seed: int = 0) -> LogMelStore:
+        rng = np.random.default_rng(seed)
+        spectra = rng.normal(-5, 3, (n_kinds, 64))
+        frames = np.asarray(lengths, np.int64)
+        mels = [rng.normal(spectra[i % n_kinds], 0.5, (n, 64)) for i, n in enumerate(lengths)]
+        table = pd.DataFrame({"path": [f"clip{i}.wav" for i in range(len(lengths))]})
+        offsets = np.cumsum(frames) - frames
+        return LogMelStore(
+            Manifest(table, Path("/nowhere")), FrontEnd(), np.concatenate(mels).astype(np.float16), offsets, frames,
+            [""] * len(lengths), fingerprint=f"synthetic-{seed}-{len(lengths)}",
+        )  # fmt: skip
+
+    return build
+
+
+@pytest.fixture
+def sound_folder(tmp_path: Path) -> Path:
+    """Twelve half-second sounds in a folder per class: low tones, high tones, noise."""
+    rng = np.random.default_rng(0)
+    time = np.arange(8000) / 16000
+    for i in range(12):
+        kind = ("low", "high", "noise")[i % 3]
+        tone = {
+            "low": np.sin(2 * np.pi * 200 * time),
+            "high": np.sin(2 * np.pi * 3000 * time),
+            "noise": rng.normal(size=8000),
+        }
+        path = tmp_path / "sounds" / kind / f"{i}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.2 * tone[kind] + 0.01 * rng.normal(size=8000), 16000)
+    return tmp_path / "sounds"
+
+
+@pytest.fixture(scope="session")
+def small_encoder() -> Encoder:
+    return Encoder(SMALL, seed=0)
