@@ -1,0 +1,98 @@
+"""The only door to faiss: import, threads, GPUs, and exact nearest neighbours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decar.errors import ClusteringError
+
+_ROWS_AT_ONCE = 16_384
+
+
+def load_faiss() -> Any:
+    """Import faiss on first use, so that all else works without it.
+
+    Raises:
+        ClusteringError: Neither wheel is installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ClusteringError(
+            f'clustering needs faiss ({error}): pip install "decar[cpu]", or "decar[gpu]" on a CUDA machine; not both'
+        ) from error
+    return faiss
+
+
+@contextmanager
+def faiss_threads(n_threads: int | None) -> Iterator[Any]:
+    """Yield faiss running on `n_threads`, and give the process its former number back.
+
+    Args:
+        n_threads: None leaves the number as it is: OMP_NUM_THREADS, or one a core.
+    """
+    faiss = load_faiss()
+    before = faiss.omp_get_max_threads()
+    if n_threads is not None:
+        faiss.omp_set_num_threads(n_threads)
+    try:
+        yield faiss
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def use_gpu(gpu: bool | Literal["auto"]) -> bool:
+    """Whether faiss is to run on the GPU; faiss itself would silently take the CPU when asked for a GPU it cannot see.
+
+    Raises:
+        ClusteringError: A GPU is demanded and faiss sees none.
+    """
+    seen = load_faiss().get_num_gpus() > 0
+    if gpu is True and not seen:
+        raise ClusteringError(
+            'gpu=true, but faiss sees no GPU: install "decar[gpu]" instead of "decar[cpu]", or set gpu=auto'
+        )
+    return bool(gpu) and seen
+
+
+def nearest_neighbours(
+    features: NDArray[np.float32], n_neighbors: int, *, gpu: bool = False, n_threads: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Exact nearest neighbours of every point among the others.
+
+    faiss finds them by |x|² + |y|² - 2xy, whose rounding differs between i→j and j→i and between machines. So distances
+    are taken anew as differences and each row is sorted by (distance, index): duplicates lie at 0.0 exactly.
+
+    Args:
+        features: `(N, d)` with `N > n_neighbors`.
+        n_neighbors: Neighbours a point; itself never counts, its duplicates do.
+        gpu: Search on all GPUs that faiss sees.
+        n_threads: Threads on the CPU; None leaves faiss's own number.
+
+    Returns:
+        Indices `(N, n_neighbors)`, nearest first, and squared L2 distances of the same shape.
+    """
+    with faiss_threads(n_threads) as faiss:
+        index = faiss.IndexFlatL2(features.shape[1])
+        if gpu:
+            index = faiss.index_cpu_to_all_gpus(index)
+        index.add(features)
+        found: NDArray[np.int64] = index.search(features, n_neighbors + 1)[1]
+    itself = found == np.arange(len(features))[:, None]
+    itself[~itself.any(axis=1), -1] = True  # crowded out by its duplicates: drop the farthest instead
+    neighbours = found[~itself].reshape(-1, n_neighbors)
+    squared = _squared_distances(features, neighbours)
+    order = np.lexsort((neighbours, squared), axis=-1)
+    return np.take_along_axis(neighbours, order, axis=1), np.take_along_axis(squared, order, axis=1)
+
+
+def _squared_distances(features: NDArray[np.float32], neighbours: NDArray[np.int64]) -> NDArray[np.float32]:
+    squared = np.empty(neighbours.shape, np.float32)
+    for start in range(0, len(features), _ROWS_AT_ONCE):  # bounds memory: (rows, n_neighbors, d)
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        difference = features[neighbours[rows]] - features[rows, None]
+        squared[rows] = np.einsum("nkd,nkd->nk", difference, difference)
+    return squared

@@ -1,0 +1,181 @@
+"""Power Iteration Clustering on a nearest-neighbour graph; the number of clusters comes out of the data.
+
+Lin and Cohen, *Power Iteration Clustering* (ICML 2010), in the form of DeepCluster (Caron et al., ECCV 2018), which
+DECAR's released code takes over: clusters are the local maxima of the vector that a damped power iteration ends in.
+Everything is done on whole arrays; no loop runs over points.
+"""
+
+from __future__ import annotations  # scipy's sparse arrays take a type in brackets only for the type checker
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from decar.clustering.base import Assignment, check_features, require_at_least_one
+from decar.clustering.nearest import nearest_neighbours, use_gpu
+from decar.errors import ClusteringError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PIC:
+    """Power Iteration Clustering; deterministic.
+
+    Attributes:
+        n_neighbors: Neighbours of a point in the graph.
+        sigma: Width of the kernel exp(-d²/sigma²), in units of distance; `auto` is the median distance to a neighbour.
+        alpha: Weight of the graph against the uniform vector in each power iteration, between 0 and 1.
+        n_iter: Power iterations.
+        seed: Unused, since nothing is random; there because every clusterer has one.
+        gpu: Search neighbours on the GPU; `auto` does so when faiss sees one.
+        n_threads: Threads of the search on the CPU; None leaves faiss's own number.
+
+    >>> import numpy as np
+    >>> PIC(n_neighbors=2).fit_predict(np.array([[0.0], [0.1], [0.2], [9.0], [9.1], [9.2]])).labels.tolist()
+    [0, 0, 0, 1, 1, 1]
+    """
+
+    n_neighbors: int = 5
+    sigma: float | Literal["auto"] = 0.2
+    alpha: float = 0.001
+    n_iter: int = 200
+    seed: int = 0
+    gpu: bool | Literal["auto"] = "auto"
+    n_threads: int | None = None
+
+    def with_seed(self, seed: int) -> PIC:
+        """The same clusterer with another seed."""
+        return replace(self, seed=seed)
+
+    def fit_predict(self, features: NDArray[Any]) -> Assignment:
+        """Cluster `(N, d)` features.
+
+        Raises:
+            ClusteringError: Unusable features or options, `N <= n_neighbors`, or faiss (or the GPU asked for) missing.
+        """
+        self._check_options()
+        points = check_features(features)
+        if len(points) <= self.n_neighbors:
+            raise ClusteringError(
+                f"n_neighbors={self.n_neighbors} needs more clips than {len(points)}: lower it or add sounds"
+            )
+        neighbours, squared = nearest_neighbours(
+            points, self.n_neighbors, gpu=use_gpu(self.gpu), n_threads=self.n_threads
+        )
+        sigma = median_distance(squared) if self.sigma == "auto" else float(self.sigma)
+        graph = affinity(neighbours, squared, sigma)
+        labels = climb(graph, power_iteration(graph, self.alpha, self.n_iter))
+        labels, n_clusters = merge_singletons(labels, neighbours)
+        if n_clusters > len(points) // 2:
+            log.warning(
+                "PIC found %d clusters in %d clips: sigma=%.3g is narrow for neighbours %.3g apart; try sigma=auto",
+                *(n_clusters, len(points), sigma, median_distance(squared)),
+            )
+        return Assignment(labels, n_clusters, _mean_squared_radius(points, labels))
+
+    def _check_options(self) -> None:
+        require_at_least_one(n_neighbors=self.n_neighbors, n_iter=self.n_iter)
+        if self.sigma != "auto" and not (isinstance(self.sigma, int | float) and 0 < self.sigma < np.inf):
+            raise ClusteringError(f"sigma={self.sigma} makes no sense: give a number above 0, or auto")
+        if not 0 < self.alpha < 1:
+            raise ClusteringError(f"alpha={self.alpha} makes no sense: give a number between 0 and 1")
+
+
+def median_distance(squared: NDArray[np.float32]) -> float:
+    """Median distance to a neighbour; of those apart when most are duplicates, 1.0 when all are: any width will do."""
+    apart = squared[squared > 0]
+    if not len(apart):
+        return 1.0
+    return float(np.median(np.sqrt(squared)) or np.median(np.sqrt(apart)))
+
+
+def affinity(neighbours: NDArray[np.int64], squared: NDArray[np.float32], sigma: float) -> sparse.csr_array[np.float32]:
+    """Symmetric graph `W = A + Aᵀ`, `A_ij = exp(-d²_ij / sigma²)` for the neighbours j of i; rows sorted by column.
+
+    Args:
+        neighbours: `(N, n)` indices.
+        squared: `(N, n)` squared distances; the kernel takes them as they are (the released code has sigma² = 0.04).
+        sigma: Width.
+    """
+    n_points, n = neighbours.shape
+    width = max(sigma**2, float(np.finfo(np.float32).tiny))
+    weights = np.exp(-squared.astype(np.float64) / width).astype(np.float32)  # float32 exp differs between processors
+    starts = np.arange(0, n_points * n + 1, n)
+    directed = sparse.csr_array((weights.ravel(), neighbours.ravel(), starts), shape=(n_points, n_points))
+    graph: sparse.csr_array[np.float32] = (directed + directed.T).tocsr()
+    graph.sort_indices()
+    return graph
+
+
+def power_iteration(graph: sparse.csr_array[np.float32], alpha: float, n_iter: int) -> NDArray[np.float32]:
+    """`v ← alpha Wᵀ v + (1 - alpha) / N`, scaled to sum 1, `n_iter` times from the uniform vector, in float32.
+
+    Args:
+        graph: Symmetric `W` `(N, N)`.
+        alpha: Weight of the graph.
+        n_iter: Steps.
+
+    Returns:
+        `v` `(N,)`, high in the dense parts of the graph.
+    """
+    n_points = graph.shape[0]
+    uniform, step = np.float32((1 - alpha) / n_points), np.float32(alpha)
+    v = np.full(n_points, 1 / n_points, np.float32)
+    for _ in range(n_iter):
+        v = step * (graph @ v) + uniform  # W is symmetric
+        v /= v.sum()
+    return v
+
+
+def climb(graph: sparse.csr_array[np.float32], v: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Walk every point uphill on `v` to a local maximum; those who meet there are one cluster.
+
+    A point steps to the neighbour of largest `W_ij (v_j - v_i)`, the first in its row among equals, and stays where
+    none is positive. Each step goes strictly up, so there are no cycles; pointers to pointers end after log N rounds.
+
+    Returns:
+        Labels `(N,)`, 0 to the number of local maxima - 1.
+    """
+    rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
+    gain = graph.data * (v[graph.indices] - v[rows])
+    best = np.zeros_like(v)
+    np.maximum.at(best, rows, gain)
+    steps = np.flatnonzero((gain > 0) & (gain == best[rows]))
+    target = np.arange(graph.shape[0])
+    target[rows[steps[::-1]]] = graph.indices[steps[::-1]]  # backwards: of equals the first is written last, and stays
+    while not np.array_equal(further := target[target], target):
+        target = further
+    return _compact(target)
+
+
+def merge_singletons(labels: NDArray[np.int64], neighbours: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Give each cluster of one point to the cluster of its nearest neighbour that is not alone; without such it stays.
+
+    Returns:
+        New labels `(N,)` without gaps, and the number of clusters.
+    """
+    alone = np.bincount(labels)[labels] == 1
+    company = ~alone[neighbours]
+    movers = np.flatnonzero(alone & company.any(axis=1))
+    hosts = neighbours[movers, company[movers].argmax(axis=1)]
+    merged = labels.copy()
+    merged[movers] = labels[hosts]
+    merged = _compact(merged)
+    return merged, int(merged.max()) + 1
+
+
+def _compact(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64).reshape(-1)
+
+
+def _mean_squared_radius(points: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Mean squared distance of a point to the mean of its cluster: what K-Means calls its objective."""
+    members = sparse.csr_array((np.ones(len(labels)), labels, np.arange(len(labels) + 1)))
+    centres = np.asarray(members.T @ points) / np.bincount(labels)[:, None]
+    difference = points - centres[labels]
+    return float(np.einsum("ij,ij->", difference, difference) / len(points))

@@ -1,0 +1,39 @@
+"""K-Means: what is not in the contract (test_base.py)."""
+
+import numpy as np
+
+from decar.clustering import KMeans, nmi
+from tests.clustering.test_base import blobs, noise
+
+
+def test_k_equal_to_n_gives_each_point_its_own_cluster() -> None:
+    found = KMeans(k=30).fit_predict(noise(30))
+    assert sorted(found.labels) == list(range(30))
+
+
+def test_n_clusters_is_k_even_when_clusters_stay_empty() -> None:
+    found = KMeans(k=8).fit_predict(np.repeat(noise(2), 20, axis=0))
+    assert found.n_clusters == 8
+    assert len(np.unique(found.labels)) == 2
+
+
+def test_the_seed_matters() -> None:
+    assert (
+        nmi(KMeans(k=20, seed=0).fit_predict(noise()).labels, KMeans(k=20, seed=1).fit_predict(noise()).labels) < 0.99
+    )
+
+
+def test_all_points_are_used_however_many_a_cluster_has() -> None:
+    """faiss would train on 256 points a cluster; then the centre of all points could not be their mean."""
+    points = noise(5000, 2)
+    found = KMeans(k=1).fit_predict(points)
+    assert abs(found.objective - float(points.var(axis=0).sum())) < 1e-5
+
+
+def test_labels_are_those_of_a_converged_lloyd_iteration() -> None:
+    points, kind = blobs()
+    found = KMeans(k=4, n_iter=50, seed=2).fit_predict(points)
+    centres = np.stack([points[found.labels == label].mean(axis=0) for label in range(4)])
+    nearest = ((points[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(found.labels, nearest)
+    assert nmi(found.labels, kind) > 0.7  # random first points may share a blob

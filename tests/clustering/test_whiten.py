@@ -1,0 +1,93 @@
+"""Whitening against its definition."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from decar.clustering import l2_normalize, prepare, whiten
+from decar.clustering import whiten as whiten_module_function
+from decar.errors import ClusteringError
+from tests.clustering.test_base import noise
+
+
+def correlated(n: int = 500, p: int = 12, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, p)) @ rng.normal(size=(p, p)) + rng.normal(size=p) * 10).astype(np.float32)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), p=st.integers(1, 10), dim=st.integers(1, 12))
+def test_mean_is_zero_and_covariance_the_identity(seed: int, p: int, dim: int) -> None:
+    rng = np.random.default_rng(seed)
+    basis = np.linalg.qr(rng.normal(size=(p, p)))[0]
+    points = rng.normal(size=(100, p)) * np.linspace(0.1, 3, p) @ basis + rng.normal(size=p)
+    white = whiten(points, dim)
+    assert white.shape == (100, min(dim, p))
+    assert white.dtype == np.float32
+    np.testing.assert_allclose(white.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.atleast_2d(np.cov(white.T)), np.eye(min(dim, p)), atol=1e-4)
+
+
+def test_columns_are_the_principal_components_in_order() -> None:
+    points = correlated()
+    centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
+    left, _, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = left[:, :5] * np.sqrt(499)
+    agreement = np.sum(whiten(points, 5) * expected, axis=0) / 499
+    np.testing.assert_allclose(np.abs(agreement), 1, atol=1e-4)
+
+
+def test_the_sign_is_that_of_the_largest_component() -> None:
+    points = noise(200, 2) * np.array([10, 1], np.float32)
+    assert np.corrcoef(whiten(points)[:, 0], points[:, 0])[0, 1] > 0.99
+    assert np.corrcoef(whiten(-points)[:, 0], -points[:, 0])[0, 1] > 0.99
+
+
+def test_directions_without_variance_become_zero_columns() -> None:
+    points = noise(200, 3)
+    flat = np.concatenate([points, points[:, :1] + points[:, 1:2], np.full((200, 1), 3.3, np.float32)], axis=1)
+    white = whiten(flat)
+    assert white.shape == (200, 5)
+    np.testing.assert_allclose(np.cov(white.T), np.diag([1, 1, 1, 0, 0]), atol=1e-4)
+    assert not white[:, 3:].any()
+
+
+def test_fewer_points_than_directions() -> None:
+    white = whiten(noise(6, 20))
+    np.testing.assert_allclose(np.cov(white.T), np.diag([1.0] * 5 + [0.0] * 15), atol=1e-4)
+
+
+@pytest.mark.parametrize("points", [np.full((12345, 4), 0.1), np.zeros((50, 4)), noise(1)])
+def test_without_any_variance_all_is_zero(points: np.ndarray) -> None:
+    assert not whiten(points).any()
+    assert not prepare(points).any()
+
+
+def test_a_large_offset_does_not_hide_small_variance() -> None:
+    points = noise(300, 3)
+    np.testing.assert_allclose(np.cov(whiten(points + 1000).T), np.eye(3), atol=1e-3)
+
+
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = whiten(correlated())
+    monkeypatch.setitem(whiten_module_function.__globals__, "_ROWS_AT_ONCE", 77)
+    np.testing.assert_allclose(whiten(correlated()), whole, atol=1e-4)
+
+
+def test_the_input_is_left_alone() -> None:
+    points = correlated()
+    prepare(points)
+    np.testing.assert_array_equal(points, correlated())
+
+
+def test_rows_have_unit_length_and_zeros_stay() -> None:
+    points = noise(5, 4) * np.array([[0], [1e-30], [1], [1e15], [1e30]], np.float32)
+    np.testing.assert_allclose(np.linalg.norm(l2_normalize(points), axis=1), [0, 1, 1, 1, 1], rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(prepare(correlated(), 4), axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("points", "dim"), [(noise().ravel(), 4), (np.full((4, 4), np.nan), 2), (noise(), 0)])
+def test_bad_input_is_refused(points: np.ndarray, dim: int) -> None:
+    with pytest.raises(ClusteringError):
+        whiten(points, dim)
