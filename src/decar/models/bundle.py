@@ -1,0 +1,109 @@
+"""The encoder bundle: weights and the front-end numbers they were made for, in one safetensors file.
+
+The header holds one key, `decar`, with JSON: format version, encoder settings, and free facts about the training.
+Nothing in a bundle is ever unpickled.
+"""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from decar.audio import FrontEnd
+from decar.errors import BundleError, DecarError
+from decar.models.encoder import Encoder
+
+FORMAT = 1
+
+
+def save_bundle(encoder: Encoder, path: str | Path, facts: Mapping[str, object] | None = None) -> Path:
+    """Write an encoder to `path`, whole or not at all; `facts` (JSON values) say where it comes from."""
+    path = Path(path)
+    header = {"format": FORMAT, "encoder": encoder.settings(), "facts": dict(facts or {})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(encoder.weights(), part, metadata={"decar": json.dumps(header)})
+        os.chmod(part, 0o644)  # mkstemp makes it private
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise BundleError(f"{path}: the bundle could not be written ({error}); is the disk full?") from error
+    return path
+
+
+def read_facts(path: str | Path) -> dict[str, object]:
+    """The free facts that were saved with a bundle."""
+    facts = _read_header(Path(path)).get("facts", {})
+    return dict(facts) if isinstance(facts, Mapping) else {}
+
+
+def load_encoder(path: str | Path, *, frontend: FrontEnd | None = None) -> Encoder:
+    """Load a bundle as an encoder in eval mode on the CPU.
+
+    Args:
+        path: A bundle, or the folder of a run that holds `encoder.safetensors`.
+        frontend: What the caller is going to feed it; a bundle made for another one is refused.
+
+    Raises:
+        BundleError: There is no such file, it is no bundle, it is damaged, or its front-end is another.
+    """
+    path = Path(path)
+    path = path / "encoder.safetensors" if path.is_dir() else path
+    header = _read_header(path)
+    encoder = _build(path, header.get("encoder"))
+    _check_frontend(path, encoder.frontend, frontend)
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        encoder.network.load_state_dict(weights)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BundleError(
+            f"{path}: the weights do not fit {encoder.name} ({reason}); export the bundle anew"
+        ) from error
+    return encoder.eval()
+
+
+def _read_header(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        raise BundleError(f"{path}: no such bundle; give the path of an encoder.safetensors, `random` or `logmel`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["decar"])
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path}: not a readable safetensors file ({error}); was it copied whole?") from error
+    except (KeyError, ValueError) as error:
+        raise BundleError(f"{path}: a safetensors file without a decar header; was it made by decar?") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise BundleError(f"{path}: bundle of another format than {FORMAT}; install the decar version that made it")
+    return header
+
+
+def _build(path: Path, settings: object) -> Encoder:
+    try:
+        if not isinstance(settings, dict):
+            raise TypeError("no encoder settings")
+        return Encoder(**{**settings, "frontend": FrontEnd(**settings["frontend"])}, seed=0)
+    except (TypeError, KeyError, ValueError, DecarError) as error:
+        raise BundleError(
+            f"{path}: the header does not describe an encoder ({error}); export the bundle anew"
+        ) from error
+
+
+def _check_frontend(path: Path, ours: FrontEnd, theirs: FrontEnd | None) -> None:
+    if theirs is None or theirs == ours:
+        return
+    mine, other = ours.as_dict(), theirs.as_dict()
+    wrong = [key for key in mine if mine[key] != other[key]]
+    found = ", ".join(f"{key}={mine[key]}" for key in wrong)
+    asked = ", ".join(f"{key}={other[key]}" for key in wrong)
+    fix = " ".join(f"frontend.{key}={mine[key]}" for key in wrong)
+    raise BundleError(f"{path}: made for another front-end ({found}; asked for {asked}): pass {fix}")

@@ -1,0 +1,80 @@
+"""What sits on the encoder while it is pre-trained, and is thrown away after: `g` and the pseudo-label heads `p`."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class Projection(nn.Module):
+    """`g`: embedding `(B, D)` to `(B, P)` (paper, section 3: one linear layer of 512 units and a ReLU).
+
+    Args:
+        dim: `D`.
+        out: `P`.
+        kind: `paper`, or `released`: what the authors' code has (dropout, 512, ReLU, dropout, 512).
+        seed: Seeds the weights; None draws from torch's global generator.
+    """
+
+    def __init__(
+        self, dim: int, out: int = 512, kind: Literal["paper", "released"] = "paper", seed: int | None = None
+    ) -> None:
+        super().__init__()
+        self.kind, self.out = kind, out
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            if kind == "paper":
+                self.layers = nn.Sequential(nn.Linear(dim, out))
+            else:
+                self.layers = nn.Sequential(
+                    nn.Dropout(0.5), nn.Linear(dim, out), nn.ReLU(), nn.Dropout(0.5), nn.Linear(out, out)
+                )
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """What the heads read: `(B, P)`, after the last ReLU."""
+        return torch.relu(self.layers(embedding))
+
+    def features(self, embedding: Tensor) -> Tensor:
+        """What is clustered: `z` `(B, P)`. The paper takes the output of `g`, its code what is before the last ReLU."""
+        before: Tensor = self.layers(embedding)
+        return torch.relu(before) if self.kind == "paper" else before
+
+
+class PseudoLabelHeads(nn.ModuleList):
+    """`p`: one linear layer a clustering, `(B, P)` to `H` times `(B, K_h)`, renewed whenever the labels are.
+
+    The new weights are N(0, 0.01) with zero bias (released code; the paper only says that the head is reset).
+
+    Args:
+        dim: `P`.
+        sizes: Clusters of each of the `H` clusterings; at least 1 each.
+    """
+
+    def __init__(self, dim: int, sizes: Sequence[int] = (1,)) -> None:
+        super().__init__()
+        self.dim = dim
+        self.reset(sizes, seed=0)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of clusters that each head tells apart."""
+        return [int(head.out_features) for head in self]  # type: ignore[arg-type]
+
+    def reset(self, sizes: Sequence[int], seed: int) -> None:
+        """Replace every head by a fresh one of the given size; the same weights for the same seed on every rank."""
+        device = next(self.parameters()).device if len(self) else torch.device("cpu")
+        generator = torch.Generator().manual_seed(seed)
+        heads = []
+        for size in sizes:
+            head = nn.Linear(self.dim, size)
+            nn.init.normal_(head.weight, std=0.01, generator=generator)
+            nn.init.zeros_(head.bias)
+            heads.append(head.to(device))
+        del self[:]
+        self.extend(heads)
+
+    def forward(self, projected: Tensor) -> list[Tensor]:
+        """Logits of each clustering: `H` tensors `(B, K_h)`."""
+        return [head(projected) for head in self]

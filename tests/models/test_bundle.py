@@ -1,0 +1,95 @@
+import json
+import os
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import decar
+from decar.audio import FrontEnd
+from decar.errors import BundleError
+from decar.models import Encoder, load_encoder, read_facts, save_bundle
+from tests.conftest import SMALL
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return save_bundle(
+        Encoder(SMALL, pool="avg", seed=3), tmp_path / "encoder.safetensors", {"data": "mini", "epoch": 2}
+    )
+
+
+def test_what_is_loaded_embeds_as_what_was_saved(bundle):
+    original, loaded = Encoder(SMALL, pool="avg", seed=3).eval(), decar.load_encoder(bundle)
+    wave = 0.1 * torch.randn(2, 12000)
+    assert not loaded.training
+    assert loaded.hash() == original.hash()
+    assert torch.equal(loaded.embed(wave), original.embed(wave))
+    assert read_facts(bundle) == {"data": "mini", "epoch": 2}
+
+
+def test_a_run_folder_will_do(bundle):
+    assert load_encoder(bundle.parent).hash() == load_encoder(bundle).hash()
+
+
+def test_another_front_end_is_refused_with_the_cure(bundle):
+    with pytest.raises(BundleError, match=r"n_mels=64; asked for n_mels=80\): pass frontend\.n_mels=64"):
+        load_encoder(bundle, frontend=FrontEnd(n_mels=80))
+    load_encoder(bundle, frontend=FrontEnd())
+
+
+def test_missing_file_and_foreign_files_get_one_line(tmp_path, bundle):
+    with pytest.raises(BundleError, match="no such bundle"):
+        load_encoder(tmp_path / "nothing")
+    (tmp_path / "text.safetensors").write_text("hello")
+    with pytest.raises(BundleError, match="not a readable safetensors file"):
+        load_encoder(tmp_path / "text.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(BundleError, match="without a decar header"):
+        load_encoder(tmp_path / "foreign.safetensors")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(bundle.read_bytes()[:-1000])
+    with pytest.raises(BundleError, match="copied whole"):
+        load_encoder(cut)
+
+
+def rewrite(bundle, change):
+    from safetensors import safe_open
+
+    with safe_open(bundle, framework="pt") as file:
+        header = json.loads(file.metadata()["decar"])
+    weights = load_file(bundle)
+    change(header, weights)
+    save_file(weights, bundle, metadata={"decar": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h, w: w.pop("bn1.weight"), "do not fit"),
+        (lambda h, w: w.update({"bn1.weight": torch.zeros(3)}), "do not fit"),
+        (lambda h, w: h["encoder"].update(name="no_such_net"), "does not describe an encoder"),
+        (lambda h, w: h["encoder"].update(surprise=1), "does not describe an encoder"),
+        (lambda h, w: h.pop("encoder"), "does not describe an encoder"),
+        (lambda h, w: h.update(format=99), "another format"),
+    ],
+)
+def test_a_damaged_bundle_gets_one_clear_line(bundle, change, message):
+    rewrite(bundle, change)
+    with pytest.raises(BundleError, match=message) as caught:
+        load_encoder(bundle)
+    assert "\n" not in str(caught.value)
+    assert str(bundle) in str(caught.value)
+
+
+def test_a_failed_write_leaves_the_old_bundle_and_no_litter(bundle, monkeypatch):
+    before = bundle.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("decar.models.bundle.save_file", full)
+    with pytest.raises(BundleError, match="disk full"):
+        save_bundle(Encoder(SMALL, seed=0), bundle)
+    assert bundle.read_bytes() == before
+    assert os.listdir(bundle.parent) == [bundle.name]

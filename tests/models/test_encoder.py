@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from decar.audio import FrontEnd
+from decar.errors import ConfigError
+from decar.models import Encoder, encode_store
+from decar.models.encoder import evaluating
+from tests.conftest import SMALL
+
+
+def test_the_default_is_the_papers_network():
+    encoder = Encoder(seed=0).eval()
+    assert encoder.dim == 1280
+    assert encoder.name == "efficientnet_b0"
+    x = torch.randn(2, 1, 64, 98)
+    features = encoder.network.forward_features(x)
+    assert torch.equal(encoder(x), features.amax(dim=(2, 3)))  # global max-pool, nothing after it
+
+
+@pytest.mark.parametrize(("pool", "factor"), [("max", 1), ("avg", 1), ("catavgmax", 2)])
+def test_dim_is_what_comes_out(pool, factor):
+    encoder = Encoder("efficientnet_lite0", pool=pool, seed=0).eval()
+    assert encoder.dim == 1280 * factor
+    assert encoder(torch.zeros(1, 1, 64, 98)).shape == (1, encoder.dim)
+
+
+def test_seed_fixes_weights_and_leaves_the_global_generator_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    first, again, other = Encoder(SMALL, seed=1), Encoder(SMALL, seed=1), Encoder(SMALL, seed=2)
+    assert torch.equal(torch.rand(1), expected)
+    assert first.hash() == again.hash() != other.hash()
+
+
+def test_hash_knows_the_front_end_too():
+    assert Encoder(SMALL, seed=0).hash() != Encoder(SMALL, seed=0, frontend=FrontEnd(f_min=50.0)).hash()
+
+
+def test_unknown_network_suggests_a_near_one():
+    with pytest.raises(ConfigError, match="efficientnet_b0"):
+        Encoder("eficientnet_b0")
+
+
+def test_embedding_of_a_clip_does_not_depend_on_its_batch(small_encoder, make_store):
+    lengths = [30, 98, 99, 130, 250, 30, 1200, 128]
+    store = make_store(lengths)
+    together = encode_store(small_encoder, store, batch_size=64, progress=False)
+    alone = encode_store(small_encoder, store, batch_size=1, progress=False)
+    assert together.shape == (len(lengths), small_encoder.dim)
+    torch.testing.assert_close(torch.from_numpy(together), torch.from_numpy(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_encode_store_equals_a_plain_loop(small_encoder, make_store):
+    store = make_store([98, 98, 98])
+    with evaluating(small_encoder):
+        expected = [small_encoder(torch.from_numpy(store[i].astype("float32").T)[None, None]) for i in range(3)]
+    found = encode_store(small_encoder, store, progress=False)
+    torch.testing.assert_close(torch.from_numpy(found), torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_the_pass_leaves_modes_and_batchnorm_as_they_were(make_store):
+    encoder = Encoder(SMALL, seed=0)
+    encoder.train()
+    encoder.network.bn1.eval()  # a part frozen on purpose
+    before = encoder.hash()
+    encode_store(encoder, make_store([98] * 4), progress=False)
+    assert encoder.hash() == before
+    assert encoder.training
+    assert not encoder.network.bn1.training
+
+
+def test_embed_takes_waveforms_of_any_length_and_agrees_with_the_log_mel(small_encoder):
+    wave = 0.1 * torch.randn(2, 16000, generator=torch.Generator().manual_seed(0))
+    embedded = small_encoder.embed(wave)
+    with evaluating(small_encoder):
+        torch.testing.assert_close(embedded, small_encoder(small_encoder.logmel(wave).unsqueeze(1)))
+    for samples in (1, 399, 400, 5000, 16000 * 11):
+        found = small_encoder.embed(torch.zeros(1, samples))
+        assert found.shape == (1, small_encoder.dim)
+        assert torch.isfinite(found).all()
