@@ -1,0 +1,99 @@
+"""What a pre-training run leaves behind: the encoder bundle, the cluster of every clip, a line an epoch."""
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from decar.models import save_bundle
+from decar.pretrain.datamodule import PretrainData
+from decar.pretrain.module import DecarModule
+
+log = logging.getLogger(__name__)
+
+
+class BundleExport(Callback):
+    """Write the encoder as a bundle after every epoch; the file is always whole.
+
+    Args:
+        path: Where to.
+        facts: Free facts that go into the bundle's header, beside epoch and step.
+    """
+
+    def __init__(self, path: str | Path, facts: Mapping[str, object] | None = None) -> None:
+        self.path, self.facts = Path(path), dict(facts or {})
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export the weights as they stand."""
+        assert isinstance(pl_module, DecarModule)
+        facts = {**self.facts, "epoch": trainer.current_epoch, "step": trainer.global_step}
+        save_bundle(pl_module.encoder, self.path, facts)
+
+
+class ClusterLog(Callback):
+    """Write `clusters.parquet`: a row for each clip, epoch and clustering, with its pseudo-label.
+
+    The table is a folder with a part an epoch, so that a long run never rewrites what it has; pandas and pyarrow read
+    it as one.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the part of this epoch."""
+        data = pl_module.trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, PretrainData)
+        assert data.labels is not None
+        clips, epoch = data.store.manifest.table["path"], data.labels.epoch
+        parts = [
+            pd.DataFrame({"clip": clips, "epoch": epoch, "clustering": h, "pseudo_label": column})
+            for h, column in enumerate(data.labels.labels.T)
+        ]
+        self.path.mkdir(parents=True, exist_ok=True)
+        target = self.path / f"epoch_{epoch:05d}.parquet"
+        part = target.with_suffix(".part")
+        pd.concat(parts, ignore_index=True).to_parquet(part)
+        os.replace(part, target)
+
+
+class EpochLine(Callback):
+    """One line an epoch in the log: readable where a progress bar is not, as in a file."""
+
+    def __init__(self) -> None:
+        self._began, self._told = time.monotonic(), -1
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """New labels are ready (a callback's epoch-start hook runs before the module's): say what was found."""
+        assert isinstance(pl_module, DecarModule)
+        labels = pl_module.data.labels
+        if labels is None or labels.epoch == self._told:
+            return
+        self._told, health = labels.epoch, labels.health
+        seconds, self._began = time.monotonic() - self._began, time.monotonic()
+        log.info(
+            "epoch %d/%s: %d clusters (entropy %.2f, NMI to the last %.3f, effective rank %.0f), clustered in %.0f s",
+            trainer.current_epoch + 1, trainer.max_epochs, health.get("n_clusters", 0), health.get("entropy", 0),
+            health.get("nmi", 0), health.get("effective_rank", 0), seconds,
+        )  # fmt: skip
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The epoch is over: say how well the labels were learned."""
+        metrics: Mapping[str, Any] = trainer.callback_metrics
+        loss, accuracy = metrics.get("loss_epoch", float("nan")), metrics.get("pseudo_accuracy", float("nan"))
+        seconds, self._began = time.monotonic() - self._began, time.monotonic()
+        log.info(
+            "epoch %d/%s: loss %.3f, pseudo-label accuracy %.3f, %d steps in %.0f s",
+            trainer.current_epoch + 1, trainer.max_epochs, float(loss), float(accuracy), trainer.num_training_batches,
+            seconds,
+        )  # fmt: skip
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._began = time.monotonic()
+        log.info("clustering for the first epoch: every clip goes through the network once")

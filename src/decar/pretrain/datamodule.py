@@ -1,0 +1,202 @@
+"""Crops and pseudo-labels: the part of the data that changes with every epoch.
+
+Lightning asks for the training iterator sometimes before and sometimes after `on_train_epoch_start`, and loader
+workers fetch ahead. So that no batch ever carries an old order, the loader here starts late: its iterator is a
+generator, which runs nothing until the first batch is asked for, that is after the hook. The data set yields
+`(crop, index)`; the label of an index is looked up in the main process, so no worker can hold a stale one.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from decar.audio import LogMelStore
+from decar.audio.crops import collate, random_crop
+from decar.errors import StoreError
+from decar.pretrain.labels import EpochLabels
+from decar.pretrain.sampler import UniformClusterSampler, derive_seed
+
+Draw = tuple[int, int]  # dataset index, seed of its crop
+Batch = tuple[Tensor, Tensor]  # (B, 1, M, F), (B,)
+
+_ORDER, _CROPS = 1, 2  # which stream of random numbers a seed is for
+
+
+class CropDataset(Dataset[Batch]):
+    """Random crops of stored clips, a whole batch at a time; which part is cropped depends on the draw's seed alone."""
+
+    def __init__(self, store: LogMelStore, crop_frames: int) -> None:
+        self.store, self.crop_frames = store, crop_frames
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
+        """The crops `(B, 1, M, F)` and dataset indices `(B,)` of a batch."""
+        silence = self.store.frontend.silence
+        crops = [
+            random_crop(self.store[i], self.crop_frames, np.random.default_rng(seed), silence=silence)
+            for i, seed in draws
+        ]
+        return collate(crops), torch.tensor([i for i, _ in draws])
+
+
+class EpochLoader:
+    """The batches of the trainer's current epoch; nothing happens before the first one is asked for.
+
+    Holds `{epoch, done}` as its state, so that a run resumed in the middle of an epoch goes on with the next batch.
+    """
+
+    def __init__(self, data: "PretrainData") -> None:
+        self._data = data
+        self._pending: list[list[Draw]] = []
+        self.epoch, self.done = -1, 0
+        self._loader: DataLoader[Batch] = DataLoader(
+            CropDataset(data.store, data.crop_frames),
+            batch_sampler=_Pending(self),
+            collate_fn=_as_is,
+            num_workers=data.num_workers,
+            persistent_workers=data.num_workers > 0,  # forking anew each epoch hung under DDP (gh-112275)
+            pin_memory=data.pin_memory,
+        )
+
+    @property
+    def pending(self) -> list[list[Draw]]:
+        """The batches that are still to come in this epoch."""
+        return self._pending
+
+    def __len__(self) -> int:
+        return self._data.steps_per_epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch = self._data.current_epoch()
+        self._data.need_labels()  # the hook does not run in the epoch after a checkpoint of a last batch
+        self.done = self.done if self.epoch == epoch else 0
+        self.epoch = epoch
+        self._pending = self._data.batches(epoch)[self.done :]
+        for batch in self._loader:
+            self.done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where in the epoch we are."""
+        return {"epoch": self.epoch, "done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there."""
+        self.epoch, self.done = int(state["epoch"]), int(state["done"])
+
+
+class _Pending:
+    """The loader's batch sampler: reads the pending batches at the moment an epoch starts."""
+
+    def __init__(self, owner: EpochLoader) -> None:
+        self._owner = owner
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return iter(self._owner.pending)
+
+    def __len__(self) -> int:
+        return len(self._owner)
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+class PretrainData(LightningDataModule):
+    """Balanced batches of crops, and the labels that go with them.
+
+    Args:
+        store: Log-mels of the `N` clips to learn from.
+        crop_frames: Length of a crop in frames (98 = 1 s).
+        batch_size: Crops a step, per process.
+        draws_per_clip: An epoch is `N × draws_per_clip` crops: the distance between two clusterings. The paper passes
+            once over the data; on a small set that is too few steps for a fresh head to learn anything.
+        num_workers: Processes that read crops; 0 is fastest while the store fits in memory.
+        seed: With the epoch it fixes order and crops.
+        pin_memory: Stage batches for faster copies to a GPU.
+    """
+
+    def __init__(
+        self,
+        store: LogMelStore,
+        *,
+        crop_frames: int = 98,
+        batch_size: int = 64,
+        draws_per_clip: float = 1.0,
+        num_workers: int = 0,
+        seed: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        if not len(store):
+            raise StoreError("no usable clip to learn from; see bad_files.csv for the reasons")
+        self.store, self.crop_frames, self.batch_size = store, crop_frames, batch_size
+        self.draws_per_clip, self.num_workers, self.seed, self.pin_memory = (
+            draws_per_clip,
+            num_workers,
+            seed,
+            pin_memory,
+        )
+        self.labels: EpochLabels | None = None
+        self.need_labels: Callable[[], None] = lambda: None  # the module puts its own clustering here
+        self._targets = torch.empty(0, 0, dtype=torch.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch, at least one. Never changes during a run."""
+        return max(1, int(len(self.store) * self.draws_per_clip) // self.batch_size)
+
+    def current_epoch(self) -> int:
+        """The trainer's epoch, or 0 when the loader is used without one."""
+        return self.trainer.current_epoch if self.trainer is not None else 0
+
+    def set_labels(self, labels: EpochLabels) -> None:
+        """Train on these from the next batch on."""
+        if labels.labels.shape[0] != len(self.store):
+            raise StoreError(f"labels of {labels.labels.shape[0]} clips do not fit a store of {len(self.store)}")
+        self.labels, self._targets = labels, torch.from_numpy(labels.labels)
+
+    def targets(self, index: Tensor) -> Tensor:
+        """Pseudo-labels `(B, H)` of dataset indices `(B,)`, on the device of `index`."""
+        return self._targets[index.cpu()].to(index.device)
+
+    def batches(self, epoch: int) -> list[list[Draw]]:
+        """All batches of an epoch: a pure function of seed, epoch and labels. The draw goes round the clusterings."""
+        if self.labels is None:
+            raise StoreError("batches were asked for before there were labels")
+        column = self.labels.labels[:, epoch % self.labels.labels.shape[1]]
+        sampler = UniformClusterSampler(
+            column, self.steps_per_epoch * self.batch_size, seed=derive_seed(self.seed, _ORDER)
+        )
+        sampler.set_epoch(epoch)
+        indices = sampler.draw()
+        seeds: NDArray[np.int64] = np.random.default_rng(derive_seed(self.seed, epoch, _CROPS)).integers(
+            2**62, size=len(indices)
+        )
+        draws = list(zip(indices.tolist(), seeds.tolist(), strict=True))
+        return [draws[i : i + self.batch_size] for i in range(0, len(draws), self.batch_size)]
+
+    def train_dataloader(self) -> EpochLoader:
+        """The loader that starts late."""
+        return EpochLoader(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Labels and their epoch, as plain tensors and numbers (loads with `weights_only=True`)."""
+        if self.labels is None:
+            return {}
+        labels = torch.from_numpy(self.labels.labels.astype(np.int32))
+        return {"labels": labels, "sizes": self.labels.sizes, "epoch": self.labels.epoch, "health": self.labels.health}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take the labels of a checkpoint."""
+        if state:
+            labels = state["labels"].numpy().astype(np.int64)
+            self.set_labels(EpochLabels(labels, list(state["sizes"]), int(state["epoch"]), dict(state["health"])))

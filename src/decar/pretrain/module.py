@@ -1,0 +1,145 @@
+"""The LightningModule: it only wires. Labels are made in `labels.py`, drawn in `sampler.py`, and predicted here."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from decar.errors import ConfigError
+from decar.models import Encoder, Projection, PseudoLabelHeads
+from decar.pretrain.datamodule import Batch, PretrainData
+from decar.pretrain.embed import embed_dataset
+from decar.pretrain.labels import NetworkLabels
+from decar.pretrain.sampler import derive_seed
+
+_HEADS, _STEP = 3, 4  # which stream of random numbers a seed is for (the data module has 1 and 2)
+
+
+class DecarModule(LightningModule):
+    """DECAR pre-training: cluster at the start of an epoch, then learn to predict the clusters (paper, section 3).
+
+    Args:
+        encoder: `f`.
+        projection: `g`.
+        source: Makes labels from the vectors of the whole set.
+        augment: Applied to batches on the device, in train mode only.
+        optimizer: From parameter groups to an optimizer.
+        head_optimizer: Options in which the heads' group differs; the released code's SGD for `p` has no momentum.
+        schedule: `constant` (paper) or `cosine` to zero over all steps.
+        warmup_steps: Linear warm-up before either.
+        seed: All randomness of a step derives from `(seed, epoch, step)`, so a resumed run repeats it.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        projection: Projection,
+        source: NetworkLabels,
+        augment: nn.Module,
+        optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
+        *,
+        head_optimizer: Mapping[str, Any] | None = None,
+        schedule: Literal["constant", "cosine"] = "constant",
+        warmup_steps: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.projection, self.augment = encoder, projection, augment
+        self.heads = PseudoLabelHeads(projection.out, [1] * len(source.clusterers))
+        self.source, self.make_optimizer, self.head_optimizer = source, optimizer, dict(head_optimizer or {})
+        self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
+
+    @property
+    def data(self) -> PretrainData:
+        """The data module that the trainer was given."""
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, PretrainData):
+            raise ConfigError("DecarModule is trained with trainer.fit(module, datamodule=PretrainData(...))")
+        return data
+
+    def setup(self, stage: str) -> None:
+        """Let the loader ask for labels when Lightning does not call the hook."""
+        if self.trainer.world_size > 1:
+            raise ConfigError(
+                f"trainer.devices={self.trainer.world_size}: pre-training runs in one process so far; set 1"
+            )
+        self.data.need_labels = self.ensure_labels
+
+    def forward(self, logmel: Tensor) -> Tensor:
+        """`z`, what is clustered: log-mels `(B, 1, M, F)` to `(B, P)`."""
+        return self.projection.features(self.encoder(logmel))
+
+    def on_train_epoch_start(self) -> None:
+        """Cluster the whole set."""
+        self.ensure_labels()
+
+    def ensure_labels(self) -> None:
+        """Make the labels of the current epoch unless they are there (a run resumed within an epoch has them)."""
+        data, epoch = self.data, self.current_epoch
+        if data.labels is not None and data.labels.epoch == epoch:
+            return
+        features = embed_dataset(self.trainer, self, self, self.encoder, data.store, data.batch_size)
+        data.set_labels(self.source.assign(features, epoch=epoch, seed=self.seed, previous=data.labels))
+        assert data.labels is not None
+        self._renew_heads(data.labels.sizes)
+
+    def _renew_heads(self, sizes: list[int]) -> None:
+        """Fresh heads, known to the optimizer; what it remembered of the old ones is forgotten."""
+        old = set(self.heads.parameters())
+        self.heads.reset(sizes, derive_seed(self.seed, self.current_epoch, _HEADS))
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, Optimizer)
+        for parameter in old:
+            optimizer.state.pop(parameter, None)
+        optimizer.param_groups[1]["params"] = list(self.heads.parameters())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean cross-entropy over the clusterings."""
+        crops, index = batch
+        torch.manual_seed(derive_seed(self.seed, self.current_epoch, _STEP, batch_idx))
+        targets = self.data.targets(index)
+        logits = self.heads(self.projection(self.encoder(self.augment(crops))))
+        losses = [functional.cross_entropy(scores, targets[:, h]) for h, scores in enumerate(logits)]
+        hits = [(scores.argmax(1) == targets[:, h]).float().mean() for h, scores in enumerate(logits)]
+        loss = torch.stack(losses).mean()
+        size = len(index)
+        self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=size)
+        self.log("pseudo_accuracy", torch.stack(hits).mean(), on_step=False, on_epoch=True, batch_size=size)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log what the epoch's labels were like: stored values, since a resume within an epoch skips the start hook."""
+        assert self.data.labels is not None
+        for name, value in self.data.labels.health.items():
+            self.log(name, value, prog_bar=name == "nmi", batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        """One optimizer with two groups: the network, and the heads, which are renewed."""
+        network = [*self.encoder.parameters(), *self.projection.parameters()]
+        heads = {"params": list(self.heads.parameters()), **self.head_optimizer}
+        optimizer = self.make_optimizer([{"params": network}, heads])
+        if self.schedule == "constant" and not self.warmup_steps:
+            return optimizer
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = LambdaLR(optimizer, lambda step: self.learning_rate_factor(step, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def learning_rate_factor(self, step: int, total: int) -> float:
+        """Learning rate at a step as a share of the full one."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / max(1, total - self.warmup_steps)))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Give the heads the shapes they had: their number of clusters may have been found by the clusterer."""
+        weights = checkpoint["state_dict"]
+        sizes = [len(weights[f"heads.{h}.weight"]) for h in range(len(self.heads))]
+        self.heads.reset(sizes, seed=0)

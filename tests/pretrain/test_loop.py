@@ -1,0 +1,245 @@
+"""The clustering loop as a whole: labels never stale, resume exact, heads renewed, the mathematics of the step."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning.callbacks import EarlyStopping
+from torch.nn import functional
+
+from decar.clustering import PIC, KMeans
+from decar.errors import StoreError
+from decar.pretrain import DecarModule, EpochLabels, PretrainData
+from tests.pretrain.helpers import build, fit
+
+LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5
+
+
+def assert_never_stale(recorder, epochs):
+    assert sorted(recorder.labels) == epochs
+    for epoch, index, seen in recorder.pairs:
+        np.testing.assert_array_equal(seen.numpy(), recorder.labels[epoch][index.numpy()])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_labels_are_never_stale(make_store, tmp_path, num_workers):
+    model, data = build(make_store(LENGTHS), num_workers=num_workers)
+    _, recorder = fit(model, data, tmp_path, epochs=3)
+    assert_never_stale(recorder, [0, 1, 2])
+    assert len(recorder.pairs) == 3 * data.steps_per_epoch
+    assert any((recorder.labels[0] != recorder.labels[e]).any() for e in (1, 2)), (
+        "labels must change or this shows nothing"
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("stop", [(1, 3), (1, 10), (0, 10)], ids=["mid-epoch", "last batch", "first epoch's end"])
+def test_resume_repeats_the_run_exactly(make_store, tmp_path, num_workers, stop):
+    epoch, steps = stop
+    store = make_store(LENGTHS)
+    model, data = build(store, num_workers=num_workers)
+    assert data.steps_per_epoch == 10
+    _, whole = fit(model, data, tmp_path / "whole", epochs=3, every_n_steps=1)
+    done = epoch * 10 + steps
+    checkpoint = tmp_path / "whole" / f"epoch={epoch}-step={done}.ckpt"
+    again, data = build(store, seed=0, num_workers=num_workers)
+    with torch.no_grad():
+        again.encoder.network[0].weight.zero_()  # nothing may come from anywhere but the checkpoint
+    _, rest = fit(again, data, tmp_path / "rest", epochs=3, ckpt_path=checkpoint)
+    assert_never_stale(rest, sorted({e for e, _, _ in whole.pairs[done:]}))
+    assert rest.losses == whole.losses[done:]
+    for (_, a, _), (_, b, _) in zip(whole.pairs[done:], rest.pairs, strict=True):
+        assert torch.equal(a, b)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+def test_a_resume_within_an_epoch_does_not_cluster_again(make_store, tmp_path, monkeypatch):
+    model, data = build(make_store(LENGTHS))
+    fit(model, data, tmp_path / "whole", epochs=2, every_n_steps=5)
+    again, data = build(make_store(LENGTHS))
+    epochs = []
+    assign = type(again.source).assign
+
+    def spy(self, features, **kwargs):
+        epochs.append(kwargs["epoch"])
+        return assign(self, features, **kwargs)
+
+    monkeypatch.setattr(type(again.source), "assign", spy)
+    fit(again, data, tmp_path / "rest", epochs=3, ckpt_path=tmp_path / "whole" / "epoch=1-step=15.ckpt")
+    assert epochs == [2]
+
+
+def test_same_seed_same_run_and_another_seed_another(make_store, tmp_path):
+    runs = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        model, data = build(make_store(LENGTHS), seed=seed)
+        torch.manual_seed(len(runs))  # the global generator must not matter
+        _, recorder = fit(model, data, tmp_path / name, epochs=2)
+        runs.append(recorder.losses)
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_pic_changes_the_number_of_clusters_and_heads_follow(make_store, tmp_path):
+    model, data = build(make_store(LENGTHS), clusterers=[PIC(n_neighbors=3), KMeans(k=3)])
+    _, recorder = fit(model, data, tmp_path, epochs=3, every_n_steps=7)
+    assert_never_stale(recorder, [0, 1, 2])
+    assert model.heads.sizes == data.labels.sizes
+    assert data.labels.labels.shape == (len(LENGTHS), 2)
+    assert len({int(labels[:, 0].max()) for labels in recorder.labels.values()}) > 1, "this seed shows no change of k"
+    again, data = build(make_store(LENGTHS), clusterers=[PIC(n_neighbors=3), KMeans(k=3)])
+    _, rest = fit(again, data, tmp_path / "rest", epochs=3, ckpt_path=tmp_path / "epoch=1-step=14.ckpt")
+    assert rest.losses == recorder.losses[14:]
+
+
+def test_loss_is_the_mean_cross_entropy_over_heads(make_store, tmp_path):
+    model, data = build(make_store(LENGTHS), clusterers=[KMeans(k=4), KMeans(k=6, seed=1)])
+    fit(model, data, tmp_path, epochs=1)
+    model.eval()  # no augmentation, no batch statistics
+    x, index = data.train_dataloader().__iter__().__next__()
+    with torch.no_grad():
+        scores = model.heads(model.projection(model.encoder(x)))
+        expected = (
+            functional.cross_entropy(scores[0], torch.from_numpy(data.labels.labels[index, 0]))
+            + functional.cross_entropy(scores[1], torch.from_numpy(data.labels.labels[index, 1]))
+        ) / 2
+        model.log = lambda *a, **k: None
+        assert model.training_step((x, index), 0) == pytest.approx(float(expected))
+
+
+def test_renewed_heads_are_trained_and_the_old_ones_forgotten(make_store, tmp_path):
+    from functools import partial
+
+    adam = partial(torch.optim.AdamW, lr=1e-3)
+    model, data = build(make_store(LENGTHS), optimizer=adam, head_optimizer={})
+    trainer, _ = fit(model, data, tmp_path, epochs=3)
+    optimizer = trainer.optimizers[0]
+    assert optimizer.param_groups[1]["params"] == list(model.heads.parameters())
+    alive = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in optimizer.state} <= alive
+    steps = {int(optimizer.state[p]["step"]) for p in model.heads.parameters()}
+    assert steps == {data.steps_per_epoch}, "a head is as old as its epoch"
+    fresh = type(model.heads)(8, [4])
+    assert not torch.equal(fresh[0].weight, model.heads[0].weight)
+
+
+def test_head_group_has_its_own_options(make_store, tmp_path):
+    model, data = build(make_store(LENGTHS))
+    trainer, _ = fit(model, data, tmp_path, epochs=1)
+    assert [group["momentum"] for group in trainer.optimizers[0].param_groups] == [0.9, 0.0]
+
+
+def test_nmi_is_logged_and_patience_on_it_stops(make_store, tmp_path):
+    class Same:
+        """Finds the same clusters each time: NMI 1 from the second epoch on, and no further improvement."""
+
+        seed, k = 0, 2
+
+        def with_seed(self, seed):
+            return self
+
+        def fit_predict(self, features):
+            from decar.clustering import Assignment
+
+            return Assignment(np.arange(len(features)) % 2, 2, 0.0)
+
+    model, data = build(make_store(LENGTHS), clusterers=[Same()])
+    stop = EarlyStopping("nmi", mode="max", patience=3, check_on_train_epoch_end=True)
+    trainer, _ = fit(model, data, tmp_path, epochs=50, callbacks=[stop])
+    assert trainer.current_epoch == 5  # 0.0, 1.0, then three without improvement
+    assert trainer.callback_metrics["nmi"] == pytest.approx(1.0)
+    for name in ("loss_epoch", "pseudo_accuracy", "n_clusters", "entropy", "effective_rank"):
+        assert math.isfinite(float(trainer.callback_metrics[name])), name
+
+
+def test_the_pass_sees_every_clip_once_in_order_and_changes_nothing(make_store, tmp_path):
+    store = make_store(LENGTHS)
+    model, data = build(store)
+    seen = []
+
+    class Features:
+        def assign(self, features, **kwargs):
+            seen.append((features, {k: v.clone() for k, v in model.state_dict().items()}, model.training))
+            return EpochLabels(np.zeros((len(store), 1), np.int64), [1], kwargs["epoch"], {"nmi": 0.0})
+
+    model.source = Features()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fit(model, data, tmp_path, epochs=1)
+    features, after, training = seen[0]
+    assert training
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    from decar.models.encode import whole_clips
+
+    fresh, _ = build(store)
+    fresh.eval()
+    with torch.no_grad():
+        expected = [fresh(whole_clips(store, np.array([i]), fresh.encoder)) for i in range(len(store))]
+    torch.testing.assert_close(torch.from_numpy(features), torch.cat(expected))
+
+
+def test_checkpoints_hold_plain_values_only(make_store, tmp_path):
+    model, data = build(make_store(LENGTHS))
+    fit(model, data, tmp_path, epochs=1)
+    checkpoint = torch.load(next(tmp_path.glob("*.ckpt")), weights_only=True)
+    assert checkpoint["PretrainData"]["labels"].dtype == torch.int32
+
+
+class TestPretrainData:
+    def test_an_epoch_is_whole_batches_and_at_least_one(self, make_store):
+        for n, draws, steps in ((100, 1.0, 12), (100, 2.5, 31), (3, 1.0, 1)):
+            assert PretrainData(make_store([40] * n), batch_size=8, draws_per_clip=draws).steps_per_epoch == steps
+
+    def test_the_draw_goes_round_the_clusterings(self, make_store):
+        data = PretrainData(make_store([40] * 60), batch_size=8)
+        rng = np.random.default_rng(0)
+        skewed = (rng.random((60, 2)) < 0.1).astype(np.int64)
+        data.set_labels(EpochLabels(skewed, [2, 2], 0))
+        for epoch in range(4):
+            drawn = [i for batch in data.batches(epoch) for i, _ in batch]
+            share = skewed[drawn].mean(axis=0)
+            assert share[epoch % 2] == pytest.approx(0.5, abs=0.02)
+            assert share[1 - epoch % 2] < 0.4
+
+    def test_crops_are_fresh_each_epoch_and_repeatable(self, make_store):
+        data = PretrainData(make_store([200] * 16), batch_size=8, crop_frames=50)
+        data.set_labels(EpochLabels(np.zeros((16, 1), np.int64), [1], 0))
+        loader = data.train_dataloader()
+        first = torch.cat([x for x, _ in loader])
+        again = torch.cat([x for x, _ in data.train_dataloader()])
+        assert torch.equal(first, again)
+        data.current_epoch = lambda: 1
+        assert not torch.equal(first, torch.cat([x for x, _ in loader]))
+
+    def test_a_crop_is_a_stretch_of_its_clip(self, make_store):
+        store = make_store([200, 30])
+        data = PretrainData(store, batch_size=4, crop_frames=50)
+        data.set_labels(EpochLabels(np.array([[0], [1]]), [2], 0))
+        for x, index in data.train_dataloader():
+            for crop, i in zip(x[:, 0].numpy(), index.tolist(), strict=True):
+                clip = store[i].astype(np.float32).T
+                windows = range(max(1, clip.shape[1] - 49))
+                assert any(np.array_equal(crop[:, : clip.shape[1]], clip[:, s : s + 50]) for s in windows)
+                assert (crop[:, clip.shape[1] :] == np.float32(math.log(1e-5))).all()
+
+    def test_labels_of_another_set_and_no_clips_are_refused(self, make_store):
+        data = PretrainData(make_store([40] * 4))
+        with pytest.raises(StoreError, match="do not fit"):
+            data.set_labels(EpochLabels(np.zeros((5, 1), np.int64), [1], 0))
+        with pytest.raises(StoreError, match="before there were labels"):
+            data.batches(0)
+        with pytest.raises(StoreError, match="no usable clip"):
+            PretrainData(make_store([40] * 4).take(np.arange(0)))
+
+
+def test_more_than_one_process_is_refused_by_name(make_store, tmp_path):
+    model, _ = build(make_store(LENGTHS), module=DecarModule)
+
+    class Two:
+        world_size = 2
+
+    model._trainer = Two()
+    from decar.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="one process"):
+        DecarModule.setup(model, "fit")
