@@ -1,0 +1,31 @@
+"""Judging an encoder on labelled tasks: frozen probe, fine-tuning, and the tables that come of it."""
+
+from decar.downstream.embeddings import cached_embeddings
+from decar.downstream.finetune import fit_finetune
+from decar.downstream.judge import judge
+from decar.downstream.outcome import Outcome
+from decar.downstream.probe import fit_frozen
+from decar.downstream.protocol import PaperProtocol, Protocol, SearchProtocol
+from decar.downstream.results import Result, collect
+from decar.downstream.tables import missing_commands, table2, table2_markdown, to_markdown
+from decar.downstream.task import Task, TaskSpec, load_task
+
+__all__ = [
+    "Outcome",
+    "PaperProtocol",
+    "Protocol",
+    "Result",
+    "SearchProtocol",
+    "Task",
+    "TaskSpec",
+    "cached_embeddings",
+    "collect",
+    "fit_finetune",
+    "fit_frozen",
+    "judge",
+    "load_task",
+    "missing_commands",
+    "table2",
+    "table2_markdown",
+    "to_markdown",
+]

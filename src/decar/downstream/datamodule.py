@@ -1,0 +1,146 @@
+"""One DataModule for every task: random crops to train on, whole clips to judge by.
+
+A batch is a pure function of (seed, epoch, place in the epoch): the loader hands the epoch to the data set along
+with the clip numbers, so that neither workers nor prefetching can give a batch of another epoch.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from decar.audio.crops import collate, length_batches, padded_frames, random_crop, whole
+from decar.audio.store import LogMelStore
+from decar.downstream.task import Task, drop_unreadable
+
+Indices: TypeAlias = NDArray[np.int64]
+BatchKey: TypeAlias = tuple[int, Indices]  # the epoch, and which clips of the task
+Batch: TypeAlias = tuple[Tensor, Tensor]  # x (B, 1, M, F) float32, y (B,) int64
+
+
+class EpochBatches(Sampler[BatchKey]):
+    """Batches of one split in an order drawn anew each epoch; Lightning calls `set_epoch` before every epoch.
+
+    Args:
+        indices: Clips to draw, each once an epoch.
+        batch_size: Clips a batch; a last batch of one clip is joined to the one before it, for BatchNorm's sake.
+        seed: Seeds the order, together with the epoch.
+    """
+
+    def __init__(self, indices: Indices, batch_size: int, seed: int) -> None:
+        self.indices, self.seed, self.epoch = indices, seed, 0
+        starts = list(range(0, len(indices), batch_size))
+        if len(starts) > 1 and len(indices) - starts[-1] == 1:
+            starts.pop()
+        self.cuts = starts[1:]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next pass that of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.cuts) + 1
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        epoch = self.epoch
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.indices)
+        yield from ((epoch, batch) for batch in np.split(order, self.cuts))
+
+
+class Crops(Dataset[Batch]):
+    """Whole batches of random crops, asked for by (epoch, clip numbers)."""
+
+    def __init__(self, task: Task, store: LogMelStore, frames: int, seed: int) -> None:
+        self.task, self.store, self.frames, self.seed = task, store, frames, seed
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        epoch, batch = key
+        return collate([self._crop(epoch, int(i)) for i in batch]), torch.from_numpy(self.task.y[batch])
+
+    def _crop(self, epoch: int, index: int) -> NDArray[np.float32]:
+        rng = np.random.default_rng([self.seed, epoch, index])
+        return random_crop(self.store[index], self.frames, rng, silence=self.store.frontend.silence)
+
+
+class WholeClips(Dataset[Batch]):
+    """Whole batches of whole clips, asked for by clip numbers; the clips of a batch share one padded length."""
+
+    def __init__(self, task: Task, store: LogMelStore, min_frames: int, max_frames: int) -> None:
+        self.task, self.store, self.min_frames, self.max_frames = task, store, min_frames, max_frames
+
+    def __getitem__(self, batch: Indices) -> Batch:
+        frames = padded_frames(self.store.lengths[batch], min_frames=self.min_frames, max_frames=self.max_frames)
+        silence = self.store.frontend.silence
+        clips = [whole(self.store[int(i)], int(f), silence) for i, f in zip(batch, frames, strict=True)]
+        return collate(clips), torch.from_numpy(self.task.y[batch])
+
+
+class TaskData(LightningDataModule):
+    """Loaders of a task.
+
+    Args:
+        task: The clips, classes and splits.
+        store: Log-mels of the task's clips, in the task's order. Clips that could not be read (0 frames) are left out,
+            counted in `task.dropped`, and warned of; silent ones stay.
+        batch_size: Clips a batch.
+        crop_frames: Frames of a training crop.
+        seed: Seeds order and crops of training, together with the epoch.
+        min_frames: Whole clips are padded with silence to at least this many frames: the encoder's.
+        max_frames: Of longer whole clips the middle is taken: the encoder's.
+        num_workers: Loader processes; 0 reads in the main process, which a memory map makes cheap.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        store: LogMelStore,
+        *,
+        batch_size: int = 64,
+        crop_frames: int = 98,
+        seed: int = 0,
+        min_frames: int = 98,
+        max_frames: int = 998,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if len(store) != len(task):
+            raise ValueError(f"a store of {len(store)} clips for a task of {len(task)}: take(task.rows) first")
+        self.task = drop_unreadable(task, store.lengths)
+        self.store = store if len(self.task) == len(task) else store.take(np.flatnonzero(store.lengths > 0))
+        self.batch_size, self.crop_frames, self.seed, self.num_workers = batch_size, crop_frames, seed, num_workers
+        self.min_frames, self.max_frames = min_frames, max_frames
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Random crops, every training clip once an epoch."""
+        order = EpochBatches(self.task.indices("train"), self.batch_size, self.seed)
+        return self._loader(Crops(self.task, self.store, self.crop_frames, self.seed), order)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Whole clips of the validation split."""
+        return self._whole("valid")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Whole clips of the test split; to be asked for once."""
+        return self._whole("test")
+
+    def _whole(self, split: str) -> DataLoader[Batch]:
+        indices = self.task.indices(split)
+        groups = length_batches(
+            self.store.lengths[indices], self.batch_size, min_frames=self.min_frames, max_frames=self.max_frames
+        )
+        clips = WholeClips(self.task, self.store, self.min_frames, self.max_frames)
+        return self._loader(clips, [indices[group] for group in groups])
+
+    def _loader(self, dataset: Dataset[Batch], keys: Sampler[BatchKey] | Sequence[Indices]) -> DataLoader[Batch]:
+        return DataLoader(
+            dataset,
+            batch_size=None,  # the data set makes whole batches
+            sampler=keys,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )

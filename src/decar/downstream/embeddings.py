@@ -1,0 +1,100 @@
+"""Embeddings of a store, computed once: kept on disk under the hash of the encoder and the fingerprint of the store.
+
+Letters: `N` clips, `D` embedding.
+"""
+
+import contextlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decar.audio.descriptors import logmel_statistics
+from decar.audio.store import LogMelStore
+from decar.models.encode import encode_store
+from decar.models.encoder import Encoder
+
+log = logging.getLogger(__name__)
+
+Source = Encoder | Literal["logmel"]
+
+
+def encoder_hash(encoder: Source) -> str:
+    """What tells this encoder from every other; "logmel" for the baseline."""
+    return encoder if isinstance(encoder, str) else encoder.hash()
+
+
+def cached_embeddings(
+    encoder: Source,
+    store: LogMelStore,
+    cache_dir: str | Path,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+    progress: bool = True,
+) -> NDArray[np.float32]:
+    """Embeddings of every clip of a store, from the cache when they are there.
+
+    Several processes may ask at once: each writes a file of its own and renames it into place. A file that cannot be
+    read, or is of another shape, is made anew; a cache that cannot be written costs a warning.
+
+    Args:
+        encoder: The encoder, run in eval mode whatever mode it is in; or "logmel": mean and standard deviation of the
+            log-mel over time.
+        store: Log-mels of readable clips.
+        cache_dir: Where caches live; the files go into its folder `embeddings`.
+        batch_size: Clips a batch.
+        device: Where the encoder runs.
+        progress: Whether to show a bar on stderr.
+
+    Returns:
+        `(N, D)` float32 in the order of the store.
+    """
+    path = Path(cache_dir).expanduser() / "embeddings" / f"{encoder_hash(encoder)[:24]}-{store.fingerprint[:24]}.npy"
+    dim = 2 * store.frontend.n_mels if isinstance(encoder, str) else encoder.dim
+    found = _read(path, (len(store), dim))
+    if found is not None:
+        log.info("embeddings found in %s", path)
+        return found
+    if isinstance(encoder, str):
+        made = np.stack([logmel_statistics(store[i]) for i in range(len(store))]).astype(np.float32)
+    else:
+        made = encode_store(encoder, store, batch_size=batch_size, device=device, progress=progress)
+    _write(path, made)
+    return made
+
+
+def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    """The array in a cache file, or None when there is none that can be used."""
+    if not path.is_file():
+        return None
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray) and found.shape == shape and found.dtype == np.float32:
+            return found
+        reason = "another shape than the store and the encoder have"
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+    log.warning("%s is damaged (%s) and is made anew", path, reason)
+    return None
+
+
+def _write(path: Path, x: NDArray[np.float32]) -> None:
+    """Write whole or not at all."""
+    part = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, x, allow_pickle=False)
+        os.chmod(part, 0o644)  # mkstemp makes it private
+        os.replace(part, path)
+    except OSError as error:
+        log.warning("%s: embeddings are not kept (%s); is cache_dir writable, is the disk full?", path, error)
+        if part is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(part)

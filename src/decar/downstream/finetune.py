@@ -1,0 +1,190 @@
+"""Fine-tuning: encoder and linear head learn together; the best epoch of validation is judged on the test split, once.
+
+Letters: `B` batch, `M` mel bands, `F` frames, `D` embedding, `C` classes.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from decar.audio.store import LogMelStore
+from decar.downstream.datamodule import Batch, TaskData
+from decar.downstream.outcome import Outcome, accuracy
+from decar.downstream.protocol import PaperProtocol, Protocol
+from decar.downstream.task import Task
+from decar.models.encoder import Encoder
+
+log = logging.getLogger(__name__)
+
+
+class FineTuner(LightningModule):
+    """An encoder with a linear layer on it, all of it trained by Adam.
+
+    Args:
+        encoder: `(B, 1, M, F)` to `(B, D)`; trained in place.
+        n_classes: `C`.
+        lr: Learning rate of Adam.
+    """
+
+    confusion: Tensor
+
+    def __init__(self, encoder: Encoder, n_classes: int, lr: float) -> None:
+        super().__init__()
+        self.encoder, self.n_classes, self.lr = encoder, n_classes, lr
+        self.head = nn.Linear(encoder.dim, n_classes)
+        self.register_buffer("confusion", torch.zeros(n_classes, n_classes, dtype=torch.long), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, C)` of log-mels `(B, 1, M, F)`."""
+        logits: Tensor = self.head(self.encoder(x.contiguous(memory_format=torch.channels_last)))
+        return logits
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross-entropy of a batch of crops."""
+        loss = functional.cross_entropy(self(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch[1]))
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a new count."""
+        self.confusion.zero_()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count the answers to a batch of whole clips."""
+        self._count(batch)
+
+    def on_test_epoch_start(self) -> None:
+        """Begin a new count."""
+        self.confusion.zero_()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count the answers to a batch of whole clips."""
+        self._count(batch)
+
+    def _count(self, batch: Batch) -> None:
+        cells = batch[1] * self.n_classes + self(batch[0]).argmax(1)
+        self.confusion += torch.bincount(cells, minlength=self.n_classes**2).view_as(self.confusion)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam on everything."""
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+
+class KeepBest(Callback):
+    """Holds the weights of the first best epoch of validation in memory, so that nothing is written anywhere."""
+
+    def __init__(self) -> None:
+        self.valid_accuracy, self.epoch = -1.0, -1
+        self.weights: dict[str, Tensor] = {}
+        self.history: list[dict[str, float | int]] = []
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare this epoch with the best so far."""
+        assert isinstance(pl_module, FineTuner)
+        score, epoch = accuracy(pl_module.confusion.cpu().numpy()), trainer.current_epoch
+        self.history.append({"lr": pl_module.lr, "epoch": epoch, "valid_accuracy": score})
+        log.info("fine-tuning lr=%g, epoch %d of %s: valid %.3f", pl_module.lr, epoch + 1, trainer.max_epochs, score)
+        if score > self.valid_accuracy:  # strictly: the first of equally good epochs
+            self.valid_accuracy, self.epoch = score, epoch
+            # clone: on the CPU a state_dict is the live weights
+            self.weights = {key: value.detach().cpu().clone() for key, value in pl_module.state_dict().items()}
+
+
+class _Tuned(NamedTuple):
+    module: FineTuner
+    best: KeepBest
+
+
+def fit_finetune(
+    encoder: Encoder,
+    task: Task,
+    store: LogMelStore,
+    protocol: Protocol,
+    seed: int,
+    *,
+    crop_frames: int = 98,
+    num_workers: int = 0,
+    trainer_kwargs: Mapping[str, Any] | None = None,
+) -> Outcome:
+    """Fine-tune a copy of the encoder on a task and judge it.
+
+    Args:
+        encoder: Where the weights start; left as it is.
+        task: The classes and splits.
+        store: Log-mels of the task's clips, in the task's order.
+        protocol: `PaperProtocol`: one learning rate. `SearchProtocol`: each of its learning rates from the same initial
+            weights, the best of validation kept (the first of equals). Its `max_epochs` rules the trainer's.
+        seed: Seeds the head, the order, the crops and whatever the network draws.
+        crop_frames: Frames of a training crop.
+        num_workers: Loader processes.
+        trainer_kwargs: For `Trainer`: accelerator, precision, progress bar. One device; no logger, no checkpoints.
+
+    Returns:
+        The outcome; `chosen` has `lr` and `epoch` (from 0).
+    """
+    data = TaskData(
+        task, store, batch_size=protocol.batch_size, crop_frames=crop_frames, seed=seed, num_workers=num_workers,
+        min_frames=encoder.min_frames, max_frames=encoder.max_frames,
+    )  # fmt: skip
+    rates = [protocol.lr] if isinstance(protocol, PaperProtocol) else list(protocol.learning_rates)
+    kwargs = {**(trainer_kwargs or {}), "max_epochs": protocol.max_epochs}
+    winner, history = None, list[dict[str, float | int]]()
+    for lr in rates:
+        tuned = _tune(encoder, data, lr, seed, kwargs)
+        history += tuned.best.history
+        if winner is None or tuned.best.valid_accuracy > winner.best.valid_accuracy:
+            winner = tuned
+    assert winner is not None
+    with _seeded(seed):  # a loader draws a seed for its workers
+        test = _test(winner, data, kwargs)
+    best = winner.best
+    return Outcome(best.valid_accuracy, accuracy(test), test, {"lr": winner.module.lr, "epoch": best.epoch}, history)
+
+
+def _tune(encoder: Encoder, data: TaskData, lr: float, seed: int, kwargs: Mapping[str, Any]) -> _Tuned:
+    """Train a copy of the encoder with one learning rate and put the weights of its best epoch back."""
+    best = KeepBest()
+    with _seeded(seed):
+        module = FineTuner(copy.deepcopy(encoder), len(data.task.classes), lr)
+        module.to(memory_format=torch.channels_last)
+        module.train()  # Lightning keeps the mode it finds, and a loaded encoder comes in eval mode
+        _trainer(kwargs, best).fit(module, data.train_dataloader(), data.val_dataloader())
+    module.load_state_dict(best.weights)
+    return _Tuned(module, best)
+
+
+def _test(tuned: _Tuned, data: TaskData, kwargs: Mapping[str, Any]) -> NDArray[np.int64]:
+    """Confusion matrix `(C, C)` of the test split: the one place where it is read."""
+    _trainer(kwargs).test(tuned.module, data.test_dataloader(), verbose=False)
+    counts: NDArray[np.int64] = tuned.module.confusion.cpu().numpy()
+    return counts
+
+
+def _trainer(kwargs: Mapping[str, Any], *callbacks: Callback) -> Trainer:
+    """A trainer on one device that leaves nothing behind in the working folder."""
+    ours = {
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "callbacks": list(callbacks),
+    }
+    return Trainer(**{"enable_progress_bar": False, "enable_model_summary": False, **kwargs, **ours})
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generators for what networks draw themselves (dropout), and give them back as they were."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield

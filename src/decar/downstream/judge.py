@@ -1,0 +1,112 @@
+"""One cell of Table 2 from end to end: task, store, embeddings or fine-tuning, result."""
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import decar
+from decar.audio.logmel import FrontEnd
+from decar.audio.store import LogMelStore
+from decar.downstream.embeddings import Source, cached_embeddings, encoder_hash
+from decar.downstream.finetune import fit_finetune
+from decar.downstream.outcome import Outcome
+from decar.downstream.probe import fit_frozen
+from decar.downstream.protocol import Protocol
+from decar.downstream.results import Kind, Mode, Result
+from decar.downstream.task import Task, TaskSpec, drop_unreadable, load_task
+from decar.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def judge(
+    spec: TaskSpec,
+    encoder: Source,
+    *,
+    bundle: str,
+    mode: Mode,
+    protocol: Protocol,
+    seed: int,
+    cache_dir: str | Path,
+    frontend: FrontEnd | None = None,
+    device: str = "cpu",
+    num_workers: int = 0,
+    trainer_kwargs: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> Result:
+    """Judge an encoder on a task.
+
+    The store and, when frozen, the embeddings are those of the whole source, so that tasks of one source share them.
+
+    Args:
+        spec: The task.
+        encoder: An encoder, or "logmel".
+        bundle: What the user typed for it; "random" and "logmel" name the column of the table.
+        mode: "frozen": linear classifier on embeddings; "finetune": the whole network learns.
+        protocol: How it is trained and what is chosen on validation.
+        seed: Seed of the probe.
+        cache_dir: Where stores and embeddings are kept.
+        frontend: Front-end of the "logmel" baseline; an encoder brings its own.
+        device: Where the embeddings are computed; `trainer_kwargs` says where fine-tuning runs.
+        num_workers: Loader processes of fine-tuning.
+        trainer_kwargs: For the trainer of fine-tuning.
+        progress: Whether to show bars.
+
+    Raises:
+        ConfigError: The log-mel baseline was to be fine-tuned.
+        TaskError: The task cannot be set up.
+        StoreError: The log-mels cannot be built.
+    """
+    began = time.perf_counter()
+    if isinstance(encoder, str) and mode == "finetune":
+        raise ConfigError("mode=finetune bundle=logmel: log-mel statistics have no weights to tune; take mode=frozen")
+    numbers = (frontend or FrontEnd()) if isinstance(encoder, str) else encoder.frontend
+    task = load_task(spec)
+    store = LogMelStore.open_or_build(task.source, numbers, cache_dir=cache_dir, progress=progress)
+    task = drop_unreadable(task, store.lengths[task.rows])
+    if isinstance(encoder, str) or mode == "frozen":
+        good = np.flatnonzero(store.lengths > 0)
+        x = cached_embeddings(encoder, store.take(good), cache_dir, device=device, progress=progress)
+        outcome = fit_frozen(x[np.searchsorted(good, task.rows)], task, protocol, seed)
+    else:
+        outcome = fit_finetune(
+            encoder, task, store.take(task.rows), protocol, seed, crop_frames=spec.crop_frames,
+            num_workers=num_workers, trainer_kwargs=trainer_kwargs,
+        )  # fmt: skip
+    result = _result(task, outcome, bundle, encoder_hash(encoder), mode, protocol, seed)
+    return replace(result, seconds=round(time.perf_counter() - began, 3))
+
+
+def _result(
+    task: Task, outcome: Outcome, bundle: str, hash_of_encoder: str, mode: Mode, protocol: Protocol, seed: int
+) -> Result:
+    kinds: dict[str, Kind] = {"random": "random", "logmel": "logmel"}
+    counts = task.counts()
+    return Result(
+        task=task.spec.name,
+        mode=mode,
+        protocol="paper" if protocol.name == "paper" else "search",
+        bundle=bundle,
+        encoder=kinds.get(bundle, "decar"),
+        encoder_hash=hash_of_encoder,
+        seed=seed,
+        split_hash=task.hash(),
+        value=outcome.test_accuracy,
+        valid_value=outcome.valid_accuracy,
+        n_train=counts["train"],
+        n_valid=counts["valid"],
+        n_test=counts["test"],
+        n_classes=len(task.classes),
+        dropped=task.dropped,
+        confusion=outcome.test_confusion.tolist(),
+        classes=task.classes,
+        chosen=outcome.chosen,
+        version=decar.__version__,
+        seconds=0.0,
+        settings={key: list(v) if isinstance(v, tuple) else v for key, v in asdict(protocol).items()},
+    )

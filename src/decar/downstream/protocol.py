@@ -1,0 +1,42 @@
+"""The two ways of judging. Which one is used decides the score (DESIGN, section 6), so both are reported."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+
+@dataclass(frozen=True)
+class PaperProtocol:
+    """As the paper judges (section 4): raw embeddings, one linear layer, Adam, one learning rate.
+
+    Attributes:
+        lr: Learning rate of Adam.
+        batch_size: Clips a step.
+        max_epochs: Epochs trained; the one that is best on validation counts (the released code took the best on test).
+    """
+
+    name: ClassVar[str] = "paper"
+    lr: float = 1e-3
+    batch_size: int = 64
+    max_epochs: int = 50
+
+
+@dataclass(frozen=True)
+class SearchProtocol:
+    """Standardised embeddings and a setting chosen on validation: what is in the embedding, not how it is scaled.
+
+    Attributes:
+        strengths: Candidates for `C`, the inverse of the L2 penalty of the logistic regression (frozen).
+        learning_rates: Candidates for Adam's learning rate (fine-tuning).
+        batch_size: Clips a step of fine-tuning.
+        max_epochs: Epochs of fine-tuning per candidate.
+    """
+
+    name: ClassVar[str] = "search"
+    strengths: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
+    learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3)
+    batch_size: int = 64
+    max_epochs: int = 50
+
+
+Protocol: TypeAlias = PaperProtocol | SearchProtocol

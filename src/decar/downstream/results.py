@@ -1,0 +1,155 @@
+"""One judged cell of a table, as it is kept: `result.json`."""
+
+import contextlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from decar.errors import DecarError
+
+FILE_NAME = "result.json"
+Mode = Literal["frozen", "finetune"]
+Kind = Literal["random", "logmel", "decar"]
+ProtocolName = Literal["paper", "search"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run of `eval.py` found.
+
+    Attributes:
+        task: Name of the task.
+        mode: Whether the encoder was frozen or fine-tuned.
+        protocol: "paper" or "search".
+        bundle: As it was typed: a path, "random" or "logmel".
+        encoder: What the bundle stands for in a table.
+        encoder_hash: Hash of weights and settings before any fine-tuning; "logmel" for the baseline.
+        seed: Seed of the probe, and of the weights when they are random.
+        split_hash: Hash of the clips, labels and splits.
+        value: Test accuracy, 0 to 1.
+        valid_value: Validation accuracy of what was chosen, 0 to 1.
+        n_train: Readable training clips.
+        n_valid: Readable validation clips.
+        n_test: Readable test clips.
+        n_classes: Number of classes.
+        dropped: Clips of each split left out because they could not be read.
+        confusion: `C` rows (true class) of `C` counts (predicted class) on the test split.
+        classes: Names of the classes, in the order of `confusion`.
+        chosen: The setting that validation chose.
+        version: Version of decar.
+        seconds: Time the judging took, s.
+        metric: What `value` and `valid_value` are.
+        settings: The protocol's numbers, as they were for this result.
+    """
+
+    task: str
+    mode: Mode
+    protocol: ProtocolName
+    bundle: str
+    encoder: Kind
+    encoder_hash: str
+    seed: int
+    split_hash: str
+    value: float
+    valid_value: float
+    n_train: int
+    n_valid: int
+    n_test: int
+    n_classes: int
+    dropped: dict[str, int]
+    confusion: list[list[int]]
+    classes: list[str]
+    chosen: dict[str, float | int]
+    version: str
+    seconds: float
+    metric: str = "accuracy"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, path: str | Path) -> Path:
+        """Write the result as JSON, whole or not at all; a folder gets a `result.json`.
+
+        Raises:
+            DecarError: The file cannot be written.
+        """
+        path = Path(path)
+        path = path / FILE_NAME if path.is_dir() else path
+        part = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(asdict(self), file, indent=1, ensure_ascii=False)
+            os.chmod(part, 0o644)  # mkstemp makes it private
+            os.replace(part, path)
+        except OSError as error:
+            if part is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(part)
+            raise DecarError(f"{path}: the result could not be written ({error}); is the disk full?") from error
+        return path
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Result":
+        """Read a result back; entries that this version does not know are ignored.
+
+        Raises:
+            DecarError: There is no such file, or it is no whole result.
+        """
+        try:
+            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise DecarError(f"{path}: not a readable result ({reason}); delete it and run eval.py again") from error
+        problem = _problem(entries)
+        if problem:
+            raise DecarError(f"{path}: not a whole result ({problem}); delete it and run eval.py again")
+        return cls(**{f.name: entries[f.name] for f in fields(cls) if f.name in entries})
+
+
+def collect(roots: Iterable[str | Path]) -> list[Result]:
+    """All results under some folders (or named as files), in the order of their paths.
+
+    Of results for the same question (task, mode, protocol, encoder, seed, split) the newest file counts.
+
+    Raises:
+        DecarError: A root does not exist, there is no result at all, or one of them is damaged.
+    """
+    folders = [Path(root) for root in roots]
+    paths: dict[Path, None] = {}
+    for root in folders:
+        if not root.exists():
+            raise DecarError(f"{root}: no such file or folder; give the folder that eval.py wrote its runs to")
+        paths.update(dict.fromkeys(sorted(root.rglob(FILE_NAME)) if root.is_dir() else [root]))
+    if not paths:
+        where = ", ".join(map(str, folders))
+        raise DecarError(f"{where}: no {FILE_NAME} in there; make one with `python eval.py task=… bundle=…`")
+    newest: dict[tuple[object, ...], tuple[Path, Result]] = {}
+    for path in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, str(p))):
+        r = Result.read(path)
+        question = (r.task, r.mode, r.protocol, r.encoder, r.encoder_hash, r.seed, r.split_hash)
+        newest[question] = path, r
+    return [result for _, result in sorted(newest.values(), key=lambda found: found[0])]
+
+
+def _problem(entries: Any) -> str:
+    """What is wrong with the content of a result file, "" when nothing is."""
+    if not isinstance(entries, Mapping):
+        return "no table of entries"
+    needed = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [name for name in needed if name not in entries]
+    if missing:
+        return f"no {', '.join(missing)}"
+    for key, allowed in (("mode", Mode), ("protocol", ProtocolName), ("encoder", Kind)):
+        if entries[key] not in get_args(allowed):
+            return f"{key} is {entries[key]!r}"
+    for key in ("value", "valid_value"):
+        if isinstance(entries[key], bool) or not isinstance(entries[key], (int, float)):
+            return f"{key} is {entries[key]!r}"
+        if not math.isfinite(entries[key]):
+            return f"{key} is {entries[key]}"
+    return ""

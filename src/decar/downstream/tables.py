@@ -1,0 +1,180 @@
+"""Results into the paper's Table 2: a row a task; each encoder, frozen and fine-tuned, under each protocol a column.
+
+Every number comes from `result.json` files; nothing is filled in.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import NamedTuple, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from decar.downstream.protocol import PaperProtocol, SearchProtocol
+from decar.downstream.results import Kind, Mode, ProtocolName, Result
+from decar.errors import DecarError
+
+EMPTY = "–"
+NAMES = {"random": "random", "logmel": "log-mel", "decar": "DECAR", "frozen": "frozen", "finetune": "fine-tuned"}
+
+
+class Column(NamedTuple):
+    """One column of Table 2."""
+
+    protocol: ProtocolName
+    encoder: Kind
+    mode: Mode
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {NAMES[self.encoder]} {NAMES[self.mode]}"
+
+
+# plain log-mel statistics have no weights, so there is nothing to fine-tune
+COLUMNS = [
+    Column(protocol, encoder, mode)
+    for protocol in get_args(ProtocolName)
+    for encoder in get_args(Kind)
+    for mode in get_args(Mode)
+    if (encoder, mode) != ("logmel", "finetune")
+]
+
+Cells = Mapping[tuple[str, Column], list[Result]]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t; the half width is NaN for a single value."""
+    mean, n = float(np.mean(values)), len(values)
+    if n < 2:
+        return mean, float("nan")
+    return mean, float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+
+
+def table2(results: Sequence[Result]) -> pd.DataFrame:
+    """Table 2 as text cells: test accuracy in percent, with a 95 % interval where there are several seeds.
+
+    The last rows are means. A mean compares columns, so each is taken over tasks that all of its columns have: one
+    row over what the frozen columns share, one over what the fine-tuned ones share, or one row if that is the same.
+
+    Returns:
+        Index `task` (tasks in alphabetical order, then the means), one column of text for each of `COLUMNS`.
+
+    Raises:
+        DecarError: A task was judged on different splits.
+    """
+    cells = _cells(results)
+    tasks = sorted({task for task, _ in cells})
+    rows = {task: [_text(_values(cells.get((task, column), []))) for column in COLUMNS] for task in tasks}
+    for shared in _shared_tasks(cells, tasks):
+        rows[f"mean of {len(shared)} task{'s'[: len(shared) > 1]}"] = [_mean(cells, shared, c) for c in COLUMNS]
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=[str(c) for c in COLUMNS])
+    return frame.rename_axis("task")
+
+
+def missing_commands(results: Sequence[Result]) -> list[str]:
+    """The commands that would fill the empty cells of the tasks in the table, one for each column with gaps."""
+    cells = _cells(results)
+    tasks = sorted({task for task, _ in cells})
+    typed = {"random": "random", "logmel": "logmel", "decar": "PATH"}
+    typed.update({result.encoder: result.bundle for result in results if result.encoder == "decar"})
+    commands = []
+    for column in COLUMNS:
+        gaps = [task for task in tasks if (task, column) not in cells]
+        sweep = "-m " if len(gaps) > 1 else ""
+        bundle = _quoted(typed[column.encoder])
+        tail = f"mode={column.mode} bundle={bundle} protocol={column.protocol}"
+        if gaps:
+            commands.append(f"python eval.py {sweep}task={','.join(gaps)} {tail}")
+    return commands
+
+
+def table2_markdown(results: Sequence[Result]) -> str:
+    """Table 2 as Markdown, one table for each protocol, with the commands that would fill the empty cells."""
+    frame = table2(results)
+    parts = [" ".join(["Accuracy on the test split, %.", *_departures(results)])]
+    if frame.map(lambda cell: "±" in cell).to_numpy().any():
+        parts[0] += " ±: 95 % interval of the mean over seeds (Student's t)."
+    for protocol in get_args(ProtocolName):
+        names = [str(c) for c in COLUMNS if c.protocol == protocol]
+        part = frame[names].rename(columns=lambda name: name.split(" ", 1)[1])
+        parts.append(f"protocol={protocol}\n\n{to_markdown(part)}")
+    commands = missing_commands(results)
+    if commands:
+        parts.append("To fill the empty cells:\n\n" + "\n".join(f"    {command}" for command in commands))
+    return "\n\n".join(parts) + "\n"
+
+
+def _departures(results: Sequence[Result]) -> list[str]:
+    """A sentence for each way in which results were not made with their protocol's own numbers."""
+    found: set[str] = set()
+    for result in results:
+        usual = asdict(PaperProtocol() if result.protocol == "paper" else SearchProtocol())
+        for key, value in result.settings.items():
+            usually = list(usual[key]) if isinstance(usual.get(key), tuple) else usual.get(key)
+            if value != usually:
+                found.add(f"{NAMES[result.mode].capitalize()}, {result.protocol}: {key}={value}, usually {usually}.")
+    return sorted(found)
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    """A table of text as Markdown that is also aligned to the eye: names to the left, numbers to the right."""
+    head = [str(frame.index.name or ""), *map(str, frame.columns)]
+    lines = [head, *([str(name), *map(str, row)] for name, row in zip(frame.index, frame.to_numpy(), strict=True))]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
+
+
+def _cells(results: Sequence[Result]) -> Cells:
+    """Results by task and column; refuses a task whose results come from different splits."""
+    cells: dict[tuple[str, Column], list[Result]] = {}
+    splits: dict[str, str] = {}
+    for result in results:
+        if splits.setdefault(result.task, result.split_hash) != result.split_hash:
+            raise DecarError(
+                f"task {result.task}: results on two different splits ({splits[result.task][:8]}, "
+                f"{result.split_hash[:8]}) do not compare; give table2 the runs of one of them"
+            )
+        cells.setdefault((result.task, Column(result.protocol, result.encoder, result.mode)), []).append(result)
+    return cells
+
+
+def _shared_tasks(cells: Cells, tasks: Sequence[str]) -> Iterator[list[str]]:
+    """For frozen, then fine-tuned columns: the tasks that all of those with any result have; each list once."""
+    seen: list[list[str]] = []
+    for mode in get_args(Mode):
+        filled = [c for c in COLUMNS if c.mode == mode and any((task, c) in cells for task in tasks)]
+        shared = [task for task in tasks if filled and all((task, c) in cells for c in filled)]
+        if shared and shared not in seen:
+            seen.append(shared)
+            yield shared
+
+
+def _mean(cells: Cells, tasks: Sequence[str], column: Column) -> str:
+    """Mean of a column over some tasks, with an interval when every task was judged by the same seeds and encoders."""
+    if any((task, column) not in cells for task in tasks):
+        return ""
+    runs = [{(r.seed, r.encoder_hash): r.value for r in cells[task, column]} for task in tasks]
+    if all(run.keys() == runs[0].keys() for run in runs):
+        return _text([float(np.mean([run[key] for run in runs])) for key in runs[0]])
+    return _text([float(np.mean([np.mean(_values(cells[task, column])) for task in tasks]))])
+
+
+def _values(results: Sequence[Result]) -> NDArray[np.float64]:
+    return np.asarray([result.value for result in results], np.float64)
+
+
+def _text(values: Sequence[float] | NDArray[np.float64]) -> str:
+    if not len(values):
+        return EMPTY
+    mean, half = interval(list(values))
+    return f"{100 * mean:.1f}" if np.isnan(half) else f"{100 * mean:.1f} ± {100 * half:.1f}"
+
+
+def _quoted(bundle: str) -> str:
+    """A bundle as it has to be typed in a shell: Hydra wants its own quotes around odd characters."""
+    plain = all(letter.isalnum() or letter in "/._-" for letter in bundle)
+    return bundle if plain else f"\"'{bundle}'\""

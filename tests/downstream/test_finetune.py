@@ -1,0 +1,150 @@
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decar.audio import LogMelStore
+from decar.downstream import finetune
+from decar.downstream.datamodule import TaskData
+from decar.downstream.finetune import FineTuner, fit_finetune
+from decar.downstream.outcome import Outcome
+from decar.downstream.protocol import PaperProtocol, Protocol, SearchProtocol
+from decar.downstream.task import Task
+from decar.models import Encoder
+from tests.downstream.helpers import TinyEncoder, make_task
+
+CPU = {"accelerator": "cpu", "max_epochs": 100}
+PAPER = PaperProtocol(lr=3e-3, batch_size=16, max_epochs=4)
+SEARCH = SearchProtocol(learning_rates=(1e-5, 1e-2), batch_size=16, max_epochs=3)
+Sounds = tuple[Task, LogMelStore]
+
+
+@pytest.fixture
+def sounds(make_store: Callable[..., LogMelStore]) -> Sounds:
+    split = np.repeat(["train", "valid", "test"], [36, 12, 12])
+    return make_task(np.arange(60) % 4, split), make_store([60, 98, 140] * 20)
+
+
+def run(sounds: Sounds, protocol: Protocol, seed: int = 0, encoder: TinyEncoder | None = None) -> Outcome:
+    return fit_finetune(encoder or TinyEncoder(), *sounds, protocol, seed, trainer_kwargs=CPU)  # type: ignore[arg-type]
+
+
+def test_learns_and_leaves_the_given_encoder_alone(sounds: Sounds) -> None:
+    encoder = TinyEncoder().eval()
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    outcome = run(sounds, replace(PAPER, max_epochs=12, lr=1e-2), encoder=encoder)
+    assert outcome.test_accuracy == 1.0  # the clips of a class share their spectrum
+    assert not encoder.training
+    assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
+
+
+def test_the_whole_network_learns_in_train_mode_though_it_came_in_eval_mode(
+    sounds: Sounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned: list[FineTuner] = []
+    test = finetune._test
+    monkeypatch.setattr(finetune, "_test", lambda t, *a: (tuned.append(t.module), test(t, *a))[1])
+    encoder = TinyEncoder().eval()
+    run(sounds, PAPER, encoder=encoder)
+    after = tuned[0].encoder
+    assert not torch.equal(after.conv.weight.cpu(), encoder.conv.weight)
+    assert not torch.equal(after.norm.running_mean.cpu(), encoder.norm.running_mean)
+
+
+@pytest.mark.parametrize("protocol", [PAPER, SEARCH], ids=lambda p: p.name)
+def test_same_seed_same_numbers_and_global_generator_untouched(sounds: Sounds, protocol: Protocol) -> None:
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    first = run(sounds, protocol)
+    assert torch.equal(state, torch.random.get_rng_state())
+    torch.manual_seed(2)
+    second = run(sounds, protocol)
+    assert first.history == second.history
+    assert first.chosen == second.chosen
+    assert np.array_equal(first.test_confusion, second.test_confusion)
+    assert run(sounds, replace(protocol, max_epochs=2), seed=1).history != first.history[:2]
+
+
+@pytest.mark.parametrize("protocol", [PAPER, SEARCH], ids=lambda p: p.name)
+def test_test_labels_take_no_part_and_are_read_once(
+    sounds: Sounds, protocol: Protocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    for name in ("val_dataloader", "test_dataloader"):
+        make = getattr(TaskData, name)
+        monkeypatch.setattr(TaskData, name, lambda self, name=name, make=make: (reads.append(name), make(self))[1])
+    task, store = sounds
+    plain = run(sounds, protocol)
+    tried = 1 if protocol is PAPER else 2
+    assert reads == ["val_dataloader"] * tried + ["test_dataloader"]
+    y = task.y.copy()
+    y[task.indices("test")] = (y[task.indices("test")] + 1) % 4
+    other = run((replace(task, y=y), store), protocol)
+    assert other.history == plain.history
+    assert other.chosen == plain.chosen
+    assert other.valid_accuracy == plain.valid_accuracy
+    assert other.test_accuracy != plain.test_accuracy
+
+
+@pytest.fixture
+def hard(sounds: Sounds) -> Sounds:
+    """Classes drawn by lot: every epoch answers otherwise."""
+    return replace(sounds[0], y=np.random.default_rng(3).integers(0, 4, 60)), sounds[1]
+
+
+def test_first_best_epoch_is_put_back(hard: Sounds) -> None:
+    protocol = replace(PAPER, max_epochs=10, lr=1e-2)
+    outcome = run(hard, protocol)
+    scores = [entry["valid_accuracy"] for entry in outcome.history]
+    first = scores.index(max(scores))
+    assert outcome.chosen["epoch"] == first
+    assert 0 < first < 9  # else the next lines say nothing
+    assert outcome.valid_accuracy == max(scores)
+    cuts = [run(hard, replace(protocol, max_epochs=n + 1)) for n in range(first + 1)]
+    assert np.array_equal(cuts[first].test_confusion, outcome.test_confusion)
+    assert not np.array_equal(cuts[first - 1].test_confusion, outcome.test_confusion)
+
+
+def test_each_epoch_of_validation_is_counted_by_itself(hard: Sounds) -> None:
+    scores = [12 * entry["valid_accuracy"] for entry in run(hard, replace(PAPER, max_epochs=8, lr=1e-2)).history]
+    assert len(set(scores)) > 2
+    assert scores == pytest.approx([round(score) for score in scores])
+
+
+def test_search_tries_each_rate_from_the_same_weights_and_keeps_the_best(sounds: Sounds) -> None:
+    outcome = run(sounds, SEARCH)
+    parts = [run(sounds, PaperProtocol(lr=lr, batch_size=16, max_epochs=3)) for lr in SEARCH.learning_rates]
+    assert outcome.history == parts[0].history + parts[1].history
+    best = max(parts, key=lambda part: part.valid_accuracy)
+    assert outcome.chosen == best.chosen
+    assert np.array_equal(outcome.test_confusion, best.test_confusion)
+
+
+def test_nothing_is_written(sounds: Sounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(sounds, PAPER)
+    assert os.listdir(tmp_path) == []
+
+
+def test_epochs_differ_in_training(sounds: Sounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning does tell the sampler which epoch it is."""
+    seen: list[list[int]] = []
+    step = FineTuner.training_step
+    monkeypatch.setattr(
+        FineTuner, "training_step", lambda self, b, i: (seen.append(b[1].tolist()), step(self, b, i))[1]
+    )
+    run(sounds, replace(PAPER, max_epochs=3))
+    task_classes = [i % 4 for i in range(36)]
+    epochs = [seen[i : i + 3] for i in range(0, 9, 3)]
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert all(sorted(chain(*e)) == sorted(task_classes) for e in epochs)
+
+
+def test_a_real_network(sounds: Sounds, small_encoder: Encoder) -> None:
+    outcome = fit_finetune(small_encoder, *sounds, replace(PAPER, max_epochs=1), 0, trainer_kwargs=CPU)
+    assert outcome.test_confusion.sum() == 12

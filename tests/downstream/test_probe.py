@@ -1,0 +1,198 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from decar.downstream import probe
+from decar.downstream.outcome import accuracy, confusion_matrix
+from decar.downstream.probe import fit_frozen, standardiser
+from decar.downstream.protocol import PaperProtocol, SearchProtocol
+from decar.downstream.task import Task
+from decar.errors import TaskError
+from tests.downstream.helpers import blob_task, make_task
+
+PROTOCOLS = [PaperProtocol(lr=0.02, max_epochs=15), SearchProtocol(strengths=(0.01, 0.1, 1.0, 10.0))]
+both = pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: p.name)
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two outcomes are equal to the last bit."""
+    return all(np.array_equal(va, vb) if k == "test_confusion" else va == vb for (k, va), vb in zip(vars(a).items(), vars(b).values(), strict=True))  # fmt: skip # noqa: E501
+
+
+@both
+def test_separable_blobs_are_told_apart(protocol: PaperProtocol | SearchProtocol) -> None:
+    x, task = blob_task(noise=0.05)
+    outcome = fit_frozen(x, task, replace(protocol, max_epochs=50), seed=0)
+    assert outcome.test_accuracy > 0.9
+    assert outcome.test_confusion.shape == (3, 3)
+    truth = np.bincount(task.y[task.indices("test")])
+    assert (outcome.test_confusion.sum(1) == truth).all()
+    assert accuracy(outcome.test_confusion) == outcome.test_accuracy
+
+
+@both
+def test_same_seed_same_numbers(protocol: PaperProtocol | SearchProtocol) -> None:
+    x, task = blob_task()
+    before = torch.random.get_rng_state()
+    assert same(fit_frozen(x, task, protocol, seed=3), fit_frozen(x, task, protocol, seed=3))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_paper_seed_matters() -> None:
+    x, task = blob_task()
+    assert not same(fit_frozen(x, task, PROTOCOLS[0], seed=3), fit_frozen(x, task, PROTOCOLS[0], seed=4))
+
+
+@both
+def test_test_split_takes_no_part_in_fitting_or_choosing(protocol: PaperProtocol | SearchProtocol) -> None:
+    x, task = blob_task(noise=2.0)
+    plain = fit_frozen(x, task, protocol, seed=0)
+    test = task.indices("test")
+    for scramble in range(5):
+        rng = np.random.default_rng(scramble)
+        y, x2 = task.y.copy(), x.copy()
+        y[test] = rng.permutation(y[test])
+        x2[test] = 100 * rng.normal(size=x2[test].shape)
+        other = fit_frozen(x2, replace(task, y=y), protocol, seed=0)
+        assert other.chosen == plain.chosen
+        assert other.history == plain.history
+        assert other.valid_accuracy == plain.valid_accuracy
+    assert other.test_accuracy != plain.test_accuracy
+
+
+@both
+def test_test_split_is_read_once_and_last(
+    protocol: PaperProtocol | SearchProtocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    class Watched(Task):
+        def indices(self, name: str) -> np.ndarray:
+            events.append(name)
+            return super().indices(name)
+
+    for name in ("_fit_adam", "_fit_search"):
+        fit = getattr(probe, name)
+        monkeypatch.setattr(probe, name, lambda *a, fit=fit: (fit(*a), events.append("chosen"))[0])
+    x, task = blob_task()
+    fit_frozen(x, Watched(**vars(task)), protocol, seed=0)
+    assert events == ["train", "valid", "chosen", "test"]
+
+
+@both
+def test_choosing_on_validation_differs_from_choosing_on_test(protocol: PaperProtocol | SearchProtocol) -> None:
+    """Selection does look at validation: other validation labels, another choice."""
+    x, task = blob_task(noise=2.0)
+    valid, choices = task.indices("valid"), set()
+    for scramble in range(12):
+        y = task.y.copy()
+        y[valid] = np.random.default_rng(scramble).permutation(y[valid])
+        choices.add(str(fit_frozen(x, replace(task, y=y), protocol, seed=0).chosen))
+    assert len(choices) > 1
+
+
+def test_search_equals_a_plain_reference() -> None:
+    x, task = blob_task(noise=1.5)
+    protocol = SearchProtocol()
+    part = {
+        name: (x[task.indices(name)].astype(float), task.y[task.indices(name)]) for name in ("train", "valid", "test")
+    }
+    scores = []
+    for strength in protocol.strengths:
+        scaler = StandardScaler().fit(part["train"][0])
+        model = LogisticRegression(C=strength, max_iter=1000).fit(scaler.transform(part["train"][0]), part["train"][1])
+        scores.append(model.score(scaler.transform(part["valid"][0]), part["valid"][1]))
+    best = protocol.strengths[int(np.argmax(scores))]
+    both_x, both_y = (np.concatenate([part["train"][i], part["valid"][i]]) for i in (0, 1))
+    scaler = StandardScaler().fit(both_x)
+    model = LogisticRegression(C=best, max_iter=1000).fit(scaler.transform(both_x), both_y)
+    outcome = fit_frozen(x, task, protocol, seed=0)
+    assert outcome.chosen == {"C": best}
+    assert outcome.valid_accuracy == max(scores)
+    assert outcome.test_accuracy == pytest.approx(model.score(scaler.transform(part["test"][0]), part["test"][1]))
+
+
+def test_more_dimensions_than_clips_equals_the_fit_in_all_dimensions() -> None:
+    x, task = blob_task(dim=200, noise=3.0)
+    x[:, 3] = 7.0
+    train = task.indices("train")
+    for strength in (1e-3, 1.0, 100.0):
+        classify = probe._fit_logistic(x[train], task.y[train], strength)
+        scaler = StandardScaler().fit(x[train])
+        model = LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(scaler.transform(x[train]), task.y[train])
+        assert (classify(x) == model.predict(scaler.transform(x))).all()
+
+
+def test_embeddings_that_say_nothing_give_the_largest_class() -> None:
+    task = make_task([0, 1, 1] * 8, ["train"] * 12 + ["valid"] * 6 + ["test"] * 6)
+    outcome = fit_frozen(np.ones((24, 50), np.float32), task, SearchProtocol(), seed=0)
+    assert outcome.test_accuracy == pytest.approx(2 / 3)
+
+
+def test_search_takes_the_smallest_of_equally_good_strengths() -> None:
+    x, task = blob_task(noise=0.01)
+    outcome = fit_frozen(x, task, SearchProtocol(strengths=(100.0, 1.0, 10.0)), seed=0)
+    assert outcome.valid_accuracy == 1.0
+    assert outcome.chosen == {"C": 1.0}
+
+
+def test_paper_takes_the_first_best_epoch_and_raw_embeddings() -> None:
+    x, task = blob_task(noise=0.5)
+    outcome = fit_frozen(x, task, PaperProtocol(max_epochs=30, lr=0.01), seed=0)
+    scores = [entry["valid_accuracy"] for entry in outcome.history]
+    assert len(scores) == 30
+    assert outcome.chosen["epoch"] == scores.index(max(scores))
+    assert outcome.valid_accuracy == max(scores)
+    cut = fit_frozen(x, task, PaperProtocol(max_epochs=int(outcome.chosen["epoch"]) + 1, lr=0.01), seed=0)
+    assert np.array_equal(cut.test_confusion, outcome.test_confusion)  # the weights are those of that epoch
+    tiny = fit_frozen(1e-4 * x, task, PaperProtocol(max_epochs=30, lr=0.01), seed=0)
+    assert tiny.valid_accuracy < outcome.valid_accuracy  # nobody standardised them
+
+
+def test_search_does_not_mind_scale_shift_or_dead_columns() -> None:
+    x, task = blob_task(noise=1.5)
+    dead = np.full((len(x), 1), 1.1, np.float32)
+    dead[task.indices("test")] = 1e6  # a unit that wakes up on test clips must not decide
+    plain = fit_frozen(x, task, SearchProtocol(), seed=0)
+    moved = fit_frozen(np.hstack([1e-3 * x + 5e-3, dead]), task, SearchProtocol(), seed=0)
+    assert moved.chosen == plain.chosen
+    assert np.array_equal(moved.test_confusion, plain.test_confusion)
+
+
+def test_standardiser() -> None:
+    x = np.random.default_rng(0).normal(3, 4, (50, 5)).astype(np.float32)
+    x[:, 2] = 0.1
+    mean, scale = standardiser(x)
+    z = (x - mean) * scale
+    assert np.allclose(z.mean(0), 0, atol=1e-6)
+    assert np.allclose(z.std(0), [1, 1, 0, 1, 1])
+    assert scale[2] == 0
+
+
+def test_classes_without_training_clips_or_test_clips_do_not_hurt() -> None:
+    task = make_task([0, 1, 2] * 4, ["train"] * 6 + ["valid"] * 3 + ["test"] * 3)
+    task = replace(task, y=np.where(task.split == "train", task.y % 2, task.y))
+    x = np.eye(3, dtype=np.float32)[[0, 1, 2] * 4]
+    for protocol in PROTOCOLS:
+        assert fit_frozen(x, task, protocol, seed=0).test_confusion.shape == (3, 3)
+
+
+def test_bad_embeddings_are_refused() -> None:
+    x, task = blob_task()
+    x[7, 2] = np.nan
+    with pytest.raises(TaskError, match=r"1 embeddings are not finite, first: clip7\.wav"):
+        fit_frozen(x, task, SearchProtocol(), seed=0)
+    with pytest.raises(TaskError, match="89 embeddings for 90 clips"):
+        fit_frozen(x[:-1], task, SearchProtocol(), seed=0)
+
+
+def test_confusion_matrix_has_truth_in_rows() -> None:
+    assert confusion_matrix(np.array([0, 0, 2, 2]), np.array([0, 1, 2, 0]), 3).tolist() == [
+        [1, 1, 0],
+        [0, 0, 0],
+        [1, 0, 1],
+    ]

@@ -1,0 +1,156 @@
+import logging
+from collections import Counter
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from decar.downstream.task import TaskSpec, drop_unreadable, load_task
+from decar.errors import TaskError
+
+MINI = str(files("decar") / "data" / "mini" / "metadata.csv")
+BUNDLED = {
+    "instrument_family": ("instrument_family", 484, 11), "percussion": ("drum_class", 314, 8),
+    "speaker": ("speaker", 350, 6), "mandarin_tone": ("tone", 296, 4), "event": ("event", 412, 15),
+    "kind": ("kind", 1991, 5), "language": ("language", 350, 5), "instrument_seen": ("instrument_family", 484, 11),
+}  # fmt: skip
+
+
+def write(folder: Path, **columns: list[object]) -> str:
+    n = len(next(iter(columns.values())))
+    table = pd.DataFrame({"path": [f"{i}.wav" for i in range(n)], **columns})
+    table.to_csv(folder / "table.csv", index=False)
+    return str(folder / "table.csv")
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_tasks_load_as_their_columns_say(name: str) -> None:
+    label, n, n_classes = BUNDLED[name]
+    task = load_task(TaskSpec(name, label, MINI, f"split_{name}", path_column="file"))
+    table = pd.read_csv(MINI, dtype=str, keep_default_na=False)
+    assert len(task) == n
+    assert len(task.classes) == n_classes
+    assert sum(task.counts().values()) == n
+    wanted = table.iloc[task.rows]
+    assert (wanted[label].to_numpy() == np.asarray(task.classes)[task.y]).all()
+    assert (wanted[f"split_{name}"].to_numpy() == task.split).all()
+    assert (wanted["file"].to_numpy() == task.manifest.table["path"].to_numpy()).all()
+    assert (table[f"split_{name}"] != "").sum() == n
+
+
+def test_rows_without_label_or_split_are_left_out_and_val_is_valid(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        label=["b", "a", "", "a", "b", "a", "b", "x"],
+        split=["train", "Train", "train", "val", "dev", "test", "test", ""],
+    )
+    task = load_task(TaskSpec("t", "label", path))
+    assert task.rows.tolist() == [0, 1, 3, 4, 5, 6]
+    assert task.classes == ["a", "b"]
+    assert task.y.tolist() == [1, 0, 0, 1, 0, 1]
+    assert task.split.tolist() == ["train", "train", "valid", "valid", "test", "test"]
+
+
+def test_folder_with_splits_and_without(sound_folder: Path, tmp_path: Path) -> None:
+    plain = load_task(TaskSpec("folder", "label", str(sound_folder)))
+    assert plain.classes == ["high", "low", "noise"]
+    assert plain.counts() == {"train": 6, "valid": 3, "test": 3}
+    assert sorted(zip(plain.split, plain.y, strict=True)) == sorted(
+        zip(["train"] * 6 + ["valid"] * 3 + ["test"] * 3, [0, 0, 1, 1, 2, 2, 0, 1, 2, 0, 1, 2], strict=True)
+    )
+    for i, split in enumerate(["train", "train", "validation", "test"]):
+        for label in ("low", "high"):
+            target = tmp_path / "split" / split / label / f"{i}.wav"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((sound_folder / "low" / "0.wav").read_bytes())
+    divided = load_task(TaskSpec("folder", "label", str(tmp_path / "split"), split=None))
+    assert divided.counts() == {"train": 4, "valid": 2, "test": 2}
+
+
+def test_drawn_split_is_stratified_seeded_and_keeps_files_whole(tmp_path: Path) -> None:
+    paths = [f"{i // 2}.wav" for i in range(400)]  # two stretches of each file
+    table = pd.DataFrame({"path": paths, "start": [0.0, 1.0] * 200, "label": np.repeat(["a", "b"], [300, 100])})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    spec = TaskSpec("t", "label", str(tmp_path / "t.csv"), split=None)
+    task, again = load_task(spec), load_task(spec)
+    other = load_task(replace(spec, split_seed=1))
+    assert Counter(zip(task.split.tolist(), task.y.tolist(), strict=True)) == {
+        ("train", 0): 210, ("valid", 0): 30, ("test", 0): 60, ("train", 1): 70, ("valid", 1): 10, ("test", 1): 20,
+    }  # fmt: skip
+    assert (task.split == again.split).all()
+    assert (task.split != other.split).any()
+    assert all(task.split[0::2] == task.split[1::2])
+    assert task.hash() == again.hash() != other.hash()
+
+
+def test_missing_validation_comes_out_of_train_only(tmp_path: Path) -> None:
+    path = write(tmp_path, label=["a", "b"] * 100, split=["train"] * 160 + ["test"] * 40)
+    task = load_task(TaskSpec("t", "label", path))
+    assert task.counts() == {"train": 136, "valid": 24, "test": 40}
+    assert Counter(task.y[task.indices("valid")].tolist()) == {0: 12, 1: 12}
+    assert (task.split[160:] == "test").all()
+
+
+def test_hash_sees_label_split_and_stretch_and_nothing_else(tmp_path: Path) -> None:
+    base = {"label": ["a", "b"] * 3, "split": ["train"] * 2 + ["valid"] * 2 + ["test"] * 2, "start": [0.0] * 6}
+    spec = TaskSpec("t", "label", write(tmp_path, **base))
+    first = load_task(spec).hash()
+    write(tmp_path, **base, other=list("abcdef"))
+    assert load_task(spec).hash() == first
+    for column, value in (("label", "a"), ("split", "test"), ("start", 0.5)):
+        changed = {**base, column: [*base[column][:3], value, *base[column][4:]]}
+        write(tmp_path, **changed)
+        assert load_task(spec).hash() != first, column
+
+
+GOOD = {"label": ["a", "b", "a", "b", "a", "b"], "split": ["train", "train", "valid", "valid", "test", "test"]}
+
+
+@pytest.mark.parametrize(
+    ("columns", "changes", "words"),
+    [
+        (GOOD, {"label": "labl"}, "no label column 'labl'.*columns: path, label, split"),
+        (GOOD, {"split": "fold"}, "no split column 'fold'.*columns: path, label, split"),
+        ({**GOOD, "split": ["train", "train", "valid", "fold3", "test", "x"]}, {}, "unknown values 'fold3', 'x'"),
+        ({**GOOD, "label": ["a", "b", "a", "b", "a", "c"]}, {}, "no training clip of class 'c'"),
+        ({**GOOD, "split": ["train"] * 4 + ["valid"] * 2}, {}, "no test clips .found 4 train, 2 valid, 0 test"),
+        ({**GOOD, "split": ["valid"] * 4 + ["test"] * 2}, {}, "no train clips"),
+        ({**GOOD, "label": ["a"] * 6}, {}, "one class only .'a'"),
+        ({**GOOD, "label": [""] * 6}, {}, "no clip of .* has a value in 'label'"),
+        (GOOD, {"path": None}, "no source given; set task.path"),
+    ],
+)
+def test_errors_say_what_was_found_in_one_line(tmp_path: Path, columns: dict, changes: dict, words: str) -> None:
+    spec = replace(TaskSpec("mine", "label", write(tmp_path, **columns)), **changes)
+    with pytest.raises(TaskError, match=f"task mine.*{words}") as caught:
+        load_task(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_clips_are_dropped_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, label=["a", "b"] * 6, split=["train"] * 4 + ["valid"] * 4 + ["test"] * 4)
+    task = load_task(TaskSpec("t", "label", path))
+    lengths = np.full(12, 98)
+    assert drop_unreadable(task, lengths) is task
+    lengths[[0, 8, 9]] = 0
+    with caplog.at_level(logging.WARNING):
+        left = drop_unreadable(task, lengths)
+    assert left.dropped == {"train": 1, "valid": 0, "test": 2}
+    assert left.rows.tolist() == [1, 2, 3, 4, 5, 6, 7, 10, 11]
+    assert left.manifest.table["path"].tolist() == [f"{i}.wav" for i in left.rows]
+    assert (left.y == task.y[left.rows]).all()
+    assert (left.split == task.split[left.rows]).all()
+    assert left.hash() != task.hash()
+    assert "1 of 4 train, 2 of 4 test" in caplog.text
+    assert "0.wav" in caplog.text
+
+
+def test_a_split_lost_to_unreadable_clips_is_an_error(tmp_path: Path) -> None:
+    task = load_task(TaskSpec("t", "label", write(tmp_path, **GOOD)))
+    with pytest.raises(TaskError, match=r"no valid clips .found 2 train, 0 valid, 2 test, 2 unreadable"):
+        drop_unreadable(task, np.array([98, 98, 0, 0, 98, 98]))
+    with pytest.raises(TaskError, match="all of one class"):
+        drop_unreadable(task, np.array([98, 0, 98, 98, 98, 98]))
