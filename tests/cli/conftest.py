@@ -1,0 +1,3 @@
+from tests.cli.helpers import decar, evaluate, train
+
+__all__ = ["decar", "evaluate", "train"]

@@ -1,0 +1,143 @@
+"""Every YAML is composed; the paper's numbers are the paper's; what is typed in the README exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from decar.cli.config import cache_home, conf_dir, register_resolvers, wandb_offline
+
+CONF = conf_dir()
+GROUPS = {
+    "train": ["data", "frontend", "encoder", "projection", "clusterer", "sampler", "augment", "optimizer", "trainer",
+              "callbacks", "logger", "experiment", "debug"],
+    "eval": ["frontend", "encoder", "task", "mode", "protocol", "trainer"],
+}  # fmt: skip
+CHOICES = [
+    (root, group, path.stem)
+    for root, groups in GROUPS.items()
+    for group in groups
+    for path in sorted((CONF / group).glob("*.yaml"))
+]
+NEEDED = {"folder": ["data.root=/sounds"], "csv": ["data.path=/a.csv"], "parquet": ["data.path=/a.parquet"]}
+
+
+@pytest.fixture(autouse=True)
+def _resolvers():
+    register_resolvers()
+    GlobalHydra.instance().clear()
+
+
+def composed(root: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(root, overrides=list(overrides), return_hydra_config=True)
+    OmegaConf.set_struct(cfg, False)
+    cfg.hydra.runtime.output_dir = "/out"  # Hydra's own, at run time
+    cfg.hydra.runtime.choices = {**cfg.hydra.runtime.choices}
+    from hydra.core.hydra_config import HydraConfig
+
+    HydraConfig.instance().set_config(cfg)
+    del cfg["hydra"]
+    OmegaConf.set_struct(cfg, True)
+    return cfg
+
+
+@pytest.mark.parametrize(("root", "group", "choice"), CHOICES, ids=lambda value: str(value))
+def test_every_choice_composes_and_resolves(root, group, choice):
+    extra = NEEDED.get(choice, []) if group == "data" else []
+    cfg = composed(root, f"{group}={choice}", *extra)
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert OmegaConf.is_struct(cfg)
+
+
+def test_no_key_shares_its_name_with_another_folder():
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()}
+    for root, groups in GROUPS.items():
+        keys = set(composed(root)) - set(groups)
+        assert not (keys & folders), keys & folders
+
+
+def test_the_papers_setting_is_in_full():
+    cfg = composed("train", "experiment=paper")
+    assert (cfg.k, cfg.loader.batch_size, cfg.trainer.max_epochs, cfg.callbacks.stop.patience) == (512, 64, 100, 10)
+    assert (cfg.encoder.name, cfg.encoder.pool, cfg.projection.kind, cfg.projection.out) == (
+        "efficientnet_b0", "max", "paper", 512,
+    )  # fmt: skip
+    assert (cfg.clusterer.k, cfg.clusterer.n_iter, cfg.labels.dim, len(cfg.labels.clusterers)) == (512, 20, 128, 1)
+    optimizer = cfg.optimizer
+    assert (optimizer._target_, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (
+        "torch.optim.SGD", 0.05, 0.9, 1e-5,
+    )  # fmt: skip
+    assert cfg.head_optimizer == {"momentum": 0.0}
+    assert (cfg.schedule, cfg.sampler.draws_per_clip, cfg.loader.crop_frames) == ("constant", 1.0, 98)
+    assert (cfg.augment.n_freq_masks, cfg.augment.freq_width, cfg.augment.n_time_masks, cfg.augment.time_width) == (
+        2,
+        30,
+        2,
+        40,
+    )
+    front = cfg.frontend
+    assert (front.n_fft, front.win_length, front.hop_length, front.n_mels, front.f_min, front.f_max) == (
+        1024, 400, 160, 64, 60.0, 7800.0,
+    )  # fmt: skip
+    pic = composed("train", "experiment=paper", "clusterer=pic").clusterer
+    assert (pic.n_neighbors, pic.sigma, pic.alpha, pic.n_iter) == (5, 0.2, 0.001, 200)
+
+
+def test_k_reaches_kmeans_and_presets_do_not_leak_into_pic():
+    assert composed("train", "k=33").labels.clusterers[0].k == 33
+    assert "k" not in composed("train", "clusterer=pic", "k=33").labels.clusterers[0]
+
+
+def test_several_loggers_at_once():
+    cfg = composed("train", "logger=[csv,wandb,tensorboard]")
+    assert set(cfg.logger) == {"csv", "wandb", "tensorboard"}
+
+
+def test_what_yaml_names_can_be_built():
+    cfg = composed("train", "logger=[csv,tensorboard]")
+    for node in (cfg.frontend, cfg.augment, cfg.clusterer, *cfg.logger.values(), *cfg.callbacks.values()):
+        instantiate(node)
+    assert len(instantiate(cfg.labels, _convert_="all").clusterers) == 1
+    assert instantiate(cfg.optimizer).keywords["lr"] > 0
+
+
+def test_wandb_is_offline_unless_somebody_is_logged_in(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert wandb_offline()
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password 0123\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert not wandb_offline()
+    (tmp_path / ".netrc").unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "0123")
+    assert not wandb_offline()
+
+
+def test_the_cache_can_be_moved(monkeypatch):
+    monkeypatch.setenv("DECAR_CACHE", "/elsewhere")
+    assert cache_home() == "/elsewhere"
+    monkeypatch.delenv("DECAR_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_home() == "/xdg/decar"
+
+
+def test_the_bundled_tasks_are_eight_and_two_of_your_own():
+    names = {path.stem for path in (CONF / "task").glob("*.yaml")}
+    assert len(names - {"csv", "folder"}) == 8
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^python (?:train|eval)\.py .*$", Path(CONF.parent / "README.md").read_text(), re.M)
+)
+def test_commands_of_the_readme_compose(command):
+    import shlex
+
+    _, script, *words = shlex.split(command, comments=True)
+    overrides = [re.sub(r"^([\w.]+)=glob\(\*\)$", r"\1=speaker", word) for word in words if word != "-m"]
+    first = [re.sub(r"=([^,\[\]]+),.*", r"=\1", word) for word in overrides if not word.startswith("hydra.")]
+    composed(script.removesuffix(".py"), *first)

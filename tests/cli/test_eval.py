@@ -1,0 +1,88 @@
+"""Judging through the command line, from the bundle of a real run to the table."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from decar.models import Encoder, save_bundle
+from tests.conftest import SMALL
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return save_bundle(Encoder(SMALL, seed=5), tmp_path / "run" / "encoder.safetensors")
+
+
+def results(folder):
+    return [json.loads(path.read_text()) for path in sorted(folder.rglob("result.json"))]
+
+
+def test_from_a_folder_per_class_to_the_table(evaluate, decar, sound_folder, bundle, tmp_path):
+    sweep = tmp_path / "cells"
+    common = ["task=folder", f"task.path={sound_folder}", f"encoder.name={SMALL}", "trainer=cpu"]
+    frozen = evaluate(
+        "-m", *common, f"bundle=random,logmel,{bundle.parent}", "protocol=paper,search", f"hydra.sweep.dir={sweep}"
+    )
+    assert frozen.code == 0, frozen.err
+    tuned = evaluate(
+        *common, "mode=finetune", "protocol=paper", "protocol.max_epochs=2", f"bundle={bundle}",
+        f"hydra.run.dir={tmp_path / 'cells' / 'tuned'}",
+    )  # fmt: skip
+    assert tuned.code == 0, tuned.err
+    found = results(sweep)
+    assert len(found) == 7
+    assert {(r["encoder"], r["mode"], r["protocol"]) for r in found} == {
+        ("random", "frozen", "paper"), ("random", "frozen", "search"), ("logmel", "frozen", "paper"),
+        ("logmel", "frozen", "search"), ("decar", "frozen", "paper"), ("decar", "frozen", "search"),
+        ("decar", "finetune", "paper"),
+    }  # fmt: skip
+    for result in found:
+        confusion = np.array(result["confusion"])
+        assert result["value"] == pytest.approx(np.trace(confusion) / confusion.sum())
+        assert confusion.sum() == result["n_test"]
+    table = decar("table2", str(sweep), "--csv", str(tmp_path / "table.csv"))
+    assert table.code == 0, table.err
+    for result in found:
+        assert f"{100 * result['value']:.1f}" in table.out
+    assert "python eval.py task=folder" in table.out  # the empty cells
+    assert len(pd.read_csv(tmp_path / "table.csv")) >= 1
+
+
+def test_the_same_seed_gives_the_same_cell(evaluate, sound_folder, bundle, tmp_path):
+    for name in ("a", "b"):
+        for mode in ("frozen", "finetune"):
+            outcome = evaluate(
+                "task=folder", f"task.path={sound_folder}", f"bundle={bundle}", f"mode={mode}", "protocol=paper",
+                "protocol.max_epochs=2", "trainer=cpu", f"hydra.run.dir={tmp_path / name / mode}",
+            )  # fmt: skip
+            assert outcome.code == 0, outcome.err
+    for one, other in zip(results(tmp_path / "a"), results(tmp_path / "b"), strict=True):
+        one.pop("seconds"), other.pop("seconds")
+        assert one == other
+
+
+def test_your_own_csv(evaluate, sound_folder, tmp_path):
+    files = sorted(path.relative_to(sound_folder) for path in sound_folder.rglob("*.wav"))
+    table = pd.DataFrame({"where": files, "what": [path.parent.name for path in files]})
+    table.to_csv(tmp_path / "mine.csv", index=False)
+    outcome = evaluate(
+        "task=csv", f"task.path={tmp_path / 'mine.csv'}", f"task.root={sound_folder}", "task.path_column=where",
+        "task.label=what", "task.split=null", "bundle=logmel", f"hydra.run.dir={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    [result] = results(tmp_path / "out")
+    assert result["task"] == "what"
+    assert result["classes"] == ["high", "low", "noise"]
+    assert result["value"] == 1.0  # three kinds of sound that the mean spectrum tells apart
+
+
+def test_glob_takes_the_eight_bundled_tasks(evaluate, decar, tmp_path):
+    outcome = evaluate("-m", "task=glob(*)", "mode=frozen", "bundle=logmel", "protocol=paper", "protocol.max_epochs=1",
+                       f"hydra.sweep.dir={tmp_path / 'cells'}")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    found = results(tmp_path / "cells")
+    assert len(found) == 8
+    assert len({r["task"] for r in found}) == 8
+    assert "| mandarin_tone " in decar("table2", str(tmp_path / "cells")).out

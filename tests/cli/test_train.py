@@ -1,0 +1,175 @@
+"""Pre-training through the command line, on real files."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+import decar as decar_package
+
+BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
+FAST = ["debug=fast", "trainer=cpu", "k=3", "loader.batch_size=8", "sampler.draws_per_clip=2"]
+
+
+def metrics(run):
+    with open(run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def messy_folder(tmp_path):
+    """What people have: formats, rates and channels mixed, odd names, and files that are broken in five ways."""
+    root = tmp_path / "my sounds"
+    sources = sorted((BUNDLED / "audio").glob("spee_*.opus"))[:12]
+    targets = [
+        ("wav", 44100, 2), ("flac", 48000, 1), ("mp3", 22050, 2), ("ogg", 8000, 1), ("WAV", 16000, 1),
+        ("flac", 96000, 2), ("opus", 48000, 1), ("wav", 11025, 1), ("ogg", 44100, 2), ("mp3", 48000, 1),
+        ("wav", 16000, 6), ("flac", 16000, 1),
+    ]  # fmt: skip
+    for i, (source, (ending, rate, channels)) in enumerate(zip(sources, targets, strict=True)):
+        wave, _ = soundfile.read(source)
+        path = root / ("nested folder/Ümläute" if i % 2 else "日本語") / f"clip {i} ñ.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kind = {"opus": {"format": "OGG", "subtype": "OPUS"}}.get(ending, {})
+        soundfile.write(path, np.stack([wave] * channels, axis=1), rate, **kind)
+    (root / "zero.wav").touch()
+    (root / "text.wav").write_text("this is no sound\n" * 50)
+    whole = next(root.rglob("*clip 1 *.flac")).read_bytes()
+    (root / "cut.flac").write_bytes(whole[: len(whole) // 3])
+    soundfile.write(root / "blip.wav", np.full(48, 0.3), 16000)
+    soundfile.write(root / "silence.wav", np.zeros(16000), 16000)
+    return root
+
+
+def test_a_messy_folder_trains_on_the_good_and_names_the_bad(train, messy_folder, tmp_path):
+    outcome = train(*FAST, "data=folder", f"data.root={messy_folder}", f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.code == 0, outcome.err
+    run = tmp_path / "run"
+    bad = pd.read_csv(run / "bad_files.csv").set_index("path")["reason"]
+    reasons = {"zero.wav": "0 bytes", "text.wav": "not audio", "cut.flac": "truncated", "blip.wav": "too short",
+               "silence.wav": "silent"}  # fmt: skip
+    assert set(bad.index) == set(reasons)
+    log = (run / "train.log").read_text()
+    for name, reason in reasons.items():
+        assert reason in bad[name]
+        assert any(name in line and reason in line for line in log.splitlines()), name
+    assert "12 clips" in log
+    rows = metrics(run)
+    assert rows
+    assert all(math.isfinite(float(value)) for row in rows for value in row.values() if value)
+    encoder = decar_package.load_encoder(run)
+    assert all(torch.isfinite(weight).all() for weight in encoder.weights().values())
+    assert np.unique(pd.read_parquet(run / "clusters.parquet")["clip"]).size == 12
+
+
+def test_a_run_leaves_what_the_design_says(train, sound_folder, tmp_path):
+    run = tmp_path / "run"
+    assert train(*FAST, "data=folder", f"data.root={sound_folder}", f"hydra.run.dir={run}").code == 0
+    for name in ("config.yaml", "metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt", "encoder.safetensors"):
+        assert (run / name).is_file(), name
+    clusters = pd.read_parquet(run / "clusters.parquet")
+    assert list(clusters.columns) == ["clip", "epoch", "clustering", "pseudo_label"]
+    assert len(clusters) == 12 * 2  # clips x epochs
+    rows = metrics(run)
+    assert next(float(row["nmi"]) for row in rows if row["nmi"]) == 0.0
+    assert all(row["nmi"] for row in rows if row["loss_epoch"]), "NMI is logged every epoch"
+    assert not (run / "bad_files.csv").exists()
+    torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_resume_goes_on(train, sound_folder, tmp_path):
+    common = [*FAST, "data=folder", f"data.root={sound_folder}"]
+    for name in ("a", "b"):
+        assert train(*common, f"hydra.run.dir={tmp_path / name}", "trainer.max_epochs=3").code == 0
+    assert (tmp_path / "a" / "metrics.csv").read_text() == (tmp_path / "b" / "metrics.csv").read_text()
+    weights = decar_package.load_encoder(tmp_path / "a").hash()
+    assert decar_package.load_encoder(tmp_path / "b").hash() == weights
+
+    again = [*common, f"hydra.run.dir={tmp_path / 'c'}", "resume=auto"]
+    first = train(*again, "trainer.max_epochs=2")
+    assert "starting anew" in first.out + first.err
+    second = train(*again, "trainer.max_epochs=3")
+    assert "going on from" in second.out + second.err
+    assert decar_package.load_encoder(tmp_path / "c").hash() == weights
+    assert len(metrics(tmp_path / "c")) == len(metrics(tmp_path / "a")), "the metrics before the stop are kept"
+
+
+def test_a_sweep_over_clusterers_and_k(train, sound_folder, tmp_path):
+    outcome = train(
+        "-m", *FAST[:2], "loader.batch_size=8", "data=folder", f"data.root={sound_folder}",
+        "clusterer=kmeans,pic", "k=2,3",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "k is not used" in outcome.out + outcome.err
+    assert len(list((tmp_path / "sweep").glob("job*/encoder.safetensors"))) == 4
+
+
+def test_two_runs_in_one_process_equal_two_runs_in_two(train, sound_folder, tmp_path):
+    """Nothing of a job leaks into the next."""
+    common = [*FAST, "data=folder", f"data.root={sound_folder}"]
+    train("-m", *common, "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    train(*common, "seed=2", f"hydra.run.dir={tmp_path / 'alone'}")
+    assert (tmp_path / "sweep" / "job1" / "metrics.csv").read_text() == (tmp_path / "alone" / "metrics.csv").read_text()
+
+
+def test_wandb_offline_gets_config_and_metrics_one_run_a_job(train, sound_folder, tmp_path):
+    outcome = train(
+        "-m", *FAST, "data=folder", f"data.root={sound_folder}", "logger=[csv,wandb]", "seed=1,2",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    import wandb
+
+    wandb.teardown()  # its service writes the last records as it ends
+    runs = list((tmp_path / "sweep").glob("job*/wandb/offline-run-*/*.wandb"))
+    assert len(runs) == 2
+    for path in runs:
+        keys, config = read_wandb(path)
+        assert {"nmi", "loss_epoch", "pseudo_accuracy", "entropy"} <= keys
+        assert config["k"] == 3
+
+
+def read_wandb(path):
+    """Keys of the history and the config of a run file."""
+    from wandb.proto import wandb_internal_pb2
+
+    keys, config = set(), {}
+    for data in wandb_records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        keys |= {item.key or ".".join(item.nested_key) for item in record.history.item}
+        for update in (*record.run.config.update, *record.config.update):
+            config[update.key or ".".join(update.nested_key)] = json.loads(update.value_json)
+    return keys, config
+
+
+def wandb_records(data, block=32768):
+    """A .wandb file: 7 bytes, then a LevelDB log, blocks of 32 KiB, records in parts (checksum, length, type, data)."""
+    position, whole = 7, b""
+    while position + 7 <= len(data):
+        if block - position % block < 7:  # too little room for a part's header: filled with zeros
+            position += block - position % block
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        whole += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # the only part, or the last
+            yield whole
+            whole = b""
+
+
+def test_tensorboard(train, sound_folder, tmp_path):
+    run = tmp_path / "run"
+    outcome = train(
+        *FAST, "data=folder", f"data.root={sound_folder}", "logger=[csv,tensorboard]", f"hydra.run.dir={run}"
+    )
+    assert outcome.code == 0, outcome.err
+    assert list((run / "tensorboard").rglob("events.out.*"))
+    assert (run / "metrics.csv").is_file()

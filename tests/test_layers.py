@@ -1,0 +1,67 @@
+"""Who may import whom (DESIGN, section 4): an arrow only points down, and some libraries have one room."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import decar
+
+ROOT = Path(decar.__file__).parent
+LEVEL = {
+    "errors": 0,
+    "audio": 1, "clustering": 1,
+    "corpora": 2, "models": 2,
+    "pretrain": 3, "downstream": 3, "embedder": 3, "search": 3, "hear": 3,
+    "report": 4,
+    "cli": 5,
+}  # fmt: skip
+NEVER = {("downstream", "clustering")}
+FENCES = {
+    "hydra": {"cli"},
+    "omegaconf": {"cli"},
+    "pytorch_lightning": {"pretrain", "downstream", "cli"},
+    "faiss": {"clustering", "search"},
+    "timm": {"models"},
+    "wandb": set(),
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield f"{node.module}"
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+FILES = [path for path in sorted(ROOT.rglob("*.py")) if path.parent != ROOT or path.stem not in ("__init__",)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_point_down_and_fences_hold(path):
+    room = room_of(path)
+    assert room in LEVEL, f"{path} stands in no room of the house"
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "decar" and rest and rest[0] != room:
+            other = rest[0]
+            assert LEVEL[other] < LEVEL[room], f"{path}: {room} may not import {name}"
+            assert (room, other) not in NEVER, f"{path}: {room} never imports {other}"
+        assert top not in FENCES or room in FENCES[top], f"{path}: {top} belongs into {FENCES[top] or 'conf/logger'}"
+
+
+def test_the_front_door_is_light():
+    assert set(imports(ROOT / "__init__.py")) <= {
+        "collections.abc",
+        "importlib",
+        "importlib.metadata",
+        "typing",
+        "decar.models",
+    }
