@@ -16,8 +16,8 @@ python eval.py -m 'task=glob(*)' mode=frozen protocol=paper,search bundle="rando
   hydra.sweep.dir="$RUN/frozen"
 
 step "3/4 judging it fine-tuned: 2 tasks, few epochs"
-python eval.py -m task=instrument_family,mandarin_tone mode=finetune protocol=paper bundle="random,$RUN/pretrain" seed="$SEED" \
-  protocol.max_epochs=12 hydra.sweep.dir="$RUN/finetuned"
+python eval.py -m task=instrument_family,mandarin_tone mode=finetune protocol=paper bundle="random,$RUN/pretrain" \
+  seed="$SEED" protocol.max_epochs=12 hydra.sweep.dir="$RUN/finetuned"
 
 step "4/4 the table"
 decar table2 "$RUN" --csv "$RUN/table2.csv"

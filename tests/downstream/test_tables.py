@@ -118,3 +118,8 @@ def test_results_made_with_other_numbers_than_the_protocols_are_told() -> None:
     short = table2_markdown([make_result(protocol="paper", mode="finetune", settings={**usual, "max_epochs": 12})])
     assert "usually" not in plain
     assert "Fine-tuned, paper: max_epochs=12, usually 50." in short
+
+
+def test_different_networks_are_told() -> None:
+    assert "networks" not in table2_markdown([make_result(network="a"), decar(network="a")])
+    assert "Different networks are mixed here: a, b." in table2_markdown([make_result(network="a"), decar(network="b")])

@@ -79,7 +79,8 @@ def judge(
             num_workers=num_workers, trainer_kwargs=trainer_kwargs,
         )  # fmt: skip
     result = _result(task, outcome, bundle, encoder_hash(encoder), mode, protocol, seed)
-    return replace(result, seconds=round(time.perf_counter() - began, 3))
+    network = "" if isinstance(encoder, str) else f"{encoder.name} ({encoder.pool}-pool)"
+    return replace(result, network=network, seconds=round(time.perf_counter() - began, 3))
 
 
 def _result(

@@ -45,6 +45,7 @@ class Result:
         seconds: Time the judging took, s.
         metric: What `value` and `valid_value` are.
         settings: The protocol's numbers, as they were for this result.
+        network: Name and pooling of the encoder's network; "" for the log-mel baseline.
     """
 
     task: str
@@ -69,6 +70,7 @@ class Result:
     seconds: float
     metric: str = "accuracy"
     settings: dict[str, Any] = field(default_factory=dict)
+    network: str = ""
 
     def write(self, path: str | Path) -> Path:
         """Write the result as JSON, whole or not at all; a folder gets a `result.json`.

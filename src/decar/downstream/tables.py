@@ -106,8 +106,11 @@ def table2_markdown(results: Sequence[Result]) -> str:
 
 
 def _departures(results: Sequence[Result]) -> list[str]:
-    """A sentence for each way in which results were not made with their protocol's own numbers."""
+    """A sentence for each way in which results do not compare: numbers not the protocol's own, different networks."""
     found: set[str] = set()
+    networks = sorted({result.network for result in results if result.network})
+    if len(networks) > 1:
+        found.add(f"Different networks are mixed here: {', '.join(networks)}.")
     for result in results:
         usual = asdict(PaperProtocol() if result.protocol == "paper" else SearchProtocol())
         for key, value in result.settings.items():
