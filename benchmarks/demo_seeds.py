@@ -1,4 +1,4 @@
-"""The README's figures: `experiment=demo`, several seeds, judged frozen on the eight bundled tasks under both protocols.
+"""The README's figures: `experiment=demo`, several seeds, judged frozen on eight bundled tasks under both protocols.
 
     python benchmarks/demo_seeds.py            # seeds 0, 1, 2
     python benchmarks/demo_seeds.py --seeds 0 1 2 3 4
@@ -31,20 +31,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "demo-seeds" / time.strftime("%Y-%m-%d_%H-%M-%S"))
     args = parser.parse_args()
+    out = args.out.resolve()
     seconds = []
     for seed in args.seeds:
-        folder = args.out / f"seed{seed}"
+        folder = out / f"seed{seed}"
         seconds.append(run("train.py", "experiment=demo", f"seed={seed}", f"hydra.run.dir={folder / 'pretrain'}"))
         run(
             "eval.py", "-m", "task=glob(*)", "mode=frozen", "protocol=paper,search", f"seed={seed}",
             f"bundle=random,logmel,{folder / 'pretrain'}",
             f"hydra.sweep.dir={folder / 'frozen'}",
         )  # fmt: skip
-    run("-m", "decar.cli.app", "table2", str(args.out), "--csv", str(args.out / "table2.csv"))
+    run("-m", "decar.cli.app", "table2", str(out), "--csv", str(out / "table2.csv"))
     times = ", ".join(f"{s:.0f}" for s in seconds)
-    print(
-        f"\npre-training took {times} s on {platform.processor() or platform.machine()}; all of it lies in {args.out}"
-    )
+    print(f"\npre-training took {times} s on {platform.processor() or platform.machine()}; all of it lies in {out}")
 
 
 if __name__ == "__main__":

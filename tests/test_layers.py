@@ -34,7 +34,10 @@ def imports(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield f"{node.module}"
+            if node.module == "decar":  # from decar import pretrain
+                yield from (f"decar.{alias.name}" for alias in node.names if alias.name not in decar.__all__)
+            else:
+                yield f"{node.module}"
 
 
 def room_of(path: Path) -> str:

@@ -24,6 +24,10 @@ class ClusteringError(DecarError):
     """The features cannot be clustered as asked."""
 
 
+class TrainingError(DecarError):
+    """Training cannot go on, or cannot go on from this checkpoint."""
+
+
 class BundleError(DecarError):
     """An encoder bundle is missing, damaged, or made for another front-end."""
 

@@ -15,7 +15,7 @@ CONF = conf_dir()
 GROUPS = {
     "train": ["data", "frontend", "encoder", "projection", "clusterer", "sampler", "augment", "optimizer", "trainer",
               "callbacks", "logger", "experiment", "debug"],
-    "eval": ["frontend", "encoder", "task", "mode", "protocol", "trainer"],
+    "eval": ["frontend", "encoder", "task", "mode", "protocol"],
 }  # fmt: skip
 CHOICES = [
     (root, group, path.stem)

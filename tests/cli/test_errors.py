@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from decar.models import Encoder, save_bundle
 from tests.conftest import SMALL
@@ -45,10 +46,83 @@ def test_unknown_choice_of_another_group(train):
     one_line(train("clusterer=kmean"), "unknown clusterer", "kmeans", "pic")
 
 
-@pytest.mark.parametrize("option", ["trainer.max_epoch=3", "encodr.name=x", "loader.batchsize=3", "sede=1"])
-def test_misspelt_option(train, option):
-    outcome = train(*FAST, option)
-    one_line(outcome, "there is no option", option.split("=")[0], "did you mean")
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("trainer.max_epoch=3", "trainer.max_epochs"),
+        ("encodr.name=x", "encoder.name"),
+        ("loader.batchsize=3", "loader.batch_size"),
+        ("sede=1", "seed"),
+        ("trainer.foo=3", "there is no option"),
+    ],
+)
+def test_misspelt_option(train, option, meant):
+    one_line(train(*FAST, option), "there is no option", option.split("=")[0], meant)
+
+
+def test_misspelt_option_of_eval(evaluate):
+    one_line(evaluate("bundel=random"), "'bundel'", "did you mean bundle?")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["seed=-1", "seed=abc", "k=0", "k=abc", "loader.batch_size=0", "loader.num_workers=-1", "loader.crop_frames=0",
+     "sampler.draws_per_clip=0", "trainer.max_epochs=abc", "optimizer.lr=abc", "optimizer.lr=-1", "schedule=linear",
+     "projection.kind=releasd", "encoder.pool=maximum", "encoder.name=vit_tiny_patch16_224", "trainer.devices=2"],
+)  # fmt: skip
+def test_values_that_make_no_sense(train, option):
+    key, value = option.split("=")
+    one_line(train(*FAST, option), f"{key}={value}")
+
+
+@pytest.mark.parametrize("option", ["mode.crop_frames=0", "protocol.lr=abc", "protocol.max_epochs=0", "seed=-1"])
+def test_values_that_make_no_sense_to_eval(evaluate, option):
+    key, value = option.split("=")
+    one_line(evaluate("mode=finetune", "protocol=paper", option), f"{key}={value}")
+
+
+def test_bundle_set_to_nothing(evaluate):
+    one_line(evaluate("bundle=null"), "bundle is not set")
+
+
+def test_no_gpu(evaluate):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    one_line(evaluate("accelerator=gpu"), "accelerator=cpu")
+
+
+def test_odd_characters_in_an_option(train):
+    one_line(train(*FAST, "data=folder", "data.root=/x/my (sounds)"), "quote")
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(train, sound_folder, tmp_path):
+    common = [*FAST, "data=folder", f"data.root={sound_folder}", "k=3", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert train(*common).code == 0
+    one_line(train(*common), "holds a run already", "resume=auto", "hydra.run.dir")
+
+
+def test_resume_auto_needs_to_know_the_folder(train):
+    one_line(train(*FAST, "resume=auto"), "hydra.run.dir=RUN")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut"])
+def test_resume_from_a_damaged_checkpoint(train, tmp_path, content):
+    (tmp_path / "cut.ckpt").write_bytes(content)
+    one_line(train(*FAST, f"resume={tmp_path / 'cut.ckpt'}"), "cut.ckpt", "not a readable checkpoint")
+
+
+def test_resume_with_another_network(train, sound_folder, tmp_path):
+    common = [*FAST, "data=folder", f"data.root={sound_folder}", "k=3", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert train(*common).code == 0
+    before = (tmp_path / "run" / "metrics.csv").read_text()
+    one_line(train(*common, "resume=auto", "encoder.pool=avg"), "made otherwise", "encoder")
+    assert (tmp_path / "run" / "metrics.csv").read_text() == before
+
+
+def test_table_that_cannot_be_written(decar, evaluate, sound_folder, tmp_path):
+    out = tmp_path / "out"
+    assert evaluate("task=folder", f"task.path={sound_folder}", "bundle=logmel", f"hydra.run.dir={out}").code == 0
+    one_line(decar("table2", str(out), "--csv", str(tmp_path)), str(tmp_path))
 
 
 def test_missing_label_column(evaluate, sound_folder, tmp_path):

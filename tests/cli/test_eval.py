@@ -21,7 +21,7 @@ def results(folder):
 
 def test_from_a_folder_per_class_to_the_table(evaluate, decar, sound_folder, bundle, tmp_path):
     sweep = tmp_path / "cells"
-    common = ["task=folder", f"task.path={sound_folder}", f"encoder.name={SMALL}", "trainer=cpu"]
+    common = ["task=folder", f"task.path={sound_folder}", f"encoder.name={SMALL}", "accelerator=cpu"]
     frozen = evaluate(
         "-m", *common, f"bundle=random,logmel,{bundle.parent}", "protocol=paper,search", f"hydra.sweep.dir={sweep}"
     )
@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_cell(evaluate, sound_folder, bundle, tmp_p
         for mode in ("frozen", "finetune"):
             outcome = evaluate(
                 "task=folder", f"task.path={sound_folder}", f"bundle={bundle}", f"mode={mode}", "protocol=paper",
-                "protocol.max_epochs=2", "trainer=cpu", f"hydra.run.dir={tmp_path / name / mode}",
+                "protocol.max_epochs=2", "accelerator=cpu", f"hydra.run.dir={tmp_path / name / mode}",
             )  # fmt: skip
             assert outcome.code == 0, outcome.err
     for one, other in zip(results(tmp_path / "a"), results(tmp_path / "b"), strict=True):

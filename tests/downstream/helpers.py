@@ -58,3 +58,10 @@ def make_result(**changes: object) -> Result:
         "classes": ["a", "ä"], "chosen": {"C": 0.1}, "version": "0", "seconds": 1.0,
     }  # fmt: skip
     return Result(**{**entries, **changes})  # type: ignore[arg-type]
+
+
+def make_decar(**changes: object) -> Result:
+    """A result of a pre-trained encoder."""
+    return make_result(
+        **{"encoder": "decar", "bundle": "runs/my run/encoder.safetensors", "encoder_hash": "d", **changes}
+    )

@@ -68,6 +68,15 @@ def test_damaged_file_is_made_anew(
     assert len(passes) == 2
 
 
+def test_files_of_another_format_are_not_served(
+    store: LogMelStore, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed(TinyEncoder(), store, tmp_path)
+    monkeypatch.setattr(embeddings, "FORMAT", embeddings.FORMAT + 1)
+    embed(TinyEncoder(), store, tmp_path)
+    assert len(passes) == 2
+
+
 def test_file_of_another_shape_is_made_anew(store: LogMelStore, tmp_path: Path) -> None:
     x = embed("logmel", store, tmp_path)
     np.save(next((tmp_path / "embeddings").iterdir()), x[:-1])

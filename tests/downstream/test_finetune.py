@@ -145,6 +145,17 @@ def test_epochs_differ_in_training(sounds: Sounds, monkeypatch: pytest.MonkeyPat
     assert all(sorted(chain(*e)) == sorted(task_classes) for e in epochs)
 
 
-def test_a_real_network(sounds: Sounds, small_encoder: Encoder) -> None:
+def test_a_real_network(sounds: Sounds, small_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bool] = []
+    step = FineTuner.training_step
+
+    def watched(self: FineTuner, batch: object, index: int) -> torch.Tensor:
+        kernels = [weight for weight in self.encoder.parameters() if weight.ndim == 4]
+        kept.append(all(weight.is_contiguous(memory_format=torch.channels_last) for weight in kernels))
+        return step(self, batch, index)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FineTuner, "training_step", watched)
     outcome = fit_finetune(small_encoder, *sounds, replace(PAPER, max_epochs=1), 0, trainer_kwargs=CPU)
     assert outcome.test_confusion.sum() == 12
+    assert kept  # the encoder's own memory layout, that is the fast one
+    assert all(kept)

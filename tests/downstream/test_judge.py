@@ -34,7 +34,19 @@ def test_logmel_from_folder_to_result(spec: TaskSpec, tmp_path: Path) -> None:
     assert (result.n_train, result.n_valid, result.n_test, result.n_classes) == (6, 3, 3, 3)
     assert result.value == 1.0
     assert result.seconds > 0
+    options = {"task": "folder", "task.path": spec.path, "task.split": "split", "task.name": "sounds"}
+    assert result.task_options == options
     assert Result.read(result.write(tmp_path)) == result
+    assert run(spec, tmp_path, choice="sounds").task_options == {"task": "sounds"}
+
+
+@pytest.mark.parametrize("value", [0, "98"])
+def test_numbers_of_the_mode_are_checked_before_anything_is_done(spec: TaskSpec, tmp_path: Path, value: object) -> None:
+    with pytest.raises(ConfigError, match=r"^mode\.crop_frames=.*: not allowed; give a whole number, 1 or more"):
+        run(replace(spec, crop_frames=value), tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"^mode\.num_workers=-1: not allowed; give a whole number, 0 or more"):
+        run(spec, tmp_path, num_workers=-1)
+    assert not (tmp_path / "logmel").exists()
 
 
 @pytest.mark.parametrize("mode", ["frozen", "finetune"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
 from decar.downstream import probe
@@ -101,18 +102,20 @@ def test_search_equals_a_plain_reference() -> None:
     part = {
         name: (x[task.indices(name)].astype(float), task.y[task.indices(name)]) for name in ("train", "valid", "test")
     }
-    scores = []
+    scores, losses = [], []
     for strength in protocol.strengths:
         scaler = StandardScaler().fit(part["train"][0])
         model = LogisticRegression(C=strength, max_iter=1000).fit(scaler.transform(part["train"][0]), part["train"][1])
         scores.append(model.score(scaler.transform(part["valid"][0]), part["valid"][1]))
-    best = protocol.strengths[int(np.argmax(scores))]
+        losses.append(log_loss(part["valid"][1], model.predict_proba(scaler.transform(part["valid"][0]))))
+    best = protocol.strengths[int(np.lexsort([losses, -np.asarray(scores)])[0])]
     both_x, both_y = (np.concatenate([part["train"][i], part["valid"][i]]) for i in (0, 1))
     scaler = StandardScaler().fit(both_x)
     model = LogisticRegression(C=best, max_iter=1000).fit(scaler.transform(both_x), both_y)
     outcome = fit_frozen(x, task, protocol, seed=0)
     assert outcome.chosen == {"C": best}
     assert outcome.valid_accuracy == max(scores)
+    assert [tried["valid_loss"] for tried in outcome.history] == pytest.approx(losses, rel=1e-2)
     assert outcome.test_accuracy == pytest.approx(model.score(scaler.transform(part["test"][0]), part["test"][1]))
 
 
@@ -133,11 +136,27 @@ def test_embeddings_that_say_nothing_give_the_largest_class() -> None:
     assert outcome.test_accuracy == pytest.approx(2 / 3)
 
 
-def test_search_takes_the_smallest_of_equally_good_strengths() -> None:
-    x, task = blob_task(noise=0.01)
-    outcome = fit_frozen(x, task, SearchProtocol(strengths=(100.0, 1.0, 10.0)), seed=0)
-    assert outcome.valid_accuracy == 1.0
+def test_search_takes_the_lowest_log_loss_of_equally_good_strengths() -> None:
+    x, task = blob_task(noise=1.0, seed=4)
+    outcome = fit_frozen(x, task, SearchProtocol(), seed=0)
+    tied = [tried for tried in outcome.history if tried["valid_accuracy"] == outcome.valid_accuracy]
+    losses = [tried["valid_loss"] for tried in tied]
+    assert 0 < np.argmin(losses) < len(tied) - 1  # else the next line says nothing
+    assert outcome.chosen == {"C": tied[int(np.argmin(losses))]["C"]}
+
+
+def test_search_takes_the_smallest_of_strengths_that_do_not_differ() -> None:
+    task = make_task([0, 1, 1] * 8, ["train"] * 12 + ["valid"] * 6 + ["test"] * 6)
+    outcome = fit_frozen(np.ones((24, 5), np.float32), task, SearchProtocol(strengths=(100.0, 1.0, 10.0)), seed=0)
     assert outcome.chosen == {"C": 1.0}
+
+
+def test_log_loss_of_a_class_that_was_not_learned_is_large_and_finite() -> None:
+    x, y = np.eye(3, dtype=np.float32)[[0, 1] * 4], np.array([0, 2] * 4)
+    fitted = probe._fit_logistic(x, y, 1.0)
+    given = fitted.model.predict_proba(fitted.prepare(x))
+    assert fitted.log_loss(x, y) == pytest.approx(log_loss(y, given))
+    assert fitted.log_loss(x, np.ones_like(y)) == pytest.approx(-np.log(np.finfo(float).eps))
 
 
 def test_paper_takes_the_first_best_epoch_and_raw_embeddings() -> None:

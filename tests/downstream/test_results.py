@@ -26,12 +26,13 @@ def test_entries_of_a_later_version_are_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"task": "x"}', None, "value", "mode", "nan"], ids=lambda t: repr(t)
+    "text", ["", "[]", "{", '{"task": "x"}', None, "value", "mode", "nan", "percent", "minus"], ids=lambda t: repr(t)
 )  # fmt: skip
 def test_damage_is_told_in_one_line(tmp_path: Path, text: str | None) -> None:
     path = make_result().write(tmp_path / "result.json")
     good = json.loads(path.read_text())
-    changed = {"value": {"value": "high"}, "mode": {"mode": "thawed"}, "nan": {"value": float("nan")}}
+    changed = {"value": {"value": "high"}, "mode": {"mode": "thawed"}, "nan": {"value": float("nan")},
+               "percent": {"value": 75.0}, "minus": {"valid_value": -1}}  # fmt: skip
     if text is None:
         path.unlink()
     else:

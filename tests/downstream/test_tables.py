@@ -5,23 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from decar.downstream.tables import (
-    COLUMNS,
-    EMPTY,
-    interval,
-    missing_commands,
-    table2,
-    table2_markdown,
-    to_markdown,
-)
-from decar.errors import DecarError
-from tests.downstream.helpers import make_result
-
-
-def decar(**changes: object):
-    return make_result(
-        **{"encoder": "decar", "bundle": "runs/my run/encoder.safetensors", "encoder_hash": "d", **changes}
-    )
+from decar.downstream.columns import COLUMNS
+from decar.downstream.tables import EMPTY, interval, table2, table2_markdown, to_markdown
+from tests.downstream.helpers import make_decar, make_result
 
 
 def test_interval_is_students() -> None:
@@ -35,7 +21,7 @@ def test_interval_is_students() -> None:
 def test_cells_seeds_and_empty_ones() -> None:
     results = [
         *(make_result(seed=s, value=v, encoder_hash=f"r{s}") for s, v in enumerate([0.5, 0.6, 0.8])),
-        decar(task="kind", protocol="paper", value=0.912),
+        make_decar(task="kind", protocol="paper", value=0.912),
     ]
     frame = table2(results)
     mean, half = interval([0.5, 0.6, 0.8])
@@ -49,8 +35,8 @@ def test_cells_seeds_and_empty_ones() -> None:
 def test_means_are_over_tasks_that_their_columns_share() -> None:
     results = [
         make_result(task="a", value=0.2), make_result(task="b", value=0.4), make_result(task="c", value=0.9),
-        decar(task="a", value=0.6), decar(task="b", value=0.8),
-        decar(task="a", value=0.7, mode="finetune"),
+        make_decar(task="a", value=0.6), make_decar(task="b", value=0.8),
+        make_decar(task="a", value=0.7, mode="finetune"),
     ]  # fmt: skip
     frame = table2(results)
     assert list(frame.index) == ["a", "b", "c", "mean of 2 tasks", "mean of 1 task"]
@@ -69,31 +55,33 @@ def test_mean_over_seeds_is_of_the_mean_of_each_seed() -> None:
     assert uneven.loc["mean of 2 tasks", "search random frozen"] == f"{100 * np.mean([0.7 / 3, 0.5]):.1f}"
 
 
-def test_commands_fill_every_empty_cell_and_no_other() -> None:
-    results = [make_result(task="a"), make_result(task="b"), decar(task="a")]
-    commands = missing_commands(results)
-    frame = table2(results).loc[["a", "b"]]
-    asked = sum(len(c.split("task=")[1].split()[0].split(",")) for c in commands)
-    assert asked == (frame == EMPTY).to_numpy().sum()
-    assert "python eval.py -m task=a,b mode=frozen bundle=random protocol=paper" in commands
-    own = "python eval.py task=b mode=frozen bundle=\"'runs/my run/encoder.safetensors'\" protocol=search"
-    assert own in commands
-    assert not any("mode=frozen bundle=random protocol=search" in c for c in commands)
-    assert not any("bundle=logmel" in c and "finetune" in c for c in commands)
-
-
-def test_full_table_has_no_commands() -> None:
-    kinds = {"random": "random", "logmel": "logmel", "decar": "x"}
+def test_bundles_have_columns_of_their_own() -> None:
     results = [
-        make_result(encoder=c.encoder, bundle=kinds[c.encoder], mode=c.mode, protocol=c.protocol) for c in COLUMNS
+        *(make_decar(bundle="runs/A", encoder_hash="a", seed=s, value=v) for s, v in enumerate([0.6, 0.8])),
+        make_decar(bundle="runs/B", encoder_hash="b", value=0.5), make_result(value=0.4),
+    ]  # fmt: skip
+    row = table2(results).loc["speaker"]
+    mean, half = interval([0.6, 0.8])
+    assert row["search DECAR A frozen"] == f"{100 * mean:.1f} ± {100 * half:.1f}"
+    assert (row["search DECAR B frozen"], row["search random frozen"]) == ("50.0", "40.0")
+    assert "search DECAR frozen" not in row
+    text = table2_markdown(results)
+    assert "DECAR A frozen | DECAR A fine-tuned | DECAR B frozen | DECAR B fine-tuned |" in " ".join(text.split())
+
+
+def test_seeds_of_pretraining_pool_into_one_column_beside_random() -> None:
+    values = {"a": [0.5, 0.6], "b": [0.7, 0.9]}
+    results = [
+        make(task=task, seed=s, value=v, encoder_hash=f"{make.__name__}{s}", bundle=f"runs/seed{s}/pretrain")
+        for make in (make_result, make_decar)
+        for task, vs in values.items()
+        for s, v in enumerate(vs)
     ]
-    assert missing_commands(results) == []
-    assert "To fill" not in table2_markdown(results)
-
-
-def test_different_splits_are_not_averaged() -> None:
-    with pytest.raises(DecarError, match="task speaker: results on two different splits"):
-        table2([make_result(), make_result(seed=1, split_hash="other")])
+    frame = table2(results)
+    assert list(frame.columns) == [str(c) for c in COLUMNS]
+    mean, half = interval(np.mean(list(values.values()), axis=0))
+    for name in ("random", "DECAR"):
+        assert frame.loc["mean of 2 tasks", f"search {name} frozen"] == f"{100 * mean:.1f} ± {100 * half:.1f}"
 
 
 def test_markdown() -> None:
@@ -106,7 +94,7 @@ def test_markdown() -> None:
         "| x         | 1.0 | 22.0 ± 1.0 |",
         "| long name |   – |            |",
     ]
-    text = table2_markdown([make_result(), decar(seed=1), decar(value=0.7)])
+    text = table2_markdown([make_result(), make_decar(seed=1), make_decar(value=0.7)])
     assert text.index("protocol=paper") < text.index("protocol=search") < text.index("To fill the empty cells")
     assert "95 % interval" in text
     assert "95 % interval" not in table2_markdown([make_result()])
@@ -121,5 +109,7 @@ def test_results_made_with_other_numbers_than_the_protocols_are_told() -> None:
 
 
 def test_different_networks_are_told() -> None:
-    assert "networks" not in table2_markdown([make_result(network="a"), decar(network="a")])
-    assert "Different networks are mixed here: a, b." in table2_markdown([make_result(network="a"), decar(network="b")])
+    assert "networks" not in table2_markdown([make_result(network="a"), make_decar(network="a")])
+    assert "Different networks are mixed here: a, b." in table2_markdown(
+        [make_result(network="a"), make_decar(network="b")]
+    )

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from omegaconf import OmegaConf
 
+from decar.cli.config import conf_dir
 from decar.downstream.task import TaskSpec, drop_unreadable, load_task
 from decar.errors import TaskError
 
@@ -113,7 +115,11 @@ GOOD = {"label": ["a", "b", "a", "b", "a", "b"], "split": ["train", "train", "va
     ("columns", "changes", "words"),
     [
         (GOOD, {"label": "labl"}, "no label column 'labl'.*columns: path, label, split"),
-        (GOOD, {"split": "fold"}, "no split column 'fold'.*columns: path, label, split"),
+        (
+            GOOD,
+            {"split": "fold"},
+            "no split column 'fold'.*columns: path, label, split.*set task.split, or task.split=null",
+        ),
         ({**GOOD, "split": ["train", "train", "valid", "fold3", "test", "x"]}, {}, "unknown values 'fold3', 'x'"),
         ({**GOOD, "label": ["a", "b", "a", "b", "a", "c"]}, {}, "no training clip of class 'c'"),
         ({**GOOD, "split": ["train"] * 4 + ["valid"] * 2}, {}, "no test clips .found 4 train, 2 valid, 0 test"),
@@ -154,3 +160,23 @@ def test_a_split_lost_to_unreadable_clips_is_an_error(tmp_path: Path) -> None:
         drop_unreadable(task, np.array([98, 98, 0, 0, 98, 98]))
     with pytest.raises(TaskError, match="all of one class"):
         drop_unreadable(task, np.array([98, 0, 98, 98, 98, 98]))
+
+
+@pytest.mark.parametrize("choice", ["csv", "folder"])
+def test_only_what_the_configuration_does_not_say_has_to_be_typed(choice: str) -> None:
+    conf = OmegaConf.create({"task": OmegaConf.load(conf_dir() / "task" / f"{choice}.yaml")})
+    usual = TaskSpec(**conf.task)
+    assert usual.typed(choice) == {"task": choice}
+    for key in conf.task:
+        changed = replace(usual, **{key: "other"})
+        follows = {"task.name": usual.name} if choice == "csv" and key == "label" else {}  # it was the label
+        assert changed.typed(choice) == {"task": choice, f"task.{key}": "other"} | follows
+
+
+def test_a_task_is_typed_by_its_name_or_by_its_source(tmp_path: Path) -> None:
+    assert TaskSpec("kind", "kind", MINI, "split_kind", path_column="file").typed("kind") == {"task": "kind"}
+    table = TaskSpec("tone", "tone", "x.csv", None, root="/r", path_column="file")
+    options = {"path": "x.csv", "label": "tone", "split": None, "root": "/r", "path_column": "file"}
+    assert table.typed() == {"task": "csv"} | {f"task.{key}": value for key, value in options.items()}
+    folder = TaskSpec("folder", "label", str(tmp_path), None)
+    assert folder.typed() == {"task": "folder", "task.path": str(tmp_path)}

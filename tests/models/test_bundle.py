@@ -42,7 +42,7 @@ def test_missing_file_and_foreign_files_get_one_line(tmp_path, bundle):
     with pytest.raises(BundleError, match="no such bundle"):
         load_encoder(tmp_path / "nothing")
     (tmp_path / "text.safetensors").write_text("hello")
-    with pytest.raises(BundleError, match="not a readable safetensors file"):
+    with pytest.raises(BundleError, match="not a readable bundle"):
         load_encoder(tmp_path / "text.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(BundleError, match="without a decar header"):

@@ -28,16 +28,23 @@ class TinyEncoder(nn.Module):
     def forward(self, x):
         return self.network(x).amax(dim=(2, 3))
 
+    def settings(self):
+        return {"name": "tiny"}
+
 
 class Recorder(Callback):
-    """Writes down every (epoch, index, target, seen in the loss) and the labels that each epoch had."""
+    """Writes down every (epoch, index, target seen in the loss), and the labels each epoch had at its first batch."""
 
     def __init__(self):
         self.pairs, self.labels, self.losses = [], {}, []
 
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        labels = trainer.datamodule.labels
+        assert labels.epoch == trainer.current_epoch, "trained on the labels of another epoch"
+        self.labels.setdefault(trainer.current_epoch, labels.labels.copy())
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        data, (_, index) = trainer.datamodule, batch
-        self.labels[trainer.current_epoch] = data.labels.labels.copy()
+        _, index = batch
         self.pairs.append((trainer.current_epoch, index.clone(), pl_module.seen_targets.clone()))
         self.losses.append(float(outputs["loss"]))
 
@@ -60,12 +67,14 @@ class SpyModule(DecarModule):
 
 
 def build(
-    store, *, clusterers=None, seed=0, num_workers=0, draws_per_clip=2.0, optimizer=None, module=SpyModule, **kwargs
-):
+    store, *, clusterers=None, seed=0, num_workers=0, persistent_workers=True, draws_per_clip=2.0, optimizer=None,
+    module=SpyModule, **kwargs
+):  # fmt: skip
     encoder = TinyEncoder(seed)
     data = PretrainData(
-        store, crop_frames=32, batch_size=8, draws_per_clip=draws_per_clip, num_workers=num_workers, seed=seed
-    )
+        store, crop_frames=32, batch_size=8, draws_per_clip=draws_per_clip, num_workers=num_workers, seed=seed,
+        persistent_workers=persistent_workers,
+    )  # fmt: skip
     optimizer = optimizer or partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     source = NetworkLabels(clusterers or [KMeans(k=4, n_iter=5)], dim=4)
     model = module(

@@ -10,40 +10,53 @@ from torch.nn import functional
 
 from decar.clustering import PIC, KMeans
 from decar.errors import StoreError
-from decar.pretrain import DecarModule, EpochLabels, PretrainData
+from decar.pretrain import DecarModule, EpochLabels, PretrainData, UniformClusterSampler
 from tests.pretrain.helpers import build, fit
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5
 
 
 def assert_never_stale(recorder, epochs):
+    """Every target is that epoch's label of its clip."""
     assert sorted(recorder.labels) == epochs
     for epoch, index, seen in recorder.pairs:
         np.testing.assert_array_equal(seen.numpy(), recorder.labels[epoch][index.numpy()])
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_labels_are_never_stale(make_store, tmp_path, num_workers):
-    model, data = build(make_store(LENGTHS), num_workers=num_workers)
+def assert_drawn_by_its_labels(recorder, seed=0):
+    """Every epoch's order is the balanced draw over that epoch's labels, made here independently."""
+    for epoch, labels in recorder.labels.items():
+        drawn = np.concatenate([index.numpy() for e, index, _ in recorder.pairs if e == epoch])
+        sampler = UniformClusterSampler(labels[:, epoch % labels.shape[1]], len(drawn), seed=seed)
+        sampler.set_epoch(epoch)
+        np.testing.assert_array_equal(drawn, list(sampler))
+
+
+WORKERS = pytest.mark.parametrize(("num_workers", "persistent"), [(0, True), (2, True), (2, False)])
+
+
+@WORKERS
+def test_labels_are_never_stale(make_store, tmp_path, num_workers, persistent):
+    model, data = build(make_store(LENGTHS), num_workers=num_workers, persistent_workers=persistent)
     _, recorder = fit(model, data, tmp_path, epochs=3)
     assert_never_stale(recorder, [0, 1, 2])
+    assert_drawn_by_its_labels(recorder)
     assert len(recorder.pairs) == 3 * data.steps_per_epoch
-    assert any((recorder.labels[0] != recorder.labels[e]).any() for e in (1, 2)), (
-        "labels must change or this shows nothing"
-    )
+    changed = any((recorder.labels[0] != recorder.labels[e]).any() for e in (1, 2))
+    assert changed, "labels must change or this shows nothing"
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@WORKERS
 @pytest.mark.parametrize("stop", [(1, 3), (1, 10), (0, 10)], ids=["mid-epoch", "last batch", "first epoch's end"])
-def test_resume_repeats_the_run_exactly(make_store, tmp_path, num_workers, stop):
+def test_resume_repeats_the_run_exactly(make_store, tmp_path, num_workers, persistent, stop):
     epoch, steps = stop
     store = make_store(LENGTHS)
-    model, data = build(store, num_workers=num_workers)
+    model, data = build(store, num_workers=num_workers, persistent_workers=persistent)
     assert data.steps_per_epoch == 10
-    _, whole = fit(model, data, tmp_path / "whole", epochs=3, every_n_steps=1)
+    _, whole = fit(model, data, tmp_path / "whole", epochs=3, every_n_steps=10 if steps == 10 else 13)
     done = epoch * 10 + steps
     checkpoint = tmp_path / "whole" / f"epoch={epoch}-step={done}.ckpt"
-    again, data = build(store, seed=0, num_workers=num_workers)
+    again, data = build(store, num_workers=num_workers, persistent_workers=persistent)
     with torch.no_grad():
         again.encoder.network[0].weight.zero_()  # nothing may come from anywhere but the checkpoint
     _, rest = fit(again, data, tmp_path / "rest", epochs=3, ckpt_path=checkpoint)

@@ -1,6 +1,7 @@
 """`decar`: what is done with finished runs."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     try:
         args.run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains again at exit
     except DecarError as error:
         print(f"decar: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -38,8 +42,11 @@ def _table2(args: argparse.Namespace) -> None:
     results = collect(args.runs)
     print(table2_markdown(results))
     if args.csv:
-        args.csv.parent.mkdir(parents=True, exist_ok=True)
-        table2(results).to_csv(args.csv)
+        try:
+            args.csv.parent.mkdir(parents=True, exist_ok=True)
+            table2(results).to_csv(args.csv)
+        except OSError as error:
+            raise DecarError(f"{args.csv}: the table could not be written ({error.strerror or error})") from error
 
 
 if __name__ == "__main__":

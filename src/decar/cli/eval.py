@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from decar.cli.main import require, run_hydra
+from decar.cli.checks import check, require
+from decar.cli.main import run_hydra
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
 
+    from decar.audio import FrontEnd
     from decar.models import Encoder
 
 log = logging.getLogger(__name__)
@@ -27,7 +30,8 @@ def evaluate(cfg: DictConfig) -> float | None:
 
     conf: Any = HydraConfig.get()
     choice = conf.runtime.choices.task
-    if cfg.task.path is None and conf.mode == RunMode.MULTIRUN:
+    check(cfg)
+    if cfg.task.path is None and conf.mode == RunMode.MULTIRUN and any("glob(" in word for word in sys.argv):
         # task=glob(*) names the two tasks that need a source of the user's as well
         log.info("task=%s: skipped, it has no task.path", choice)
         return None
@@ -38,22 +42,22 @@ def evaluate(cfg: DictConfig) -> float | None:
     output = Path(conf.runtime.output_dir)
     (output / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     frontend = instantiate(cfg.frontend)
-    options = {"num_workers": cfg.mode.num_workers} if cfg.mode.name == "finetune" else {}
-    crop = {"crop_frames": cfg.mode.crop_frames} if cfg.mode.name == "finetune" else {}
-    trainer = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision", "enable_progress_bar")}
+    fine = cfg.mode if cfg.mode.name == "finetune" else {"crop_frames": 98, "num_workers": 0}
+    trainer = {"accelerator": cfg.accelerator, "precision": cfg.precision, "enable_progress_bar": cfg.progress}
     result = judge(
-        TaskSpec(**cfg.task, **crop),
-        choose_encoder(cfg),
+        TaskSpec(**cfg.task, crop_frames=fine["crop_frames"]),
+        choose_encoder(cfg, frontend),
         bundle=str(cfg.bundle),
         mode=cfg.mode.name,
         protocol=instantiate(cfg.protocol, _convert_="all"),
         seed=cfg.seed,
         cache_dir=cfg.cache_dir,
         frontend=frontend,
-        device=device_of(cfg.trainer.accelerator),
+        device=device_of(cfg.accelerator),
+        num_workers=fine["num_workers"],
         trainer_kwargs=trainer,
-        progress=cfg.trainer.enable_progress_bar,
-        **options,
+        progress=cfg.progress,
+        choice=choice,
     )
     result.write(output / "result.json")
     log.info(
@@ -64,13 +68,13 @@ def evaluate(cfg: DictConfig) -> float | None:
     return result.value
 
 
-def choose_encoder(cfg: DictConfig) -> Encoder | Literal["logmel"]:
+def choose_encoder(cfg: DictConfig, frontend: FrontEnd) -> Encoder | Literal["logmel"]:
     """What `bundle` means: untrained weights by seed, the log-mel statistics, or an encoder from a file."""
     from hydra.utils import instantiate
 
     from decar.models import load_encoder
 
-    frontend = instantiate(cfg.frontend)
+    require(bool(cfg.bundle), "bundle is not set: give a run, an encoder.safetensors, random or logmel")
     if cfg.bundle == "logmel":
         return "logmel"
     if cfg.bundle == "random":
@@ -84,7 +88,10 @@ def device_of(accelerator: str) -> str:
     """Where the embedding pass runs: on the GPU when Lightning would take one."""
     import torch
 
-    return "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+    require(accelerator in ("auto", "cpu", "gpu"), f"accelerator={accelerator}: choose auto, cpu or gpu")
+    seen = torch.cuda.is_available()
+    require(accelerator != "gpu" or seen, "accelerator=gpu: torch sees no GPU here; use accelerator=cpu")
+    return "cuda" if seen and accelerator != "cpu" else "cpu"
 
 
 def main() -> None:

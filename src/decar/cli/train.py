@@ -1,12 +1,16 @@
-"""`python train.py`, `decar-train`: pre-train an encoder. Reads as a recipe: sounds, model, trainer, fit."""
+"""`python train.py`, `decar-train`: pre-train an encoder. Reads as a recipe: network, sounds, trainer, fit."""
 
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.main import require, run_hydra
+from decar.cli.checks import check, require
+from decar.cli.main import run_hydra
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
@@ -26,24 +30,88 @@ def pretrain(cfg: DictConfig) -> float:
 
     from decar.pretrain import PretrainData
 
+    check(cfg)
     output = Path(HydraConfig.get().runtime.output_dir)
-    (output / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    clips = usable_clips(cfg, output)
     checkpoint = find_checkpoint(cfg.resume, output)
+    if checkpoint is None:
+        clear(output)
+    (output / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    module = build_module(cfg)
+    clips = usable_clips(cfg, output)
+    check_k(module, len(clips))
     data = PretrainData(clips, **cfg.loader, **cfg.sampler, seed=cfg.seed)
-    module = build_module(cfg, len(clips))
-    loggers: list[Logger] = [instantiate(conf) for conf in (cfg.logger or {}).values()]
-    callbacks = [instantiate(conf) for conf in cfg.callbacks.values() if conf]
-    trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks, default_root_dir=str(output))
-    try:
-        for logger in loggers:
-            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+    callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
+    with open_loggers(cfg) as loggers:
+        trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks, default_root_dir=str(output))
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    finally:
-        close(loggers)
     log.info("the run lies in %s", output)
-    log.info("judge it:  python eval.py -m 'task=glob(*)' mode=frozen bundle=%s", output)
+    log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
     return float(trainer.callback_metrics.get("nmi", 0.0))
+
+
+def find_checkpoint(resume: str | None, output: Path) -> str | None:
+    """The checkpoint that `resume` means: `auto` the last of this run folder, if any; else a file or a run's folder."""
+    from hydra.core.hydra_config import HydraConfig
+
+    last = output / "checkpoints" / "last.ckpt"
+    if resume is None:
+        require(
+            not last.is_file(), f"{output} holds a run already: pass resume=auto to go on, or another hydra.run.dir"
+        )
+        return None
+    if resume == "auto":
+        named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in HydraConfig.get().overrides.hydra)
+        require(named, "resume=auto needs hydra.run.dir=RUN, the folder of the run to go on with")
+        log.info("going on from %s" if last.is_file() else "nothing to go on from in %s: starting anew", last)
+        return readable(last) if last.is_file() else None
+    path = Path(resume)
+    path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    require(path.is_file(), f"resume={resume}: there is no checkpoint {path}; give a .ckpt file, a run folder, or auto")
+    return readable(path)
+
+
+def readable(path: Path) -> str:
+    """The path of a checkpoint that can be loaded, without running any code that it may hold."""
+    import torch
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        complete = isinstance(checkpoint, dict) and {"state_dict", "optimizer_states", "loops"} <= set(checkpoint)
+    except Exception as error:  # torch raises half a dozen kinds for a file that is cut or is something else
+        reason = " ".join(str(error).split())[:120]
+        require(False, f"{path}: not a readable checkpoint ({reason}); is best.ckpt beside it whole?")
+    require(complete, f"{path}: not a checkpoint of decar; give the .ckpt file of a run")
+    return str(path)
+
+
+def clear(output: Path) -> None:
+    """Take away what a run that was stopped before its first checkpoint has left: runs never mix."""
+    for name in ("metrics.csv", ".metrics.before.csv", "bad_files.csv"):
+        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / "clusters.parquet", ignore_errors=True)
+
+
+def build_module(cfg: DictConfig) -> DecarModule:
+    """The network with all that trains it, from its groups."""
+    from hydra.utils import instantiate
+
+    from decar.pretrain import DecarModule
+
+    devices = cfg.trainer.devices
+    require(devices in (1, [0]), f"trainer.devices={devices}: pre-training runs in one process so far; set 1")
+    # partial: Hydra would turn a dataclass among the arguments into a config
+    encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
+    return DecarModule(
+        encoder,
+        instantiate(cfg.projection, dim=encoder.dim),
+        instantiate(cfg.labels, _convert_="all"),
+        instantiate(cfg.augment),
+        instantiate(cfg.optimizer),
+        head_optimizer=dict(cfg.head_optimizer),
+        schedule=cfg.schedule,
+        warmup_steps=cfg.warmup_steps,
+        seed=cfg.seed,
+    )
 
 
 def usable_clips(cfg: DictConfig, output: Path) -> LogMelStore:
@@ -57,27 +125,18 @@ def usable_clips(cfg: DictConfig, output: Path) -> LogMelStore:
     bad = store.bad
     if len(bad):  # the store named them in the log
         bad.to_csv(output / "bad_files.csv", index=False)
-        log.warning(
-            "left out %d of %d clips, listed with reasons in %s", len(bad), len(store), output / "bad_files.csv"
-        )
+        log.warning("left out %d of %d clips, listed with reasons in bad_files.csv", len(bad), len(store))
     clips = store.usable()
-    log.info(
-        "%d clips, %.1f minutes",
-        len(clips),
-        clips.lengths.sum() * clips.frontend.hop_length / clips.frontend.sample_rate / 60,
-    )
+    minutes = clips.lengths.sum() * clips.frontend.hop_length / clips.frontend.sample_rate / 60
+    log.info("%d clips, %.1f minutes", len(clips), minutes)
     return clips
 
 
-def build_module(cfg: DictConfig, n_clips: int) -> DecarModule:
-    """The network with all that trains it, from its groups."""
+def check_k(module: DecarModule, n_clips: int) -> None:
+    """More clusters than clips cannot be found; a clusterer without a k says that it needs none."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.utils import instantiate
 
-    from decar.pretrain import DecarModule
-
-    source = instantiate(cfg.labels, _convert_="all")
-    for clusterer in source.clusterers:
+    for clusterer in module.source.clusterers:
         k = getattr(clusterer, "k", None)
         require(
             k is None or k <= n_clips,
@@ -86,43 +145,25 @@ def build_module(cfg: DictConfig, n_clips: int) -> DecarModule:
         )
         if k is None and any(o.startswith("k=") for o in HydraConfig.get().overrides.task):
             log.info("clusterer=%s finds its own number of clusters: k is not used", type(clusterer).__name__)
-    # partial: Hydra would turn a dataclass among the arguments into a config
-    encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
-    projection = instantiate(cfg.projection, dim=encoder.dim)
-    return DecarModule(
-        encoder,
-        projection,
-        source,
-        instantiate(cfg.augment),
-        instantiate(cfg.optimizer),
-        head_optimizer=dict(cfg.head_optimizer),
-        schedule=cfg.schedule,
-        warmup_steps=cfg.warmup_steps,
-        seed=cfg.seed,
-    )
 
 
-def find_checkpoint(resume: str | None, output: Path) -> str | None:
-    """The checkpoint that `resume` means: `auto` the last of this run folder, if any; else a file or a run's folder."""
-    if resume is None:
-        return None
-    if resume == "auto":
-        last = output / "checkpoints" / "last.ckpt"
-        log.info("going on from %s" if last.is_file() else "nothing to go on from in %s: starting anew", last)
-        return str(last) if last.is_file() else None
-    path = Path(resume)
-    path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    require(path.is_file(), f"resume={resume}: there is no checkpoint {path}; give a .ckpt file, a run folder, or auto")
-    return str(path)
+@contextmanager
+def open_loggers(cfg: DictConfig) -> Iterator[list[Logger]]:
+    """The loggers of a run, closed whatever happens: else a sweep's second job logs into the first one's wandb run."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
-
-def close(loggers: list[Any]) -> None:
-    """End what a logger holds open: without it a sweep's second job logs into the first one's wandb run."""
-    for logger in loggers:
-        logger.finalize("success")
-        finish = getattr(logger.experiment, "finish", None)
-        if finish is not None:
-            finish()
+    loggers: list[Any] = []
+    try:
+        for conf in (cfg.get("logger") or {}).values():
+            loggers.append(instantiate(conf))
+            loggers[-1].log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+        yield loggers
+    finally:
+        for logger in loggers:
+            finish = getattr(logger.experiment, "finish", None)
+            if finish is not None:
+                finish()
 
 
 def main() -> None:

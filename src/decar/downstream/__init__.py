@@ -1,5 +1,6 @@
 """Judging an encoder on labelled tasks: frozen probe, fine-tuning, and the tables that come of it."""
 
+from decar.downstream.commands import missing_commands
 from decar.downstream.embeddings import cached_embeddings
 from decar.downstream.finetune import fit_finetune
 from decar.downstream.judge import judge
@@ -7,7 +8,7 @@ from decar.downstream.outcome import Outcome
 from decar.downstream.probe import fit_frozen
 from decar.downstream.protocol import PaperProtocol, Protocol, SearchProtocol
 from decar.downstream.results import Result, collect
-from decar.downstream.tables import missing_commands, table2, table2_markdown, to_markdown
+from decar.downstream.tables import table2, table2_markdown, to_markdown
 from decar.downstream.task import Task, TaskSpec, load_task
 
 __all__ = [

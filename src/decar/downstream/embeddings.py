@@ -20,6 +20,8 @@ from decar.models.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1  # to be raised whenever padding, statistics or layout change: older files are not read any more
+
 Source = Encoder | Literal["logmel"]
 
 
@@ -54,7 +56,8 @@ def cached_embeddings(
     Returns:
         `(N, D)` float32 in the order of the store.
     """
-    path = Path(cache_dir).expanduser() / "embeddings" / f"{encoder_hash(encoder)[:24]}-{store.fingerprint[:24]}.npy"
+    name = f"{encoder_hash(encoder)[:24]}-{store.fingerprint[:24]}-v{FORMAT}.npy"
+    path = Path(cache_dir).expanduser() / "embeddings" / name
     dim = 2 * store.frontend.n_mels if isinstance(encoder, str) else encoder.dim
     found = _read(path, (len(store), dim))
     if found is not None:

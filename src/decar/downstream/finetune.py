@@ -45,7 +45,7 @@ class FineTuner(LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, C)` of log-mels `(B, 1, M, F)`."""
-        logits: Tensor = self.head(self.encoder(x.contiguous(memory_format=torch.channels_last)))
+        logits: Tensor = self.head(self.encoder(x))
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -155,7 +155,6 @@ def _tune(encoder: Encoder, data: TaskData, lr: float, seed: int, kwargs: Mappin
     best = KeepBest()
     with _seeded(seed):
         module = FineTuner(copy.deepcopy(encoder), len(data.task.classes), lr)
-        module.to(memory_format=torch.channels_last)
         module.train()  # Lightning keeps the mode it finds, and a loaded encoder comes in eval mode
         _trainer(kwargs, best).fit(module, data.train_dataloader(), data.val_dataloader())
     module.load_state_dict(best.weights)

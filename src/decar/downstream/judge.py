@@ -16,7 +16,7 @@ from decar.downstream.embeddings import Source, cached_embeddings, encoder_hash
 from decar.downstream.finetune import fit_finetune
 from decar.downstream.outcome import Outcome
 from decar.downstream.probe import fit_frozen
-from decar.downstream.protocol import Protocol
+from decar.downstream.protocol import Protocol, check_whole
 from decar.downstream.results import Kind, Mode, Result
 from decar.downstream.task import Task, TaskSpec, drop_unreadable, load_task
 from decar.errors import ConfigError
@@ -38,6 +38,7 @@ def judge(
     num_workers: int = 0,
     trainer_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
+    choice: str | None = None,
 ) -> Result:
     """Judge an encoder on a task.
 
@@ -56,15 +57,18 @@ def judge(
         num_workers: Loader processes of fine-tuning.
         trainer_kwargs: For the trainer of fine-tuning.
         progress: Whether to show bars.
+        choice: Name of the task's file in conf/task, for the commands under a table; None: csv or folder.
 
     Raises:
-        ConfigError: The log-mel baseline was to be fine-tuned.
+        ConfigError: The log-mel baseline was to be fine-tuned, or a number of the mode is out of range.
         TaskError: The task cannot be set up.
         StoreError: The log-mels cannot be built.
     """
     began = time.perf_counter()
     if isinstance(encoder, str) and mode == "finetune":
         raise ConfigError("mode=finetune bundle=logmel: log-mel statistics have no weights to tune; take mode=frozen")
+    check_whole("mode.crop_frames", spec.crop_frames, 1)
+    check_whole("mode.num_workers", num_workers, 0)
     numbers = (frontend or FrontEnd()) if isinstance(encoder, str) else encoder.frontend
     task = load_task(spec)
     store = LogMelStore.open_or_build(task.source, numbers, cache_dir=cache_dir, progress=progress)
@@ -80,7 +84,8 @@ def judge(
         )  # fmt: skip
     result = _result(task, outcome, bundle, encoder_hash(encoder), mode, protocol, seed)
     network = "" if isinstance(encoder, str) else f"{encoder.name} ({encoder.pool}-pool)"
-    return replace(result, network=network, seconds=round(time.perf_counter() - began, 3))
+    seconds = round(time.perf_counter() - began, 3)
+    return replace(result, network=network, task_options=spec.typed(choice), seconds=seconds)
 
 
 def _result(

@@ -1,8 +1,11 @@
 """The two ways of judging. Which one is used decides the score (DESIGN, section 6), so both are reported."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
+
+from decar.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -13,12 +16,20 @@ class PaperProtocol:
         lr: Learning rate of Adam.
         batch_size: Clips a step.
         max_epochs: Epochs trained; the one that is best on validation counts (the released code took the best on test).
+
+    Raises:
+        ConfigError: A number is none, or is out of range.
     """
 
     name: ClassVar[str] = "paper"
     lr: float = 1e-3
     batch_size: int = 64
     max_epochs: int = 50
+
+    def __post_init__(self) -> None:
+        check_positive("protocol.lr", self.lr)
+        check_whole("protocol.batch_size", self.batch_size, 1)
+        check_whole("protocol.max_epochs", self.max_epochs, 1)
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,9 @@ class SearchProtocol:
         learning_rates: Candidates for Adam's learning rate (fine-tuning).
         batch_size: Clips a step of fine-tuning.
         max_epochs: Epochs of fine-tuning per candidate.
+
+    Raises:
+        ConfigError: A number is none, or is out of range, or a list has no numbers.
     """
 
     name: ClassVar[str] = "search"
@@ -38,5 +52,29 @@ class SearchProtocol:
     batch_size: int = 64
     max_epochs: int = 50
 
+    def __post_init__(self) -> None:
+        for key in ("strengths", "learning_rates"):
+            values = getattr(self, key)
+            if not isinstance(values, list | tuple) or not values:
+                raise ConfigError(f"protocol.{key}={values}: not allowed; give one or more numbers, as [0.001,0.01]")
+            for value in values:
+                check_positive(f"protocol.{key}", value)
+            object.__setattr__(self, key, tuple(values))  # so that lists of a configuration compare equal
+        check_whole("protocol.batch_size", self.batch_size, 1)
+        check_whole("protocol.max_epochs", self.max_epochs, 1)
+
 
 Protocol: TypeAlias = PaperProtocol | SearchProtocol
+
+
+def check_positive(key: str, value: object) -> None:
+    """Raise a ConfigError naming the option unless its value is a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
+        raise ConfigError(f"{key}={value}: not allowed; give a number above 0")
+
+
+def check_whole(key: str, value: object, least: int) -> None:
+    """Raise a ConfigError naming the option unless its value is a whole number that is not below `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{key}={value}: not allowed; give a whole number, {least} or more")

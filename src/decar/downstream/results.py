@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -46,6 +45,7 @@ class Result:
         metric: What `value` and `valid_value` are.
         settings: The protocol's numbers, as they were for this result.
         network: Name and pooling of the encoder's network; "" for the log-mel baseline.
+        task_options: What to type for the task, by option; None is Hydra's null. Empty: `task=` and its name.
     """
 
     task: str
@@ -71,6 +71,7 @@ class Result:
     metric: str = "accuracy"
     settings: dict[str, Any] = field(default_factory=dict)
     network: str = ""
+    task_options: dict[str, str | None] = field(default_factory=dict)
 
     def write(self, path: str | Path) -> Path:
         """Write the result as JSON, whole or not at all; a folder gets a `result.json`.
@@ -152,6 +153,6 @@ def _problem(entries: Any) -> str:
     for key in ("value", "valid_value"):
         if isinstance(entries[key], bool) or not isinstance(entries[key], (int, float)):
             return f"{key} is {entries[key]!r}"
-        if not math.isfinite(entries[key]):
-            return f"{key} is {entries[key]}"
+        if not 0 <= entries[key] <= 1:  # NaN is not either
+            return f"{key} is {entries[key]}, not between 0 and 1"
     return ""

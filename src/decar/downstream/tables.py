@@ -3,44 +3,21 @@
 Every number comes from `result.json` files; nothing is filled in.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from decar.downstream.columns import NAMES, Cells, Column, cells, columns
+from decar.downstream.commands import missing_commands
 from decar.downstream.protocol import PaperProtocol, SearchProtocol
-from decar.downstream.results import Kind, Mode, ProtocolName, Result
-from decar.errors import DecarError
+from decar.downstream.results import Mode, ProtocolName, Result
 
 EMPTY = "–"
-NAMES = {"random": "random", "logmel": "log-mel", "decar": "DECAR", "frozen": "frozen", "finetune": "fine-tuned"}
-
-
-class Column(NamedTuple):
-    """One column of Table 2."""
-
-    protocol: ProtocolName
-    encoder: Kind
-    mode: Mode
-
-    def __str__(self) -> str:
-        return f"{self.protocol} {NAMES[self.encoder]} {NAMES[self.mode]}"
-
-
-# plain log-mel statistics have no weights, so there is nothing to fine-tune
-COLUMNS = [
-    Column(protocol, encoder, mode)
-    for protocol in get_args(ProtocolName)
-    for encoder in get_args(Kind)
-    for mode in get_args(Mode)
-    if (encoder, mode) != ("logmel", "finetune")
-]
-
-Cells = Mapping[tuple[str, Column], list[Result]]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -57,36 +34,21 @@ def table2(results: Sequence[Result]) -> pd.DataFrame:
     The last rows are means. A mean compares columns, so each is taken over tasks that all of its columns have: one
     row over what the frozen columns share, one over what the fine-tuned ones share, or one row if that is the same.
 
+    Where DECAR bundles are compared rather than repeated (`bundle_names`), each has columns of its own.
+
     Returns:
-        Index `task` (tasks in alphabetical order, then the means), one column of text for each of `COLUMNS`.
+        Index `task` (tasks in alphabetical order, then the means), one column of text for each of `columns(results)`.
 
     Raises:
-        DecarError: A task was judged on different splits.
+        DecarError: A task was judged on different splits, or a cell would average what is not one experiment.
     """
-    cells = _cells(results)
-    tasks = sorted({task for task, _ in cells})
-    rows = {task: [_text(_values(cells.get((task, column), []))) for column in COLUMNS] for task in tasks}
-    for shared in _shared_tasks(cells, tasks):
-        rows[f"mean of {len(shared)} task{'s'[: len(shared) > 1]}"] = [_mean(cells, shared, c) for c in COLUMNS]
-    frame = pd.DataFrame.from_dict(rows, orient="index", columns=[str(c) for c in COLUMNS])
+    found, shown = cells(results), columns(results)
+    tasks = sorted({task for task, _ in found})
+    rows = {task: [_text(_values(found.get((task, column), []))) for column in shown] for task in tasks}
+    for shared in _shared_tasks(found, tasks, shown):
+        rows[f"mean of {len(shared)} task{'s'[: len(shared) > 1]}"] = [_mean(found, shared, c) for c in shown]
+    frame = pd.DataFrame.from_dict(rows, orient="index", columns=[str(c) for c in shown])
     return frame.rename_axis("task")
-
-
-def missing_commands(results: Sequence[Result]) -> list[str]:
-    """The commands that would fill the empty cells of the tasks in the table, one for each column with gaps."""
-    cells = _cells(results)
-    tasks = sorted({task for task, _ in cells})
-    typed = {"random": "random", "logmel": "logmel", "decar": "PATH"}
-    typed.update({result.encoder: result.bundle for result in results if result.encoder == "decar"})
-    commands = []
-    for column in COLUMNS:
-        gaps = [task for task in tasks if (task, column) not in cells]
-        sweep = "-m " if len(gaps) > 1 else ""
-        bundle = _quoted(typed[column.encoder])
-        tail = f"mode={column.mode} bundle={bundle} protocol={column.protocol}"
-        if gaps:
-            commands.append(f"python eval.py {sweep}task={','.join(gaps)} {tail}")
-    return commands
 
 
 def table2_markdown(results: Sequence[Result]) -> str:
@@ -96,7 +58,7 @@ def table2_markdown(results: Sequence[Result]) -> str:
     if frame.map(lambda cell: "±" in cell).to_numpy().any():
         parts[0] += " ±: 95 % interval of the mean over seeds (Student's t)."
     for protocol in get_args(ProtocolName):
-        names = [str(c) for c in COLUMNS if c.protocol == protocol]
+        names = [str(c) for c in columns(results) if c.protocol == protocol]
         part = frame[names].rename(columns=lambda name: name.split(" ", 1)[1])
         parts.append(f"protocol={protocol}\n\n{to_markdown(part)}")
     commands = missing_commands(results)
@@ -131,39 +93,25 @@ def to_markdown(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [padded[0], rule, *padded[1:]])
 
 
-def _cells(results: Sequence[Result]) -> Cells:
-    """Results by task and column; refuses a task whose results come from different splits."""
-    cells: dict[tuple[str, Column], list[Result]] = {}
-    splits: dict[str, str] = {}
-    for result in results:
-        if splits.setdefault(result.task, result.split_hash) != result.split_hash:
-            raise DecarError(
-                f"task {result.task}: results on two different splits ({splits[result.task][:8]}, "
-                f"{result.split_hash[:8]}) do not compare; give table2 the runs of one of them"
-            )
-        cells.setdefault((result.task, Column(result.protocol, result.encoder, result.mode)), []).append(result)
-    return cells
-
-
-def _shared_tasks(cells: Cells, tasks: Sequence[str]) -> Iterator[list[str]]:
+def _shared_tasks(found: Cells, tasks: Sequence[str], shown: Sequence[Column]) -> Iterator[list[str]]:
     """For frozen, then fine-tuned columns: the tasks that all of those with any result have; each list once."""
     seen: list[list[str]] = []
     for mode in get_args(Mode):
-        filled = [c for c in COLUMNS if c.mode == mode and any((task, c) in cells for task in tasks)]
-        shared = [task for task in tasks if filled and all((task, c) in cells for c in filled)]
+        filled = [c for c in shown if c.mode == mode and any((task, c) in found for task in tasks)]
+        shared = [task for task in tasks if filled and all((task, c) in found for c in filled)]
         if shared and shared not in seen:
             seen.append(shared)
             yield shared
 
 
-def _mean(cells: Cells, tasks: Sequence[str], column: Column) -> str:
+def _mean(found: Cells, tasks: Sequence[str], column: Column) -> str:
     """Mean of a column over some tasks, with an interval when every task was judged by the same seeds and encoders."""
-    if any((task, column) not in cells for task in tasks):
+    if any((task, column) not in found for task in tasks):
         return ""
-    runs = [{(r.seed, r.encoder_hash): r.value for r in cells[task, column]} for task in tasks]
+    runs = [{(r.seed, r.encoder_hash): r.value for r in found[task, column]} for task in tasks]
     if all(run.keys() == runs[0].keys() for run in runs):
         return _text([float(np.mean([run[key] for run in runs])) for key in runs[0]])
-    return _text([float(np.mean([np.mean(_values(cells[task, column])) for task in tasks]))])
+    return _text([float(np.mean([np.mean(_values(found[task, column])) for task in tasks]))])
 
 
 def _values(results: Sequence[Result]) -> NDArray[np.float64]:
@@ -175,9 +123,3 @@ def _text(values: Sequence[float] | NDArray[np.float64]) -> str:
         return EMPTY
     mean, half = interval(list(values))
     return f"{100 * mean:.1f}" if np.isnan(half) else f"{100 * mean:.1f} ± {100 * half:.1f}"
-
-
-def _quoted(bundle: str) -> str:
-    """A bundle as it has to be typed in a shell: Hydra wants its own quotes around odd characters."""
-    plain = all(letter.isalnum() or letter in "/._-" for letter in bundle)
-    return bundle if plain else f"\"'{bundle}'\""

@@ -47,6 +47,21 @@ class TaskSpec:
     crop_frames: int = 98
     split_seed: int = 0
 
+    def typed(self, choice: str | None = None) -> dict[str, str | None]:
+        """What a user types to name this task: `task` and the options that are not as conf/task/<choice>.yaml has them.
+
+        `choice` None is "folder" or "csv", as the path is.
+        """
+        choice = choice or ("folder" if _is_folder(self) else "csv")
+        usual: dict[str, str | None] = {"name": self.label if choice == "csv" else choice}
+        if choice in ("csv", "folder"):
+            usual = {"path": None, "label": "label", "split": "split" if choice == "csv" else None} | usual
+        if choice == "csv":
+            usual |= {"root": None, "path_column": "path"}
+        return {"task": choice} | {
+            f"task.{key}": getattr(self, key) for key, value in usual.items() if getattr(self, key) != value
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -154,19 +169,24 @@ def _read_source(spec: TaskSpec) -> Manifest:
     return read(path, root=spec.root, path_column=spec.path_column)
 
 
+def _is_folder(spec: TaskSpec) -> bool:
+    return Path(str(spec.path)).expanduser().is_dir()
+
+
 def _column(spec: TaskSpec, source: Manifest, column: str, key: str) -> NDArray[np.str_]:
     """One column as stripped strings, "" where it is empty."""
     if column not in source.table:
         found = ", ".join(map(str, source.table.columns))
+        draw = ", or task.split=null to have one drawn" if key == "split" else ""
         raise TaskError(
-            f"task {spec.name}: no {key} column '{column}' in {spec.path} (columns: {found}); set task.{key}"
+            f"task {spec.name}: no {key} column '{column}' in {spec.path} (columns: {found}); set task.{key}{draw}"
         )
     return source.table[column].fillna("").astype(str).str.strip().to_numpy(str)
 
 
 def _given_split(spec: TaskSpec, source: Manifest) -> NDArray[np.str_] | None:
     """The split column in our three words, or None when one has to be drawn."""
-    in_folder = Path(str(spec.path)).expanduser().is_dir()
+    in_folder = _is_folder(spec)
     column = "split" if in_folder else spec.split  # a folder that is divided by split says so itself
     if column is None or (in_folder and column not in source.table):
         return None

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -22,14 +23,22 @@ FORMAT = 1
 
 
 def save_bundle(encoder: Encoder, path: str | Path, facts: Mapping[str, object] | None = None) -> Path:
-    """Write an encoder to `path`, whole or not at all; `facts` (JSON values) say where it comes from."""
+    """Write an encoder to `path`, whole or not at all; `facts` (JSON values) say where it comes from.
+
+    Raises:
+        BundleError: The weights are not finite, or the file cannot be written.
+    """
     path = Path(path)
+    weights = encoder.weights()
+    broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise BundleError(f"{path}: not written, the weights are no longer finite ({broken[0]}): lower optimizer.lr")
     header = {"format": FORMAT, "encoder": encoder.settings(), "facts": dict(facts or {})}
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        save_file(encoder.weights(), part, metadata={"decar": json.dumps(header)})
+        save_file(weights, part, metadata={"decar": json.dumps(header)})
         os.chmod(part, 0o644)  # mkstemp makes it private
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
@@ -79,7 +88,7 @@ def _read_header(path: Path) -> dict[str, object]:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["decar"])
     except (SafetensorError, OSError) as error:
-        raise BundleError(f"{path}: not a readable safetensors file ({error}); was it copied whole?") from error
+        raise BundleError(f"{path}: not a readable bundle ({error}); was it copied whole?") from error
     except (KeyError, ValueError) as error:
         raise BundleError(f"{path}: a safetensors file without a decar header; was it made by decar?") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:

@@ -1,16 +1,13 @@
 """The pass over a whole set: every clip, whole, once, in the order of the data set."""
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from decar.audio import LogMelStore
 from decar.audio.crops import collate, length_batches, padded_frames, whole
+from decar.audio.progress import progress_bar
 from decar.models.encoder import Encoder, evaluating
 
 
@@ -43,16 +40,10 @@ def encode_store(
     home = next(encoder.parameters()).device
     encoder.to(device)
     out = np.empty((len(store), encoder.dim), np.float32)
-    batches: Sequence[NDArray[np.int64]] = batches_by_length(store, np.arange(len(store)), encoder, batch_size)
-    with evaluating(encoder):
-        for batch in _tracked(batches, progress):
+    batches = batches_by_length(store, np.arange(len(store)), encoder, batch_size)
+    with evaluating(encoder), progress_bar("embed", len(store), enabled=progress) as advance:
+        for batch in batches:
+            advance(len(batch))
             out[batch] = encoder(whole_clips(store, batch, encoder).to(device)).float().cpu().numpy()
     encoder.to(home)
     return out
-
-
-def _tracked(batches: Sequence[NDArray[np.int64]], progress: bool) -> Sequence[NDArray[np.int64]]:
-    if not progress:
-        return batches
-    tracked: Callable[..., Sequence[NDArray[np.int64]]] = track  # type: ignore[assignment]
-    return tracked(batches, description="embed", console=Console(stderr=True), transient=True)

@@ -90,7 +90,10 @@ class Encoder(nn.Module):
     def _measure_dim(self) -> int:
         """`D` as the network gives it: timm's own attributes leave out the pooling."""
         self.network.eval()
-        out: Tensor = self.network(torch.zeros(1, 1, self.frontend.n_mels, self.min_frames))
+        try:
+            out: Tensor = self.network(torch.zeros(1, 1, self.frontend.n_mels, self.min_frames))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise _unfit(self.name, self.pool, error) from error
         self.network.train()
         if out.ndim != 2:
             raise ConfigError(f"encoder.name={self.name}: gives shape {tuple(out.shape)}, not one vector a clip")
@@ -140,5 +143,16 @@ def _create_network(name: str, pool: Pool) -> nn.Module:
             + (f"; close to it: {', '.join(close)}" if close else "")
             + " (see timm.list_models())"
         )
-    network: nn.Module = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool=pool)
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool=pool)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise _unfit(name, pool, error) from error
     return network
+
+
+def _unfit(name: str, pool: str, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ConfigError(
+        f"encoder.name={name} encoder.pool={pool}: this network cannot embed log-mels ({reason}); "
+        "take a convolutional network, and max, avg, avgmax or catavgmax"
+    )

@@ -1,10 +1,14 @@
 """What sits on the encoder while it is pre-trained, and is thrown away after: `g` and the pseudo-label heads `p`."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from decar.errors import ConfigError
+
+Kind = Literal["paper", "released"]
 
 
 class Projection(nn.Module):
@@ -17,10 +21,10 @@ class Projection(nn.Module):
         seed: Seeds the weights; None draws from torch's global generator.
     """
 
-    def __init__(
-        self, dim: int, out: int = 512, kind: Literal["paper", "released"] = "paper", seed: int | None = None
-    ) -> None:
+    def __init__(self, dim: int, out: int = 512, kind: Kind = "paper", seed: int | None = None) -> None:
         super().__init__()
+        if kind not in get_args(Kind):
+            raise ConfigError(f"projection.kind={kind}: choose one of {', '.join(get_args(Kind))}")
         self.kind, self.out = kind, out
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:

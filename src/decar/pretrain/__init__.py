@@ -1,6 +1,7 @@
 """Pre-training: cluster the whole set, learn to predict the clusters, again."""
 
-from decar.pretrain.callbacks import BundleExport, ClusterLog, EpochLine
+from decar.pretrain.callbacks import BundleExport, ClusterLog, EpochLine, StopOnNMI
+from decar.pretrain.checkpoint import AtomicCheckpointIO
 from decar.pretrain.datamodule import PretrainData
 from decar.pretrain.labels import EpochLabels, NetworkLabels
 from decar.pretrain.logger import ResumableCSVLogger
@@ -8,6 +9,7 @@ from decar.pretrain.module import DecarModule
 from decar.pretrain.sampler import UniformClusterSampler, derive_seed
 
 __all__ = [
+    "AtomicCheckpointIO",
     "BundleExport",
     "ClusterLog",
     "DecarModule",
@@ -16,6 +18,7 @@ __all__ = [
     "NetworkLabels",
     "PretrainData",
     "ResumableCSVLogger",
+    "StopOnNMI",
     "UniformClusterSampler",
     "derive_seed",
 ]

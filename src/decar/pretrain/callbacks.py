@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping
 
 from decar.models import save_bundle
 from decar.pretrain.datamodule import PretrainData
@@ -50,16 +51,37 @@ class ClusterLog(Callback):
         data = pl_module.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, PretrainData)
         assert data.labels is not None
-        clips, epoch = data.store.manifest.table["path"], data.labels.epoch
+        table, epoch = data.store.manifest.table, data.labels.epoch
+        stretch = {name: table[name] for name in ("start", "duration") if name in table}  # tell clips of one file apart
         parts = [
-            pd.DataFrame({"clip": clips, "epoch": epoch, "clustering": h, "pseudo_label": column})
+            pd.DataFrame({"clip": table["path"], **stretch, "epoch": epoch, "clustering": h, "pseudo_label": column})
             for h, column in enumerate(data.labels.labels.T)
         ]
         self.path.mkdir(parents=True, exist_ok=True)
         target = self.path / f"epoch_{epoch:05d}.parquet"
-        part = target.with_suffix(".part")
+        part = target.with_name(f".{target.name}")  # readers of the folder pass over dot files
         pd.concat(parts, ignore_index=True).to_parquet(part)
         os.replace(part, target)
+
+
+class StopOnNMI(EarlyStopping):
+    """End when the NMI between consecutive assignments has not improved for `patience` epochs (paper, section 4).
+
+    Args:
+        patience: Epochs; after a resume the one that was asked for now counts, not the checkpoint's.
+    """
+
+    def __init__(self, patience: int = 10) -> None:
+        super().__init__("nmi", mode="max", patience=patience, check_on_train_epoch_end=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take best value and waiting time of a checkpoint."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say why it ended."""
+        if self.stopped_epoch:
+            log.info("stopped after epoch %d: NMI has not improved for %d", self.stopped_epoch + 1, self.patience)
 
 
 class EpochLine(Callback):

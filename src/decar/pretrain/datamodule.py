@@ -18,14 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from decar.audio import LogMelStore
 from decar.audio.crops import collate, random_crop
-from decar.errors import StoreError
+from decar.errors import StoreError, TrainingError
 from decar.pretrain.labels import EpochLabels
-from decar.pretrain.sampler import UniformClusterSampler, derive_seed
+from decar.pretrain.sampler import Stream, UniformClusterSampler, derive_seed
 
 Draw = tuple[int, int]  # dataset index, seed of its crop
 Batch = tuple[Tensor, Tensor]  # (B, 1, M, F), (B,)
-
-_ORDER, _CROPS = 1, 2  # which stream of random numbers a seed is for
 
 
 class CropDataset(Dataset[Batch]):
@@ -62,7 +60,7 @@ class EpochLoader:
             batch_sampler=_Pending(self),
             collate_fn=_as_is,
             num_workers=data.num_workers,
-            persistent_workers=data.num_workers > 0,  # forking anew each epoch hung under DDP (gh-112275)
+            persistent_workers=data.persistent_workers and data.num_workers > 0,
             pin_memory=data.pin_memory,
         )
 
@@ -121,6 +119,7 @@ class PretrainData(LightningDataModule):
             once over the data; on a small set that is too few steps for a fresh head to learn anything.
         num_workers: Processes that read crops; 0 is fastest while the store fits in memory.
         seed: With the epoch it fixes order and crops.
+        persistent_workers: Keep them over epochs; forking anew each epoch hung under DDP (gh-112275).
         pin_memory: Stage batches for faster copies to a GPU.
     """
 
@@ -132,19 +131,16 @@ class PretrainData(LightningDataModule):
         batch_size: int = 64,
         draws_per_clip: float = 1.0,
         num_workers: int = 0,
-        seed: int = 0,
+        persistent_workers: bool = True,
         pin_memory: bool = False,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if not len(store):
             raise StoreError("no usable clip to learn from; see bad_files.csv for the reasons")
         self.store, self.crop_frames, self.batch_size = store, crop_frames, batch_size
-        self.draws_per_clip, self.num_workers, self.seed, self.pin_memory = (
-            draws_per_clip,
-            num_workers,
-            seed,
-            pin_memory,
-        )
+        self.draws_per_clip, self.num_workers, self.seed = draws_per_clip, num_workers, seed
+        self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
         self.labels: EpochLabels | None = None
         self.need_labels: Callable[[], None] = lambda: None  # the module puts its own clustering here
         self._targets = torch.empty(0, 0, dtype=torch.int64)
@@ -166,19 +162,19 @@ class PretrainData(LightningDataModule):
 
     def targets(self, index: Tensor) -> Tensor:
         """Pseudo-labels `(B, H)` of dataset indices `(B,)`, on the device of `index`."""
-        return self._targets[index.cpu()].to(index.device)
+        if self._targets.device != index.device:
+            self._targets = self._targets.to(index.device)
+        return self._targets[index]
 
     def batches(self, epoch: int) -> list[list[Draw]]:
         """All batches of an epoch: a pure function of seed, epoch and labels. The draw goes round the clusterings."""
         if self.labels is None:
             raise StoreError("batches were asked for before there were labels")
         column = self.labels.labels[:, epoch % self.labels.labels.shape[1]]
-        sampler = UniformClusterSampler(
-            column, self.steps_per_epoch * self.batch_size, seed=derive_seed(self.seed, _ORDER)
-        )
+        sampler = UniformClusterSampler(column, self.steps_per_epoch * self.batch_size, seed=self.seed)
         sampler.set_epoch(epoch)
         indices = sampler.draw()
-        seeds: NDArray[np.int64] = np.random.default_rng(derive_seed(self.seed, epoch, _CROPS)).integers(
+        seeds: NDArray[np.int64] = np.random.default_rng(derive_seed(Stream.CROPS, self.seed, epoch)).integers(
             2**62, size=len(indices)
         )
         draws = list(zip(indices.tolist(), seeds.tolist(), strict=True))
@@ -192,11 +188,30 @@ class PretrainData(LightningDataModule):
         """Labels and their epoch, as plain tensors and numbers (loads with `weights_only=True`)."""
         if self.labels is None:
             return {}
-        labels = torch.from_numpy(self.labels.labels.astype(np.int32))
-        return {"labels": labels, "sizes": self.labels.sizes, "epoch": self.labels.epoch, "health": self.labels.health}
+        now = self.labels
+        return {
+            "labels": torch.from_numpy(now.labels.astype(np.int32)),
+            "sizes": now.sizes,
+            "epoch": now.epoch,
+            "health": now.health,
+            "clips": self._clips_hash(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the labels of a checkpoint."""
+        """Take the labels of a checkpoint.
+
+        Raises:
+            TrainingError: It was made with other clips.
+        """
         if state:
+            if state["clips"] != self._clips_hash():
+                raise TrainingError(
+                    f"the checkpoint belongs to other sounds ({len(state['labels'])} clips, here {len(self.store)}): "
+                    "give the data it was made with, or start anew without resume"
+                )
             labels = state["labels"].numpy().astype(np.int64)
             self.set_labels(EpochLabels(labels, list(state["sizes"]), int(state["epoch"]), dict(state["health"])))
+
+    def _clips_hash(self) -> str:
+        table = self.store.manifest.table
+        return self.store.manifest.content_hash(*(name for name in ("path", "start", "duration") if name in table))

@@ -11,6 +11,7 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from decar.audio import LogMelStore
+from decar.audio.progress import progress_bar
 from decar.models.encode import batches_by_length, whole_clips
 from decar.models.encoder import Encoder, evaluating
 
@@ -37,12 +38,13 @@ def embed_dataset(
         `(N, P)` float32, in store order.
     """
     out: NDArray[np.float32] | None = None
-    with evaluating(module):
+    with evaluating(module), progress_bar("cluster: embedding all clips", len(store), enabled=True) as advance:
         for batch in batches_by_length(store, np.arange(len(store)), encoder, batch_size):
             clips = trainer.strategy.batch_to_device(whole_clips(store, batch, encoder))
             with trainer.precision_plugin.forward_context():
                 vectors = forward(clips).float().cpu().numpy()
             out = np.empty((len(store), vectors.shape[1]), np.float32) if out is None else out
             out[batch] = vectors
+            advance(len(batch))
     assert out is not None  # a store without clips is refused by PretrainData
     return out

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from decar.clustering import Clusterer, nmi, prepare
 from decar.clustering.stats import cluster_sizes, effective_rank, entropy
-from decar.pretrain.sampler import derive_seed
+from decar.pretrain.sampler import Stream, derive_seed
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class NetworkLabels:
         """Labels of an epoch from `features` `(N, P)`; the clusterers are seeded by `(seed, epoch, h)`."""
         prepared = prepare(features, self.dim)
         found = [
-            clusterer.with_seed(derive_seed(seed, epoch, h) % 2**31).fit_predict(prepared)
+            clusterer.with_seed(derive_seed(Stream.CLUSTERS, seed, epoch, h) % 2**31).fit_predict(prepared)
             for h, clusterer in enumerate(self.clusterers)
         ]
         labels = np.stack([assignment.labels for assignment in found], axis=1)

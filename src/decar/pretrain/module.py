@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pytorch_lightning import LightningModule
@@ -11,14 +11,17 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from decar.errors import ConfigError
+from decar.errors import ConfigError, TrainingError
 from decar.models import Encoder, Projection, PseudoLabelHeads
 from decar.pretrain.datamodule import Batch, PretrainData
 from decar.pretrain.embed import embed_dataset
 from decar.pretrain.labels import NetworkLabels
-from decar.pretrain.sampler import derive_seed
+from decar.pretrain.sampler import Stream, derive_seed
 
-_HEADS, _STEP = 3, 4  # which stream of random numbers a seed is for (the data module has 1 and 2)
+_CHECK_EVERY = 10  # steps; looking at the loss makes a GPU wait
+
+
+Schedule = Literal["constant", "cosine"]
 
 
 class DecarModule(LightningModule):
@@ -45,7 +48,7 @@ class DecarModule(LightningModule):
         optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
         *,
         head_optimizer: Mapping[str, Any] | None = None,
-        schedule: Literal["constant", "cosine"] = "constant",
+        schedule: Schedule = "constant",
         warmup_steps: int = 0,
         seed: int = 0,
     ) -> None:
@@ -54,6 +57,8 @@ class DecarModule(LightningModule):
         self.heads = PseudoLabelHeads(projection.out, [1] * len(source.clusterers))
         self.source, self.make_optimizer, self.head_optimizer = source, optimizer, dict(head_optimizer or {})
         self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
+        if schedule not in get_args(Schedule):
+            raise ConfigError(f"schedule={schedule}: choose one of {', '.join(get_args(Schedule))}")
 
     @property
     def data(self) -> PretrainData:
@@ -92,7 +97,7 @@ class DecarModule(LightningModule):
     def _renew_heads(self, sizes: list[int]) -> None:
         """Fresh heads, known to the optimizer; what it remembered of the old ones is forgotten."""
         old = set(self.heads.parameters())
-        self.heads.reset(sizes, derive_seed(self.seed, self.current_epoch, _HEADS))
+        self.heads.reset(sizes, derive_seed(Stream.HEADS, self.seed, self.current_epoch))
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
         for parameter in old:
@@ -102,16 +107,26 @@ class DecarModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the clusterings."""
         crops, index = batch
-        torch.manual_seed(derive_seed(self.seed, self.current_epoch, _STEP, batch_idx))
+        torch.manual_seed(derive_seed(Stream.STEP, self.seed, self.current_epoch, batch_idx))
         targets = self.data.targets(index)
         logits = self.heads(self.projection(self.encoder(self.augment(crops))))
         losses = [functional.cross_entropy(scores, targets[:, h]) for h, scores in enumerate(logits)]
         hits = [(scores.argmax(1) == targets[:, h]).float().mean() for h, scores in enumerate(logits)]
         loss = torch.stack(losses).mean()
+        if (batch_idx + 1) % _CHECK_EVERY == 0 or batch_idx + 1 == self.data.steps_per_epoch:
+            self._require_finite(loss)
         size = len(index)
         self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=size)
         self.log("pseudo_accuracy", torch.stack(hits).mean(), on_step=False, on_epoch=True, batch_size=size)
         return loss
+
+    def _require_finite(self, loss: Tensor) -> None:
+        if not torch.isfinite(loss):
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise TrainingError(
+                f"the loss is {float(loss)} at epoch {self.current_epoch + 1}: pass a lower learning rate "
+                f"(optimizer.lr, now {rate:g}); checkpoints and encoder of the last good epoch are kept"
+            )
 
     def on_train_epoch_end(self) -> None:
         """Log what the epoch's labels were like: stored values, since a resume within an epoch skips the start hook."""
@@ -138,8 +153,32 @@ class DecarModule(LightningModule):
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / max(1, total - self.warmup_steps)))
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what made this checkpoint."""
+        checkpoint["decar"] = self._recipe()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the heads the shapes they had: their number of clusters may have been found by the clusterer."""
+        """Give the heads the shapes they had: their number of clusters may have been found by the clusterer.
+
+        Raises:
+            TrainingError: The checkpoint was made by another network or optimizer.
+        """
+        theirs, ours = checkpoint.get("decar", {}), self._recipe()
+        other = [key for key in ours if theirs.get(key) != ours[key]]
+        if other:
+            found = "; ".join(f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in other)
+            raise TrainingError(f"cannot go on from this checkpoint, it was made otherwise ({found})")
         weights = checkpoint["state_dict"]
         sizes = [len(weights[f"heads.{h}.weight"]) for h in range(len(self.heads))]
         self.heads.reset(sizes, seed=0)
+
+    def _recipe(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to fit."""
+        optimizer = self.make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])
+        return {
+            "encoder": self.encoder.settings(),
+            "projection": f"{self.projection.kind} {self.projection.out}",
+            "heads": len(self.heads),
+            "optimizer": type(optimizer).__name__,
+            "schedule": self.schedule,
+        }

@@ -5,6 +5,7 @@ did not (it re-ordered the data set after the sampler was built). Here the index
 """
 
 from collections.abc import Iterator
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,13 +14,24 @@ from torch.utils.data import Sampler
 from decar.errors import ClusteringError
 
 
+class Stream(IntEnum):
+    """What a seed is for; no two uses share a stream of random numbers."""
+
+    CLUSTERS = 1
+    ORDER = 2
+    CROPS = 3
+    HEADS = 4
+    STEP = 5
+
+
 def derive_seed(*parts: int) -> int:
     """One 63-bit seed for a place in the run, such as `(seed, epoch, step)`: a pure function, so a resume repeats it.
 
     >>> derive_seed(0, 3) == derive_seed(0, 3), derive_seed(0, 3) == derive_seed(0, 4)
     (True, False)
     """
-    return int(np.random.SeedSequence([int(part) for part in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    words = [len(parts), *(int(part) for part in parts)]  # the length too: numpy pads with zeros
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def uniform_draw(labels: NDArray[np.int64], num_samples: int, seed: int) -> NDArray[np.int64]:
@@ -74,7 +86,7 @@ class UniformClusterSampler(Sampler[int]):
 
     def draw(self) -> NDArray[np.int64]:
         """This rank's indices of the epoch, `(num_samples / world_size,)`."""
-        order = uniform_draw(self.labels, self.num_samples, derive_seed(self.seed, self.epoch))
+        order = uniform_draw(self.labels, self.num_samples, derive_seed(Stream.ORDER, self.seed, self.epoch))
         return order[self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[int]:

@@ -1,0 +1,71 @@
+"""The commands that would fill the empty cells of Table 2, ready to paste into a shell."""
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+
+from decar.downstream.columns import Column, bundle_names, cells, columns
+from decar.downstream.results import Result
+
+DEFAULT_NETWORK = "mobilenetv3_small_100 (max-pool)"  # of conf/eval.yaml, that is of bundle=random
+_PLAIN = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./-]*", re.ASCII)  # Hydra reads it as itself, and so does a shell
+_WORDS = ("null", "true", "false", "nan", "inf")  # Hydra reads them as something else than text
+
+
+def missing_commands(results: Sequence[Result]) -> list[str]:
+    """The commands that would fill the empty cells: one for a column, encoder and task; bundled tasks go together."""
+    found = cells(results)
+    options = {result.task: result.task_options or {"task": result.task} for result in results}
+    commands = []
+    for column in columns(results):
+        gaps = [options[task] for task in sorted(options) if (task, column) not in found]
+        for task in _tasks(gaps):
+            for encoder, seed in _encoders(column, results):
+                words = [*task, f"mode={column.mode}", *encoder, f"protocol={column.protocol}", *seed]
+                sweep = ["-m"] if "," in task[0] or any("," in word for word in seed) else []
+                commands.append(" ".join(["python eval.py", *sweep, *words]))
+    return commands
+
+
+def _tasks(gaps: Sequence[dict[str, str | None]]) -> Iterator[list[str]]:
+    """What to type for the tasks: those with a name of their own in one sweep, those of a user's source one by one."""
+    named = [hydra_value(str(typed["task"])) for typed in gaps if len(typed) == 1]
+    if named:
+        yield ["task=" + ",".join(named)]
+    yield from ([option(key, value) for key, value in typed.items()] for typed in gaps if len(typed) > 1)
+
+
+def _encoders(column: Column, results: Sequence[Result]) -> Iterator[tuple[list[str], list[str]]]:
+    """What to type for the encoders of a column, each with its seeds: those of its other results, else everybody's."""
+    names = bundle_names(results)
+    known = [r for r in results if r.encoder == column.encoder and names.get(r.encoder_hash, "") == column.name]
+    typed = {result.encoder_hash: result.bundle for result in known} if column.encoder == "decar" else {}
+    for key, bundle in typed.items() or [("", {"decar": "PATH"}.get(column.encoder, column.encoder))]:
+        seeds = sorted({result.seed for result in known or results if not key or result.encoder_hash == key})
+        seed = [] if seeds == [0] else ["seed=" + ",".join(map(str, seeds))]
+        network = _network(known or results) if column.encoder == "random" else []
+        yield [option("bundle", bundle), *network], seed
+
+
+def _network(results: Sequence[Result]) -> list[str]:
+    """What to type for the network of untrained weights: that of the others."""
+    network = min((result.network for result in results if result.network), default=DEFAULT_NETWORK)
+    parts, usual = (text.removesuffix("-pool)").split(" (") for text in (network, DEFAULT_NETWORK))
+    keys = ("encoder.name", "encoder.pool")
+    return [option(key, part) for key, part, other in zip(keys, parts, usual, strict=False) if part != other]
+
+
+def option(key: str, value: str | None) -> str:
+    """`key=value` as it has to be typed in a shell, so that Hydra finds exactly this text; None is Hydra's null."""
+    word = f"{key}={'null' if value is None else hydra_value(value)}"
+    if word.endswith("'"):
+        return shlex.quote(word) if re.search(r'["$`\\!]', word) else f'"{word}"'
+    return word
+
+
+def hydra_value(value: str) -> str:
+    """Text in Hydra's grammar: as it is, or in single quotes when it has anything that Hydra would read otherwise."""
+    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
+        return value
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), value)
+    return "'" + escaped.replace("${", r"\${") + "'"

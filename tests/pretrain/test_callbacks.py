@@ -1,0 +1,81 @@
+import pandas as pd
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from decar.clustering import KMeans
+from decar.errors import TrainingError
+from decar.pretrain import AtomicCheckpointIO, ClusterLog, StopOnNMI
+from tests.pretrain.helpers import build, fit
+
+LENGTHS = [40, 64] * 20
+
+
+def test_cluster_log_is_one_table_and_a_cut_part_does_not_hurt(make_store, tmp_path):
+    model, data = build(make_store(LENGTHS), clusterers=[KMeans(k=4), KMeans(k=2)])
+    _, recorder = fit(model, data, tmp_path / "run", epochs=2, callbacks=[ClusterLog(tmp_path / "clusters.parquet")])
+    (tmp_path / "clusters.parquet" / ".epoch_00009.parquet").write_bytes(b"PAR1 cut")
+    table = pd.read_parquet(tmp_path / "clusters.parquet")
+    assert len(table) == len(LENGTHS) * 2 * 2
+    for (epoch, clustering), part in table.groupby(["epoch", "clustering"]):
+        assert part["clip"].tolist() == data.store.manifest.table["path"].tolist()
+        assert part["pseudo_label"].tolist() == recorder.labels[epoch][:, clustering].tolist()
+
+
+def test_cluster_log_tells_clips_of_one_file_apart(make_store, tmp_path):
+    store = make_store(LENGTHS)
+    store.manifest.table["start"] = [float(i) for i in range(len(store))]
+    model, data = build(store)
+    fit(model, data, tmp_path / "run", epochs=1, callbacks=[ClusterLog(tmp_path / "clusters.parquet")])
+    assert pd.read_parquet(tmp_path / "clusters.parquet")["start"].tolist() == list(range(len(store)))
+
+
+def test_after_a_resume_the_patience_asked_for_now_counts():
+    old, new = StopOnNMI(patience=1), StopOnNMI(patience=10)
+    old.wait_count, old.best_score = 1, torch.tensor(0.7)
+    new.load_state_dict(old.state_dict())
+    assert (new.patience, new.wait_count, float(new.best_score)) == (10, 1, pytest.approx(0.7))
+
+
+def test_a_failed_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    path, writer = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    writer.save_checkpoint({"a": torch.ones(2)}, path)
+    real = torch.save
+
+    def full(obj, file):
+        real(obj, file)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        writer.save_checkpoint({"a": torch.zeros(2)}, path)
+    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(2))
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+class Poison(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (trainer.current_epoch, batch_idx) == (1, 2):
+            with torch.no_grad():
+                pl_module.projection.layers[0].weight.fill_(float("nan"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_epoch(make_store, tmp_path):
+    model, data = build(make_store(LENGTHS))
+    with pytest.raises(TrainingError, match=r"nan at epoch 2: pass a lower learning rate \(optimizer.lr, now 0.05\)"):
+        fit(model, data, tmp_path, epochs=3, callbacks=[Poison()])
+    [kept] = tmp_path.glob("*.ckpt")
+    weights = torch.load(kept, weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_a_checkpoint_of_another_recipe_or_of_other_sounds_is_refused(make_store, tmp_path):
+    model, data = build(make_store(LENGTHS))
+    fit(model, data, tmp_path, epochs=1)
+    [checkpoint] = tmp_path.glob("*.ckpt")
+    other, data = build(make_store(LENGTHS), optimizer=torch.optim.AdamW, head_optimizer={})
+    with pytest.raises(TrainingError, match="optimizer: SGD there, AdamW here"):
+        fit(other, data, tmp_path / "other", ckpt_path=checkpoint)
+    same, elsewhere = build(make_store([50] * 10))
+    with pytest.raises(TrainingError, match=r"other sounds \(40 clips, here 10\)"):
+        fit(same, elsewhere, tmp_path / "elsewhere", ckpt_path=checkpoint)
