@@ -1,14 +1,14 @@
 # One command per chore, the same here and in CI. PYTHON=python3.11 picks the interpreter, EXTRA=gpu faiss on the GPU.
 PYTHON ?= python3
-EXTRA ?= cpu
 VENV ?= .venv
+EXTRA ?= $(shell cat $(VENV)/.extra 2>/dev/null || echo cpu)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRA)
 # torch and faiss each start as many threads as there are cores; the tests run two at a time
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint types format bench clean
+.PHONY: help setup demo test lint types format bench clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,17 +17,16 @@ setup: $(READY) ## make .venv and install decar with everything its tests need
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "decar needs Python 3.10 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
+	# faiss-cpu and faiss-gpu install one module over the other
+	$(BIN)/python -m pip uninstall --yes --quiet faiss-cpu faiss-gpu 2>/dev/null
 	$(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[$(EXTRA),dev]'
-	@touch $@
+	@rm -f $(VENV)/.ready-* && echo $(EXTRA) > $(VENV)/.extra && touch $@
 
 demo: $(READY) ## pre-train on the bundled sounds, judge the encoder on eight tasks, print the table (minutes)
 	PATH="$(abspath $(BIN)):$$PATH" bash benchmarks/demo.sh
 
 test: $(READY) ## the tests
 	$(ONE_THREAD) $(BIN)/python -m pytest
-
-test-slow: $(READY) ## the tests that take minutes
-	$(ONE_THREAD) $(BIN)/python -m pytest -m slow -n 0
 
 lint: $(READY) ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
