@@ -141,3 +141,8 @@ def test_commands_of_the_readme_compose(command):
     overrides = [re.sub(r"^([\w.]+)=glob\(\*\)$", r"\1=speaker", word) for word in words if word != "-m"]
     first = [re.sub(r"=([^,\[\]]+),.*", r"=\1", word) for word in overrides if not word.startswith("hydra.")]
     composed(script.removesuffix(".py"), *first)
+
+
+def test_no_placeholder_is_left_in_what_people_read():
+    for name in ("README.md", "CHANGELOG.md"):
+        assert "@@" not in (CONF.parent / name).read_text()

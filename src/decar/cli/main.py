@@ -42,6 +42,8 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+    except BrokenPipeError:  # the reader of --help, `head` say, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains again at exit
     except Exception as error:
         line = explain(error, config_name)
         if line is None:
