@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from hypothesis import settings
 
 from decar.audio import FrontEnd, LogMelStore, Manifest
 from decar.models import Encoder
@@ -20,6 +21,16 @@ from decar.models import Encoder
 torch.set_num_threads(1)
 
 SMALL = "mobilenetv3_small_050"
+
+
+settings.register_profile("steady", derandomize=True, deadline=None)  # at home new examples are tried each time
+if os.environ.get("CI"):
+    settings.load_profile("steady")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -76,6 +76,12 @@ def test_a_checkpoint_of_another_recipe_or_of_other_sounds_is_refused(make_store
     other, data = build(make_store(LENGTHS), optimizer=torch.optim.AdamW, head_optimizer={})
     with pytest.raises(TrainingError, match="optimizer: SGD there, AdamW here"):
         fit(other, data, tmp_path / "other", ckpt_path=checkpoint)
+    other, data = build(make_store(LENGTHS), seed=1)
+    with pytest.raises(TrainingError, match="seed: 0 there, 1 here"):
+        fit(other, data, tmp_path / "seed", ckpt_path=checkpoint)
+    other, data = build(make_store(LENGTHS), draws_per_clip=3.0)
+    with pytest.raises(TrainingError, match=r"epochs of 10 steps, here they have 15: give the loader\.batch_size"):
+        fit(other, data, tmp_path / "steps", ckpt_path=checkpoint)
     same, elsewhere = build(make_store([50] * 10))
     with pytest.raises(TrainingError, match=r"other sounds \(40 clips, here 10\)"):
         fit(same, elsewhere, tmp_path / "elsewhere", ckpt_path=checkpoint)

@@ -195,19 +195,25 @@ class PretrainData(LightningDataModule):
             "epoch": now.epoch,
             "health": now.health,
             "clips": self._clips_hash(),
+            "steps_per_epoch": self.steps_per_epoch,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the labels of a checkpoint.
 
         Raises:
-            TrainingError: It was made with other clips.
+            TrainingError: It was made with other clips, or with epochs of another length.
         """
         if state:
             if state["clips"] != self._clips_hash():
                 raise TrainingError(
                     f"the checkpoint belongs to other sounds ({len(state['labels'])} clips, here {len(self.store)}): "
                     "give the data it was made with, or start anew without resume"
+                )
+            if state["steps_per_epoch"] != self.steps_per_epoch:
+                raise TrainingError(
+                    f"the checkpoint has epochs of {state['steps_per_epoch']} steps, here they have "
+                    f"{self.steps_per_epoch}: give the loader.batch_size and sampler.draws_per_clip it was made with"
                 )
             labels = state["labels"].numpy().astype(np.int64)
             self.set_labels(EpochLabels(labels, list(state["sizes"]), int(state["epoch"]), dict(state["health"])))

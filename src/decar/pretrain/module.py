@@ -181,4 +181,5 @@ class DecarModule(LightningModule):
             "heads": len(self.heads),
             "optimizer": type(optimizer).__name__,
             "schedule": self.schedule,
+            "seed": self.seed,
         }
