@@ -3,6 +3,8 @@
 The command line prints these without a traceback; everything else that is raised is a fault of ours.
 """
 
+import math
+
 
 class DecarError(Exception):
     """Base of every error whose cure lies with the user."""
@@ -38,3 +40,16 @@ class TaskError(DecarError):
 
 class ConfigError(DecarError):
     """An option, or a combination of options, makes no sense."""
+
+
+def check_positive(key: str, value: object) -> None:
+    """Raise a ConfigError naming the option unless its value is a finite number above 0."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
+        raise ConfigError(f"{key}={value}: not allowed; give a number above 0")
+
+
+def check_whole(key: str, value: object, least: int) -> None:
+    """Raise a ConfigError naming the option unless its value is a whole number that is not below `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ConfigError(f"{key}={value}: not allowed; give a whole number, {least} or more")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
     from pytorch_lightning.loggers import Logger
 
-    from decar.audio import LogMelStore
+    from decar.audio import FrontEnd, LogMelStore
     from decar.pretrain import DecarModule
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def pretrain(cfg: DictConfig) -> float:
         clear(output)
     (output / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     module = build_module(cfg)
-    clips = usable_clips(cfg, output)
+    clips = usable_clips(cfg, module.encoder.frontend, output)
     check_k(module, len(clips))
     data = PretrainData(clips, **cfg.loader, **cfg.sampler, seed=cfg.seed)
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
@@ -114,14 +114,14 @@ def build_module(cfg: DictConfig) -> DecarModule:
     )
 
 
-def usable_clips(cfg: DictConfig, output: Path) -> LogMelStore:
+def usable_clips(cfg: DictConfig, frontend: FrontEnd, output: Path) -> LogMelStore:
     """The store of all clips that can be learned from; the others are named in the log and in `bad_files.csv`."""
     from hydra.utils import instantiate
 
     from decar.audio import LogMelStore
 
     manifest = instantiate(cfg.data.manifest)
-    store = LogMelStore.open_or_build(manifest, instantiate(cfg.frontend), cfg.cache_dir)
+    store = LogMelStore.open_or_build(manifest, frontend, cfg.cache_dir)
     bad = store.bad
     if len(bad):  # the store named them in the log
         bad.to_csv(output / "bad_files.csv", index=False)

@@ -16,10 +16,10 @@ from decar.downstream.embeddings import Source, cached_embeddings, encoder_hash
 from decar.downstream.finetune import fit_finetune
 from decar.downstream.outcome import Outcome
 from decar.downstream.probe import fit_frozen
-from decar.downstream.protocol import Protocol, check_whole
+from decar.downstream.protocol import Protocol
 from decar.downstream.results import Kind, Mode, Result
 from decar.downstream.task import Task, TaskSpec, drop_unreadable, load_task
-from decar.errors import ConfigError
+from decar.errors import ConfigError, check_whole
 
 log = logging.getLogger(__name__)
 

@@ -1,11 +1,10 @@
 """The two ways of judging. Which one is used decides the score (DESIGN, section 6), so both are reported."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeAlias
 
-from decar.errors import ConfigError
+from decar.errors import ConfigError, check_positive, check_whole
 
 
 @dataclass(frozen=True)
@@ -65,16 +64,3 @@ class SearchProtocol:
 
 
 Protocol: TypeAlias = PaperProtocol | SearchProtocol
-
-
-def check_positive(key: str, value: object) -> None:
-    """Raise a ConfigError naming the option unless its value is a finite number above 0."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):  # type: ignore[arg-type,operator]
-        raise ConfigError(f"{key}={value}: not allowed; give a number above 0")
-
-
-def check_whole(key: str, value: object, least: int) -> None:
-    """Raise a ConfigError naming the option unless its value is a whole number that is not below `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ConfigError(f"{key}={value}: not allowed; give a whole number, {least} or more")

@@ -1,5 +1,7 @@
 """The pass over a whole set: every clip, whole, once, in the order of the data set."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,6 +30,35 @@ def whole_clips(store: LogMelStore, batch: NDArray[np.int64], encoder: Encoder) 
     return collate([whole(store[int(i)], int(f), silence) for i, f in zip(batch, frames, strict=True)])
 
 
+def run_pass(
+    forward: Callable[[Tensor], Tensor],
+    store: LogMelStore,
+    encoder: Encoder,
+    *,
+    dim: int,
+    batch_size: int,
+    title: str,
+    progress: bool = True,
+) -> NDArray[np.float32]:
+    """Every clip of a store through `forward`, whole, once: `(N, dim)` in store order. Modes are the caller's affair.
+
+    Args:
+        forward: From log-mels `(B, 1, M, F)` on the CPU to vectors `(B, dim)`.
+        store: `N` clips.
+        encoder: Says how clips are padded.
+        dim: Width of what comes out.
+        batch_size: Clips at a time.
+        title: What the progress bar says.
+        progress: Whether there is one.
+    """
+    out = np.empty((len(store), dim), np.float32)
+    with progress_bar(title, len(store), enabled=progress) as advance:
+        for batch in batches_by_length(store, np.arange(len(store)), encoder, batch_size):
+            out[batch] = forward(whole_clips(store, batch, encoder)).float().cpu().numpy()
+            advance(len(batch))
+    return out
+
+
 def encode_store(
     encoder: Encoder,
     store: LogMelStore,
@@ -39,11 +70,10 @@ def encode_store(
     """Embed every clip of a store: `(N, D)` in store order, encoder in eval mode, its train/eval flag restored."""
     home = next(encoder.parameters()).device
     encoder.to(device)
-    out = np.empty((len(store), encoder.dim), np.float32)
-    batches = batches_by_length(store, np.arange(len(store)), encoder, batch_size)
-    with evaluating(encoder), progress_bar("embed", len(store), enabled=progress) as advance:
-        for batch in batches:
-            advance(len(batch))
-            out[batch] = encoder(whole_clips(store, batch, encoder).to(device)).float().cpu().numpy()
+    with evaluating(encoder):
+        out = run_pass(
+            lambda clips: encoder(clips.to(device)), store, encoder,
+            dim=encoder.dim, batch_size=batch_size, title="embed", progress=progress,
+        )  # fmt: skip
     encoder.to(home)
     return out

@@ -1,9 +1,7 @@
 """The full-dataset pass inside `fit`: `z` of every clip, once, in dataset order.
 
-`trainer.predict` inside `fit` asserts and a second Trainer rebinds the module, so the loop is written out.
+`trainer.predict` inside `fit` asserts and a second Trainer rebinds the module, so the pass is our own.
 """
-
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,40 +9,32 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from decar.audio import LogMelStore
-from decar.audio.progress import progress_bar
-from decar.models.encode import batches_by_length, whole_clips
+from decar.models.encode import run_pass
 from decar.models.encoder import Encoder, evaluating
 
 
 def embed_dataset(
-    trainer: Trainer,
-    module: nn.Module,
-    forward: Callable[[Tensor], Tensor],
-    encoder: Encoder,
-    store: LogMelStore,
-    batch_size: int,
+    trainer: Trainer, module: nn.Module, encoder: Encoder, store: LogMelStore, *, dim: int, batch_size: int
 ) -> NDArray[np.float32]:
-    """Run `forward` over a whole store on the trainer's device, in its precision.
+    """Run a module over a whole store on the trainer's device, in its precision; it is in eval mode meanwhile.
 
     Args:
         trainer: Gives device and precision.
-        module: All of this is in eval mode meanwhile.
-        forward: From log-mels `(B, 1, M, F)` to vectors `(B, P)`.
+        module: From log-mels `(B, 1, M, F)` to vectors `(B, P)`.
         encoder: Says how clips are padded.
         store: `N` clips.
+        dim: `P`.
         batch_size: Clips at a time.
 
     Returns:
         `(N, P)` float32, in store order.
     """
-    out: NDArray[np.float32] | None = None
-    with evaluating(module), progress_bar("cluster: embedding all clips", len(store), enabled=True) as advance:
-        for batch in batches_by_length(store, np.arange(len(store)), encoder, batch_size):
-            clips = trainer.strategy.batch_to_device(whole_clips(store, batch, encoder))
-            with trainer.precision_plugin.forward_context():
-                vectors = forward(clips).float().cpu().numpy()
-            out = np.empty((len(store), vectors.shape[1]), np.float32) if out is None else out
-            out[batch] = vectors
-            advance(len(batch))
-    assert out is not None  # a store without clips is refused by PretrainData
-    return out
+
+    def on_device(clips: Tensor) -> Tensor:
+        with trainer.precision_plugin.forward_context():
+            vectors: Tensor = module(trainer.strategy.batch_to_device(clips))
+        return vectors
+
+    with evaluating(module):
+        title = "cluster: embedding all clips"
+        return run_pass(on_device, store, encoder, dim=dim, batch_size=batch_size, title=title)

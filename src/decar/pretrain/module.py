@@ -89,7 +89,9 @@ class DecarModule(LightningModule):
         data, epoch = self.data, self.current_epoch
         if data.labels is not None and data.labels.epoch == epoch:
             return
-        features = embed_dataset(self.trainer, self, self, self.encoder, data.store, data.batch_size)
+        features = embed_dataset(
+            self.trainer, self, self.encoder, data.store, dim=self.projection.out, batch_size=data.batch_size
+        )
         data.set_labels(self.source.assign(features, epoch=epoch, seed=self.seed, previous=data.labels))
         assert data.labels is not None
         self._renew_heads(data.labels.sizes)
