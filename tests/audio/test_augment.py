@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from decar.audio import SpecAugment
+from decar.audio import RandomGain, SpecAugment
 from decar.errors import ConfigError
 
 
@@ -91,3 +91,26 @@ def test_no_masks_and_half_precision() -> None:
 def test_negative_numbers() -> None:
     with pytest.raises(ConfigError):
         SpecAugment(freq_width=-1)
+
+
+def test_gain_adds_one_normal_number_to_each_clip() -> None:
+    x = torch.randn(4_000, 1, 3, 2)
+    added = RandomGain(1.2)(x, torch.Generator().manual_seed(0)) - x
+    draws = added[:, 0, 0, 0]
+    torch.testing.assert_close(added, draws[:, None, None, None].expand_as(x), atol=1e-5, rtol=0)
+    assert abs(float(draws.mean())) < 0.06
+    assert float(draws.std()) == pytest.approx(1.2, rel=0.04)
+
+
+def test_gain_depends_on_its_generator_and_rests_when_judging() -> None:
+    gain, x = RandomGain(1.0), torch.zeros(5, 1, 4, 4)
+    one, two, three = (gain(x, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+    assert gain.eval()(x) is x
+
+
+@pytest.mark.parametrize("deviation", [-1.0, float("nan")])
+def test_gain_of_no_deviation_that_could_be(deviation: float) -> None:
+    with pytest.raises(ConfigError, match="deviation"):
+        RandomGain(deviation)

@@ -13,8 +13,8 @@ from decar.cli.config import cache_home, conf_dir, register_resolvers, wandb_off
 
 CONF = conf_dir()
 GROUPS = {
-    "train": ["data", "frontend", "encoder", "projection", "clusterer", "sampler", "augment", "optimizer", "trainer",
-              "callbacks", "logger", "experiment", "debug"],
+    "train": ["data", "frontend", "encoder", "projection", "clusterer", "labels", "sampler", "augment", "optimizer",
+              "trainer", "callbacks", "logger", "experiment", "debug"],
     "eval": ["frontend", "encoder", "task", "mode", "protocol"],
 }  # fmt: skip
 CHOICES = [
@@ -89,8 +89,10 @@ def test_the_papers_setting_is_in_full():
 
 
 def test_k_reaches_kmeans_and_presets_do_not_leak_into_pic():
-    assert composed("train", "k=33").labels.clusterers[0].k == 33
-    assert "k" not in composed("train", "clusterer=pic", "k=33").labels.clusterers[0]
+    assert composed("train", "experiment=paper", "k=33").labels.clusterers[0].k == 33
+    both = composed("train", "k=33").labels
+    assert both.first.clusterer.k == both.network.clusterers[0].k == 33
+    assert "k" not in composed("train", "clusterer=pic", "k=33").labels.network.clusterers[0]
 
 
 def test_several_loggers_at_once():
@@ -99,10 +101,12 @@ def test_several_loggers_at_once():
 
 
 def test_what_yaml_names_can_be_built():
-    cfg = composed("train", "logger=[csv,tensorboard]")
-    for node in (cfg.frontend, cfg.augment, cfg.clusterer, *cfg.logger.values(), *cfg.callbacks.values()):
+    cfg = composed("train", "logger=[csv,tensorboard]", "k=5")
+    for node in (cfg.frontend, cfg.augment, cfg.clusterer, *cfg.logger.values(), *filter(None, cfg.callbacks.values())):
         instantiate(node)
-    assert len(instantiate(cfg.labels, _convert_="all").clusterers) == 1
+    labels = instantiate(cfg.labels, _convert_="all")
+    assert (len(labels.first.descriptors), len(labels.network.clusterers)) == (6, 1)
+    assert [clusterer.k for clusterer in labels.clusterers] == [5, 5]
     assert instantiate(cfg.optimizer).keywords["lr"] > 0
 
 

@@ -8,7 +8,7 @@ import torch
 from decar.models import Encoder, save_bundle
 from tests.conftest import SMALL
 
-FAST = ["debug=fast", "trainer=cpu"]
+FAST = ["debug=fast", "encoder=efficientnet_b0", "trainer=cpu"]
 
 
 def one_line(outcome, *parts):

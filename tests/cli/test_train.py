@@ -10,11 +10,15 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+from omegaconf import OmegaConf
 
 import decar as decar_package
 
 BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
-FAST = ["debug=fast", "trainer=cpu", "k=3", "loader.batch_size=8", "sampler.draws_per_clip=2"]
+FAST = [
+    "experiment=paper", "encoder.name=mobilenetv3_small_050", "trainer=cpu", "trainer.max_epochs=2", "k=3",
+    "loader.batch_size=8", "sampler.draws_per_clip=2",
+]  # fmt: skip
 
 
 def metrics(run):
@@ -173,3 +177,51 @@ def test_tensorboard(train, sound_folder, tmp_path):
     assert outcome.code == 0, outcome.err
     assert list((run / "tensorboard").rglob("events.out.*"))
     assert (run / "metrics.csv").is_file()
+
+
+def small(folder, run, *more):
+    return [
+        "experiment=small", "data=folder", f"data.root={folder}", "encoder.widths=[4,8]", "encoder.stride=4",
+        "encoder.hidden=16", "trainer=cpu", "loader.batch_size=4", "labels.first.dim=4", "labels.network.dim=4",
+        f"hydra.run.dir={run}", *more,
+    ]  # fmt: skip
+
+
+def test_what_is_left_open_is_picked_and_a_resume_keeps_it(train, sound_folder, tmp_path):
+    run = tmp_path / "run"
+    outcome = train(*small(sound_folder, run, "budget=1s", "labels.network_from=0"))
+    assert outcome.code == 0, outcome.err
+    first = OmegaConf.load(run / "config.yaml")
+    assert first.k == 2
+    assert first.trainer.max_epochs >= 1
+    assert first.sampler.every_n_steps >= 1
+    assert "picked k=2, sampler.every_n_steps=" in (run / "train.log").read_text()
+    assert train(*small(sound_folder, run, "budget=8h", "labels.network_from=0", "resume=auto")).code == 0
+    again = OmegaConf.load(run / "config.yaml")
+    assert (again.k, again.sampler.every_n_steps, again.trainer.max_epochs) == (
+        first.k, first.sampler.every_n_steps, first.trainer.max_epochs,
+    )  # fmt: skip
+
+
+def test_what_is_given_is_not_picked(train, sound_folder, tmp_path):
+    run = tmp_path / "run"
+    given = ("budget=null", "k=3", "trainer.max_epochs=2", "sampler.every_n_steps=3", "labels.network_from=1")
+    outcome = train(*small(sound_folder, run, *given))
+    assert outcome.code == 0, outcome.err
+    config = OmegaConf.load(run / "config.yaml")
+    assert (config.k, config.sampler.every_n_steps, config.trainer.max_epochs) == (3, 3, 2)
+    clusters = pd.read_parquet(run / "clusters.parquet")
+    assert clusters.groupby("epoch")["clustering"].nunique().tolist() == [6, 7]
+    assert len(pd.read_csv(run / "metrics.csv")["embedding_rank"].dropna()) == 2
+
+
+def test_two_ways_to_say_how_long_are_refused(train, sound_folder, tmp_path):
+    outcome = train(*small(sound_folder, tmp_path / "run", "budget=1h", "trainer.max_epochs=3"))
+    assert outcome.code == 2
+    assert "budget=1h and trainer.max_epochs=3" in outcome.errors[0]
+
+
+def test_a_budget_that_is_no_time_is_refused(train, sound_folder, tmp_path):
+    outcome = train(*small(sound_folder, tmp_path / "run", "budget=soon"))
+    assert outcome.code == 2
+    assert "budget=soon" in outcome.errors[0]

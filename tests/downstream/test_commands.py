@@ -9,6 +9,7 @@ from decar.downstream.columns import COLUMNS
 from decar.downstream.commands import DEFAULT_NETWORK, missing_commands, option
 from decar.downstream.results import Result
 from decar.downstream.tables import EMPTY, table2, table2_markdown
+from decar.models import Encoder
 from tests.downstream.helpers import make_decar, make_result
 
 ODD = [
@@ -105,9 +106,28 @@ def test_untrained_weights_are_those_of_the_network_that_is_judged() -> None:
     usual, other = make_decar(network=DEFAULT_NETWORK), make_decar(network="efficientnet_b0 (avg-pool)")
     assert not any(" encoder." in command for command in missing_commands([usual]))
     (command,) = only([other], "bundle=random", "frozen", "search")
-    assert "bundle=random encoder.name=efficientnet_b0 encoder.pool=avg protocol" in command
+    assert "bundle=random encoder.name=efficientnet_b0 encoder.pool=avg encoder.stride=null protocol" in command
     assert not only([other], "bundle=logmel", "encoder.")
     cfg = composed(command)
-    assert (cfg.encoder.name, cfg.encoder.pool) == ("efficientnet_b0", "avg")
-    usual_cfg = composed("python eval.py").encoder
-    assert f"{usual_cfg.name} ({usual_cfg.pool}-pool)" == DEFAULT_NETWORK
+    assert (cfg.encoder.name, cfg.encoder.pool, cfg.encoder.stride) == ("efficientnet_b0", "avg", None)
+    assert built(composed("python eval.py")) == DEFAULT_NETWORK
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"name": "conv", "widths": [8, 16], "local": False, "pool": "catavgmax"},
+        {"name": "mobilenetv3_small_050", "stride": 8, "hidden": 16, "dropout": 0.25},
+        {"name": "mobilenetv3_small_050", "pool": "avgmax"},
+    ],
+)
+def test_the_command_for_untrained_weights_builds_the_very_network(options) -> None:
+    network = Encoder(**options, seed=0).description
+    (command,) = only([make_decar(network=network)], "bundle=random", "frozen", "search")
+    assert built(composed(command)) == network
+
+
+def built(cfg) -> str:
+    from hydra.utils import instantiate
+
+    return instantiate(cfg.encoder).description

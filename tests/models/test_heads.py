@@ -38,3 +38,25 @@ def test_reset_depends_on_the_seed_alone():
     assert torch.equal(one[0].weight, two[0].weight)
     two.reset([5], seed=5)
     assert not torch.equal(one[0].weight, two[0].weight)
+
+
+def test_the_first_heads_can_be_kept():
+    heads = PseudoLabelHeads(16)
+    heads.reset([5, 6, 7], seed=1)
+    kept = list(heads)[:2]
+    heads.reset([5, 6, 9, 4], seed=2, keep=2)
+    assert heads.sizes == [5, 6, 9, 4]
+    assert list(heads)[:2] == kept
+    assert heads[2].weight.std().item() == pytest.approx(0.01, rel=0.3)
+
+
+def test_the_projection_with_batchnorm_is_clustered_before_its_relu():
+    g = Projection(6, 4, kind="batchnorm", seed=0).eval()
+    x = torch.randn(50, 6)
+    linear, norm = g.layers
+    assert linear.bias is None
+    norm.running_mean.fill_(0.3)
+    norm.running_var.fill_(4.0)
+    expected = (x @ linear.weight.T - 0.3) / (4.0 + norm.eps) ** 0.5
+    torch.testing.assert_close(g.features(x), expected)
+    torch.testing.assert_close(g(x), expected.clamp(min=0))

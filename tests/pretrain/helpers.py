@@ -68,7 +68,7 @@ class SpyModule(DecarModule):
 
 def build(
     store, *, clusterers=None, seed=0, num_workers=0, persistent_workers=True, draws_per_clip=2.0, optimizer=None,
-    module=SpyModule, **kwargs
+    module=SpyModule, source=None, **kwargs
 ):  # fmt: skip
     encoder = TinyEncoder(seed)
     data = PretrainData(
@@ -76,7 +76,7 @@ def build(
         persistent_workers=persistent_workers,
     )  # fmt: skip
     optimizer = optimizer or partial(torch.optim.SGD, lr=0.05, momentum=0.9)
-    source = NetworkLabels(clusterers or [KMeans(k=4, n_iter=5)], dim=4)
+    source = source or NetworkLabels(clusterers or [KMeans(k=4, n_iter=5)], dim=4)
     model = module(
         encoder, Projection(8, 8, seed=seed), source, SpecAugment(freq_width=4, time_width=4), optimizer,
         head_optimizer=kwargs.pop("head_optimizer", {"momentum": 0.0}), seed=seed, **kwargs,

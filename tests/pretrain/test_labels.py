@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
-from decar.clustering import Assignment, KMeans, nmi, prepare
-from decar.pretrain import NetworkLabels
+from decar.audio.descriptors import describe
+from decar.clustering import Assignment, KMeans, nmi, prepare, whiten
+from decar.errors import ConfigError
+from decar.pretrain import BothLabels, DescriptorLabels, NetworkLabels, Situation
 
 
 class Spy:
@@ -24,9 +26,17 @@ def features():
     return np.random.default_rng(0).normal(size=(60, 12)).astype(np.float32) * np.arange(1, 13, dtype=np.float32)
 
 
+def situation(features, epoch=0, seed=0, previous=None, store=None):
+    return Situation(lambda: features, store, epoch=epoch, seed=seed, previous=previous)
+
+
+def never():
+    raise AssertionError("a pass through the network that nobody needs")
+
+
 def test_what_is_clustered_is_whitened_reduced_and_of_length_one(features):
     spy = Spy()
-    NetworkLabels([spy], dim=5).assign(features, epoch=0, seed=0)
+    NetworkLabels([spy], dim=5).assign(situation(features))
     np.testing.assert_allclose(spy.calls[0][1], prepare(features, 5), rtol=1e-6)
     assert spy.calls[0][1].shape == (60, 5)
 
@@ -36,17 +46,17 @@ def test_every_epoch_and_every_head_has_a_seed_of_its_own(features):
     source = NetworkLabels([spy, spy], dim=5)
     for seed in (0, 1):
         for epoch in (0, 1):
-            source.assign(features, epoch=epoch, seed=seed)
+            source.assign(situation(features, epoch, seed))
     seeds = [seed for seed, _ in spy.calls]
     assert len(set(seeds)) == 8
-    source.assign(features, epoch=1, seed=1)
+    source.assign(situation(features, 1, 1))
     assert [seed for seed, _ in spy.calls][-2:] == seeds[-2:]
 
 
 def test_one_column_and_one_size_a_clusterer_and_nmi_to_the_assignment_before(features):
     source = NetworkLabels([KMeans(k=4), KMeans(k=7)], dim=5)
-    first = source.assign(features, epoch=0, seed=0)
-    second = source.assign(features, epoch=1, seed=0, previous=first)
+    first = source.assign(situation(features))
+    second = source.assign(situation(features, 1, previous=first))
     assert first.labels.shape == (60, 2)
     assert first.sizes == [4, 7]
     assert (first.epoch, second.epoch) == (0, 1)
@@ -55,3 +65,47 @@ def test_one_column_and_one_size_a_clusterer_and_nmi_to_the_assignment_before(fe
     assert second.health["nmi"] == pytest.approx(expected)
     assert 0 < second.health["nmi"] < 1
     assert first.health["n_clusters"] == pytest.approx(np.mean([len(np.unique(c)) for c in first.labels.T]))
+    assert (first.kept, second.kept) == (0, 0)
+
+
+NAMES = ("spectrum", "envelope")
+
+
+def test_descriptors_are_clustered_once_each_by_itself_without_a_pass_through_the_network(make_store):
+    store = make_store([40] * 60)
+    spy = Spy()
+    source = DescriptorLabels(spy, NAMES, dim=5)
+    first = source.assign(Situation(never, store, epoch=0, seed=0))
+    described = describe(store, NAMES, progress=False)
+    for (_, clustered), name in zip(spy.calls, NAMES, strict=True):
+        np.testing.assert_allclose(clustered, whiten(described[name], 5), rtol=1e-5)
+    assert first.labels.shape == (60, 2)
+    assert len({seed for seed, _ in spy.calls}) == 2
+    second = source.assign(Situation(never, store, epoch=1, seed=0, previous=first))
+    assert len(spy.calls) == 2
+    np.testing.assert_array_equal(second.labels, first.labels)
+    assert (first.kept, second.kept, second.epoch, second.health["nmi"]) == (0, 2, 1, 1.0)
+
+
+def test_the_networks_clusters_join_and_only_they_are_renewed(make_store, features):
+    store = make_store([40] * 60)
+    source = BothLabels(
+        DescriptorLabels(KMeans(k=3), NAMES, dim=5), NetworkLabels([KMeans(k=5)], dim=5), network_from=1
+    )
+    before = source.assign(Situation(never, store, epoch=0, seed=0))
+    joined = source.assign(situation(features, 1, previous=before, store=store))
+    later = source.assign(situation(features + 0.5 * features[::-1], 2, previous=joined, store=store))
+    assert [labels.sizes for labels in (before, joined, later)] == [[3, 3], [3, 3, 5], [3, 3, 5]]
+    assert [labels.kept for labels in (before, joined, later)] == [0, 2, 2]
+    for labels in (joined, later):
+        np.testing.assert_array_equal(labels.labels[:, :2], before.labels)
+    assert joined.health["nmi"] == 0.0  # nothing of its kind came before
+    assert later.health["nmi"] == pytest.approx(nmi(joined.labels[:, 2], later.labels[:, 2]))
+    assert 0 < later.health["nmi"] < 1
+    own = NetworkLabels([KMeans(k=5)], dim=5).assign(situation(features, 1))
+    np.testing.assert_array_equal(joined.labels[:, 2], own.labels[:, 0])
+
+
+def test_no_descriptor_at_all_is_refused():
+    with pytest.raises(ConfigError, match=r"labels\.descriptors"):
+        DescriptorLabels(KMeans(k=3), ())

@@ -10,7 +10,15 @@ from torch.nn import functional
 
 from decar.clustering import PIC, KMeans
 from decar.errors import StoreError
-from decar.pretrain import DecarModule, EpochLabels, PretrainData, UniformClusterSampler
+from decar.pretrain import (
+    BothLabels,
+    DecarModule,
+    DescriptorLabels,
+    EpochLabels,
+    NetworkLabels,
+    PretrainData,
+    UniformClusterSampler,
+)
 from tests.pretrain.helpers import build, fit
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5
@@ -75,9 +83,9 @@ def test_a_resume_within_an_epoch_does_not_cluster_again(make_store, tmp_path, m
     epochs = []
     assign = type(again.source).assign
 
-    def spy(self, features, **kwargs):
-        epochs.append(kwargs["epoch"])
-        return assign(self, features, **kwargs)
+    def spy(self, situation):
+        epochs.append(situation.epoch)
+        return assign(self, situation)
 
     monkeypatch.setattr(type(again.source), "assign", spy)
     fit(again, data, tmp_path / "rest", epochs=3, ckpt_path=tmp_path / "whole" / "epoch=1-step=15.ckpt")
@@ -104,6 +112,72 @@ def test_pic_changes_the_number_of_clusters_and_heads_follow(make_store, tmp_pat
     again, data = build(make_store(LENGTHS), clusterers=[PIC(n_neighbors=3), KMeans(k=3)])
     _, rest = fit(again, data, tmp_path / "rest", epochs=3, ckpt_path=tmp_path / "epoch=1-step=14.ckpt")
     assert rest.losses == recorder.losses[14:]
+
+
+def both():
+    """Two descriptors from the start, one clustering of the network's vectors from epoch 1 on."""
+    first = DescriptorLabels(KMeans(k=3), ("spectrum", "envelope"), dim=4)
+    return BothLabels(first, NetworkLabels([KMeans(k=5)], dim=4), network_from=1)
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+def build_both(store):
+    return build(store, source=both(), optimizer=adamw, head_optimizer={}, schedule="cosine", warmup_steps=3)
+
+
+def test_heads_of_labels_that_stay_go_on_learning_and_new_ones_join(make_store, tmp_path):
+    model, data = build_both(make_store(LENGTHS))
+    trainer, recorder = fit(model, data, tmp_path, epochs=3)
+    assert_never_stale(recorder, [0, 1, 2])
+    assert model.heads.sizes == [3, 3, 5]
+    for epoch in (1, 2):
+        np.testing.assert_array_equal(recorder.labels[epoch][:, :2], recorder.labels[0])
+    state = trainer.optimizers[0].state
+    ages = [int(state[head.weight]["step"]) for head in model.heads]
+    assert ages == [3 * data.steps_per_epoch, 3 * data.steps_per_epoch, data.steps_per_epoch]
+    alive = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert {id(p) for p in state} <= alive
+
+
+@pytest.mark.parametrize("done", [4, 10, 14, 20, 24])
+def test_resume_is_exact_when_clusterings_join(make_store, tmp_path, done):
+    store = make_store(LENGTHS)
+    model, data = build_both(store)
+    assert data.steps_per_epoch == 10
+    _, whole = fit(model, data, tmp_path / "whole", epochs=3, every_n_steps=2)
+    again, data = build_both(store)
+    checkpoint = tmp_path / "whole" / f"epoch={(done - 1) // 10}-step={done}.ckpt"
+    _, rest = fit(again, data, tmp_path / "rest", epochs=3, ckpt_path=checkpoint)
+    assert rest.losses == whole.losses[done:]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+def test_each_batch_is_drawn_evenly_over_another_clustering(make_store):
+    _, data = build(make_store(LENGTHS), draws_per_clip=10)
+    rng = np.random.default_rng(0)
+    labels = np.stack([rng.choice(4, 40, p=[0.7, 0.1, 0.1, 0.1]), rng.choice(2, 40, p=[0.9, 0.1])], axis=1)
+    data.set_labels(EpochLabels(labels, [4, 2], epoch=0))
+    batches = data.batches(0)
+    assert len(batches) == data.steps_per_epoch == 50
+    drawn = np.array([[index for index, _ in batch] for batch in batches])
+    for h, k in ((0, 4), (1, 2)):
+        counts = np.bincount(labels[drawn[h::2], h].ravel(), minlength=k)
+        assert counts.max() - counts.min() <= 1
+    assert np.ptp(np.bincount(labels[drawn[0::2], 1].ravel())) > 50, (
+        "the other half is balanced by the other clustering"
+    )
+    assert len({seed for batch in batches for _, seed in batch}) == 400
+
+
+def test_the_distance_between_clusterings_in_steps(make_store):
+    store = make_store(LENGTHS)
+    data = PretrainData(store, crop_frames=32, batch_size=8, draws_per_clip=5, every_n_steps=7)
+    data.set_labels(EpochLabels(np.arange(len(store))[:, None] % 3, [3], epoch=0))
+    assert data.steps_per_epoch == len(data.batches(0)) == 7
 
 
 def test_loss_is_the_mean_cross_entropy_over_heads(make_store, tmp_path):
@@ -172,9 +246,9 @@ def test_the_pass_sees_every_clip_once_in_order_and_changes_nothing(make_store, 
     seen = []
 
     class Features:
-        def assign(self, features, **kwargs):
-            seen.append((features, {k: v.clone() for k, v in model.state_dict().items()}, model.training))
-            return EpochLabels(np.zeros((len(store), 1), np.int64), [1], kwargs["epoch"], {"nmi": 0.0})
+        def assign(self, situation):
+            seen.append((situation.vectors(), {k: v.clone() for k, v in model.state_dict().items()}, model.training))
+            return EpochLabels(np.zeros((len(store), 1), np.int64), [1], situation.epoch, {"nmi": 0.0})
 
     model.source = Features()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -202,17 +276,6 @@ class TestPretrainData:
     def test_an_epoch_is_whole_batches_and_at_least_one(self, make_store):
         for n, draws, steps in ((100, 1.0, 12), (100, 2.5, 31), (3, 1.0, 1)):
             assert PretrainData(make_store([40] * n), batch_size=8, draws_per_clip=draws).steps_per_epoch == steps
-
-    def test_the_draw_goes_round_the_clusterings(self, make_store):
-        data = PretrainData(make_store([40] * 60), batch_size=8)
-        rng = np.random.default_rng(0)
-        skewed = (rng.random((60, 2)) < 0.1).astype(np.int64)
-        data.set_labels(EpochLabels(skewed, [2, 2], 0))
-        for epoch in range(4):
-            drawn = [i for batch in data.batches(epoch) for i, _ in batch]
-            share = skewed[drawn].mean(axis=0)
-            assert share[epoch % 2] == pytest.approx(0.5, abs=0.02)
-            assert share[1 - epoch % 2] < 0.4
 
     def test_crops_are_fresh_each_epoch_and_repeatable(self, make_store):
         data = PretrainData(make_store([200] * 16), batch_size=8, crop_frames=50)

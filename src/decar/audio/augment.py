@@ -1,4 +1,4 @@
-"""SpecAugment on batches: bands and stretches of the log-mel are blotted out, for each clip other ones."""
+"""Augmentation of batches: bands and stretches of the log-mel are blotted out, levels vary, for each clip otherwise."""
 
 from __future__ import annotations
 
@@ -48,6 +48,28 @@ class SpecAugment(nn.Module):
         times = _mask(n_clips, n_frames, self.n_time_masks, self.time_width, x.device, generator)
         mean = x.float().mean(dim=(1, 2, 3), keepdim=True).to(x.dtype)
         return torch.where(bands[:, None, :, None] | times[:, None, None, :], mean, x)
+
+
+class RandomGain(nn.Module):
+    """Play each clip louder or softer: adds one number to its whole log-mel.
+
+    Args:
+        deviation: of that number, normally distributed, in the log-mel's natural log of magnitude: 1.2 is 10 dB.
+    """
+
+    def __init__(self, deviation: float) -> None:
+        super().__init__()
+        if not deviation >= 0:
+            raise ConfigError(f"RandomGain: deviation={deviation}: not allowed; give 0 or more")
+        self.deviation = deviation
+
+    def forward(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """(B, 1, M, F) → the same shape as a new tensor; in eval mode x itself."""
+        if not self.training:
+            return x
+        source = generator.device if generator is not None else x.device
+        draw = torch.randn(len(x), 1, 1, 1, generator=generator, device=source)
+        return x + self.deviation * draw.to(x.device, x.dtype)
 
 
 def _mask(

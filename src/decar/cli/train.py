@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from decar.cli.checks import check, require
 from decar.cli.main import run_hydra
+from decar.cli.settle import settle
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
     from pytorch_lightning.loggers import Logger
 
     from decar.audio import FrontEnd, LogMelStore
+    from decar.models import Encoder
     from decar.pretrain import DecarModule
 
 log = logging.getLogger(__name__)
@@ -31,13 +33,16 @@ def pretrain(cfg: DictConfig) -> float:
     from decar.pretrain import PretrainData
 
     check(cfg)
+    OmegaConf.to_yaml(cfg, resolve=True)  # before anything slow: raises by name for what is not set
     output = Path(HydraConfig.get().runtime.output_dir)
     checkpoint = find_checkpoint(cfg.resume, output)
     if checkpoint is None:
         clear(output)
+    encoder = build_encoder(cfg)
+    clips = usable_clips(cfg, encoder.frontend, output)
+    settle(cfg, encoder, clips, checkpoint)
     (output / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    module = build_module(cfg)
-    clips = usable_clips(cfg, module.encoder.frontend, output)
+    module = build_module(cfg, encoder, clips)
     check_k(module, len(clips))
     data = PretrainData(clips, **cfg.loader, **cfg.sampler, seed=cfg.seed)
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
@@ -91,16 +96,26 @@ def clear(output: Path) -> None:
     shutil.rmtree(output / "clusters.parquet", ignore_errors=True)
 
 
-def build_module(cfg: DictConfig) -> DecarModule:
-    """The network with all that trains it, from its groups."""
+def build_encoder(cfg: DictConfig) -> Encoder:
+    """The network, with the front-end that it is fed by."""
     from hydra.utils import instantiate
-
-    from decar.pretrain import DecarModule
 
     devices = cfg.trainer.devices
     require(devices in (1, [0]), f"trainer.devices={devices}: pre-training runs in one process so far; set 1")
     # partial: Hydra would turn a dataclass among the arguments into a config
-    encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
+    encoder: Encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
+    return encoder
+
+
+def build_module(cfg: DictConfig, encoder: Encoder, clips: LogMelStore) -> DecarModule:
+    """The encoder with all that trains it, from its groups."""
+    from hydra.utils import instantiate
+
+    from decar.audio.descriptors import input_statistics
+    from decar.pretrain import DecarModule
+
+    if encoder.normalises:
+        encoder.set_input_statistics(*input_statistics(clips))
     return DecarModule(
         encoder,
         instantiate(cfg.projection, dim=encoder.dim),

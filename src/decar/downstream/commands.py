@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from decar.downstream.columns import Column, bundle_names, cells, columns
 from decar.downstream.results import Result
 
-DEFAULT_NETWORK = "mobilenetv3_small_100 (max-pool)"  # of conf/eval.yaml, that is of bundle=random
+# of conf/eval.yaml, that is of bundle=random
+DEFAULT_NETWORK = "conv (max-pool, dropout=0.3, hidden=1024, local=true, stride=8, widths=[32,64,64])"
 _PLAIN = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./-]*", re.ASCII)  # Hydra reads it as itself, and so does a shell
 _WORDS = ("null", "true", "false", "nan", "inf")  # Hydra reads them as something else than text
 
@@ -50,9 +51,20 @@ def _encoders(column: Column, results: Sequence[Result]) -> Iterator[tuple[list[
 def _network(results: Sequence[Result]) -> list[str]:
     """What to type for the network of untrained weights: that of the others."""
     network = min((result.network for result in results if result.network), default=DEFAULT_NETWORK)
-    parts, usual = (text.removesuffix("-pool)").split(" (") for text in (network, DEFAULT_NETWORK))
-    keys = ("encoder.name", "encoder.pool")
-    return [option(key, part) for key, part, other in zip(keys, parts, usual, strict=False) if part != other]
+    wanted, usual = (_network_options(text) for text in (network, DEFAULT_NETWORK))
+    return [
+        option(f"encoder.{key}", value) if key in ("name", "pool") else shlex.quote(f"encoder.{key}={value}")
+        for key, value in wanted.items()
+        if value != usual.get(key)
+    ]
+
+
+def _network_options(description: str) -> dict[str, str]:
+    """What an encoder's `description` says, by option; a whole network has no stride."""
+    name, _, rest = description.removesuffix(")").partition(" (")
+    pool, *extra = rest.split(", ")
+    options = dict(part.split("=", 1) for part in extra) or {"stride": "null"}
+    return {"name": name, "pool": pool.removesuffix("-pool"), **options}
 
 
 def option(key: str, value: str | None) -> str:

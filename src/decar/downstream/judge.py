@@ -83,7 +83,7 @@ def judge(
             num_workers=num_workers, trainer_kwargs=trainer_kwargs,
         )  # fmt: skip
     result = _result(task, outcome, bundle, encoder_hash(encoder), mode, protocol, seed)
-    network = "" if isinstance(encoder, str) else f"{encoder.name} ({encoder.pool}-pool)"
+    network = "" if isinstance(encoder, str) else encoder.description
     seconds = round(time.perf_counter() - began, 3)
     return replace(result, network=network, task_options=spec.typed(choice), seconds=seconds)
 

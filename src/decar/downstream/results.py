@@ -44,7 +44,7 @@ class Result:
         seconds: Time the judging took, s.
         metric: What `value` and `valid_value` are.
         settings: The protocol's numbers, as they were for this result.
-        network: Name and pooling of the encoder's network; "" for the log-mel baseline.
+        network: The encoder's network, its `description`; "" for the log-mel baseline.
         task_options: What to type for the task, by option; None is Hydra's null. Empty: `task=` and its name.
     """
 

@@ -1,16 +1,13 @@
-"""The encoder `f`: log-mel in, one embedding a clip out. Any timm network with one input channel and global pooling.
+"""The encoder `f`: log-mel in, one embedding a clip out. A timm network, whole or cut, or a plain trunk.
 
 Letters: `B` batch, `T` samples, `M` mel bands, `F` frames, `D` embedding.
 """
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,26 +15,35 @@ from torch.nn import functional
 from decar.audio import FrontEnd, LogMel
 from decar.audio.crops import padded_frames
 from decar.errors import ConfigError
-
-Pool = Literal["max", "avg", "avgmax", "catavgmax"]
+from decar.models.frames import FrequencyKeeping, Pool, plain_trunk
+from decar.models.networks import CONV, CutNetwork, unfit, whole_network
 
 
 class Encoder(nn.Module):
-    """A timm network on log-mels, pooled over frequency and time (paper, section 3: EfficientNet-B0, global max-pool).
+    """A network on log-mels, pooled to one vector a clip (paper, section 3: EfficientNet-B0, global max-pool).
+
+    With a `stride`, or the name `conv`, the frequency axis is kept: see `FrequencyKeeping`.
 
     Args:
-        name: Any timm network that takes images of any size, by timm's name.
-        pool: Global pooling; the paper takes the maximum, its released code the average.
+        name: Any timm network that takes images of any size, by timm's name; or `conv`, see `plain_trunk`.
+        pool: Global pooling; the paper takes the maximum, its released code the average. Over time alone where the
+            frequency axis is kept.
         frontend: The numbers of the log-mel that the weights are made for.
         min_frames: Shorter clips are padded with silence to this many frames (98 = 1 s, the length of a crop).
         max_frames: Of longer clips the middle is taken (998 = 10 s).
         seed: Seeds the weights; None draws from torch's global generator.
+        stride: None takes the whole timm network; else it is cut where its maps have this stride. `conv` has one
+            stride, two to the number of its widths, which None stands for.
+        hidden: Units of the MLP on each frame, where frequency is kept.
+        dropout: Of that MLP, in [0, 1).
+        local: Whether the frames that the MLP reads are pooled beside those it makes.
+        widths: Channels of each block of `conv`.
 
     Attributes:
         dim: `D`, the width of an embedding (1280 for EfficientNet-B0).
 
     Raises:
-        ConfigError: timm knows no network of that name.
+        ConfigError: timm knows no network of that name or has no map of that stride, or an argument is out of range.
     """
 
     def __init__(
@@ -48,18 +54,63 @@ class Encoder(nn.Module):
         min_frames: int = 98,
         max_frames: int = 998,
         seed: int | None = None,
+        *,
+        stride: int | None = None,
+        hidden: int = 1024,
+        dropout: float = 0.3,
+        local: bool = False,
+        widths: Sequence[int] = (32, 64, 64),
     ) -> None:
         super().__init__()
         self.name, self.pool = name, pool
         self.frontend = frontend or FrontEnd()
         self.min_frames, self.max_frames = min_frames, max_frames
+        self._extra: dict[str, object] = {}  # settings that only the frequency-keeping networks have
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            self.network = _create_network(name, pool)
+            trunk = self._build_trunk(stride, widths)
+            if trunk is None:
+                self.network: nn.Module = whole_network(name, pool)
+            else:
+                self._extra |= {"hidden": hidden, "dropout": dropout, "local": local}
+                bands = self.frontend.n_mels
+                self.network = FrequencyKeeping(trunk, bands, min_frames, hidden, dropout, pool, local)
         self.logmel = LogMel(self.frontend)
         self.dim = self._measure_dim()
         self.to(memory_format=torch.channels_last)  # 1.2-3 x faster on CPU, and what tensor cores want
+
+    def _build_trunk(self, stride: int | None, widths: Sequence[int]) -> nn.Module | None:
+        """What keeps the frequency axis, its settings noted; None stands for a whole network."""
+        if self.name != CONV:
+            if stride is None:
+                return None
+            self._extra = {"stride": stride}
+            return CutNetwork(self.name, stride)
+        trunk, own = plain_trunk(widths), 2 ** len(widths)
+        if stride not in (None, own):
+            raise ConfigError(
+                f"encoder.stride={stride}: {CONV} of encoder.widths={list(widths)} has stride {own}; "
+                f"pass encoder.stride={own}, or as many widths as the stride has factors of 2"
+            )
+        self._extra = {"stride": own, "widths": list(widths)}
+        return trunk
+
+    @property
+    def normalises(self) -> bool:
+        """Whether inputs are normalised by `set_input_statistics`: where the frequency axis is kept."""
+        return isinstance(self.network, FrequencyKeeping)
+
+    def set_input_statistics(self, mean: float, std: float) -> None:
+        """Normalise log-mels by this mean and deviation, one number each, from now on and in the bundle.
+
+        A whole network ignores it: the paper feeds log-mels as they are, and BatchNorm follows the first convolution.
+
+        Raises:
+            ConfigError: One is not finite, or `std` is not above 0.
+        """
+        if isinstance(self.network, FrequencyKeeping):
+            self.network.set_input_statistics(mean, std)
 
     @property
     def sample_rate(self) -> int:
@@ -93,7 +144,7 @@ class Encoder(nn.Module):
         try:
             out: Tensor = self.network(torch.zeros(1, 1, self.frontend.n_mels, self.min_frames))
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise _unfit(self.name, self.pool, error) from error
+            raise unfit(self.name, self.pool, error) from error
         self.network.train()
         if out.ndim != 2:
             raise ConfigError(f"encoder.name={self.name}: gives shape {tuple(out.shape)}, not one vector a clip")
@@ -107,14 +158,21 @@ class Encoder(nn.Module):
             "min_frames": self.min_frames,
             "max_frames": self.max_frames,
             "frontend": self.frontend.as_dict(),
+            **self._extra,
         }
+
+    @property
+    def description(self) -> str:
+        """The network in a line: name, pooling and, where the frequency axis is kept, the options of that."""
+        extra = [f"{key}={json.dumps(value, separators=(',', ':'))}" for key, value in sorted(self._extra.items())]
+        return f"{self.name} ({', '.join([f'{self.pool}-pool', *extra])})"
 
     def weights(self) -> dict[str, Tensor]:
         """The network's parameters and buffers, on the CPU in standard memory layout; the log-mel has no weights."""
         return {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
 
     def hash(self) -> str:
-        """SHA-256 over weights and settings: the same for two encoders exactly when they embed alike."""
+        """SHA-256 over weights and settings: two encoders of one hash embed alike."""
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
         for key, value in sorted(self.weights().items()):
             digest.update(key.encode())
@@ -133,26 +191,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in flags:
             part.training = training
-
-
-def _create_network(name: str, pool: Pool) -> nn.Module:
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        raise ConfigError(
-            f"encoder.name={name}: timm knows no such network"
-            + (f"; close to it: {', '.join(close)}" if close else "")
-            + " (see timm.list_models())"
-        )
-    try:
-        network: nn.Module = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool=pool)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise _unfit(name, pool, error) from error
-    return network
-
-
-def _unfit(name: str, pool: str, error: Exception) -> ConfigError:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ConfigError(
-        f"encoder.name={name} encoder.pool={pool}: this network cannot embed log-mels ({reason}); "
-        "take a convolutional network, and max, avg, avgmax or catavgmax"
-    )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from decar.errors import ConfigError
 
-Kind = Literal["paper", "released"]
+Kind = Literal["paper", "released", "batchnorm"]
 
 
 class Projection(nn.Module):
@@ -17,7 +17,8 @@ class Projection(nn.Module):
     Args:
         dim: `D`.
         out: `P`.
-        kind: `paper`, or `released`: what the authors' code has (dropout, 512, ReLU, dropout, 512).
+        kind: `paper`; `released`: what the authors' code has (dropout, 512, ReLU, dropout, 512); `batchnorm`: linear,
+            BatchNorm, ReLU.
         seed: Seeds the weights; None draws from torch's global generator.
     """
 
@@ -31,6 +32,8 @@ class Projection(nn.Module):
                 torch.manual_seed(seed)
             if kind == "paper":
                 self.layers = nn.Sequential(nn.Linear(dim, out))
+            elif kind == "batchnorm":
+                self.layers = nn.Sequential(nn.Linear(dim, out, bias=False), nn.BatchNorm1d(out))
             else:
                 self.layers = nn.Sequential(
                     nn.Dropout(0.5), nn.Linear(dim, out), nn.ReLU(), nn.Dropout(0.5), nn.Linear(out, out)
@@ -41,7 +44,7 @@ class Projection(nn.Module):
         return torch.relu(self.layers(embedding))
 
     def features(self, embedding: Tensor) -> Tensor:
-        """What is clustered: `z` `(B, P)`. The paper takes the output of `g`, its code what is before the last ReLU."""
+        """What is clustered: `z` `(B, P)`. The paper takes the output of `g`, the others what is before its ReLU."""
         before: Tensor = self.layers(embedding)
         return torch.relu(before) if self.kind == "paper" else before
 
@@ -66,12 +69,12 @@ class PseudoLabelHeads(nn.ModuleList):
         """Number of clusters that each head tells apart."""
         return [int(head.out_features) for head in self]  # type: ignore[arg-type]
 
-    def reset(self, sizes: Sequence[int], seed: int) -> None:
-        """Replace every head by a fresh one of the given size; the same weights for the same seed on every rank."""
+    def reset(self, sizes: Sequence[int], seed: int, keep: int = 0) -> None:
+        """Replace every head but the first `keep` by a fresh one of the given size, its weights fixed by the seed."""
         device = next(self.parameters()).device if len(self) else torch.device("cpu")
         generator = torch.Generator().manual_seed(seed)
-        heads = []
-        for size in sizes:
+        heads = list(self)[:keep]
+        for size in sizes[len(heads) :]:
             head = nn.Linear(self.dim, size)
             nn.init.normal_(head.weight, std=0.01, generator=generator)
             nn.init.zeros_(head.bias)

@@ -3,21 +3,27 @@
 from decar.pretrain.callbacks import BundleExport, ClusterLog, EpochLine, StopOnNMI
 from decar.pretrain.checkpoint import AtomicCheckpointIO
 from decar.pretrain.datamodule import PretrainData
-from decar.pretrain.labels import EpochLabels, NetworkLabels
+from decar.pretrain.health import EmbeddingHealth
+from decar.pretrain.labels import BothLabels, DescriptorLabels, EpochLabels, LabelSource, NetworkLabels, Situation
 from decar.pretrain.logger import ResumableCSVLogger
 from decar.pretrain.module import DecarModule
 from decar.pretrain.sampler import UniformClusterSampler, derive_seed
 
 __all__ = [
     "AtomicCheckpointIO",
+    "BothLabels",
     "BundleExport",
     "ClusterLog",
     "DecarModule",
+    "DescriptorLabels",
+    "EmbeddingHealth",
     "EpochLabels",
     "EpochLine",
+    "LabelSource",
     "NetworkLabels",
     "PretrainData",
     "ResumableCSVLogger",
+    "Situation",
     "StopOnNMI",
     "UniformClusterSampler",
     "derive_seed",

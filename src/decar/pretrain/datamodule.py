@@ -117,6 +117,7 @@ class PretrainData(LightningDataModule):
         batch_size: Crops a step, per process.
         draws_per_clip: An epoch is `N × draws_per_clip` crops: the distance between two clusterings. The paper passes
             once over the data; on a small set that is too few steps for a fresh head to learn anything.
+        every_n_steps: The same distance in steps, which then counts instead.
         num_workers: Processes that read crops; 0 is fastest while the store fits in memory.
         seed: With the epoch it fixes order and crops.
         persistent_workers: Keep them over epochs; forking anew each epoch hung under DDP (gh-112275).
@@ -130,6 +131,7 @@ class PretrainData(LightningDataModule):
         crop_frames: int = 98,
         batch_size: int = 64,
         draws_per_clip: float = 1.0,
+        every_n_steps: int | None = None,
         num_workers: int = 0,
         persistent_workers: bool = True,
         pin_memory: bool = False,
@@ -140,7 +142,7 @@ class PretrainData(LightningDataModule):
             raise StoreError("no usable clip to learn from; see bad_files.csv for the reasons")
         self.store, self.crop_frames, self.batch_size = store, crop_frames, batch_size
         self.draws_per_clip, self.num_workers, self.seed = draws_per_clip, num_workers, seed
-        self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
+        self.persistent_workers, self.pin_memory, self.every_n_steps = persistent_workers, pin_memory, every_n_steps
         self.labels: EpochLabels | None = None
         self.need_labels: Callable[[], None] = lambda: None  # the module puts its own clustering here
         self._targets = torch.empty(0, 0, dtype=torch.int64)
@@ -148,6 +150,8 @@ class PretrainData(LightningDataModule):
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in an epoch, at least one. Never changes during a run."""
+        if self.every_n_steps is not None:
+            return self.every_n_steps
         return max(1, int(len(self.store) * self.draws_per_clip) // self.batch_size)
 
     def current_epoch(self) -> int:
@@ -167,18 +171,27 @@ class PretrainData(LightningDataModule):
         return self._targets[index]
 
     def batches(self, epoch: int) -> list[list[Draw]]:
-        """All batches of an epoch: a pure function of seed, epoch and labels. The draw goes round the clusterings."""
+        """All batches of an epoch: a pure function of seed, epoch and labels.
+
+        Batch `b` is drawn evenly over the clusters of clustering `b mod H`.
+        """
         if self.labels is None:
             raise StoreError("batches were asked for before there were labels")
-        column = self.labels.labels[:, epoch % self.labels.labels.shape[1]]
-        sampler = UniformClusterSampler(column, self.steps_per_epoch * self.batch_size, seed=self.seed)
-        sampler.set_epoch(epoch)
-        indices = sampler.draw()
+        columns = self.labels.labels.T
+        steps, rounds = self.steps_per_epoch, -(-self.steps_per_epoch // len(columns))
+        drawn = [self._draw(column, h, epoch, rounds) for h, column in enumerate(columns)]
+        indices = np.stack(drawn, axis=1).reshape(-1, self.batch_size)[:steps]
         seeds: NDArray[np.int64] = np.random.default_rng(derive_seed(Stream.CROPS, self.seed, epoch)).integers(
-            2**62, size=len(indices)
+            2**62, size=indices.shape
         )
-        draws = list(zip(indices.tolist(), seeds.tolist(), strict=True))
-        return [draws[i : i + self.batch_size] for i in range(0, len(draws), self.batch_size)]
+        return [list(zip(i, s, strict=True)) for i, s in zip(indices.tolist(), seeds.tolist(), strict=True)]
+
+    def _draw(self, column: NDArray[np.int64], h: int, epoch: int, n_batches: int) -> NDArray[np.int64]:
+        """Indices `(n_batches, B)`, balanced over the clusters of one clustering."""
+        seed = derive_seed(Stream.ORDER, self.seed, h) if h else self.seed
+        sampler = UniformClusterSampler(column, n_batches * self.batch_size, seed=seed)
+        sampler.set_epoch(epoch)
+        return sampler.draw().reshape(n_batches, self.batch_size)
 
     def train_dataloader(self) -> EpochLoader:
         """The loader that starts late."""
@@ -194,6 +207,7 @@ class PretrainData(LightningDataModule):
             "sizes": now.sizes,
             "epoch": now.epoch,
             "health": now.health,
+            "kept": now.kept,
             "clips": self._clips_hash(),
             "steps_per_epoch": self.steps_per_epoch,
         }
@@ -213,10 +227,11 @@ class PretrainData(LightningDataModule):
             if state["steps_per_epoch"] != self.steps_per_epoch:
                 raise TrainingError(
                     f"the checkpoint has epochs of {state['steps_per_epoch']} steps, here they have "
-                    f"{self.steps_per_epoch}: give the loader.batch_size and sampler.draws_per_clip it was made with"
+                    f"{self.steps_per_epoch}: give the loader.batch_size and sampler options it was made with"
                 )
             labels = state["labels"].numpy().astype(np.int64)
-            self.set_labels(EpochLabels(labels, list(state["sizes"]), int(state["epoch"]), dict(state["health"])))
+            sizes, health, kept = list(state["sizes"]), dict(state["health"]), int(state.get("kept", 0))
+            self.set_labels(EpochLabels(labels, sizes, int(state["epoch"]), health, kept))
 
     def _clips_hash(self) -> str:
         table = self.store.manifest.table

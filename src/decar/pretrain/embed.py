@@ -14,7 +14,14 @@ from decar.models.encoder import Encoder, evaluating
 
 
 def embed_dataset(
-    trainer: Trainer, module: nn.Module, encoder: Encoder, store: LogMelStore, *, dim: int, batch_size: int
+    trainer: Trainer,
+    module: nn.Module,
+    encoder: Encoder,
+    store: LogMelStore,
+    *,
+    dim: int,
+    batch_size: int,
+    title: str = "cluster: embedding all clips",
 ) -> NDArray[np.float32]:
     """Run a module over a whole store on the trainer's device, in its precision; it is in eval mode meanwhile.
 
@@ -25,6 +32,7 @@ def embed_dataset(
         store: `N` clips.
         dim: `P`.
         batch_size: Clips at a time.
+        title: What the progress bar says.
 
     Returns:
         `(N, P)` float32, in store order.
@@ -36,5 +44,4 @@ def embed_dataset(
         return vectors
 
     with evaluating(module):
-        title = "cluster: embedding all clips"
         return run_pass(on_device, store, encoder, dim=dim, batch_size=batch_size, title=title)

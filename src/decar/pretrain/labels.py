@@ -1,14 +1,26 @@
-"""Where the `(N, H)` pseudo-labels of an epoch come from: here, from the network's own vectors, clustered `H` times."""
+"""Where the `(N, H)` pseudo-labels of an epoch come from, and when they are renewed.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+The paper clusters the network's own vectors, once, at the start of every epoch: `NetworkLabels`. Vectors of an
+untrained network carry little, so labels can begin with plain descriptors of the sound (`DescriptorLabels`), which need
+clustering only once; `BothLabels` starts with those and lets clusterings of the network's vectors join. An epoch here
+is the distance between two clusterings; how many steps that is, the data module says.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from decar.clustering import Clusterer, nmi, prepare
+from decar.audio import LogMelStore
+from decar.audio.descriptors import describe
+from decar.clustering import Assignment, Clusterer, nmi, prepare, whiten
 from decar.clustering.stats import cluster_sizes, effective_rank, entropy
+from decar.errors import ConfigError, check_whole
 from decar.pretrain.sampler import Stream, derive_seed
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -18,14 +30,48 @@ class EpochLabels:
     Attributes:
         labels: `(N, H)` int64, one column a clustering.
         sizes: Number of clusters of each clustering: the widths of the heads.
-        epoch: The epoch they were made for.
+        epoch: The epoch they are for.
         health: What is logged of them: numbers of clusters, entropy, effective rank, and NMI to those before.
+        kept: The first so many columns are those of the epoch before; their heads go on learning.
     """
 
     labels: NDArray[np.int64]
     sizes: list[int]
     epoch: int
     health: dict[str, float] = field(default_factory=dict)
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What labels can be made from.
+
+    Attributes:
+        vectors: Makes `z` `(N, P)` of the whole set, by a pass through the network; only called where it is needed.
+        store: The `N` clips.
+        epoch: The epoch that labels are needed for.
+        seed: The run's.
+        previous: The labels of the epoch before.
+    """
+
+    vectors: Callable[[], Floats]
+    store: LogMelStore
+    epoch: int
+    seed: int
+    previous: EpochLabels | None = None
+
+
+class LabelSource(Protocol):
+    """Makes the labels of an epoch."""
+
+    @property
+    def clusterers(self) -> Sequence[Clusterer]:
+        """All that may be used, to be checked against the number of clips before anything slow begins."""
+        ...
+
+    def assign(self, situation: Situation) -> EpochLabels:
+        """The labels of `situation.epoch`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,28 +86,112 @@ class NetworkLabels:
     clusterers: Sequence[Clusterer]
     dim: int = 128
 
-    def assign(
-        self, features: NDArray[np.float32], *, epoch: int, seed: int, previous: EpochLabels | None = None
-    ) -> EpochLabels:
-        """Labels of an epoch from `features` `(N, P)`; the clusterers are seeded by `(seed, epoch, h)`."""
+    def assign(self, situation: Situation) -> EpochLabels:
+        """New labels from a pass over the whole set; the clusterers are seeded by `(seed, epoch, h)`."""
+        features = situation.vectors()
         prepared = prepare(features, self.dim)
         found = [
-            clusterer.with_seed(derive_seed(Stream.CLUSTERS, seed, epoch, h) % 2**31).fit_predict(prepared)
+            clusterer.with_seed(_seed(situation, h)).fit_predict(prepared)
             for h, clusterer in enumerate(self.clusterers)
         ]
-        labels = np.stack([assignment.labels for assignment in found], axis=1)
-        sizes = [assignment.n_clusters for assignment in found]
-        health = {
-            "n_clusters": float(np.mean([np.count_nonzero(cluster_sizes(a.labels, a.n_clusters)) for a in found])),
-            "entropy": float(np.mean([entropy(a.labels, a.n_clusters) for a in found])),
-            "effective_rank": effective_rank(features),
-            "nmi": _mean_nmi(labels, previous),
-        }
-        return EpochLabels(labels, sizes, epoch, health)
+        made = _stack(found, situation.epoch)
+        before = situation.previous
+        compared = _mean_nmi(made.labels, before.labels) if before is not None else 0.0
+        return replace(made, health={**made.health, "effective_rank": effective_rank(features), "nmi": compared})
 
 
-def _mean_nmi(labels: NDArray[np.int64], previous: EpochLabels | None) -> float:
-    """NMI to the assignment before (Eq. 3), mean over the clusterings; 0.0 in the first epoch, which has none."""
-    if previous is None or previous.labels.shape != labels.shape:
+@dataclass(frozen=True)
+class DescriptorLabels:
+    """Cluster plain descriptors of the log-mel, each by itself, once: labels that mean something from the first step.
+
+    Attributes:
+        clusterer: Used for each of them.
+        descriptors: Names, see `decar.audio.descriptors`; one head each.
+        dim: Each is reduced to this many PCA-whitened dimensions.
+    """
+
+    clusterer: Clusterer
+    descriptors: Sequence[str] = ("spectrum", "variation", "envelope", "change", "shape", "centre")
+    dim: int = 48
+
+    def __post_init__(self) -> None:
+        if not self.descriptors:
+            raise ConfigError("labels.descriptors is empty: name at least one, or take labels=network")
+
+    @property
+    def clusterers(self) -> Sequence[Clusterer]:
+        """The one that all descriptors share."""
+        return [self.clusterer]
+
+    def assign(self, situation: Situation) -> EpochLabels:
+        """The labels of the epoch before or, in the first, new ones; no pass through the network."""
+        before = situation.previous
+        if before is not None:
+            health = {**before.health, "nmi": 1.0}
+            return replace(before, epoch=situation.epoch, kept=len(before.sizes), health=health)
+        found = [
+            self.clusterer.with_seed(_seed(situation, h)).fit_predict(whiten(features, self.dim))
+            for h, features in enumerate(describe(situation.store, self.descriptors).values())
+        ]
+        made = _stack(found, situation.epoch)
+        return replace(made, health={**made.health, "nmi": 0.0})
+
+
+@dataclass(frozen=True)
+class BothLabels:
+    """Descriptors from the start; from an epoch on the network's own vectors too, clustered anew every epoch.
+
+    Attributes:
+        first: The clusterings that stay.
+        network: Those that join.
+        network_from: The first epoch with both, counted from 0.
+    """
+
+    first: DescriptorLabels
+    network: NetworkLabels
+    network_from: int = 1
+
+    def __post_init__(self) -> None:
+        check_whole("labels.network_from", self.network_from, 0)
+
+    @property
+    def clusterers(self) -> Sequence[Clusterer]:
+        """Those of both."""
+        return [*self.first.clusterers, *self.network.clusterers]
+
+    def assign(self, situation: Situation) -> EpochLabels:
+        """The columns of the descriptors, then those of the network."""
+        n_first, before = len(self.first.descriptors), situation.previous
+        columns = self.first.assign(replace(situation, previous=_part(before, slice(None, n_first))))
+        if situation.epoch < self.network_from:
+            return columns
+        joined = before is not None and len(before.sizes) > n_first
+        own = self.network.assign(replace(situation, previous=_part(before, slice(n_first, None)) if joined else None))
+        labels = np.concatenate([columns.labels, own.labels], axis=1)
+        return replace(columns, labels=labels, sizes=columns.sizes + own.sizes, health=own.health)
+
+
+def _part(labels: EpochLabels | None, columns: slice) -> EpochLabels | None:
+    """Some of the clusterings of an epoch."""
+    return labels and replace(labels, labels=labels.labels[:, columns], sizes=labels.sizes[columns])
+
+
+def _seed(situation: Situation, h: int) -> int:
+    return derive_seed(Stream.CLUSTERS, situation.seed, situation.epoch, h) % 2**31
+
+
+def _stack(found: Sequence[Assignment], epoch: int) -> EpochLabels:
+    """One column and one size an assignment, with what is logged of them."""
+    health: dict[str, Any] = {
+        "n_clusters": float(np.mean([np.count_nonzero(cluster_sizes(a.labels, a.n_clusters)) for a in found])),
+        "entropy": float(np.mean([entropy(a.labels, a.n_clusters) for a in found])),
+    }
+    labels = np.stack([assignment.labels for assignment in found], axis=1)
+    return EpochLabels(labels, [assignment.n_clusters for assignment in found], epoch, health)
+
+
+def _mean_nmi(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+    """NMI between two assignments (Eq. 3), mean over the clusterings; 0.0 when their number differs."""
+    if a.shape != b.shape:
         return 0.0
-    return float(np.mean([nmi(a, b) for a, b in zip(previous.labels.T, labels.T, strict=True)]))
+    return float(np.mean([nmi(old, new) for old, new in zip(b.T, a.T, strict=True)]))

@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,7 +17,7 @@ from decar.errors import ConfigError, TrainingError
 from decar.models import Encoder, Projection, PseudoLabelHeads
 from decar.pretrain.datamodule import Batch, PretrainData
 from decar.pretrain.embed import embed_dataset
-from decar.pretrain.labels import NetworkLabels
+from decar.pretrain.labels import LabelSource, Situation
 from decar.pretrain.sampler import Stream, derive_seed
 
 _CHECK_EVERY = 10  # steps; looking at the loss makes a GPU wait
@@ -30,7 +32,7 @@ class DecarModule(LightningModule):
     Args:
         encoder: `f`.
         projection: `g`.
-        source: Makes labels from the vectors of the whole set.
+        source: Makes the labels of an epoch.
         augment: Applied to batches on the device, in train mode only.
         optimizer: From parameter groups to an optimizer.
         head_optimizer: Options in which the heads' group differs; the released code's SGD for `p` has no momentum.
@@ -43,7 +45,7 @@ class DecarModule(LightningModule):
         self,
         encoder: Encoder,
         projection: Projection,
-        source: NetworkLabels,
+        source: LabelSource,
         augment: nn.Module,
         optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
         *,
@@ -54,7 +56,7 @@ class DecarModule(LightningModule):
     ) -> None:
         super().__init__()
         self.encoder, self.projection, self.augment = encoder, projection, augment
-        self.heads = PseudoLabelHeads(projection.out, [1] * len(source.clusterers))
+        self.heads = PseudoLabelHeads(projection.out)  # real ones come with the first labels
         self.source, self.make_optimizer, self.head_optimizer = source, optimizer, dict(head_optimizer or {})
         self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
         if schedule not in get_args(Schedule):
@@ -89,20 +91,23 @@ class DecarModule(LightningModule):
         data, epoch = self.data, self.current_epoch
         if data.labels is not None and data.labels.epoch == epoch:
             return
-        features = embed_dataset(
-            self.trainer, self, self.encoder, data.store, dim=self.projection.out, batch_size=data.batch_size
-        )
-        data.set_labels(self.source.assign(features, epoch=epoch, seed=self.seed, previous=data.labels))
+        situation = Situation(self._vectors, data.store, epoch=epoch, seed=self.seed, previous=data.labels)
+        data.set_labels(self.source.assign(situation))
         assert data.labels is not None
-        self._renew_heads(data.labels.sizes)
+        self._renew_heads(data.labels.sizes, data.labels.kept)
 
-    def _renew_heads(self, sizes: list[int]) -> None:
-        """Fresh heads, known to the optimizer; what it remembered of the old ones is forgotten."""
+    def _vectors(self) -> NDArray[np.float32]:
+        """`z` of every clip, `(N, P)`, by a pass over the whole set."""
+        data, dim = self.data, self.projection.out
+        return embed_dataset(self.trainer, self, self.encoder, data.store, dim=dim, batch_size=data.batch_size)
+
+    def _renew_heads(self, sizes: list[int], kept: int) -> None:
+        """Fresh heads but for the first `kept`, known to the optimizer; what it remembered of the old ones goes."""
         old = set(self.heads.parameters())
-        self.heads.reset(sizes, derive_seed(Stream.HEADS, self.seed, self.current_epoch))
+        self.heads.reset(sizes, derive_seed(Stream.HEADS, self.seed, self.current_epoch), keep=kept)
         optimizer = self.optimizers(use_pl_optimizer=False)
         assert isinstance(optimizer, Optimizer)
-        for parameter in old:
+        for parameter in old - set(self.heads.parameters()):
             optimizer.state.pop(parameter, None)
         optimizer.param_groups[1]["params"] = list(self.heads.parameters())
 
@@ -143,9 +148,16 @@ class DecarModule(LightningModule):
         optimizer = self.make_optimizer([{"params": network}, heads])
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = LambdaLR(optimizer, lambda step: self.learning_rate_factor(step, total))
+        scheduler = LambdaLR(optimizer, lambda step: self.learning_rate_factor(step, self._total_steps()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        """Optimizer steps of the whole run.
+
+        Not `trainer.estimated_stepping_batches`: that opens the loader before a checkpoint's place in it is restored,
+        and a run resumed within an epoch would begin that epoch anew.
+        """
+        return (self.trainer.max_epochs or 1) * -(-self.data.steps_per_epoch // self.trainer.accumulate_grad_batches)
 
     def learning_rate_factor(self, step: int, total: int) -> float:
         """Learning rate at a step as a share of the full one."""
@@ -160,7 +172,7 @@ class DecarModule(LightningModule):
         checkpoint["decar"] = self._recipe()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the heads the shapes they had: their number of clusters may have been found by the clusterer.
+        """Give the heads the number and shapes they had: clusterings join, and some find their own number of clusters.
 
         Raises:
             TrainingError: The checkpoint was made by another network or optimizer.
@@ -171,7 +183,8 @@ class DecarModule(LightningModule):
             found = "; ".join(f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in other)
             raise TrainingError(f"cannot go on from this checkpoint, it was made otherwise ({found})")
         weights = checkpoint["state_dict"]
-        sizes = [len(weights[f"heads.{h}.weight"]) for h in range(len(self.heads))]
+        n_heads = sum(key.startswith("heads.") and key.endswith(".weight") for key in weights)
+        sizes = [len(weights[f"heads.{h}.weight"]) for h in range(n_heads)]
         self.heads.reset(sizes, seed=0)
 
     def _recipe(self) -> dict[str, Any]:
@@ -180,7 +193,7 @@ class DecarModule(LightningModule):
         return {
             "encoder": self.encoder.settings(),
             "projection": f"{self.projection.kind} {self.projection.out}",
-            "heads": len(self.heads),
+            "labels": type(self.source).__name__,
             "optimizer": type(optimizer).__name__,
             "schedule": self.schedule,
             "seed": self.seed,

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     CROPS = 3
     HEADS = 4
     STEP = 5
+    HEALTH = 6
 
 
 def derive_seed(*parts: int) -> int:

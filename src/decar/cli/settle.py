@@ -1,0 +1,74 @@
+"""Options left open in the configuration (null) are picked from the number of clips and the time there is."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decar.cli.checks import require
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from decar.audio import LogMelStore
+    from decar.models import Encoder
+
+log = logging.getLogger(__name__)
+
+OPEN = ("k", "sampler.every_n_steps", "trainer.max_epochs")
+
+
+def settle(cfg: DictConfig, encoder: Encoder, clips: LogMelStore, checkpoint: str | None) -> None:
+    """Fill in `k`, `sampler.every_n_steps` and `trainer.max_epochs` where they are null; say what was picked.
+
+    A resumed run takes what was picked when it began: the machine may be faster or slower today.
+    """
+    from omegaconf import OmegaConf
+
+    from decar.pretrain.plan import plan
+
+    steps_open = cfg.trainer.max_epochs is None
+    require(
+        steps_open or cfg.budget is None,
+        f"budget={cfg.budget} and trainer.max_epochs={cfg.trainer.max_epochs} both say how long: leave out one",
+    )
+    if not steps_open and cfg.k is not None:
+        return
+    before = _picked_before(checkpoint)
+    made = plan(len(clips), cfg.loader.batch_size, **(_time(cfg, encoder) if steps_open and not before else {}))
+    picked: dict[str, Any] = {"k": made.k}
+    if steps_open:
+        picked |= {"sampler.every_n_steps": made.every_n_steps, "trainer.max_epochs": made.max_epochs}
+    for key, value in (picked | before).items():
+        if OmegaConf.select(cfg, key) is None:
+            OmegaConf.update(cfg, key, value)
+    why = "as when this run began" if before else made.reason if steps_open else f"{len(clips)} clips"
+    told = ", ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in OPEN if key in picked)
+    log.info("picked %s (%s)", told, why)
+
+
+def _time(cfg: DictConfig, encoder: Encoder) -> dict[str, float]:
+    """What the budget allows and what a step costs here; nothing without a budget."""
+    import torch
+
+    from decar.pretrain.plan import measure_step, parse_budget
+
+    if cfg.budget is None:
+        return {}
+    seconds = parse_budget(cfg.budget)
+    on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu")
+    cost = measure_step(encoder, cfg.loader.batch_size, cfg.loader.crop_frames, "cuda" if on_gpu else "cpu")
+    return {"seconds": seconds, "step_seconds": cost}
+
+
+def _picked_before(checkpoint: str | None) -> dict[str, Any]:
+    """What the run of a checkpoint trains with; nothing when it is not known."""
+    from omegaconf import OmegaConf
+
+    config = Path(checkpoint).parents[1] / "config.yaml" if checkpoint else None
+    if config is None or not config.is_file():
+        return {}
+    old = OmegaConf.load(config)
+    found = {key: OmegaConf.select(old, key) for key in OPEN}
+    return {key: value for key, value in found.items() if value is not None}

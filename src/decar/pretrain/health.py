@@ -1,0 +1,105 @@
+"""Is the embedding getting better? Looked at before training and after every epoch, on a sample of the clips.
+
+NMI and loss say how well clusters are learned, not whether they are worth learning. Where a column of labels is known,
+a nearest-neighbour probe says so; labels are looked at here and nowhere else in pre-training.
+"""
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from decar.clustering.stats import effective_rank
+from decar.errors import ConfigError
+from decar.pretrain.embed import embed_dataset
+from decar.pretrain.module import DecarModule
+from decar.pretrain.sampler import Stream, derive_seed
+
+log = logging.getLogger(__name__)
+
+
+class EmbeddingHealth(Callback):
+    """Log `embedding_rank`, and `probe_accuracy` where a label is known; warn when that is worse than at step 0.
+
+    Args:
+        label: Column of the manifest that the probe looks at; None: only the effective rank.
+        max_clips: The sample, drawn once by the run's seed.
+    """
+
+    def __init__(self, label: str | None = None, max_clips: int = 1000) -> None:
+        self.label, self.max_clips = label, max_clips
+        self.start: dict[str, float] = {}
+        self._warned = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the untrained embedding; a resumed run knows it from its checkpoint."""
+        if not self.start:
+            self.start = self.measure(trainer, pl_module)
+            told = ", ".join(f"{name} {value:.3g}" for name, value in self.start.items())
+            log.info("embedding before training: %s", told)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure, log, compare."""
+        now = self.measure(trainer, pl_module)
+        for name, value in now.items():
+            pl_module.log(name, value, batch_size=1)
+        accuracy, before = now.get("probe_accuracy", 1.0), self.start.get("probe_accuracy", 0.0)
+        if accuracy < before - 2 * math.sqrt(before * (1 - before) / self.max_clips) and not self._warned:
+            self._warned = True
+            log.warning(
+                "the embedding tells %s apart worse than before training (%.3f, untrained %.3f): labels of noise or "
+                "too few steps between clusterings; try labels=both, a larger sampler.every_n_steps or a smaller k",
+                self.label, accuracy, before,
+            )  # fmt: skip
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """Effective rank and probe accuracy of the encoder as it stands."""
+        assert isinstance(pl_module, DecarModule)
+        encoder, store = pl_module.encoder, pl_module.data.store
+        labels = self._labels(store.manifest.table)
+        known = np.arange(len(store)) if labels is None else np.flatnonzero(labels.notna())
+        rng = np.random.default_rng(derive_seed(Stream.HEALTH, pl_module.seed))
+        sample = np.sort(rng.permutation(known)[: self.max_clips])
+        vectors = embed_dataset(
+            trainer, encoder, encoder, store.take(sample), dim=encoder.dim, batch_size=pl_module.data.batch_size,
+            title="health: embedding a sample",
+        )  # fmt: skip
+        found = {"embedding_rank": effective_rank(vectors)}
+        if labels is not None:
+            found["probe_accuracy"] = nearest_neighbour_accuracy(vectors, pd.factorize(labels.iloc[sample])[0])
+        return found
+
+    def _labels(self, table: pd.DataFrame) -> "pd.Series[Any] | None":
+        if self.label is None:
+            return None
+        if self.label not in table:
+            raise ConfigError(f"data.label={self.label}: no such column; there are {', '.join(map(str, table))}")
+        return table[self.label]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the untrained embedding was like."""
+        return {"start": dict(self.start), "warned": self._warned}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it from a checkpoint."""
+        self.start, self._warned = dict(state_dict["start"]), bool(state_dict["warned"])
+
+
+def nearest_neighbour_accuracy(vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Share of clips whose nearest other clip has the same label; cosine of standardised vectors `(N, D)`.
+
+    Returns:
+        0 to 1; 0.0 for fewer than two clips.
+    """
+    if len(vectors) < 2:
+        return 0.0
+    deviation = vectors.std(axis=0)
+    unit = (vectors - vectors.mean(axis=0)) / np.where(deviation > 1e-6, deviation, np.inf)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    likeness = unit @ unit.T
+    np.fill_diagonal(likeness, -np.inf)
+    return float(np.mean(labels[likeness.argmax(axis=1)] == labels))

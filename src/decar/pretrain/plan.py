@@ -1,0 +1,107 @@
+"""How many clusters and how many steps a folder of `N` clips wants, and how many of them fit into a given time.
+
+The paper's numbers (k = 512, one clustering a pass, 100 passes) suit a hundred thousand clips. What suits fewer was
+measured; docs/recipe.md has the tables.
+"""
+
+import copy
+import re
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+from decar.errors import ConfigError
+from decar.models import Encoder
+
+PASSES = 20  # over the data; beyond, a small set is learned by heart
+STAGE_STEPS = 155  # steps between two clusterings at least: fewer teach a fresh head nothing
+STAGES = 4  # at most: clusterings of the network's own vectors change little from one to the next
+CLIPS_PER_CLUSTER = 30
+MOST_CLUSTERS = 128  # of a descriptor
+_OVERHEAD = 1.15  # a step of the real loop against the bare network: crops, augmentation, heads, logging
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was picked.
+
+    Attributes:
+        k: Clusters of each clustering.
+        every_n_steps: Steps between two clusterings; an epoch.
+        max_epochs: Epochs.
+        reason: In a few words, for the log.
+    """
+
+    k: int
+    every_n_steps: int
+    max_epochs: int
+    reason: str
+
+    @property
+    def steps(self) -> int:
+        """All of them."""
+        return self.every_n_steps * self.max_epochs
+
+
+def clusters_for(n_clips: int) -> int:
+    """A power of two with some 30 clips a cluster: 2 to 128.
+
+    >>> [clusters_for(n) for n in (5, 100, 2_000, 10_000)]
+    [2, 4, 64, 128]
+    """
+    k = 2
+    while 2 * k <= MOST_CLUSTERS and n_clips >= 1.5 * k * CLIPS_PER_CLUSTER:  # the nearer one, on a log scale
+        k *= 2
+    return k
+
+
+def plan(n_clips: int, batch_size: int, *, seconds: float | None = None, step_seconds: float = 0.0) -> Plan:
+    """Steps for `PASSES` passes over the data, or as many as fit into `seconds`, in stages of equal length.
+
+    Args:
+        n_clips: `N`.
+        batch_size: Crops a step.
+        seconds: Time for training; None: no limit.
+        step_seconds: What a step costs on this machine.
+    """
+    wanted = max(STAGE_STEPS, PASSES * n_clips // batch_size)
+    affordable = wanted if seconds is None else max(1, int(seconds / (step_seconds * _OVERHEAD)))
+    steps = min(wanted, affordable)
+    stages = max(1, min(STAGES, steps // STAGE_STEPS))
+    why = f"{steps * batch_size / n_clips:.0f} passes over {n_clips} clips"
+    if affordable < wanted:
+        why += f", fewer than the {PASSES} wanted, since a step takes {step_seconds:.2f} s here"
+    return Plan(clusters_for(n_clips), max(1, steps // stages), stages, why)
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of `45s`, `10min`, `1h`, `1h30min`.
+
+    Raises:
+        ConfigError: It is none of these.
+
+    >>> parse_budget("10min"), parse_budget("1h30min")
+    (600.0, 5400.0)
+    """
+    found = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)min)?(?:(\d+(?:\.\d+)?)s)?", str(text).strip())
+    seconds = sum(float(n or 0) * unit for n, unit in zip(found.groups(), (3600, 60, 1), strict=True)) if found else 0
+    if seconds <= 0:
+        raise ConfigError(f"budget={text}: give a time such as 10min, 1h, 8h or 1h30min")
+    return float(seconds)
+
+
+def measure_step(encoder: Encoder, batch_size: int, crop_frames: int, device: str | torch.device) -> float:
+    """Seconds of one forward and backward pass of a copy of the encoder on a batch of noise, median of three."""
+    twin = copy.deepcopy(encoder).to(device).train()
+    crops = torch.zeros(batch_size, 1, encoder.frontend.n_mels, crop_frames, device=device)
+    times = []
+    with torch.random.fork_rng(devices=[]):
+        for _ in range(4):  # the first warms up
+            began = time.perf_counter()
+            twin(crops).square().mean().backward()
+            if crops.is_cuda:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])

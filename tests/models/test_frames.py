@@ -1,0 +1,274 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from decar.audio import FrontEnd
+from decar.errors import BundleError, ConfigError
+from decar.models import Encoder, encode_store, load_encoder, save_bundle
+from decar.models.encoder import evaluating
+from decar.models.frames import FrequencyKeeping
+from tests.conftest import SMALL
+
+KEEPING = [{"name": "conv"}, {"name": SMALL, "stride": 8}]
+
+
+def small_conv(**options):
+    return Encoder(**{"name": "conv", "widths": (3, 4), "hidden": 8, "seed": 0, **options})
+
+
+def stir(encoder):
+    """Gives BatchNorm, which does nothing much when fresh, something to do; some of its weights negative."""
+    generator = torch.Generator().manual_seed(1)
+    for key, value in encoder.network.state_dict().items():
+        if value.is_floating_point() and value.ndim == 1:
+            value.add_(torch.rand(value.shape, generator=generator) - 0.5 * ("var" not in key))
+    return encoder
+
+
+def slow_conv(x, weight):
+    """3×3 convolution of one clip, (C, M, F), padded with zeros, by loops."""
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+    out = np.zeros((len(weight), *x.shape[1:]))
+    for c, kernel in enumerate(weight):
+        for m in range(x.shape[1]):
+            for f in range(x.shape[2]):
+                out[c, m, f] = (padded[:, m : m + 3, f : f + 3] * kernel).sum()
+    return out
+
+
+def slow_halve(x):
+    c, m, f = x.shape
+    out = np.zeros((c, m // 2, f // 2))
+    for i in range(m // 2):
+        for j in range(f // 2):
+            out[:, i, j] = x[:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2].max(axis=(1, 2))
+    return out
+
+
+def slow_frames(weights, x, n_blocks, local=False):
+    """What the MLP makes of each frame of one clip (M, F), and what it reads: (F', D), in numpy and loops."""
+    w = {key: value.numpy().astype(float) for key, value in weights.items()}
+    x = ((x.numpy() - w["mean"]) / w["std"])[None]
+    for block in range(n_blocks):
+        x = slow_halve(slow_conv(x, w[f"trunk.{4 * block}.weight"]))
+        norm = {k: w[f"trunk.{4 * block + 2}.{k}"] for k in ("weight", "bias", "running_mean", "running_var")}
+        for c in range(len(x)):
+            x[c] = (x[c] - norm["running_mean"][c]) / np.sqrt(norm["running_var"][c] + 1e-5)
+            x[c] = np.maximum(x[c] * norm["weight"][c] + norm["bias"][c], 0)
+    frames = []
+    for f in range(x.shape[2]):
+        flat = np.array([x[c, m, f] for c in range(x.shape[0]) for m in range(x.shape[1])])
+        inner = np.maximum(w["mlp.0.weight"] @ flat + w["mlp.0.bias"], 0)
+        deep = np.maximum(w["mlp.3.weight"] @ inner + w["mlp.3.bias"], 0)
+        frames.append(np.concatenate([deep, flat]) if local else deep)
+    return np.stack(frames)
+
+
+POOLS = {
+    "max": lambda y: y.max(0),
+    "avg": lambda y: y.mean(0),
+    "avgmax": lambda y: (y.mean(0) + y.max(0)) / 2,
+    "catavgmax": lambda y: np.concatenate([y.mean(0), y.max(0)]),
+}
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("pool", list(POOLS))
+def test_forward_equals_loops_over_blocks_and_frames(pool, local):
+    encoder = stir(small_conv(pool=pool, local=local, frontend=FrontEnd(n_mels=18), min_frames=22)).eval()
+    encoder.set_input_statistics(-2.0, 3.0)
+    x = 3 * torch.randn(2, 1, 18, 22) - 2  # neither is a multiple of the stride
+    expected = np.stack([POOLS[pool](slow_frames(encoder.weights(), clip[0], 2, local)) for clip in x])
+    assert encoder.dim == expected.shape[1]
+    assert (expected > 0).mean() > 0.2
+    np.testing.assert_allclose(encoder(x).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", list(POOLS))
+def test_the_words_for_pooling_mean_what_they_mean_to_timm(pool):
+    """The whole network's pooling over a map of one row is pooling over time."""
+    from timm.layers import SelectAdaptivePool2d
+
+    encoder = small_conv(pool=pool).eval()
+    y = {}
+    encoder.network.mlp.register_forward_hook(lambda module, given, out: y.update(out=out))
+    found = encoder(torch.randn(2, 1, 64, 98))
+    timms = SelectAdaptivePool2d(pool_type=pool, flatten=True)(y["out"].transpose(1, 2).unsqueeze(2))
+    torch.testing.assert_close(found, timms)
+
+
+def test_a_cut_network_is_the_first_stages_of_timms_and_holds_nothing_behind_the_cut():
+    import timm
+
+    encoder = Encoder(SMALL, stride=8, hidden=8, seed=0)
+    whole = timm.create_model(SMALL, in_chans=1, features_only=True).eval()
+    kept = {key.removeprefix("trunk.stages."): w for key, w in encoder.weights().items() if key.startswith("trunk.")}
+    assert not whole.load_state_dict(kept, strict=False).unexpected_keys
+    x = torch.randn(2, 1, 64, 98)
+    with evaluating(encoder):
+        features = whole((x + 1.57) / 2.41)[2]
+        expected = torch.stack([encoder.network.mlp(frame.flatten(1)) for frame in features.unbind(3)]).amax(0)
+        torch.testing.assert_close(encoder(x), expected, rtol=1e-4, atol=1e-5)
+    encoder(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+def test_a_network_of_maps_with_the_channels_last_is_turned():
+    """mambaout gives (B, M', F', C); other lengths than the measured one must fit the first linear layer too."""
+    encoder = Encoder("mambaout_femto", stride=8, hidden=4, seed=0).eval()
+    assert encoder.network.mlp[0].in_features == 96 * 8
+    assert encoder(torch.zeros(1, 1, 64, 160)).shape == (1, 4)
+
+
+def test_the_band_of_a_tone_is_told_apart_and_by_global_pooling_is_not():
+    """Far from the edges, a tone five strides higher shifts the map by five rows: the same maximum over all."""
+    encoder = stir(small_conv()).eval()
+    low, high = torch.full((2, 1, 1, 64, 98), -5.0).unbind(0)
+    low[:, :, 20], high[:, :, 40] = 2.0, 2.0
+    maps = [encoder.network.trunk((x - encoder.network.mean) / encoder.network.std) for x in (low, high)]
+    torch.testing.assert_close(maps[0].amax(dim=(2, 3)), maps[1].amax(dim=(2, 3)))
+    assert functional.cosine_similarity(encoder(low), encoder(high)).item() < 0.999
+    assert not torch.allclose(encoder(low), encoder(high), atol=1e-2)
+
+
+@pytest.mark.parametrize("options", KEEPING)
+def test_any_length_from_one_second_to_ten(options):
+    encoder = Encoder(**options, hidden=16, seed=0)
+    with evaluating(encoder):
+        for frames in (98, 99, 100, 103, 128, 333, 998):
+            out = encoder(torch.randn(2, 1, 64, frames))
+            assert out.shape == (2, 16)
+            assert torch.isfinite(out).all()
+    assert encoder.embed(torch.zeros(1, 1)).shape == (1, 16)
+
+
+@pytest.mark.parametrize("options", KEEPING)
+def test_embedding_of_a_clip_does_not_depend_on_its_batch(options, make_store):
+    encoder = Encoder(**options, hidden=16, seed=0)
+    store = make_store([30, 98, 99, 130, 250, 30, 1200, 128])
+    together = encode_store(encoder, store, batch_size=64, progress=False)
+    alone = encode_store(encoder, store, batch_size=1, progress=False)
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_normalise_and_are_hashed():
+    encoder = small_conv().eval()
+    assert encoder.normalises
+    x = torch.randn(2, 1, 64, 98)
+    as_made, before = encoder.hash(), encoder(x)
+    encoder.set_input_statistics(0.5, 2.0)
+    assert encoder.hash() != as_made
+    torch.testing.assert_close(encoder((x + 1.57) / 2.41 * 2.0 + 0.5), before, rtol=1e-4, atol=1e-5)
+    assert {key: str(encoder.weights()[key].dtype) for key in ("mean", "std")} == {
+        "mean": "torch.float32", "std": "torch.float32"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [(0, 0), (0, -1), (float("nan"), 1), (0, float("inf")), (0, 1e-50)])
+def test_statistics_that_cannot_be_are_refused_and_change_nothing(given):
+    encoder = small_conv()
+    before = encoder.hash()
+    with pytest.raises(ConfigError, match="cannot be normalised"):
+        encoder.set_input_statistics(*given)
+    assert encoder.hash() == before
+
+
+def test_a_whole_network_takes_no_statistics(small_encoder):
+    before = small_encoder.hash()
+    small_encoder.set_input_statistics(1.0, 2.0)
+    assert small_encoder.hash() == before
+    assert not small_encoder.normalises
+
+
+def test_dropout_is_in_training_alone():
+    encoder = small_conv(dropout=0.9, hidden=64)
+    x = torch.randn(4, 1, 64, 98)
+    assert not torch.equal(encoder(x), encoder(x))
+    encoder.eval()
+    assert torch.equal(encoder(x), encoder(x))
+
+
+def test_building_leaves_the_running_averages_alone():
+    weights = Encoder("conv", seed=0).weights()
+    assert weights["trunk.2.running_mean"].abs().max() == 0
+    assert weights["trunk.2.num_batches_tracked"] == 0
+
+
+@pytest.mark.parametrize("options", KEEPING)
+def test_seed_fixes_weights_and_leaves_the_global_generator_alone(options):
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    first, again, other = (Encoder(**options, hidden=8, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    assert first.hash() == again.hash() != other.hash()
+    assert first.network.training
+
+
+@pytest.mark.parametrize("options", [*KEEPING, {"name": "conv", "widths": [4, 4], "stride": 4, "pool": "catavgmax"}])
+def test_a_bundle_rebuilds_network_and_statistics(options, tmp_path):
+    encoder = Encoder(**options, hidden=16, dropout=0.5, local=True, seed=3)
+    encoder.set_input_statistics(-4.25, 1.75)
+    encoder(torch.randn(4, 1, 64, 98))  # moves the running averages
+    loaded = load_encoder(save_bundle(encoder, tmp_path / "encoder.safetensors"))
+    wave = 0.1 * torch.randn(2, 12000)
+    assert not loaded.training
+    assert loaded.settings() == encoder.settings()
+    assert loaded.hash() == encoder.hash()
+    assert (loaded.network.mean.item(), loaded.network.std.item()) == (-4.25, 1.75)
+    assert torch.equal(loaded.embed(wave), encoder.embed(wave))
+
+
+def test_a_bundle_of_other_statistics_shape_is_refused(tmp_path):
+    encoder = small_conv()
+    path = save_bundle(encoder, tmp_path / "encoder.safetensors")
+    encoder.network.mean = torch.zeros(64)
+    save_bundle(encoder, path)
+    with pytest.raises(BundleError, match="do not fit"):
+        load_encoder(path)
+
+
+def test_settings_tell_what_matters_and_nothing_else():
+    common = {"pool": "max", "min_frames": 98, "max_frames": 998, "frontend": FrontEnd().as_dict()}
+    whole = Encoder(SMALL, hidden=3, dropout=0.1, widths=[1], seed=0)
+    assert whole.settings() == {"name": SMALL, **common}
+    mlp = {"hidden": 8, "dropout": 0.3, "local": False}
+    assert small_conv().settings() == {"name": "conv", **common, "stride": 4, "widths": [3, 4], **mlp}
+    assert small_conv(stride=4).hash() == small_conv().hash()
+    cut = Encoder(SMALL, stride=16, hidden=8, seed=0)
+    assert cut.settings() == {"name": SMALL, **common, "stride": 16, **mlp}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": SMALL, "stride": 6}, r"encoder\.stride=6: .* it offers 2, 4, 8, 16, 32"),
+        ({"name": SMALL, "stride": "8"}, r"encoder\.stride=8: .*whole number"),
+        ({"name": "vit_tiny_patch16_224", "stride": 8}, "it offers 16$"),
+        ({"name": "swin_tiny_patch4_window7_224", "stride": 8}, "convolutional"),
+        ({"name": "eficientnet_b0", "stride": 8}, "efficientnet_b0"),
+        ({"name": "conw"}, "close to it: .*conv[, ]"),
+        ({"name": "conv", "stride": 4}, r"encoder\.stride=4: .*encoder\.stride=8"),
+        ({"name": "conv", "widths": []}, r"encoder\.widths=\[\]"),
+        ({"name": "conv", "widths": 64}, r"encoder\.widths=64"),
+        ({"name": "conv", "widths": "64"}, r"encoder\.widths=64"),
+        ({"name": "conv", "widths": [32, 0]}, r"encoder\.widths=0"),
+        ({"name": "conv", "widths": [32, 1.5]}, r"encoder\.widths=1\.5"),
+        ({"name": "conv", "hidden": 0}, r"encoder\.hidden=0"),
+        ({"name": "conv", "dropout": 1}, r"encoder\.dropout=1"),
+        ({"name": "conv", "dropout": -0.1}, r"encoder\.dropout=-0\.1"),
+        ({"name": "conv", "dropout": "a"}, r"encoder\.dropout=a"),
+        ({"name": "conv", "pool": "maximum"}, r"encoder\.pool=maximum: choose one of max, avg, avgmax, catavgmax"),
+        ({"name": "conv", "min_frames": 7}, r"64 bands and 7 frames"),
+    ],
+)
+def test_what_cannot_be_built_gets_one_line(options, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        Encoder(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trunk_must_give_maps():
+    with pytest.raises(ConfigError, match="not \\(B, C"):
+        FrequencyKeeping(torch.nn.Flatten(), 64, 98)
