@@ -170,3 +170,28 @@ def test_reading_a_table_needs_no_torch() -> None:
         "import decar.audio.manifest; assert 'torch' not in sys.modules and 'soundfile' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+TABLE = "path,kind,ok\na.wav,dog,True\nb.wav,cat,false\nc.wav,dog,0\nd.wav,owl,yes\n"
+
+
+@pytest.mark.parametrize(
+    ("where", "paths"),
+    [
+        (None, "abcd"), ("ok", "ad"), ("kind=dog", "ac"), ("kind!=dog", "bd"), ("kind = dog and ok", "a"),
+        ("kind!=dog and kind!=owl", "b"),
+    ],
+)  # fmt: skip
+def test_only_rows_for_which_it_holds(tmp_path: Path, where: str | None, paths: str) -> None:
+    found = Manifest.from_csv(csv(tmp_path, TABLE), where=where)
+    assert found.table["path"].tolist() == [f"{letter}.wav" for letter in paths]
+    found.table.to_parquet(tmp_path / "t.parquet")
+    again = Manifest.from_parquet(tmp_path / "t.parquet", where=where)
+    assert again.table["path"].tolist() == found.table["path"].tolist()
+
+
+def test_conditions_that_cannot_hold(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"where=sort=dog: no column 'sort' \(columns: path, kind, ok\)"):
+        Manifest.from_csv(csv(tmp_path, TABLE), where="sort=dog")
+    with pytest.raises(ManifestError, match="holds for none of 4 clips"):
+        Manifest.from_csv(csv(tmp_path, TABLE), where="kind=bat")

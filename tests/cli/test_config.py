@@ -23,7 +23,12 @@ CHOICES = [
     for group in groups
     for path in sorted((CONF / group).glob("*.yaml"))
 ]
-NEEDED = {"folder": ["data.root=/sounds"], "csv": ["data.path=/a.csv"], "parquet": ["data.path=/a.parquet"]}
+NEEDED = {
+    "folder": ["data.root=/sounds"],
+    "csv": ["data.path=/a.csv"],
+    "parquet": ["data.path=/a.parquet"],
+    "bench": ["data.root=/b"],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +137,7 @@ def test_the_cache_can_be_moved(monkeypatch):
 
 def test_the_bundled_tasks_are_eight_and_two_of_your_own():
     names = {path.stem for path in (CONF / "task").glob("*.yaml")}
-    assert len(names - {"csv", "folder"}) == 8
+    assert len(names - {"csv", "folder", "table"}) == 8
 
 
 @pytest.mark.parametrize(

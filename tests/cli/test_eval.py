@@ -86,3 +86,29 @@ def test_glob_takes_the_eight_bundled_tasks(evaluate, decar, tmp_path):
     assert len(found) == 8
     assert len({r["task"] for r in found}) == 8
     assert "| mandarin_tone " in decar("table2", str(tmp_path / "cells")).out
+
+
+def test_a_folder_of_tables_is_judged_in_one_sweep_over_one_store(evaluate, decar, sound_folder, tmp_path):
+    paths = sorted(str(path.relative_to(sound_folder)) for path in sound_folder.rglob("*.wav"))
+    pd.DataFrame({"path": paths}).to_csv(sound_folder / "index.csv", index=False)
+    (sound_folder / "tasks").mkdir()
+    for name, step in (("one", 1), ("two", 2)):
+        labels = [str(i // step % 2) for i in range(len(paths))]
+        split = [("train", "train", "valid", "test")[i % 8 // 2] for i in range(len(paths))]
+        table = pd.DataFrame({"path": paths, "label": labels, "split": split})
+        table.to_csv(sound_folder / "tasks" / f"{name}.csv", index=False)
+    sweep = tmp_path / "cells"
+    outcome = evaluate(
+        "-m", "task=table", f"task.root={sound_folder}", "task.name=*", "bundle=random,logmel", "protocol=search",
+        "encoder.widths=[2,3]", "encoder.stride=4", "encoder.hidden=8", "accelerator=cpu", f"hydra.sweep.dir={sweep}",
+        f"cache_dir={tmp_path / 'cache'}",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert sorted((r["task"], r["encoder"]) for r in results(sweep)) == [
+        ("one", "logmel"), ("one", "random"), ("two", "logmel"), ("two", "random"),
+    ]  # fmt: skip
+    assert len(list((tmp_path / "cache" / "logmel").glob("*/meta.json"))) == 1
+    assert len(list((tmp_path / "cache" / "embeddings").glob("*.npy"))) == 2
+    told = decar("table2", str(sweep)).out
+    assert f"task=table task.root={sound_folder} task.name=one" in told
+    assert "widths=[2,3]" in told

@@ -180,3 +180,31 @@ def test_a_task_is_typed_by_its_name_or_by_its_source(tmp_path: Path) -> None:
     assert table.typed() == {"task": "csv"} | {f"task.{key}": value for key, value in options.items()}
     folder = TaskSpec("folder", "label", str(tmp_path), None)
     assert folder.typed() == {"task": "folder", "task.path": str(tmp_path)}
+
+
+def test_clips_of_a_task_are_found_in_the_table_of_all(tmp_path: Path) -> None:
+    pd.DataFrame({"path": [f"{i}.wav" for i in range(20)], "more": 1}).to_csv(tmp_path / "index.csv", index=False)
+    chosen = [7, 3, 11, 2, 19, 5]
+    (tmp_path / "tasks").mkdir()
+    labels = pd.DataFrame({"path": [f"{i}.wav" for i in chosen], "label": list("ababab")})
+    labels["split"] = ["train", "train", "valid", "valid", "test", "test"]
+    labels.to_csv(tmp_path / "tasks" / "t.csv", index=False)
+    spec = TaskSpec(
+        "t", "label", str(tmp_path / "tasks" / "t.csv"), root=str(tmp_path), source=str(tmp_path / "index.csv")
+    )
+    task = load_task(spec)
+    assert task.rows.tolist() == chosen
+    assert len(task.source) == 20
+    assert task.manifest.table["path"].tolist() == [f"{i}.wav" for i in chosen]
+    assert [task.classes[i] for i in task.y] == list("ababab")
+    assert spec.typed("table") == {"task": "table", "task.root": str(tmp_path), "task.name": "t"}
+    alone = load_task(replace(spec, source=None))
+    assert len(alone.source) == 6
+    assert alone.hash() == task.hash()
+
+
+def test_a_clip_that_the_table_of_all_does_not_have_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, label=list("abab"), split=["train", "train", "valid", "test"])
+    pd.DataFrame({"path": ["0.wav", "1.wav"]}).to_csv(tmp_path / "index.csv", index=False)
+    with pytest.raises(TaskError, match=r"2 of its 4 clips are not in .*index.csv, first: .*2\.wav"):
+        load_task(TaskSpec("t", "label", path, source=str(tmp_path / "index.csv")))

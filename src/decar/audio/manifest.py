@@ -72,7 +72,12 @@ class Manifest:
 
     @classmethod
     def from_csv(
-        cls, path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None, path_column: str = "path"
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        root: str | os.PathLike[str] | None = None,
+        path_column: str = "path",
+        where: str | None = None,
     ) -> Manifest:
         """A table with a header line, separated by commas (`.tsv`: by tabs), UTF-8 with or without a byte-order mark.
 
@@ -80,6 +85,7 @@ class Manifest:
             path: the table.
             root: the folder under which relative paths lie; the folder of the table when None.
             path_column: the column that names the files; it is called `path` from here on.
+            where: only rows for which this holds; see the method `where`.
 
         Raises:
             ManifestError: the file is missing, cannot be read as a table, has no rows, no such column, or bad numbers.
@@ -99,11 +105,16 @@ class Manifest:
             raise ManifestError(f"the table {source} does not exist") from None
         except (OSError, ValueError) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
             raise ManifestError(f"the table {source} cannot be read as CSV: {_one_line(error)}") from error
-        return cls._from_table(table.fillna(""), source, root, path_column)
+        return cls._from_table(table.fillna(""), source, root, path_column).where(where)
 
     @classmethod
     def from_parquet(
-        cls, path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None, path_column: str = "path"
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        root: str | os.PathLike[str] | None = None,
+        path_column: str = "path",
+        where: str | None = None,
     ) -> Manifest:
         """As `from_csv`; labels of any plain type become text, missing ones ""; columns of lists are left out."""
         source = Path(path).expanduser()
@@ -115,7 +126,7 @@ class Manifest:
         except (OSError, ValueError) as error:
             raise ManifestError(f"the table {source} cannot be read as Parquet: {_one_line(error)}") from error
         columns = {str(name): _as_text(table[name]) for name in table.columns if not _is_nested(table[name])}
-        return cls._from_table(pd.DataFrame(columns), source, root, path_column)
+        return cls._from_table(pd.DataFrame(columns), source, root, path_column).where(where)
 
     @classmethod
     def _from_table(
@@ -152,6 +163,27 @@ class Manifest:
         starts, durations = (self._seconds_of(name) for name in STRETCH_COLUMNS)
         whole = [None if np.isnan(seconds) else float(seconds) for seconds in durations]
         return list(zip(np.nan_to_num(starts).tolist(), whole, strict=True))
+
+    def where(self, condition: str | None) -> Manifest:
+        """The clips for which conditions hold, several joined by " and "; None: all.
+
+        A condition is `COLUMN=VALUE`, `COLUMN!=VALUE`, or `COLUMN` for one whose value is true, yes or 1.
+
+        Raises:
+            ManifestError: there is no such column, or no clip is left.
+        """
+        keep = np.ones(len(self), bool)
+        for part in condition.split(" and ") if condition else ():
+            name, sign, value = part.strip().partition("=")
+            unlike, name = name.endswith("!"), name.removesuffix("!").strip()
+            if name not in self.table:
+                raise ManifestError(f"where={condition}: no column '{name}' (columns: {_names(self.table)})")
+            words = self.table[name].astype(str).str.strip()
+            wanted = words == value.strip() if sign else words.str.lower().isin(("true", "yes", "1"))
+            keep &= (wanted != unlike).to_numpy(bool)
+        if not keep.any():
+            raise ManifestError(f"where={condition}: holds for none of {len(self)} clips")
+        return self.take(keep)
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer | np.bool_]) -> Manifest:
         """The clips at `indices` (or where a mask is True), in that order."""

@@ -41,12 +41,25 @@ def wandb_offline() -> bool:
         return True
 
 
+def index_of(root: str | None) -> str | None:
+    """The table of all clips of a folder of tasks, if there is one."""
+    table = Path(root).expanduser() / "index.csv" if root else None
+    return str(table) if table and table.is_file() else None
+
+
+def table_of(root: str | None, name: str | None) -> str | None:
+    """A task's table in a folder of tasks; None while either is not given."""
+    return str(Path(root).expanduser() / "tasks" / f"{name}.csv") if root and name else None
+
+
 def register_resolvers() -> None:
     """Make these values known to the configuration, as `${bundled:…}` and so on."""
     resolvers: dict[str, Callable[..., Any]] = {
         "bundled": bundled,
         "cache_home": cache_home,
         "wandb_offline": wandb_offline,
+        "index_of": index_of,
+        "table_of": table_of,
         "basename": os.path.basename,
         "is_terminal": sys.stderr.isatty,
     }

@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from decar.cli.config import conf_dir, register_resolvers
+from decar.cli.expand import expand_tasks
 from decar.cli.explain import explain
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
             return None
 
     try:
+        sys.argv[1:] = expand_tasks(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
     except BrokenPipeError:  # the reader of --help, `head` say, has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains again at exit

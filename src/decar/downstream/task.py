@@ -35,6 +35,8 @@ class TaskSpec:
         root: Folder that relative paths of a table start from; None: the table's own folder.
         path_column: Column of the table that holds the paths.
         crop_frames: Frames of a training crop when the whole network is fine-tuned.
+        source: A table that lists these clips among others, as `path`; tasks that name the same share one store and one
+            embedding pass. None: the task's own table or folder.
         split_seed: Seeds the drawing of a split that was not given.
     """
 
@@ -45,6 +47,7 @@ class TaskSpec:
     root: str | None = None
     path_column: str = "path"
     crop_frames: int = 98
+    source: str | None = None
     split_seed: int = 0
 
     def typed(self, choice: str | None = None) -> dict[str, str | None]:
@@ -52,6 +55,8 @@ class TaskSpec:
 
         `choice` None is "folder" or "csv", as the path is.
         """
+        if choice == "table":
+            return {"task": choice, "task.root": self.root, "task.name": self.name}
         choice = choice or ("folder" if _is_folder(self) else "csv")
         usual: dict[str, str | None] = {"name": self.label if choice == "csv" else choice}
         if choice in ("csv", "folder"):
@@ -118,17 +123,18 @@ def load_task(spec: TaskSpec) -> Task:
             than two classes, or a class has no training clip.
         ManifestError: The source cannot be read.
     """
-    source = _read_source(spec)
-    labels = _column(spec, source, spec.label, "label")
-    given = _given_split(spec, source)
+    table = _read_table(spec)
+    labels = _column(spec, table, spec.label, "label")
+    given = _given_split(spec, table)
     rows = np.flatnonzero((labels != "") & (given != "")) if given is not None else np.flatnonzero(labels != "")
     if not len(rows):
         raise TaskError(f"task {spec.name}: no clip of {spec.path} has a value in '{spec.label}'; nothing to learn")
-    labels, files = labels[rows], source.table["path"].to_numpy(str)[rows]
+    labels, files = labels[rows], table.table["path"].to_numpy(str)[rows]
     split = _complete_split(spec, labels, files, None if given is None else given[rows])
     classes = sorted(set(labels.tolist()))
     y = np.searchsorted(np.asarray(classes), labels).astype(np.int64)
-    task = Task(spec, source, rows, source.take(rows), y, classes, split)
+    source, places = (table, rows) if spec.source is None else _find(spec, table.take(rows))
+    task = Task(spec, source, places, source.take(places), y, classes, split)
     _check(task)
     return task
 
@@ -159,14 +165,40 @@ def drop_unreadable(task: Task, lengths: NDArray[np.int64]) -> Task:
     return left
 
 
-def _read_source(spec: TaskSpec) -> Manifest:
+def _find(spec: TaskSpec, clips: Manifest) -> tuple[Manifest, NDArray[np.int64]]:
+    """The table that `spec.source` names, and the place of each clip in it.
+
+    Raises:
+        TaskError: Some of the clips are not in it.
+    """
+    source = _read(str(spec.source), spec.root, "path")
+    place = {key: i for i, key in enumerate(_keys(source))}
+    found = [place.get(key, -1) for key in _keys(clips)]
+    lost = [path for path, i in zip(clips.files, found, strict=True) if i < 0]
+    if lost:
+        raise TaskError(
+            f"task {spec.name}: {len(lost)} of its {len(clips)} clips are not in {spec.source}, first: {lost[0]}; add "
+            "them there, or pass task.source=null"
+        )
+    return source, np.asarray(found, np.int64)
+
+
+def _keys(manifest: Manifest) -> list[tuple[Path, float, float | None]]:
+    return [(path, *stretch) for path, stretch in zip(manifest.files, manifest.stretches, strict=True)]
+
+
+def _read_table(spec: TaskSpec) -> Manifest:
     if not spec.path:
         raise TaskError(f"task {spec.name}: no source given; set task.path to a CSV or Parquet table or to a folder")
-    path = Path(spec.path).expanduser()
+    return _read(spec.path, spec.root, spec.path_column)
+
+
+def _read(given: str, root: str | None, path_column: str) -> Manifest:
+    path = Path(given).expanduser()
     if path.is_dir():
         return Manifest.from_folder(path)
     read = Manifest.from_parquet if path.suffix.lower() in (".parquet", ".pq") else Manifest.from_csv
-    return read(path, root=spec.root, path_column=spec.path_column)
+    return read(path, root=root, path_column=path_column)
 
 
 def _is_folder(spec: TaskSpec) -> bool:

@@ -99,9 +99,8 @@ class EpochLine(Callback):
         self._told, health = labels.epoch, labels.health
         seconds, self._began = time.monotonic() - self._began, time.monotonic()
         log.info(
-            "epoch %d/%s: %d clusters (entropy %.2f, NMI to the last %.3f, effective rank %.0f), clustered in %.0f s",
-            trainer.current_epoch + 1, trainer.max_epochs, health.get("n_clusters", 0), health.get("entropy", 0),
-            health.get("nmi", 0), health.get("effective_rank", 0), seconds,
+            "epoch %d/%s: %s clusters (%s), clustered in %.0f s", trainer.current_epoch + 1, trainer.max_epochs,
+            "+".join(map(str, labels.sizes)), _told(health), seconds,
         )  # fmt: skip
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,4 +117,10 @@ class EpochLine(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._began = time.monotonic()
-        log.info("clustering for the first epoch: every clip goes through the network once")
+        log.info("making the labels of the first epoch")
+
+
+def _told(health: Mapping[str, float]) -> str:
+    """What is known of the labels, in words."""
+    words = {"entropy": "entropy %.2f", "nmi": "NMI to the last %.3f", "effective_rank": "effective rank %.0f"}
+    return ", ".join(text % health[name] for name, text in words.items() if name in health)
