@@ -1,0 +1,182 @@
+"""The ablation of docs/recipe.md: arms (lists of options) x seeds, pre-trained, judged frozen, in one table.
+
+    python benchmarks/recipe.py --set mini --arms demo paper_small --seeds 0 1 2
+    python benchmarks/recipe.py --set bench --root DIR --jobs 2 -- budget=20min      # options for all arms after --
+
+An arm is a line of benchmarks/recipe_arms.yaml. Beside each stand untrained weights of its own network; log-mel
+statistics once. What is finished is not run again. Arms are compared by validation, the test column is for the end.
+"""
+
+import argparse
+import csv
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from omegaconf import OmegaConf
+from scipy import stats
+
+from decar.downstream.results import Result, collect
+
+ROOT = Path(__file__).resolve().parents[1]
+ARMS = Path(__file__).with_name("recipe_arms.yaml")
+NOT_THE_NETWORK = ("_target_", "seed", "min_frames", "max_frames")  # of a config's encoder node
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: the figures of one arm, an entry a seed."""
+
+    name: str
+    options: str
+    steps: float
+    seconds: float
+    valid: list[float]
+    test: list[float]
+    tasks: dict[str, float]
+
+
+def read_arms(path: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
+    """The arms asked for, in the order asked; all of the file when none is named."""
+    arms = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(arms, dict) or not all(isinstance(options, list) for options in arms.values()):
+        raise SystemExit(f"{path}: a table `name: [option, …]` is expected")
+    unknown = [name for name in wanted if name not in arms]
+    if unknown:
+        raise SystemExit(f"no arm {unknown[0]} in {path}; there are {', '.join(map(str, arms))}")
+    return {name: [str(option) for option in arms[name]] for name in wanted or map(str, arms)}
+
+
+def interval(values: Sequence[float]) -> float:
+    """Half the width of the 95 % interval of the mean (Student's t); nan for one value."""
+    n = len(values)
+    return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.nan
+
+
+def run(words: Sequence[str], log: Path, threads: int) -> None:
+    """Run a command of this repository; what it prints goes to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with log.open("w") as file:
+        command = [sys.executable, *words]
+        code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=file, env=environment, check=False).returncode
+    if code:
+        raise SystemExit(f"{' '.join(words)} failed with {code}; its last words are in {log}")
+
+
+def train(folder: Path, options: Sequence[str], threads: int) -> None:
+    """Pre-train unless that is done; the time it took is written beside it."""
+    if (folder / "seconds.txt").is_file():
+        return
+    began = time.monotonic()
+    run(["train.py", *options, f"hydra.run.dir={folder}", "resume=auto"], Path(f"{folder}.log"), threads)
+    (folder / "seconds.txt").write_text(f"{time.monotonic() - began:.0f}")
+
+
+def judge(folder: Path, tasks: Sequence[str], seed: int, threads: int) -> None:
+    """Judge a run and untrained weights of its network on all tasks, unless that is done."""
+    cells = folder / "cells"
+    if (cells / "done").is_file():
+        return
+    encoder = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").encoder)
+    assert isinstance(encoder, dict)
+    network = [f"encoder.{key!s}={_typed(value)}" for key, value in encoder.items() if key not in NOT_THE_NETWORK]
+    words = ["eval.py", "-m", *tasks, "protocol=search", f"bundle=random,{folder}", f"seed={seed}", *network]
+    run([*words, f"hydra.sweep.dir={cells}"], Path(f"{folder}.eval.log"), threads)
+    (cells / "done").touch()
+
+
+def _typed(value: object) -> str:
+    return str(value).replace(" ", "") if value is not None else "null"
+
+
+def row(name: str, options: Sequence[str], folders: Iterable[Path], results: Mapping[Path, list[Result]]) -> Row:
+    """An arm's line from its runs, one a seed."""
+    runs = list(folders)
+    configs = [OmegaConf.load(folder / "config.yaml") for folder in runs if (folder / "config.yaml").is_file()]
+    steps = [c.trainer.max_epochs * c.sampler.every_n_steps for c in configs if c.sampler.every_n_steps]
+    seconds = [float((f / "seconds.txt").read_text()) for f in runs if (f / "seconds.txt").is_file()]
+    by_task: dict[str, list[float]] = {}
+    for folder in runs:
+        for result in results[folder]:
+            by_task.setdefault(result.task, []).append(result.value)
+    return Row(
+        name, " ".join(options), float(np.mean(steps)) if steps else math.nan, float(np.mean(seconds or [math.nan])),
+        [float(np.mean([r.valid_value for r in results[f]])) for f in runs],
+        [float(np.mean([r.value for r in results[f]])) for f in runs],
+        {task: float(np.mean(values)) for task, values in sorted(by_task.items())},
+    )  # fmt: skip
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, figures in %."""
+    tasks = list(rows[0].tasks)
+    lines = [["arm", "options", "steps", "s", "validation", "test", *tasks]]
+    lines.append(["---", "---", *["---:"] * (4 + len(tasks))])
+    for r in rows:
+        means = [f"{100 * np.mean(v):.1f} ± {100 * interval(v):.1f}" for v in (r.valid, r.test)]
+        cost = [f"{x:.0f}" if math.isfinite(x) else "" for x in (r.steps, r.seconds)]
+        lines.append([r.name, r.options, *cost, *means, *(f"{100 * r.tasks.get(t, math.nan):.0f}" for t in tasks)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace(" ± nan", "")
+
+
+def write(rows: Sequence[Row], out: Path) -> None:
+    """The table as Markdown and, a line an arm, as CSV."""
+    (out / "recipe.md").write_text(markdown(rows) + "\n")
+    with (out / "recipe.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["arm", "options", "steps", "seconds", "validation", "test", *rows[0].tasks])
+        for r in rows:
+            figures = [np.mean(r.valid), np.mean(r.test), *r.tasks.values()]
+            writer.writerow([r.name, r.options, r.steps, r.seconds, *(f"{x:.5f}" for x in figures)])
+
+
+def main() -> None:
+    """Train, judge, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", choices=["mini", "bench"], default="mini", help="bundled sounds, or a folder of tasks")
+    parser.add_argument("--root", type=Path, help="that folder: index.csv and tasks/*.csv")
+    parser.add_argument("--arms", nargs="+", default=[], help="default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="arms at once; the cores are shared out")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "recipe")
+    parser.add_argument("options", nargs="*", help="for train.py, all arms; after --")
+    args = parser.parse_args()
+    if args.set == "bench" and args.root is None:
+        parser.error("--set bench needs --root DIR")
+    data = [] if args.set == "mini" else ["data=bench", f"data.root={args.root}"]
+    tasks = ["task=glob(*)"] if args.set == "mini" else ["task=table", f"task.root={args.root}", "task.name=*"]
+    arms = read_arms(ARMS, args.arms)
+    out, threads = (args.out / args.set).resolve(), max(1, (os.cpu_count() or 1) // args.jobs)
+
+    def cell(job: tuple[str, int]) -> None:
+        name, seed = job
+        folder = out / f"{name}-seed{seed}"
+        train(folder, [*arms[name], *data, *args.options, f"seed={seed}"], threads)
+        judge(folder, tasks, seed, threads)
+        print(f"{folder.name}: done", flush=True)
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(cell, [(name, seed) for seed in args.seeds for name in arms]))
+    run(["eval.py", "-m", *tasks, "protocol=search", "bundle=logmel", f"hydra.sweep.dir={out / 'logmel'}"],
+        out / "logmel.log", threads)  # fmt: skip
+    rows = [row("log-mel statistics", [], [out / "logmel"], {out / "logmel": collect([out / "logmel"])})]
+    for name, options in arms.items():
+        runs = [out / f"{name}-seed{seed}" for seed in args.seeds]
+        found = {folder: collect([folder / "cells"]) for folder in runs}
+        for kind, label in (("random", f"{name}, untrained"), ("decar", name)):
+            chosen = {folder: [r for r in results if r.encoder == kind] for folder, results in found.items()}
+            rows.append(row(label, options if kind == "decar" else [], runs, chosen))
+    write(rows, out)
+    print(markdown(rows), f"\nwritten to {out / 'recipe.md'} and recipe.csv", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
