@@ -95,7 +95,9 @@ def test_negative_numbers() -> None:
 
 def test_gain_adds_one_normal_number_to_each_clip() -> None:
     x = torch.randn(4_000, 1, 3, 2)
+    before = x.clone()
     added = RandomGain(1.2)(x, torch.Generator().manual_seed(0)) - x
+    assert torch.equal(x, before)
     draws = added[:, 0, 0, 0]
     torch.testing.assert_close(added, draws[:, None, None, None].expand_as(x), atol=1e-5, rtol=0)
     assert abs(float(draws.mean())) < 0.06
@@ -107,10 +109,12 @@ def test_gain_depends_on_its_generator_and_rests_when_judging() -> None:
     one, two, three = (gain(x, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one, two)
     assert not torch.equal(one, three)
+    assert torch.equal(RandomGain(0.0)(x), x)
+    assert gain(x.bfloat16()).dtype == torch.bfloat16
     assert gain.eval()(x) is x
 
 
-@pytest.mark.parametrize("deviation", [-1.0, float("nan")])
+@pytest.mark.parametrize("deviation", [-1.0, float("nan"), float("inf")])
 def test_gain_of_no_deviation_that_could_be(deviation: float) -> None:
     with pytest.raises(ConfigError, match="deviation"):
         RandomGain(deviation)

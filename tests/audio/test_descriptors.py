@@ -83,14 +83,41 @@ def test_a_store_is_described_in_its_order(make_store) -> None:
 
 
 def test_an_unknown_descriptor_is_named_with_those_there_are(make_store) -> None:
-    with pytest.raises(ConfigError, match=r"'envelop'; did you mean envelope\? there are spectrum, "):
+    with pytest.raises(
+        ConfigError, match=r"^labels\.descriptors: .*'envelop'; did you mean envelope\? there are spectrum, "
+    ):
         describe(make_store([30]), ["envelop"])
+    with pytest.raises(ConfigError, match=r"'qqq'; there are spectrum, variation, envelope, change, shape, centre$"):
+        describe(make_store([30]), ["shape", "qqq"])
+
+
+def test_a_descriptor_is_named_once(make_store) -> None:
+    with pytest.raises(ConfigError, match=r"labels\.descriptors: 'shape' is there twice"):
+        describe(make_store([30]), ["shape", "centre", "shape"])
+
+
+def test_a_clip_without_frames_is_not_described(make_store) -> None:
+    with pytest.raises(ValueError, match="usable"):
+        describe(make_store([30, 0]), ["shape"], progress=False)
+
+
+def test_few_bands_give_fewer_coefficients() -> None:
+    mel = clip(50)[:, :8]
+    assert DESCRIPTORS["shape"](mel, FrontEnd()).shape == (8 * 10,)
+    assert DESCRIPTORS["centre"](mel, FrontEnd()).shape == (8 * 12,)
 
 
 def test_statistics_are_of_the_clips_of_a_store_and_no_others(make_store) -> None:
     store = make_store([30, 5, 120, 64]).take(np.array([3, 1]))
     values = np.concatenate([np.asarray(store[i], np.float64).ravel() for i in range(2)])
     assert input_statistics(store) == pytest.approx((values.mean(), values.std()))
+
+
+def test_statistics_do_not_depend_on_the_size_of_the_blocks(make_store, monkeypatch) -> None:
+    store = make_store([30, 5, 120])
+    expected = (np.asarray(store.mel, np.float64).mean(), np.asarray(store.mel, np.float64).std())
+    monkeypatch.setattr("decar.audio.descriptors._ROWS_AT_ONCE", 7)
+    assert input_statistics(store) == pytest.approx(expected)
 
 
 def test_statistics_of_sounds_that_never_vary(make_store) -> None:

@@ -17,7 +17,7 @@ class TinyEncoder(nn.Module):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        self.name, self.pool = "tiny", "max"
+        self.name, self.pool, self.description = "tiny", "max", "tiny (max-pool)"
         self.dim, self.min_frames, self.max_frames, self.frontend = 8, 98, 998, FrontEnd()
         with torch.random.fork_rng():
             torch.manual_seed(seed)

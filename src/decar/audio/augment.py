@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -54,17 +56,23 @@ class RandomGain(nn.Module):
     """Play each clip louder or softer: adds one number to its whole log-mel.
 
     Args:
-        deviation: of that number, normally distributed, in the log-mel's natural log of magnitude: 1.2 is 10 dB.
+        deviation: of that number, normally distributed around 0, in the log-mel's unit, the natural log of magnitude.
+            One unit is 20 · log10(e) = 8.7 dB, so that 1.3 is 11.3 dB.
     """
 
     def __init__(self, deviation: float) -> None:
         super().__init__()
-        if not deviation >= 0:
-            raise ConfigError(f"RandomGain: deviation={deviation}: not allowed; give 0 or more")
+        if not 0 <= deviation < math.inf:  # false for NaN too
+            raise ConfigError(f"RandomGain: deviation={deviation}: not allowed; give a finite number, 0 or more")
         self.deviation = deviation
 
     def forward(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """(B, 1, M, F) → the same shape as a new tensor; in eval mode x itself."""
+        """(B, 1, M, F) → the same shape as a new tensor; in eval mode x itself.
+
+        Args:
+            x: log-mels; not changed.
+            generator: where the randomness comes from, of any device; torch's own when None.
+        """
         if not self.training:
             return x
         source = generator.device if generator is not None else x.device

@@ -81,27 +81,31 @@ DESCRIPTORS: dict[str, Descriptor] = {
 def describe(store: LogMelStore, names: Sequence[str], *, progress: bool = True) -> dict[str, npt.NDArray[np.float32]]:
     """Descriptors of every clip of a store: by name, (N, d) each, in store order.
 
+    Args:
+        store: the N clips, all with frames.
+        names: which of `DESCRIPTORS`, each once.
+        progress: show how far it is, on stderr.
+
     Raises:
-        ConfigError: there is no descriptor of such a name.
+        ConfigError: there is no descriptor of such a name, or one is named twice.
         ValueError: a clip has no frames.
     """
-    for name in names:
-        if name not in DESCRIPTORS:
-            close = difflib.get_close_matches(name, DESCRIPTORS, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError(f"labels.descriptors: no descriptor {name!r}; {hint}there are {', '.join(DESCRIPTORS)}")
-    rows: dict[str, list[Doubles]] = {name: [] for name in names}
+    _check_names(names)
+    rows: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
     with progress_bar("describing all clips", len(store), enabled=progress) as advance:
         for i in range(len(store)):
             mel = _frames(store[i])
             for name in names:
-                rows[name].append(DESCRIPTORS[name](mel, store.frontend))
+                rows[name].append(DESCRIPTORS[name](mel, store.frontend).astype(np.float32))
             advance(1)
-    return {name: np.stack(found).astype(np.float32) for name, found in rows.items()}
+    return {name: np.stack(found) for name, found in rows.items()}
 
 
 def input_statistics(store: LogMelStore) -> tuple[float, float]:
-    """Mean and standard deviation of all log-mel values of a store's clips; deviation 1.0 where nothing varies."""
+    """Mean and standard deviation of all log-mel values of a store's clips; deviation 1.0 where nothing varies.
+
+    Summed clip by clip in float64: frames of the memory map that belong to none of its clips do not count.
+    """
     count, total, squares = 0, 0.0, 0.0
     for i in range(len(store)):
         for start in range(0, int(store.lengths[i]), _ROWS_AT_ONCE):
@@ -123,6 +127,16 @@ def resize(mel: Doubles, n_frames: int) -> Doubles:
     upto = summed[below] * (1 - inside) + summed[np.minimum(below + 1, len(mel))] * inside
     averages: Doubles = np.diff(upto, axis=0) / (len(mel) / n_frames)
     return averages
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for i, name in enumerate(names):
+        if name not in DESCRIPTORS:
+            close = difflib.get_close_matches(name, DESCRIPTORS, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise ConfigError(f"labels.descriptors: no descriptor {name!r}; {hint}there are {', '.join(DESCRIPTORS)}")
+        if name in names[:i]:
+            raise ConfigError(f"labels.descriptors: {name!r} is there twice; leave one out")
 
 
 def _low_dct(mel: Doubles, n_bands: int, n_frames: int) -> Doubles:
