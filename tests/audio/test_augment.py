@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from decar.audio import RandomGain, SpecAugment
+from decar.audio import RandomGain, RandomResizeCrop, SpecAugment
 from decar.errors import ConfigError
 
 
@@ -118,3 +118,41 @@ def test_gain_depends_on_its_generator_and_rests_when_judging() -> None:
 def test_gain_of_no_deviation_that_could_be(deviation: float) -> None:
     with pytest.raises(ConfigError, match="deviation"):
         RandomGain(deviation)
+
+
+def test_zooming_keeps_ramps_ramps_with_slopes_of_the_scale() -> None:
+    n_mels, n_frames, n = 40, 60, 500
+    ramps = torch.stack(
+        [torch.arange(n_frames).expand(n_mels, n_frames), torch.arange(n_mels)[:, None].expand(-1, n_frames)]
+    )
+    x = ramps.float().repeat_interleave(n, 0)[:, None]
+    zoomed = RandomResizeCrop(0.6)(x, torch.Generator().manual_seed(0))[:, 0]
+    for ramp, size, axis in ((zoomed[:n], n_frames, 2), (zoomed[n:], n_mels, 1)):
+        line = ramp.movedim(axis, 1)[:, :, 0]
+        slope = line[:, 2:-2].diff(dim=1)
+        torch.testing.assert_close(slope, slope[:, :1].expand_as(slope), atol=1e-4, rtol=0)
+        scale = slope[:, 0]
+        assert 0.6 <= float(scale.min()) < 0.61
+        assert 0.99 < float(scale.max()) <= 1.0001
+        assert float(scale.mean()) == pytest.approx(0.8, abs=0.02)
+        assert line.min() >= 0
+        assert line.max() <= size - 1
+        middle = (line.mean(dim=1) / (size - 1) - 0.5) / (1 - scale).clamp(min=0.05)
+        assert float(middle.abs().max()) <= 0.55
+        assert float(middle.std()) == pytest.approx(1 / 12**0.5, rel=0.15)  # uniform over where it fits
+    other = zoomed[:n].flatten(1).diff(dim=1)[:, 0], zoomed[n:, 3, 0] - zoomed[n:, 2, 0]
+    assert abs(float(torch.corrcoef(torch.stack(other))[0, 1])) < 0.15, "bands and frames are zoomed apart"
+
+
+def test_zooming_by_nothing_and_when_judging_changes_nothing() -> None:
+    x = torch.randn(3, 1, 64, 98)
+    torch.testing.assert_close(RandomResizeCrop(1.0)(x), x, atol=1e-4, rtol=1e-4)
+    assert RandomResizeCrop(0.5).eval()(x) is x
+    one, two = (RandomResizeCrop()(x, torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("scale", [0, -0.1, 1.1, float("nan")])
+def test_zooming_by_what_cannot_be(scale: float) -> None:
+    with pytest.raises(ConfigError, match="min_scale"):
+        RandomResizeCrop(scale)

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from decar.errors import ConfigError
 
@@ -78,6 +79,35 @@ class RandomGain(nn.Module):
         source = generator.device if generator is not None else x.device
         draw = torch.randn(len(x), 1, 1, 1, generator=generator, device=source)
         return x + self.deviation * draw.to(x.device, x.dtype)
+
+
+class RandomResizeCrop(nn.Module):
+    """Zoom into a random part of each log-mel: other pitches and tempi of the same kind of sound.
+
+    After Niizumi et al., "BYOL for Audio" (arXiv 2103.06695), section III-C, without its zooming out.
+
+    Args:
+        min_scale: the smallest part, as a share of the bands and, drawn apart from it, of the frames; in (0, 1].
+    """
+
+    def __init__(self, min_scale: float = 0.6) -> None:
+        super().__init__()
+        if not 0 < min_scale <= 1:
+            raise ConfigError(f"RandomResizeCrop: min_scale={min_scale}: not allowed; give a number above 0, up to 1")
+        self.min_scale = min_scale
+
+    def forward(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """(B, 1, M, F) → the same shape as a new tensor, by bilinear interpolation; in eval mode x itself."""
+        if not self.training:
+            return x
+        source = generator.device if generator is not None else x.device
+        draws = torch.rand(2, len(x), 2, generator=generator, device=source).to(x.device, x.dtype)
+        scale = 1 - (1 - self.min_scale) * draws[0]  # of frames, of bands: affine_grid has the last axis first
+        middle = (1 - scale) * (2 * draws[1] - 1)
+        grid = functional.affine_grid(
+            torch.cat([torch.diag_embed(scale), middle[:, :, None]], dim=2), list(x.shape), align_corners=False
+        )
+        return functional.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def _mask(
