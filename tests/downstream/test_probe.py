@@ -124,10 +124,11 @@ def test_more_dimensions_than_clips_equals_the_fit_in_all_dimensions() -> None:
     x[:, 3] = 7.0
     train = task.indices("train")
     for strength in (1e-3, 1.0, 100.0):
-        classify = probe._fit_logistic(x[train], task.y[train], strength)
+        prepare = probe._preparation(x[train])
+        fitted = probe._fit_logistic(prepare(x[train]), task.y[train], strength)
         scaler = StandardScaler().fit(x[train])
         model = LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(scaler.transform(x[train]), task.y[train])
-        assert (classify(x) == model.predict(scaler.transform(x))).all()
+        assert (fitted.predict(prepare(x)) == model.predict(scaler.transform(x))).all()
 
 
 def test_embeddings_that_say_nothing_give_the_largest_class() -> None:
@@ -154,9 +155,8 @@ def test_search_takes_the_smallest_of_strengths_that_do_not_differ() -> None:
 def test_log_loss_of_a_class_that_was_not_learned_is_large_and_finite() -> None:
     x, y = np.eye(3, dtype=np.float32)[[0, 1] * 4], np.array([0, 2] * 4)
     fitted = probe._fit_logistic(x, y, 1.0)
-    given = fitted.model.predict_proba(fitted.prepare(x))
-    assert fitted.log_loss(x, y) == pytest.approx(log_loss(y, given))
-    assert fitted.log_loss(x, np.ones_like(y)) == pytest.approx(-np.log(np.finfo(float).eps))
+    assert probe._log_loss(fitted, x, y) == pytest.approx(log_loss(y, fitted.predict_proba(x)))
+    assert probe._log_loss(fitted, x, np.ones_like(y)) == pytest.approx(-np.log(np.finfo(float).eps))
 
 
 def test_paper_takes_the_first_best_epoch_and_raw_embeddings() -> None:

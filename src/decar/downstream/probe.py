@@ -7,7 +7,6 @@ line of `fit_frozen`, after the choice is made. Letters: `N` clips, `D` embeddin
 import copy
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -130,48 +129,41 @@ def _fit_search(known: _Known, protocol: SearchProtocol) -> _Fitted:
     Of equally good ones, and with few validation clips there are several, the one with the lowest log-loss on
     validation; of those that even so are equal to six digits the smallest.
     """
+    prepare = _preparation(known.x_train)
+    x_train, x_valid = prepare(known.x_train), prepare(known.x_valid)
     history: list[dict[str, float | int]] = []
     for strength in sorted(protocol.strengths):
-        fitted = _fit_logistic(known.x_train, known.y_train, strength)
-        loss = fitted.log_loss(known.x_valid, known.y_valid)
-        history.append({"C": strength, "valid_accuracy": _score(fitted, known), "valid_loss": round(loss, 6)})
+        model = _fit_logistic(x_train, known.y_train, strength)
+        score = float(np.mean(model.predict(x_valid) == known.y_valid))
+        loss = round(_log_loss(model, x_valid, known.y_valid), 6)
+        history.append({"C": strength, "valid_accuracy": score, "valid_loss": loss})
     best = max(history, key=lambda tried: (tried["valid_accuracy"], -tried["valid_loss"]))  # the first of equals
     x = np.concatenate([known.x_train, known.x_valid])
     y = np.concatenate([known.y_train, known.y_valid])
-    return _Fitted(_fit_logistic(x, y, best["C"]), best["valid_accuracy"], {"C": best["C"]}, history)
+    prepare_all = _preparation(x)
+    final = _fit_logistic(prepare_all(x), y, best["C"])
+    return _Fitted(
+        lambda z: np.asarray(final.predict(prepare_all(z)), np.int64), best["valid_accuracy"], {"C": best["C"]}, history
+    )
 
 
-@dataclass(frozen=True)
-class _Logistic:
-    """A logistic regression with what prepares raw embeddings for it."""
-
-    prepare: Callable[[Floats], Floats]
-    model: LogisticRegression
-
-    def __call__(self, x: Floats) -> Ints:
-        """Classes `(N,)` of raw embeddings `(N, D)`."""
-        return np.asarray(self.model.predict(self.prepare(x)), np.int64)
-
-    def log_loss(self, x: Floats, y: Ints) -> float:
-        """Mean of -ln of the probability given to the true class; a class that was not learned has the smallest one."""
-        given = self.model.predict_proba(self.prepare(x))
-        true = np.where(y[:, None] == self.model.classes_, given, 0.0).sum(axis=1)
-        return float(-np.log(np.maximum(true, np.finfo(np.float64).eps)).mean())
-
-
-def _fit_logistic(x: Floats, y: Ints, strength: float) -> _Logistic:
-    """Standardise by the statistics of `x`, fit, and return what classifies raw embeddings.
+def _fit_logistic(x: Floats, y: Ints, strength: float) -> LogisticRegression:
+    """Fit prepared embeddings.
 
     Newton's method, since embeddings of few clips are so ill-conditioned that lbfgs stops short of the optimum after
     1000 steps, and then rounding decides the score.
     """
-    prepare = _preparation(x)
     model = LogisticRegression(C=strength, solver="newton-cg", max_iter=100)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # at large C separable classes never quite converge
         warnings.filterwarnings("ignore", message="The line search algorithm")
-        model.fit(prepare(x), y)
-    return _Logistic(prepare, model)
+        return model.fit(x, y)
+
+
+def _log_loss(model: LogisticRegression, x: Floats, y: Ints) -> float:
+    """Mean of -ln of the probability given to the true class; a class that was not learned has the smallest one."""
+    true = np.where(y[:, None] == model.classes_, model.predict_proba(x), 0.0).sum(axis=1)
+    return float(-np.log(np.maximum(true, np.finfo(np.float64).eps)).mean())
 
 
 def _preparation(x: Floats) -> Callable[[Floats], Floats]:
@@ -181,10 +173,12 @@ def _preparation(x: Floats) -> Callable[[Floats], Floats]:
     same and its fit several times cheaper.
     """
     mean, scale = standardiser(x)
-    if len(x) >= x.shape[1]:
+    if len(x) >= x.shape[1] or not scale.any():
         return lambda z: (z - mean) * scale
-    _, sizes, axes = np.linalg.svd((x - mean) * scale, full_matrices=False)
-    basis = axes[: max(1, int(np.sum(sizes > 1e-8 * sizes[0])))].T
+    rows = (x - mean) * scale
+    squares, sides = np.linalg.eigh(rows @ rows.T)  # several times cheaper than the SVD of the rows themselves
+    kept = squares > 1e-12 * squares[-1]
+    basis = rows.T @ (sides[:, kept] / np.sqrt(squares[kept]))  # (D, rank), orthonormal
     return lambda z: (z - mean) * scale @ basis
 
 
