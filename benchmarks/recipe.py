@@ -28,6 +28,7 @@ from decar.downstream.results import Result, collect
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = Path(__file__).with_name("recipe_arms.yaml")
 NOT_THE_NETWORK = ("_target_", "seed", "min_frames", "max_frames")  # of a config's encoder node
+FIGURES = ("validation", "validation_interval", "test", "test_interval")  # of the CSV
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,9 @@ def write(rows: Sequence[Row], out: Path) -> None:
     (out / "recipe.md").write_text(markdown(rows) + "\n")
     with (out / "recipe.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["arm", "options", "steps", "seconds", "validation", "test", *rows[0].tasks])
+        writer.writerow(["arm", "options", "steps", "seconds", *FIGURES, *rows[0].tasks])
         for r in rows:
-            figures = [np.mean(r.valid), np.mean(r.test), *r.tasks.values()]
+            figures = [np.mean(r.valid), interval(r.valid), np.mean(r.test), interval(r.test), *r.tasks.values()]
             writer.writerow([r.name, r.options, r.steps, r.seconds, *(f"{x:.5f}" for x in figures)])
 
 

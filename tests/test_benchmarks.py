@@ -6,16 +6,24 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "recipe.py"
-spec = importlib.util.spec_from_file_location("recipe", FILE)
-assert spec is not None
-assert spec.loader is not None
-recipe = importlib.util.module_from_spec(spec)
-sys.modules["recipe"] = recipe
-spec.loader.exec_module(recipe)
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def load(name: str):
+    """A script of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+recipe = load("recipe")
 
 
 def test_the_interval_is_students():
@@ -53,3 +61,15 @@ def test_the_table_has_means_and_intervals():
     assert lines[0] == "| arm | options | steps | s | validation | test | pitch |"
     assert lines[2] == "| a | k=3 | 620 |  | 60.0 ± 127.1 | 40.0 ± 0.0 | 25 |"
     assert lines[3] == "| b |  |  | 60 | 50.0 | 40.0 | 50 |"
+
+
+def test_the_plot_is_drawn_from_the_table_as_written(tmp_path):
+    def row(name, test):
+        return recipe.Row(name, "", 620, 60, test, test, {"pitch": 0.25})
+
+    rows = [row("log-mel statistics", [0.4]), row("a, untrained", [0.5, 0.6]), row("a", [0.7, 0.72])]
+    recipe.write(rows, tmp_path)
+    table = pd.read_csv(tmp_path / "recipe.csv")
+    assert table.set_index("arm").loc["a", "test_interval"] == pytest.approx(recipe.interval([0.7, 0.72]), abs=1e-5)
+    load("plot_recipe").draw(table, "", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 5_000
