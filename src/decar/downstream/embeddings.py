@@ -3,10 +3,7 @@
 Letters: `N` clips, `D` embedding.
 """
 
-import contextlib
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +12,7 @@ from numpy.typing import NDArray
 
 from decar.audio.descriptors import logmel_statistics
 from decar.audio.store import LogMelStore
+from decar.files import whole
 from decar.models.encode import encode_store
 from decar.models.encoder import Encoder
 
@@ -88,16 +86,8 @@ def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
 
 def _write(path: Path, x: NDArray[np.float32]) -> None:
     """Write whole or not at all."""
-    part = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with whole(path) as part, part.open("wb") as file:
             np.save(file, x, allow_pickle=False)
-        os.chmod(part, 0o644)  # mkstemp makes it private
-        os.replace(part, path)
     except OSError as error:
         log.warning("%s: embeddings are not kept (%s); is cache_dir writable, is the disk full?", path, error)
-        if part is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(part)

@@ -1,15 +1,13 @@
 """One judged cell of a table, as it is kept: `result.json`."""
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from decar.errors import DecarError
+from decar.files import whole
 
 FILE_NAME = "result.json"
 Mode = Literal["frozen", "finetune"]
@@ -81,18 +79,10 @@ class Result:
         """
         path = Path(path)
         path = path / FILE_NAME if path.is_dir() else path
-        part = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(asdict(self), file, indent=1, ensure_ascii=False)
-            os.chmod(part, 0o644)  # mkstemp makes it private
-            os.replace(part, path)
+            with whole(path) as part:
+                part.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
         except OSError as error:
-            if part is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(part)
             raise DecarError(f"{path}: the result could not be written ({error}); is the disk full?") from error
         return path
 

@@ -4,10 +4,7 @@ The header holds one key, `decar`, with JSON: format version, encoder settings, 
 Nothing in a bundle is ever unpickled.
 """
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from safetensors.torch import save_file
 
 from decar.audio import FrontEnd
 from decar.errors import BundleError, DecarError
+from decar.files import whole
 from decar.models.encoder import Encoder
 
 FORMAT = 1
@@ -34,16 +32,10 @@ def save_bundle(encoder: Encoder, path: str | Path, facts: Mapping[str, object] 
     if broken:
         raise BundleError(f"{path}: not written, the weights are no longer finite ({broken[0]}): lower optimizer.lr")
     header = {"format": FORMAT, "encoder": encoder.settings(), "facts": dict(facts or {})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
     try:
-        save_file(weights, part, metadata={"decar": json.dumps(header)})
-        os.chmod(part, 0o644)  # mkstemp makes it private
-        os.replace(part, path)
+        with whole(path) as part:
+            save_file(weights, part, metadata={"decar": json.dumps(header)})
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
         raise BundleError(f"{path}: the bundle could not be written ({error}); is the disk full?") from error
     return path
 

@@ -1,7 +1,6 @@
 """What a pre-training run leaves behind: the encoder bundle, the cluster of every clip, a line an epoch."""
 
 import logging
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import pandas as pd
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 
+from decar.files import whole
 from decar.models import save_bundle
 from decar.pretrain.datamodule import PretrainData
 from decar.pretrain.module import DecarModule
@@ -57,11 +57,8 @@ class ClusterLog(Callback):
             pd.DataFrame({"clip": table["path"], **stretch, "epoch": epoch, "clustering": h, "pseudo_label": column})
             for h, column in enumerate(data.labels.labels.T)
         ]
-        self.path.mkdir(parents=True, exist_ok=True)
-        target = self.path / f"epoch_{epoch:05d}.parquet"
-        part = target.with_name(f".{target.name}")  # readers of the folder pass over dot files
-        pd.concat(parts, ignore_index=True).to_parquet(part)
-        os.replace(part, target)
+        with whole(self.path / f"epoch_{epoch:05d}.parquet") as part:  # readers of the folder pass over dot files
+            pd.concat(parts, ignore_index=True).to_parquet(part)
 
 
 class StopOnNMI(EarlyStopping):
