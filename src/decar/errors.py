@@ -14,6 +14,10 @@ class ManifestError(DecarError):
     """The list of clips cannot be made or lacks a column."""
 
 
+class CorpusError(DecarError):
+    """A public corpus does not lie as its publishers lay it out."""
+
+
 class AudioError(DecarError):
     """One stretch of audio cannot be used; the message is the reason, without the path."""
 

@@ -1,13 +1,22 @@
-"""`decar`: what is done with finished runs."""
+"""`decar`: what is done before and after training."""
+
+from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from decar import __version__
-from decar.errors import DecarError
+from decar.cli.config import cache_home
+from decar.errors import CorpusError, DecarError
+from decar.files import whole
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,7 +42,67 @@ def _parser() -> argparse.ArgumentParser:
     table2.add_argument("runs", nargs="+", metavar="RUNS", help="folders that hold results, at any depth")
     table2.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV too")
     table2.set_defaults(run=_table2)
+    prepare = commands.add_parser("prepare", help="a public corpus on disk: check it, list its clips, compute log-mels")
+    prepare.add_argument("corpus", metavar="CORPUS", help="librispeech, voxceleb1, …; a wrong name lists all")
+    prepare.add_argument("root", type=Path, metavar="ROOT", help="the folder that its archives are unpacked in")
+    prepare.add_argument("--download", action="store_true", help="fetch and unpack its archives into ROOT first")
+    prepare.add_argument("--allow-missing", action="store_true", help="go on without listed files that are not there")
+    prepare.add_argument("--no-store", action="store_true", help="leave the log-mels to the first job that needs them")
+    prepare.set_defaults(run=_prepare)
+    table1 = commands.add_parser("table1", help="the prepared corpora beside the paper's Table 1")
+    table1.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV too")
+    table1.set_defaults(run=_table1)
+    for command in (prepare, table1):
+        command.add_argument("--cache-dir", type=Path, default=Path(cache_home()), metavar="DIR", help="%(default)s")
     return parser
+
+
+def _prepare(args: argparse.Namespace) -> None:
+    from decar.corpora import CORPORA
+    from decar.corpora.download import download
+    from decar.corpora.prepare import prepare
+    from decar.corpora.table1 import table1
+    from decar.downstream import to_markdown
+
+    corpus = CORPORA.get(args.corpus)
+    if corpus is None:
+        raise CorpusError(f"there is no corpus '{args.corpus}'; there are {', '.join(CORPORA)}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.download:
+        download(corpus, args.root)
+    prepared = prepare(
+        corpus, args.root, args.cache_dir, allow_missing=args.allow_missing, store=not args.no_store,
+        progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    print(to_markdown(table1([(corpus, prepared)]).set_index("corpus")))
+    print(f"\nmanifest: {prepared.file}, {prepared.unreadable} clips cannot be used")
+    print(f"judge:     python eval.py task={corpus.name} bundle=RUN")
+    print(f"pre-train: python train.py data=corpus data.name={corpus.name}")
+
+
+def _table1(args: argparse.Namespace) -> None:
+    from decar.corpora import CORPORA
+    from decar.corpora.prepare import load_prepared
+    from decar.corpora.table1 import table1
+    from decar.downstream import to_markdown
+
+    found = [(corpus, load_prepared(args.cache_dir, name)) for name, corpus in CORPORA.items()]
+    table = table1([(corpus, prepared) for corpus, prepared in found if prepared])
+    if not len(table):
+        raise CorpusError(f"no corpus has been prepared in {args.cache_dir}: run `decar prepare CORPUS ROOT`")
+    print(to_markdown(table.set_index("corpus")))
+    _write_csv(table, args.csv, index=False)
+
+
+def _write_csv(table: pd.DataFrame, file: Path | None, *, index: bool = True) -> None:
+    """Write a table where one was asked for."""
+    if file is None:
+        return
+    try:
+        with whole(file) as part:
+            table.to_csv(part, index=index)
+    except OSError as error:
+        raise DecarError(f"{file}: the table could not be written ({error.strerror or error})") from error
 
 
 def _table2(args: argparse.Namespace) -> None:
@@ -41,12 +110,7 @@ def _table2(args: argparse.Namespace) -> None:
 
     results = collect(args.runs)
     print(table2_markdown(results))
-    if args.csv:
-        try:
-            args.csv.parent.mkdir(parents=True, exist_ok=True)
-            table2(results).to_csv(args.csv)
-        except OSError as error:
-            raise DecarError(f"{args.csv}: the table could not be written ({error.strerror or error})") from error
+    _write_csv(table2(results), args.csv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,189 @@
+"""What the readers of public corpora share: what a corpus is, its folder, its lists, drawing what it leaves open.
+
+A reader is a pure function `root → Manifest`: it lists what the corpus's own lists name, with the corpus's own
+split, and looks at no audio. Whether the files are there is looked at once, in `prepare`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from decar.audio.manifest import Manifest
+from decar.errors import CorpusError
+
+
+@dataclass(frozen=True)
+class Size:
+    """A line of the paper's Table 1.
+
+    Attributes:
+        classes: Number of classes.
+        clips: Number of clips.
+        seconds: Mean duration of a clip, s.
+    """
+
+    classes: int
+    clips: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file of the official download.
+
+    Attributes:
+        url: Its official address.
+        checksum: `md5:…` or `sha256:…` as published; "" where none is.
+        folder: Folder under the root that it is unpacked in; "" for the root.
+    """
+
+    url: str
+    checksum: str = ""
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A public corpus.
+
+    Attributes:
+        name: How it is called in commands, tasks and tables; the paper's nine as in its tables.
+        title: Its full name, with the release.
+        read: Official layout under a folder → Manifest with `split` or `fold`.
+        label: The column of the manifest that the task is about.
+        page: Where it is described.
+        apart: Columns of which no value may lie in two splits: the corpus's own rule against leaks.
+        archives: What can be downloaded without asking.
+        by_hand: How to get it where there is a form to sign, or no archive to fetch; "" else.
+        paper: Table 1, None where the paper does not have it.
+        official: Clips and classes of the release itself, where they are published and differ from the paper's.
+        differs: Why ours may differ from Table 1, for the comparison.
+    """
+
+    name: str
+    title: str
+    read: Callable[[Path], Manifest]
+    label: str
+    page: str
+    apart: tuple[str, ...] = ()
+    archives: tuple[Archive, ...] = ()
+    by_hand: str = ""
+    paper: Size | None = None
+    official: tuple[int, int] | None = None
+    differs: str = ""
+
+
+def manifest(rows: Iterable[dict[str, Any]], root: Path, title: str) -> Manifest:
+    """Rows → Manifest, sorted by path and start so that it is the same on every machine.
+
+    Raises:
+        CorpusError: There is no row.
+    """
+    table = pd.DataFrame(list(rows))
+    if not len(table):
+        raise CorpusError(f"{title}: no clips found in {root}; is it the folder that the archive was unpacked in?")
+    by = ["path", "start"] if "start" in table else ["path"]
+    return Manifest(table.sort_values(by, kind="stable").reset_index(drop=True), root)
+
+
+def find(root: Path, title: str, *names: str) -> Path:
+    """The first of some folders or files that exists under `root` (`.`: root itself), which must exist too.
+
+    Raises:
+        CorpusError: None of them does; says which were looked for, and what is there instead.
+    """
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise CorpusError(f"{title}: the folder {root} {what}; give the folder that the archives were unpacked in")
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
+    raise CorpusError(f"{title}: neither {' nor '.join(names)} in {root} (there is: {there}); give the folder above it"
+                      if len(names) > 1 else
+                      f"{title}: no {names[0]} in {root} (there is: {there}); give the folder above it")  # fmt: skip
+
+
+def lines(file: Path, title: str) -> list[str]:
+    """The lines of a list file, stripped, without empty ones.
+
+    Raises:
+        CorpusError: It cannot be read, or is empty.
+    """
+    try:
+        found = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, ValueError) as error:
+        raise CorpusError(f"{title}: the list {file} cannot be read ({_reason(error)}); download it again") from error
+    found = [line for line in found if line]
+    if not found:
+        raise CorpusError(f"{title}: the list {file} is empty; download it again")
+    return found
+
+
+def rows(file: Path, title: str, columns: Sequence[str], *, delimiter: str = ",") -> Iterator[dict[str, str]]:
+    """The rows of a table with a header line; it must have these columns.
+
+    Raises:
+        CorpusError: It cannot be read, lacks a column (another release?), or a row is cut off.
+    """
+    reader = csv.DictReader(lines(file, title), delimiter=delimiter)
+    missing = [column for column in columns if column not in (reader.fieldnames or [])]
+    if missing:
+        raise CorpusError(
+            f"{title}: {file} has no column '{missing[0]}' (columns: {', '.join(reader.fieldnames or [])}); "
+            "is it another release?"
+        )
+    for row in reader:
+        if any(row[column] is None for column in columns):
+            raise CorpusError(f"{title}: {file}, line {reader.line_num} is cut off; download it again")
+        yield row
+
+
+def known(label: str, labels: Iterable[str], where: str, title: str) -> str:
+    """The label, if it is one of those that the corpus has.
+
+    Raises:
+        CorpusError: It is not.
+    """
+    labels = list(labels)
+    if label not in labels:
+        raise CorpusError(f"{title}: {where}: unknown label '{label}'; expected one of {', '.join(labels)}")
+    return label
+
+
+def draw(groups: Sequence[str], labels: Sequence[str], shares: dict[str, float], seed: int = 0) -> list[str]:
+    """A split by whole groups within each label, the same on every machine.
+
+    Args:
+        groups: What is never divided (a speaker), an entry a clip; the clips' paths for a draw by clips.
+        labels: The class of each clip; the shares hold within each. A group counts for the class of its first clip.
+        shares: Part of the groups for each split, such as `{"train": 0.8, "test": 0.2}`; they sum to 1.
+        seed: Of the draw.
+
+    Returns:
+        The split of each clip.
+    """
+    first = pd.Series(list(labels)).groupby(np.asarray(groups, str)).first()
+    bounds = np.cumsum(list(shares.values()))
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, str] = {}
+    for label in sorted(set(first)):
+        members = rng.permutation(np.asarray(first.index[first == label], str))
+        sizes = np.diff(np.round(bounds * len(members)).astype(int), prepend=0)
+        while len(members) >= len(sizes) and not sizes.all():  # each split gets one at least
+            sizes[np.argmin(sizes)] += 1
+            sizes[np.argmax(sizes)] -= 1
+        for name, part in zip(shares, np.split(members, np.cumsum(sizes)[:-1]), strict=True):
+            drawn |= dict.fromkeys(part.tolist(), name)
+    return [drawn[group] for group in groups]
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())

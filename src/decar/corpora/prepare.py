@@ -1,0 +1,178 @@
+"""A corpus on disk → a checked manifest in the cache, its log-mel store, and how it compares with Table 1."""
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from decar.audio.logmel import FrontEnd
+from decar.audio.manifest import Manifest
+from decar.audio.store import LogMelStore
+from decar.corpora.base import Corpus
+from decar.errors import CorpusError, ManifestError
+from decar.files import whole
+
+log = logging.getLogger(__name__)
+
+FACTS = "facts.json"  # beside the manifest
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` made.
+
+    Attributes:
+        manifest: The clips that are there.
+        root: The folder that its paths start from.
+        file: The manifest as CSV; tasks and `data=csv` read it.
+        missing: Clips that the corpus lists and that are not there.
+        seconds: Mean duration of a readable clip, s; None without a store.
+        unreadable: Clips that cannot be used; 0 without a store.
+    """
+
+    manifest: Manifest
+    root: Path
+    file: Path
+    missing: int = 0
+    seconds: float | None = None
+    unreadable: int = 0
+
+
+def manifest_file(cache_dir: str | Path, name: str) -> Path:
+    """Where the manifest of a prepared corpus lies."""
+    return Path(cache_dir).expanduser() / "corpora" / name / "manifest.csv"
+
+
+def load_prepared(cache_dir: str | Path, name: str) -> Prepared | None:
+    """What `prepare` made of a corpus; None when it has not been prepared.
+
+    Raises:
+        CorpusError: What it made is damaged.
+    """
+    file = manifest_file(cache_dir, name)
+    if not file.is_file():
+        return None
+    try:
+        facts = json.loads(file.with_name(FACTS).read_text())
+        clips = Manifest.from_csv(file, root=facts["root"])
+        return Prepared(clips, Path(facts["root"]), file, facts["missing"], facts["seconds"], facts["unreadable"])
+    except (OSError, ValueError, KeyError, TypeError, ManifestError) as error:
+        raise CorpusError(f"{file}: damaged ({error}); run `decar prepare {name} ROOT` again") from error
+
+
+def prepared_manifest(cache_dir: str | Path, name: str, where: str | None = None) -> Manifest:
+    """The clips of a prepared corpus, or those of them for which `where` holds.
+
+    Raises:
+        CorpusError: It has not been prepared.
+    """
+    found = load_prepared(cache_dir, name)
+    if found is None:
+        raise CorpusError(f"corpus {name} has not been prepared: run `decar prepare {name} ROOT` first")
+    return found.manifest.where(where)
+
+
+def prepare(
+    corpus: Corpus,
+    root: str | Path,
+    cache_dir: str | Path,
+    *,
+    allow_missing: bool = False,
+    store: bool = True,
+    progress: bool = True,
+) -> Prepared:
+    """Read the corpus's own lists, check them against the disk, write the manifest, build the log-mel store.
+
+    Args:
+        corpus: One of `CORPORA`.
+        root: The folder that its archives were unpacked in.
+        cache_dir: Where manifest and store are kept.
+        allow_missing: Go on without the listed files that are not there; else they are an error.
+        store: Whether to build the store now; else the first job that needs it does.
+        progress: Whether to show a bar.
+
+    Raises:
+        CorpusError: The layout is not the official one, files are missing, or the split is not one to learn from.
+    """
+    root = Path(root).expanduser().absolute()
+    clips, missing = _present(corpus.read(root), corpus, allow_missing)
+    check_split(clips, corpus)
+    file = manifest_file(cache_dir, corpus.name)
+    prepared = Prepared(clips, root, file, missing)
+    _write(prepared)
+    if store:
+        prepared = _with_store(prepared, cache_dir, progress)
+        _write(prepared)
+    return prepared
+
+
+def _write(prepared: Prepared) -> None:
+    facts = {"root": str(prepared.root), "missing": prepared.missing, "unreadable": prepared.unreadable}
+    facts |= {"seconds": prepared.seconds, "hash": prepared.manifest.content_hash()}
+    try:
+        with whole(prepared.file) as part:
+            prepared.manifest.table.to_csv(part, index=False)
+        with whole(prepared.file.with_name(FACTS)) as part:
+            part.write_text(json.dumps(facts, indent=1))
+    except OSError as error:
+        raise CorpusError(f"{prepared.file}: cannot be written ({error}); pass another --cache-dir") from error
+
+
+def _with_store(prepared: Prepared, cache_dir: str | Path, progress: bool) -> Prepared:
+    clips = Manifest.from_csv(prepared.file, root=prepared.root)  # as the tasks will read it
+    store = LogMelStore.open_or_build(clips, FrontEnd(), cache_dir, progress=progress)
+    good, spec = store.usable(), store.frontend
+    frames = float(np.mean(good.lengths))
+    seconds = ((frames - 1) * spec.hop_length + spec.win_length) / spec.sample_rate
+    return replace(prepared, seconds=round(seconds, 3), unreadable=len(store) - len(good))
+
+
+def _present(clips: Manifest, corpus: Corpus, allow_missing: bool) -> tuple[Manifest, int]:
+    """The clips whose files are there, and how many are not."""
+    here: dict[Path, bool] = {}  # many clips of one file: ask the disk once
+    found = np.asarray(
+        [here.setdefault(file, file.is_file()) if file not in here else here[file] for file in clips.files]
+    )
+    missing = int((~found).sum())
+    if not missing:
+        return clips, 0
+    first = clips.files[int(np.flatnonzero(~found)[0])]
+    told = f"{corpus.title}: {missing} of {len(clips)} listed clips are not there, first: {first}"
+    if missing == len(clips) or not allow_missing:
+        more = "" if missing == len(clips) else ", or pass --allow-missing to go on without them"
+        raise CorpusError(f"{told}; is the download complete and unpacked?{more}")
+    log.warning("%s; going on without them", told)
+    return clips.take(found), missing
+
+
+def check_split(clips: Manifest, corpus: Corpus) -> None:
+    """The corpus's own rule against leaks holds, and every class has clips to learn from.
+
+    Raises:
+        CorpusError: It does not.
+    """
+    column = next((name for name in ("fold", "split") if name in clips.table), None)
+    if column is None:
+        return
+    table = clips.table
+    for name in corpus.apart:
+        shared = _shared(table[name].astype(str), table[column].astype(str))
+        if shared:
+            raise CorpusError(
+                f"{corpus.title}: {name} '{shared[0]}' is in more than one {column} ({len(shared)} such); "
+                "are the lists those of this release?"
+            )
+    if "split" in table:
+        labels = set(table[corpus.label])
+        untaught = sorted(labels - set(table[corpus.label][table["split"] == "train"]))
+        if untaught:
+            raise CorpusError(f"{corpus.title}: no training clip of '{untaught[0]}' ({len(untaught)} such classes)")
+
+
+def _shared(values: pd.Series, splits: pd.Series) -> list[str]:
+    """Values that lie in more than one split; empty ones know nothing."""
+    counts = splits[values != ""].groupby(values[values != ""]).nunique()
+    return sorted(map(str, counts.index[counts > 1]))
