@@ -179,13 +179,13 @@ TABLE = "path,kind,ok\na.wav,dog,True\nb.wav,cat,false\nc.wav,dog,0\nd.wav,owl,y
     ("where", "paths"),
     [
         (None, "abcd"), ("ok", "ad"), ("kind=dog", "ac"), ("kind!=dog", "bd"), ("kind = dog and ok", "a"),
-        ("kind!=dog and kind!=owl", "b"),
+        ("kind!=dog and kind!=owl", "b"), ('kind!="dog"', "bd"), ("kind='owl'", "d"),
     ],
 )  # fmt: skip
 def test_only_rows_for_which_it_holds(tmp_path: Path, where: str | None, paths: str) -> None:
     found = Manifest.from_csv(csv(tmp_path, TABLE), where=where)
     assert found.table["path"].tolist() == [f"{letter}.wav" for letter in paths]
-    found.table.to_parquet(tmp_path / "t.parquet")
+    Manifest.from_csv(csv(tmp_path, TABLE)).table.to_parquet(tmp_path / "t.parquet")
     again = Manifest.from_parquet(tmp_path / "t.parquet", where=where)
     assert again.table["path"].tolist() == found.table["path"].tolist()
 
@@ -194,4 +194,7 @@ def test_conditions_that_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"where=sort=dog: no column 'sort' \(columns: path, kind, ok\)"):
         Manifest.from_csv(csv(tmp_path, TABLE), where="sort=dog")
     with pytest.raises(ManifestError, match="holds for none of 4 clips"):
-        Manifest.from_csv(csv(tmp_path, TABLE), where="kind=bat")
+        Manifest.from_csv(csv(tmp_path, TABLE), where="kind=owl and kind=cat")
+    for word in ("kind=bat", "kind!=bat"):  # a misspelt exclusion would leave everything in
+        with pytest.raises(ManifestError, match=r"no clip has kind=bat \(values: 'dog', "):
+            Manifest.from_csv(csv(tmp_path, TABLE), where=word)

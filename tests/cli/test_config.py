@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from decar.cli.config import cache_home, conf_dir, register_resolvers, wandb_offline
+from decar.corpora import CORPORA
 
 CONF = conf_dir()
 GROUPS = {
@@ -28,6 +29,7 @@ NEEDED = {
     "csv": ["data.path=/a.csv"],
     "parquet": ["data.path=/a.parquet"],
     "bench": ["data.root=/b"],
+    "corpus": ["data.name=librispeech"],
 }
 
 
@@ -135,9 +137,15 @@ def test_the_cache_can_be_moved(monkeypatch):
     assert cache_home() == "/xdg/decar"
 
 
-def test_the_bundled_tasks_are_eight_and_two_of_your_own():
-    names = {path.stem for path in (CONF / "task").glob("*.yaml")}
-    assert len(names - {"csv", "folder", "table"}) == 8
+def test_the_tasks_are_eight_bundled_ones_your_own_and_the_corpora():
+    tasks = {path.stem: OmegaConf.load(path) for path in (CONF / "task").glob("*.yaml")}
+    corpora = {name: task.corpus for name, task in tasks.items() if "corpus" in task}
+    assert len(set(tasks) - set(corpora) - {"csv", "folder", "table"}) == 8
+    assert set(corpora.values()) == set(CORPORA) - {"audioset"}  # for pre-training only
+    for name, corpus in corpora.items():
+        assert tasks[name].name == name
+        assert name.startswith(corpus)
+    assert {CORPORA[corpus].label for corpus in corpora.values()} <= {tasks[name].label for name in corpora}
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_learns_and_leaves_the_given_encoder_alone(sounds: Sounds) -> None:
     encoder = TinyEncoder().eval()
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     outcome = run(sounds, replace(PAPER, max_epochs=12, lr=1e-2), encoder=encoder)
-    assert outcome.test_accuracy == 1.0  # the clips of a class share their spectrum
+    assert outcome.test_value == 1.0  # the clips of a class share their spectrum
     assert not encoder.training
     assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
 
@@ -66,7 +66,7 @@ def test_same_seed_same_numbers_and_global_generator_untouched(sounds: Sounds, p
     second = run(sounds, protocol)
     assert first.history == second.history
     assert first.chosen == second.chosen
-    assert np.array_equal(first.test_confusion, second.test_confusion)
+    assert np.array_equal(first.confusion, second.confusion)
     assert run(sounds, replace(protocol, max_epochs=2), seed=1).history != first.history[:2]
 
 
@@ -87,8 +87,8 @@ def test_test_labels_take_no_part_and_are_read_once(
     other = run((replace(task, y=y), store), protocol)
     assert other.history == plain.history
     assert other.chosen == plain.chosen
-    assert other.valid_accuracy == plain.valid_accuracy
-    assert other.test_accuracy != plain.test_accuracy
+    assert other.valid_value == plain.valid_value
+    assert other.test_value != plain.test_value
 
 
 @pytest.fixture
@@ -100,18 +100,18 @@ def hard(sounds: Sounds) -> Sounds:
 def test_first_best_epoch_is_put_back(hard: Sounds) -> None:
     protocol = replace(PAPER, max_epochs=10, lr=1e-2)
     outcome = run(hard, protocol)
-    scores = [entry["valid_accuracy"] for entry in outcome.history]
+    scores = [entry["valid_value"] for entry in outcome.history]
     first = scores.index(max(scores))
     assert outcome.chosen["epoch"] == first
     assert 0 < first < 9  # else the next lines say nothing
-    assert outcome.valid_accuracy == max(scores)
+    assert outcome.valid_value == max(scores)
     cuts = [run(hard, replace(protocol, max_epochs=n + 1)) for n in range(first + 1)]
-    assert np.array_equal(cuts[first].test_confusion, outcome.test_confusion)
-    assert not np.array_equal(cuts[first - 1].test_confusion, outcome.test_confusion)
+    assert np.array_equal(cuts[first].confusion, outcome.confusion)
+    assert not np.array_equal(cuts[first - 1].confusion, outcome.confusion)
 
 
 def test_each_epoch_of_validation_is_counted_by_itself(hard: Sounds) -> None:
-    scores = [12 * entry["valid_accuracy"] for entry in run(hard, replace(PAPER, max_epochs=8, lr=1e-2)).history]
+    scores = [12 * entry["valid_value"] for entry in run(hard, replace(PAPER, max_epochs=8, lr=1e-2)).history]
     assert len(set(scores)) > 2
     assert scores == pytest.approx([round(score) for score in scores])
 
@@ -120,9 +120,9 @@ def test_search_tries_each_rate_from_the_same_weights_and_keeps_the_best(sounds:
     outcome = run(sounds, SEARCH)
     parts = [run(sounds, PaperProtocol(lr=lr, batch_size=16, max_epochs=3)) for lr in SEARCH.learning_rates]
     assert outcome.history == parts[0].history + parts[1].history
-    best = max(parts, key=lambda part: part.valid_accuracy)
+    best = max(parts, key=lambda part: part.valid_value)
     assert outcome.chosen == best.chosen
-    assert np.array_equal(outcome.test_confusion, best.test_confusion)
+    assert np.array_equal(outcome.confusion, best.confusion)
 
 
 def test_nothing_is_written(sounds: Sounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +156,6 @@ def test_a_real_network(sounds: Sounds, small_encoder: Encoder, monkeypatch: pyt
 
     monkeypatch.setattr(FineTuner, "training_step", watched)
     outcome = fit_finetune(small_encoder, *sounds, replace(PAPER, max_epochs=1), 0, trainer_kwargs=CPU)
-    assert outcome.test_confusion.sum() == 12
+    assert outcome.confusion.sum() == 12
     assert kept  # the encoder's own memory layout, that is the fast one
     assert all(kept)

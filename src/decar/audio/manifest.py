@@ -167,10 +167,11 @@ class Manifest:
     def where(self, condition: str | None) -> Manifest:
         """The clips for which conditions hold, several joined by " and "; None: all.
 
-        A condition is `COLUMN=VALUE`, `COLUMN!=VALUE`, or `COLUMN` for one whose value is true, yes or 1.
+        A condition is `COLUMN=VALUE`, `COLUMN!=VALUE`, or `COLUMN` for one whose value is true, yes or 1. Quotes around
+        a value are not part of it.
 
         Raises:
-            ManifestError: there is no such column, or no clip is left.
+            ManifestError: there is no such column, no clip has the value, or no clip is left.
         """
         keep = np.ones(len(self), bool)
         for part in condition.split(" and ") if condition else ():
@@ -179,7 +180,11 @@ class Manifest:
             if name not in self.table:
                 raise ManifestError(f"where={condition}: no column '{name}' (columns: {_names(self.table)})")
             words = self.table[name].astype(str).str.strip()
-            wanted = words == value.strip() if sign else words.str.lower().isin(("true", "yes", "1"))
+            value = value.strip().strip("\"'")
+            wanted = words == value if sign else words.str.lower().isin(("true", "yes", "1"))
+            if not wanted.any():  # also of !=, which a misspelt value would make a condition that does nothing
+                values = ", ".join(map(repr, words.value_counts().index[:6]))
+                raise ManifestError(f"where={condition}: no clip has {name}={value or 'true'} (values: {values}, …)")
             keep &= (wanted != unlike).to_numpy(bool)
         if not keep.any():
             raise ManifestError(f"where={condition}: holds for none of {len(self)} clips")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
 
     from decar.audio import FrontEnd
+    from decar.downstream import TaskSpec
     from decar.models import Encoder
 
 log = logging.getLogger(__name__)
@@ -26,26 +27,26 @@ def evaluate(cfg: DictConfig) -> float | None:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from decar.downstream import TaskSpec, judge
+    from decar.downstream import judge
 
     conf: Any = HydraConfig.get()
     choice = conf.runtime.choices.task
     check(cfg)
+    find_corpus(cfg)
     if cfg.task.path is None and conf.mode == RunMode.MULTIRUN and any("glob(" in word for word in sys.argv):
-        # task=glob(*) names the two tasks that need a source of the user's as well
-        log.info("task=%s: skipped, it has no task.path", choice)
+        # task=glob(*) names the tasks that need a source of the user's, and corpora that are not here, as well
+        log.info("task=%s: skipped, %s", choice, "not prepared" if cfg.task.corpus else "it has no task.path")
         return None
-    require(
-        cfg.task.path is not None,
-        f"task={choice} needs a source: pass task.path=… (a table, or a folder with a folder per class)",
-    )
+    corpus = cfg.task.corpus
+    cure = f"run `decar prepare {corpus} ROOT` first" if corpus else "pass task.path=…, a table or a folder of classes"
+    require(cfg.task.path is not None, f"task={choice} has no source: {cure}")
     output = Path(conf.runtime.output_dir)
     (output / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     frontend = instantiate(cfg.frontend)
     fine = cfg.mode if cfg.mode.name == "finetune" else {"crop_frames": 98, "num_workers": 0}
     trainer = {"accelerator": cfg.accelerator, "precision": cfg.precision, "enable_progress_bar": cfg.progress}
     result = judge(
-        TaskSpec(**cfg.task, crop_frames=fine["crop_frames"]),
+        task_spec(cfg, crop_frames=fine["crop_frames"]),
         choose_encoder(cfg, frontend),
         bundle=str(cfg.bundle),
         mode=cfg.mode.name,
@@ -66,6 +67,26 @@ def evaluate(cfg: DictConfig) -> float | None:
         result.n_classes, result.n_train, result.seconds,
     )  # fmt: skip
     return result.value
+
+
+def find_corpus(cfg: DictConfig) -> None:
+    """Fill in where the clips of a task's corpus are, once `decar prepare` has been run on it."""
+    from decar.corpora import load_prepared
+
+    if not cfg.task.corpus or cfg.task.path is not None:
+        return
+    prepared = load_prepared(cfg.cache_dir, cfg.task.corpus)
+    if prepared is not None:
+        cfg.task.path, cfg.task.root = str(prepared.file), str(prepared.root)
+
+
+def task_spec(cfg: DictConfig, **more: Any) -> TaskSpec:
+    """The task as configured."""
+    from decar.downstream import TaskSpec
+
+    given = {str(key): value for key, value in cfg.task.items() if key != "corpus"}
+    fold = given.pop("fold", None)
+    return TaskSpec(**given, fold=None if fold is None else str(fold), **more)
 
 
 def choose_encoder(cfg: DictConfig, frontend: FrontEnd) -> Encoder | Literal["logmel"]:

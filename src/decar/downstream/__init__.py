@@ -6,12 +6,13 @@ from decar.downstream.finetune import fit_finetune
 from decar.downstream.judge import judge
 from decar.downstream.outcome import Outcome
 from decar.downstream.probe import fit_frozen
-from decar.downstream.protocol import PaperProtocol, Protocol, SearchProtocol
+from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol, SearchProtocol
 from decar.downstream.results import Result, collect
 from decar.downstream.tables import table2, table2_markdown, to_markdown
 from decar.downstream.task import Task, TaskSpec, load_task
 
 __all__ = [
+    "KnnProtocol",
     "Outcome",
     "PaperProtocol",
     "Protocol",

@@ -27,13 +27,15 @@ Cells = Mapping[tuple[str, Column], list[Result]]
 def columns(results: Sequence[Result]) -> list[Column]:
     """All columns of a table of these results, empty ones as well."""
     names = sorted(bundle_names(results).values()) or [""]
+    seen = {result.protocol for result in results}
     return [
         Column(protocol, encoder, mode, name)
         for protocol in get_args(ProtocolName)
+        if protocol != "knn" or protocol in seen
         for encoder in get_args(Kind)
         for name in (names if encoder == "decar" else [""])
         for mode in get_args(Mode)
-        if (encoder, mode) != ("logmel", "finetune")  # plain statistics have no weights to tune
+        if mode == "frozen" or (encoder != "logmel" and protocol != "knn")  # neither has weights to tune
     ]
 
 
@@ -41,22 +43,38 @@ def cells(results: Sequence[Result]) -> Cells:
     """Results by task and column.
 
     Raises:
-        DecarError: A task was judged on different splits, or a cell would average what is not one experiment.
+        DecarError: A task was judged on different splits or folds, or a cell would average what is not one experiment.
     """
     found: dict[tuple[str, Column], list[Result]] = {}
-    splits: dict[str, str] = {}
+    splits: dict[tuple[str, str | None], str] = {}
     names = bundle_names(results)
     for result in results:
-        if splits.setdefault(result.task, result.split_hash) != result.split_hash:
+        if splits.setdefault((result.task, result.fold), result.split_hash) != result.split_hash:
             raise DecarError(
-                f"task {result.task}: results on two different splits ({splits[result.task][:8]}, "
+                f"task {result.task}: results on two different splits ({splits[result.task, result.fold][:8]}, "
                 f"{result.split_hash[:8]}) do not compare; give table2 the runs of one of them"
             )
         column = Column(result.protocol, result.encoder, result.mode, names.get(result.encoder_hash, ""))
-        cell = found.setdefault((result.task, column), [])
+        cell = found.setdefault((result.title, column), [])
         cell.append(result)
         _check_alike(cell[0], result, column)
+    _check_folds(found)
     return found
+
+
+def _check_folds(found: Cells) -> None:
+    """Every seed of every column of a task was judged on the same folds: else their means do not compare."""
+    seen: dict[str, tuple[Column, set[str | None]]] = {}
+    for (task, column), results in found.items():
+        for run in {(r.seed, r.encoder_hash) for r in results}:
+            folds = {r.fold for r in results if (r.seed, r.encoder_hash) == run}
+            first, usual = seen.setdefault(task, (column, folds))
+            if folds != usual:
+                one, two = (", ".join(sorted(map(str, some))) for some in (usual, folds))
+                raise DecarError(
+                    f"task {task}: {first} has fold {one}, {column} (seed {run[0]}) has fold {two}; judge all on the "
+                    "same, such as task.fold=range(1,6)"
+                )
 
 
 def bundle_names(results: Sequence[Result]) -> dict[str, str]:

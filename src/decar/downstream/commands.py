@@ -16,7 +16,7 @@ _WORDS = ("null", "true", "false", "nan", "inf")  # Hydra reads them as somethin
 def missing_commands(results: Sequence[Result]) -> list[str]:
     """The commands that would fill the empty cells: one for a column, encoder and task; bundled tasks go together."""
     found = cells(results)
-    options = {result.task: result.task_options or {"task": result.task} for result in results}
+    options = {result.title: _of_all_folds(result, results) for result in results}
     commands = []
     for column in columns(results):
         gaps = [options[task] for task in sorted(options) if (task, column) not in found]
@@ -26,6 +26,13 @@ def missing_commands(results: Sequence[Result]) -> list[str]:
                 sweep = ["-m"] if "," in task[0] or any("," in word for word in seed) else []
                 commands.append(" ".join(["python eval.py", *sweep, *words]))
     return commands
+
+
+def _of_all_folds(result: Result, results: Sequence[Result]) -> dict[str, str | None]:
+    """What to type for a task; where it is judged in folds, all of them that were seen."""
+    typed = dict(result.task_options or {"task": result.task})
+    folds = sorted({r.fold for r in results if r.title == result.title and r.fold}, key=lambda fold: (len(fold), fold))
+    return typed | ({"task.fold": ",".join(folds)} if folds else {})
 
 
 def _tasks(gaps: Sequence[dict[str, str | None]]) -> Iterator[list[str]]:

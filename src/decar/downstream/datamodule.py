@@ -20,7 +20,7 @@ from decar.downstream.task import Task, drop_unreadable
 
 Indices: TypeAlias = NDArray[np.int64]
 BatchKey: TypeAlias = tuple[int, Indices]  # the epoch, and which clips of the task
-Batch: TypeAlias = tuple[Tensor, Tensor]  # x (B, 1, M, F) float32, y (B,) int64
+Batch: TypeAlias = tuple[Tensor, Tensor]  # x (B, 1, M, F) float32, y (B,) int64 or (B, C) bool
 
 
 class EpochBatches(Sampler[BatchKey]):

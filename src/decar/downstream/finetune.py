@@ -14,13 +14,15 @@ import torch
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.nn import functional
 
 from decar.audio.store import LogMelStore
 from decar.downstream.datamodule import Batch, TaskData
-from decar.downstream.outcome import Outcome, accuracy
-from decar.downstream.protocol import PaperProtocol, Protocol
+from decar.downstream.known import Truth
+from decar.downstream.outcome import Outcome, measure, score
+from decar.downstream.probe import classification_loss
+from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol
 from decar.downstream.task import Task
+from decar.errors import ConfigError
 from decar.models.encoder import Encoder
 
 log = logging.getLogger(__name__)
@@ -35,13 +37,11 @@ class FineTuner(LightningModule):
         lr: Learning rate of Adam.
     """
 
-    confusion: Tensor
-
     def __init__(self, encoder: Encoder, n_classes: int, lr: float) -> None:
         super().__init__()
         self.encoder, self.n_classes, self.lr = encoder, n_classes, lr
         self.head = nn.Linear(encoder.dim, n_classes)
-        self.register_buffer("confusion", torch.zeros(n_classes, n_classes, dtype=torch.long), persistent=False)
+        self.answers: list[tuple[Tensor, Tensor]] = []  # logits and truth of the clips judged so far
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, C)` of log-mels `(B, 1, M, F)`."""
@@ -49,30 +49,34 @@ class FineTuner(LightningModule):
         return logits
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of a batch of crops."""
-        loss = functional.cross_entropy(self(batch[0]), batch[1])
+        """Loss of a batch of crops."""
+        loss = classification_loss(self(batch[0]), batch[1])
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch[1]))
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Begin a new count."""
-        self.confusion.zero_()
+        """Forget the answers of the epoch before."""
+        self.answers.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count the answers to a batch of whole clips."""
-        self._count(batch)
+        """Keep the answers to a batch of whole clips."""
+        self._answer(batch)
 
     def on_test_epoch_start(self) -> None:
-        """Begin a new count."""
-        self.confusion.zero_()
+        """Forget the answers to validation."""
+        self.answers.clear()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count the answers to a batch of whole clips."""
-        self._count(batch)
+        """Keep the answers to a batch of whole clips."""
+        self._answer(batch)
 
-    def _count(self, batch: Batch) -> None:
-        cells = batch[1] * self.n_classes + self(batch[0]).argmax(1)
-        self.confusion += torch.bincount(cells, minlength=self.n_classes**2).view_as(self.confusion)
+    def _answer(self, batch: Batch) -> None:
+        self.answers.append((self(batch[0]).float().cpu(), batch[1].cpu()))
+
+    def answered(self) -> tuple[NDArray[np.float32], Truth]:
+        """Logits `(N, C)` and truth of all clips judged since the last start."""
+        logits, truth = (torch.cat(parts).numpy() for parts in zip(*self.answers, strict=True))
+        return logits, truth
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam on everything."""
@@ -83,18 +87,18 @@ class KeepBest(Callback):
     """Holds the weights of the first best epoch of validation in memory, so that nothing is written anywhere."""
 
     def __init__(self) -> None:
-        self.valid_accuracy, self.epoch = -1.0, -1
+        self.valid_value, self.epoch = -1.0, -1
         self.weights: dict[str, Tensor] = {}
         self.history: list[dict[str, float | int]] = []
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare this epoch with the best so far."""
         assert isinstance(pl_module, FineTuner)
-        score, epoch = accuracy(pl_module.confusion.cpu().numpy()), trainer.current_epoch
-        self.history.append({"lr": pl_module.lr, "epoch": epoch, "valid_accuracy": score})
-        log.info("fine-tuning lr=%g, epoch %d of %s: valid %.3f", pl_module.lr, epoch + 1, trainer.max_epochs, score)
-        if score > self.valid_accuracy:  # strictly: the first of equally good epochs
-            self.valid_accuracy, self.epoch = score, epoch
+        value, epoch = score(*pl_module.answered()), trainer.current_epoch
+        self.history.append({"lr": pl_module.lr, "epoch": epoch, "valid_value": value})
+        log.info("fine-tuning lr=%g, epoch %d of %s: valid %.3f", pl_module.lr, epoch + 1, trainer.max_epochs, value)
+        if value > self.valid_value:  # strictly: the first of equally good epochs
+            self.valid_value, self.epoch = value, epoch
             # clone: on the CPU a state_dict is the live weights
             self.weights = {key: value.detach().cpu().clone() for key, value in pl_module.state_dict().items()}
 
@@ -130,7 +134,12 @@ def fit_finetune(
 
     Returns:
         The outcome; `chosen` has `lr` and `epoch` (from 0).
+
+    Raises:
+        ConfigError: `KnnProtocol`, which trains nothing.
     """
+    if isinstance(protocol, KnnProtocol):
+        raise ConfigError("mode=finetune protocol=knn: neighbours vote, nothing is trained; take mode=frozen")
     data = TaskData(
         task, store, batch_size=protocol.batch_size, crop_frames=crop_frames, seed=seed, num_workers=num_workers,
         min_frames=encoder.min_frames, max_frames=encoder.max_frames,
@@ -141,13 +150,13 @@ def fit_finetune(
     for lr in rates:
         tuned = _tune(encoder, data, lr, seed, kwargs)
         history += tuned.best.history
-        if winner is None or tuned.best.valid_accuracy > winner.best.valid_accuracy:
+        if winner is None or tuned.best.valid_value > winner.best.valid_value:
             winner = tuned
     assert winner is not None
     with _seeded(seed):  # a loader draws a seed for its workers
-        test = _test(winner, data, kwargs)
+        metrics, confusion = _test(winner, data, kwargs)
     best = winner.best
-    return Outcome(best.valid_accuracy, accuracy(test), test, {"lr": winner.module.lr, "epoch": best.epoch}, history)
+    return Outcome(best.valid_value, metrics, confusion, {"lr": winner.module.lr, "epoch": best.epoch}, history)
 
 
 def _tune(encoder: Encoder, data: TaskData, lr: float, seed: int, kwargs: Mapping[str, Any]) -> _Tuned:
@@ -161,11 +170,10 @@ def _tune(encoder: Encoder, data: TaskData, lr: float, seed: int, kwargs: Mappin
     return _Tuned(module, best)
 
 
-def _test(tuned: _Tuned, data: TaskData, kwargs: Mapping[str, Any]) -> NDArray[np.int64]:
-    """Confusion matrix `(C, C)` of the test split: the one place where it is read."""
+def _test(tuned: _Tuned, data: TaskData, kwargs: Mapping[str, Any]) -> tuple[dict[str, float], NDArray[np.int64]]:
+    """Measures and confusion matrix of the test split: the one place where it is read."""
     _trainer(kwargs).test(tuned.module, data.test_dataloader(), verbose=False)
-    counts: NDArray[np.int64] = tuned.module.confusion.cpu().numpy()
-    return counts
+    return measure(*tuned.module.answered())
 
 
 def _trainer(kwargs: Mapping[str, Any], *callbacks: Callback) -> Trainer:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -17,11 +17,13 @@ from decar.downstream.finetune import fit_finetune
 from decar.downstream.outcome import Outcome
 from decar.downstream.probe import fit_frozen
 from decar.downstream.protocol import Protocol
-from decar.downstream.results import Kind, Mode, Result
-from decar.downstream.task import Task, TaskSpec, drop_unreadable, load_task
+from decar.downstream.results import Kind, Mode, ProtocolName, Result
+from decar.downstream.task import Task, TaskSpec, drop_unreadable, few_shot, load_task
 from decar.errors import ConfigError, check_whole
 
 log = logging.getLogger(__name__)
+
+NAMES: dict[str, ProtocolName] = {name: name for name in get_args(ProtocolName)}
 
 
 def judge(
@@ -69,10 +71,13 @@ def judge(
         raise ConfigError("mode=finetune bundle=logmel: log-mel statistics have no weights to tune; take mode=frozen")
     check_whole("mode.crop_frames", spec.crop_frames, 1)
     check_whole("mode.num_workers", num_workers, 0)
+    if spec.shots is not None:
+        check_whole("task.shots", spec.shots, 1)
     numbers = (frontend or FrontEnd()) if isinstance(encoder, str) else encoder.frontend
     task = load_task(spec)
     store = LogMelStore.open_or_build(task.source, numbers, cache_dir=cache_dir, progress=progress)
-    task = drop_unreadable(task, store.lengths[task.rows])
+    whole = drop_unreadable(task, store.lengths[task.rows])
+    task = few_shot(whole, seed)
     if isinstance(encoder, str) or mode == "frozen":
         good = np.flatnonzero(store.lengths > 0)
         x = cached_embeddings(encoder, store.take(good), cache_dir, device=device, progress=progress)
@@ -82,7 +87,9 @@ def judge(
             encoder, task, store.take(task.rows), protocol, seed, crop_frames=spec.crop_frames,
             num_workers=num_workers, trainer_kwargs=trainer_kwargs,
         )  # fmt: skip
-    result = _result(task, outcome, bundle, encoder_hash(encoder), mode, protocol, seed)
+    result = replace(
+        _result(task, outcome, bundle, encoder_hash(encoder), mode, protocol, seed), split_hash=whole.hash()
+    )
     network = "" if isinstance(encoder, str) else encoder.description
     seconds = round(time.perf_counter() - began, 3)
     return replace(result, network=network, task_options=spec.typed(choice), seconds=seconds)
@@ -96,20 +103,24 @@ def _result(
     return Result(
         task=task.spec.name,
         mode=mode,
-        protocol="paper" if protocol.name == "paper" else "search",
+        protocol=NAMES[protocol.name],
         bundle=bundle,
         encoder=kinds.get(bundle, "decar"),
         encoder_hash=hash_of_encoder,
         seed=seed,
         split_hash=task.hash(),
-        value=outcome.test_accuracy,
-        valid_value=outcome.valid_accuracy,
+        value=outcome.test_value,
+        valid_value=outcome.valid_value,
         n_train=counts["train"],
         n_valid=counts["valid"],
         n_test=counts["test"],
         n_classes=len(task.classes),
         dropped=task.dropped,
-        confusion=outcome.test_confusion.tolist(),
+        confusion=outcome.confusion.tolist(),
+        metric=outcome.metric,
+        metrics=outcome.metrics,
+        fold=task.spec.fold,
+        shots=task.spec.shots,
         classes=task.classes,
         chosen=outcome.chosen,
         version=decar.__version__,

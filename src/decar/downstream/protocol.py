@@ -1,4 +1,4 @@
-"""The two ways of judging. Which one is used decides the score (DESIGN, section 6), so both are reported."""
+"""The ways of judging. Which one is used decides the score (DESIGN, section 6), so more than one is reported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,4 +63,26 @@ class SearchProtocol:
         check_whole("protocol.max_epochs", self.max_epochs, 1)
 
 
-Protocol: TypeAlias = PaperProtocol | SearchProtocol
+@dataclass(frozen=True)
+class KnnProtocol:
+    """The nearest clips vote: nothing is trained, so nothing but the embedding speaks. Frozen only.
+
+    Attributes:
+        neighbors: Candidates for the number of neighbours; validation chooses.
+
+    Raises:
+        ConfigError: A number is none, or is below 1, or the list has no numbers.
+    """
+
+    name: ClassVar[str] = "knn"
+    neighbors: Sequence[int] = (1, 3, 5, 10, 20, 50)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.neighbors, list | tuple) or not self.neighbors:
+            raise ConfigError(f"protocol.neighbors={self.neighbors}: not allowed; give whole numbers, as [1,5,10]")
+        for value in self.neighbors:
+            check_whole("protocol.neighbors", value, 1)
+        object.__setattr__(self, "neighbors", tuple(self.neighbors))  # so that lists of a configuration compare equal
+
+
+Protocol: TypeAlias = PaperProtocol | SearchProtocol | KnnProtocol

@@ -12,7 +12,7 @@ from decar.files import whole
 FILE_NAME = "result.json"
 Mode = Literal["frozen", "finetune"]
 Kind = Literal["random", "logmel", "decar"]
-ProtocolName = Literal["paper", "search"]
+ProtocolName = Literal["paper", "search", "knn"]
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Result:
     Attributes:
         task: Name of the task.
         mode: Whether the encoder was frozen or fine-tuned.
-        protocol: "paper" or "search".
+        protocol: "paper", "search" or "knn".
         bundle: As it was typed: a path, "random" or "logmel".
         encoder: What the bundle stands for in a table.
         encoder_hash: Hash of weights and settings before any fine-tuning; "logmel" for the baseline.
         seed: Seed of the probe, and of the weights when they are random.
         split_hash: Hash of the clips, labels and splits.
-        value: Test accuracy, 0 to 1.
-        valid_value: Validation accuracy of what was chosen, 0 to 1.
+        value: `metric` on test, 0 to 1.
+        valid_value: `metric` of what was chosen on validation, 0 to 1.
         n_train: Readable training clips.
         n_valid: Readable validation clips.
         n_test: Readable test clips.
@@ -40,7 +40,10 @@ class Result:
         chosen: The setting that validation chose.
         version: Version of decar.
         seconds: Time the judging took, s.
-        metric: What `value` and `valid_value` are.
+        metric: What `value` and `valid_value` are: accuracy, or mAP of several labels a clip.
+        metrics: All measures of the test split, 0 to 1, by name.
+        fold: The fold that was tested on, of a task in folds.
+        shots: Training clips a class, of a few-shot task.
         settings: The protocol's numbers, as they were for this result.
         network: The encoder's network, its `description`; "" for the log-mel baseline.
         task_options: What to type for the task, by option; None is Hydra's null. Empty: `task=` and its name.
@@ -67,9 +70,17 @@ class Result:
     version: str
     seconds: float
     metric: str = "accuracy"
+    metrics: dict[str, float] = field(default_factory=dict)
+    fold: str | None = None
+    shots: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     network: str = ""
     task_options: dict[str, str | None] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The task as a row of a table; with few shots it is a task of its own."""
+        return self.task if self.shots is None else f"{self.task}, {self.shots} shot{'s'[: self.shots > 1]}"
 
     def write(self, path: str | Path) -> Path:
         """Write the result as JSON, whole or not at all; a folder gets a `result.json`.
@@ -107,7 +118,7 @@ class Result:
 def collect(roots: Iterable[str | Path]) -> list[Result]:
     """All results under some folders (or named as files), in the order of their paths.
 
-    Of results for the same question (task, mode, protocol, encoder, seed, split) the newest file counts.
+    Of results for the same question (task, mode, protocol, encoder, seed, split, shots) the newest file counts.
 
     Raises:
         DecarError: A root does not exist, there is no result at all, or one of them is damaged.
@@ -124,7 +135,7 @@ def collect(roots: Iterable[str | Path]) -> list[Result]:
     newest: dict[tuple[object, ...], tuple[Path, Result]] = {}
     for path in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, str(p))):
         r = Result.read(path)
-        question = (r.task, r.mode, r.protocol, r.encoder, r.encoder_hash, r.seed, r.split_hash)
+        question = (r.task, r.mode, r.protocol, r.encoder, r.encoder_hash, r.seed, r.split_hash, r.shots)
         newest[question] = path, r
     return [result for _, result in sorted(newest.values(), key=lambda found: found[0])]
 

@@ -1,5 +1,7 @@
 """The three splits, and drawing one where the source gives none. No torch in here."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -30,3 +32,38 @@ def hold_out(
         count = min(max(1, round(share * len(members))), len(members) - 1)
         taken += rng.permutation(members)[:count].tolist()
     return np.isin(files, taken)
+
+
+def complete(
+    labels: NDArray[np.str_], files: NDArray[np.str_], given: NDArray[np.str_] | None, seed: int
+) -> NDArray[np.str_]:
+    """Draw what is missing of train, valid and test: all (70/10/20), or validation (15 % of train)."""
+    rng = np.random.default_rng(seed)
+    split = np.full(len(labels), "train") if given is None else given.copy()
+    if given is None:
+        split[hold_out(labels, files, 0.2, rng)] = "test"
+    if "valid" not in split:
+        rest = np.flatnonzero(split == "train")
+        share = 0.1 / 0.8 if given is None else 0.15
+        split[rest[hold_out(labels[rest], files[rest], share, rng)]] = "valid"
+    return split
+
+
+def by_fold(folds: NDArray[np.str_], names: Sequence[str], test: str) -> NDArray[np.str_]:
+    """Test on one fold, validate on the next (after the last the first), train on the others; "" stays ""."""
+    valid = names[(names.index(test) + 1) % len(names)]
+    split = np.where(folds == "", "", "train").astype("<U5")
+    split[folds == test], split[folds == valid] = "test", "valid"
+    return split
+
+
+def draw_shots(
+    labels: NDArray[np.str_], split: NDArray[np.str_], shots: int, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """A mask of at most `shots` clips of each label in train, and as many in valid."""
+    keep = np.zeros(len(labels), bool)
+    for part in ("train", "valid"):
+        for label in sorted(set(labels[split == part].tolist())):
+            members = np.flatnonzero((split == part) & (labels == label))
+            keep[rng.permutation(members)[:shots]] = True
+    return keep

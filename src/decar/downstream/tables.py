@@ -9,15 +9,15 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import stats
 
 from decar.downstream.columns import NAMES, Cells, Column, cells, columns
 from decar.downstream.commands import missing_commands
-from decar.downstream.protocol import PaperProtocol, SearchProtocol
+from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol, SearchProtocol
 from decar.downstream.results import Mode, ProtocolName, Result
 
 EMPTY = "–"
+USUAL: dict[str, Protocol] = {p.name: p for p in (PaperProtocol(), SearchProtocol(), KnnProtocol())}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -44,7 +44,7 @@ def table2(results: Sequence[Result]) -> pd.DataFrame:
     """
     found, shown = cells(results), columns(results)
     tasks = sorted({task for task, _ in found})
-    rows = {task: [_text(_values(found.get((task, column), []))) for column in shown] for task in tasks}
+    rows = {task: [_text(list(_runs(found.get((task, column), [])).values())) for column in shown] for task in tasks}
     for shared in _shared_tasks(found, tasks, shown):
         rows[f"mean of {len(shared)} task{'s'[: len(shared) > 1]}"] = [_mean(found, shared, c) for c in shown]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=[str(c) for c in shown])
@@ -74,7 +74,7 @@ def _departures(results: Sequence[Result]) -> list[str]:
     if len(networks) > 1:
         found.add(f"Different networks are mixed here: {', '.join(networks)}.")
     for result in results:
-        usual = asdict(PaperProtocol() if result.protocol == "paper" else SearchProtocol())
+        usual = asdict(USUAL[result.protocol])
         for key, value in result.settings.items():
             usually = list(usual[key]) if isinstance(usual.get(key), tuple) else usual.get(key)
             if value != usually:
@@ -108,17 +108,21 @@ def _mean(found: Cells, tasks: Sequence[str], column: Column) -> str:
     """Mean of a column over some tasks, with an interval when every task was judged by the same seeds and encoders."""
     if any((task, column) not in found for task in tasks):
         return ""
-    runs = [{(r.seed, r.encoder_hash): r.value for r in found[task, column]} for task in tasks]
+    runs = [_runs(found[task, column]) for task in tasks]
     if all(run.keys() == runs[0].keys() for run in runs):
         return _text([float(np.mean([run[key] for run in runs])) for key in runs[0]])
-    return _text([float(np.mean([np.mean(_values(found[task, column])) for task in tasks]))])
+    return _text([float(np.mean([np.mean(list(run.values())) for run in runs]))])
 
 
-def _values(results: Sequence[Result]) -> NDArray[np.float64]:
-    return np.asarray([result.value for result in results], np.float64)
+def _runs(results: Sequence[Result]) -> dict[tuple[int, str], float]:
+    """The value of each seed and encoder: of a task in folds, the mean over them."""
+    values: dict[tuple[int, str], list[float]] = {}
+    for r in results:
+        values.setdefault((r.seed, r.encoder_hash), []).append(r.value)
+    return {key: float(np.mean(folds)) for key, folds in values.items()}
 
 
-def _text(values: Sequence[float] | NDArray[np.float64]) -> str:
+def _text(values: Sequence[float]) -> str:
     if not len(values):
         return EMPTY
     mean, half = interval(list(values))

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio.manifest import Manifest
-from decar.downstream.split import SPLITS, hold_out
+from decar.downstream.split import SPLITS, by_fold, complete, draw_shots
 from decar.errors import TaskError
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,10 @@ class TaskSpec:
         crop_frames: Frames of a training crop when the whole network is fine-tuned.
         source: A table that lists these clips among others, as `path`; tasks that name the same share one store and one
             embedding pass. None: the task's own table or folder.
+        fold: The fold to test on, by the table's column `fold`; the next one is for validation, the others for
+            training. Then `split` does not count.
+        shots: Few-shot: so many training clips a class, and as many for validation, drawn by the run's seed.
+        multilabel: `label` holds several labels joined by commas; judged by mAP.
         split_seed: Seeds the drawing of a split that was not given.
     """
 
@@ -48,6 +52,9 @@ class TaskSpec:
     path_column: str = "path"
     crop_frames: int = 98
     source: str | None = None
+    fold: str | None = None
+    shots: int | None = None
+    multilabel: bool = False
     split_seed: int = 0
 
     def typed(self, choice: str | None = None) -> dict[str, str | None]:
@@ -58,14 +65,14 @@ class TaskSpec:
         if choice == "table":
             return {"task": choice, "task.root": self.root, "task.name": self.name}
         choice = choice or ("folder" if _is_folder(self) else "csv")
-        usual: dict[str, str | None] = {"name": self.label if choice == "csv" else choice}
+        usual: dict[str, Any] = {"name": self.label if choice == "csv" else choice, "fold": None, "shots": None}
         if choice in ("csv", "folder"):
-            usual = {"path": None, "label": "label", "split": "split" if choice == "csv" else None} | usual
+            split = "split" if choice == "csv" else None
+            usual = {"path": None, "label": "label", "split": split, "multilabel": False} | usual
         if choice == "csv":
             usual |= {"root": None, "path_column": "path"}
-        return {"task": choice} | {
-            f"task.{key}": getattr(self, key) for key, value in usual.items() if getattr(self, key) != value
-        }
+        given = {key: getattr(self, key) for key, value in usual.items() if getattr(self, key) != value}
+        return {"task": choice} | {f"task.{k}": v if v is None else _typed(v) for k, v in given.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +84,7 @@ class Task:
         source: The whole table or folder that the clips were taken from, so that several tasks can share its store.
         rows: `(N,)` int64, place of each clip in `source`.
         manifest: The clips of the task only, in the order of `rows`.
-        y: `(N,)` int64, index into `classes`.
+        y: `(N,)` int64, index into `classes`; with several labels a clip `(N, C)` bool.
         classes: Names of the classes, sorted.
         split: `(N,)` of "train", "valid", "test".
         dropped: How many clips of each split were left out because they could not be read.
@@ -87,7 +94,7 @@ class Task:
     source: Manifest
     rows: NDArray[np.int64]
     manifest: Manifest
-    y: NDArray[np.int64]
+    y: NDArray[np.int64] | NDArray[np.bool_]
     classes: list[str]
     split: NDArray[np.str_]
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -103,11 +110,17 @@ class Task:
         """Number of clips in each split."""
         return {name: len(self.indices(name)) for name in SPLITS}
 
+    def label(self, i: int) -> str:
+        """The class of a clip; several labels joined by commas."""
+        if self.y.ndim == 2:
+            return ",".join(name for name, has in zip(self.classes, self.y[i], strict=True) if has)
+        return self.classes[int(self.y[i])]
+
     def hash(self) -> str:
         """SHA-256 over path, start, duration, label and split of every clip: two results with the same hash compare."""
         table = self.manifest.table
         stretches = [table[c] if c in table else [None] * len(self) for c in ("start", "duration")]
-        rows = zip(table["path"], *stretches, (self.classes[i] for i in self.y), self.split, strict=True)
+        rows = zip(table["path"], *stretches, map(self.label, range(len(self))), self.split, strict=True)
         text = "\n".join(json.dumps([str(p), _seconds(s), _seconds(d), c, str(n)]) for p, s, d, c, n in rows)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -125,18 +138,42 @@ def load_task(spec: TaskSpec) -> Task:
     """
     table = _read_table(spec)
     labels = _column(spec, table, spec.label, "label")
-    given = _given_split(spec, table)
+    given = _folds(spec, table) if spec.fold is not None else _given_split(spec, table)
     rows = np.flatnonzero((labels != "") & (given != "")) if given is not None else np.flatnonzero(labels != "")
     if not len(rows):
         raise TaskError(f"task {spec.name}: no clip of {spec.path} has a value in '{spec.label}'; nothing to learn")
     labels, files = labels[rows], table.table["path"].to_numpy(str)[rows]
-    split = _complete_split(spec, labels, files, None if given is None else given[rows])
-    classes = sorted(set(labels.tolist()))
-    y = np.searchsorted(np.asarray(classes), labels).astype(np.int64)
+    split = complete(labels, files, None if given is None else given[rows], spec.split_seed)
+    classes, y = _classes(labels, spec.multilabel)
     source, places = (table, rows) if spec.source is None else _find(spec, table.take(rows))
     task = Task(spec, source, places, source.take(places), y, classes, split)
     _check(task)
     return task
+
+
+def _classes(labels: NDArray[np.str_], several: bool) -> tuple[list[str], NDArray[np.int64] | NDArray[np.bool_]]:
+    """Names of the classes, sorted, and which each clip has."""
+    if not several:
+        classes = sorted(set(labels.tolist()))
+        return classes, np.searchsorted(np.asarray(classes), labels).astype(np.int64)
+    sets = [{word.strip() for word in label.split(",")} - {""} for label in labels.tolist()]
+    classes = sorted(set().union(*sets))
+    return classes, np.asarray([[name in words for name in classes] for words in sets])
+
+
+def few_shot(task: Task, seed: int) -> Task:
+    """`spec.shots` training clips a class, and as many for validation, drawn by `seed`; the test split stays whole.
+
+    A class that has fewer gives all. With several labels a clip the draw is by the set of them.
+    """
+    shots = task.spec.shots
+    if shots is None:
+        return task
+    labels = np.asarray([task.label(i) for i in range(len(task))])
+    keep = np.flatnonzero((task.split == "test") | draw_shots(labels, task.split, shots, np.random.default_rng(seed)))
+    return replace(
+        task, rows=task.rows[keep], manifest=task.manifest.take(keep), y=task.y[keep], split=task.split[keep]
+    )
 
 
 def drop_unreadable(task: Task, lengths: NDArray[np.int64]) -> Task:
@@ -233,19 +270,16 @@ def _given_split(spec: TaskSpec, source: Manifest) -> NDArray[np.str_] | None:
     return split
 
 
-def _complete_split(
-    spec: TaskSpec, labels: NDArray[np.str_], files: NDArray[np.str_], given: NDArray[np.str_] | None
-) -> NDArray[np.str_]:
-    """Draw what is missing of train, valid and test."""
-    rng = np.random.default_rng(spec.split_seed)
-    split = np.full(len(labels), "train") if given is None else given.copy()
-    if given is None:
-        split[hold_out(labels, files, 0.2, rng)] = "test"
-    if "valid" not in split:
-        rest = np.flatnonzero(split == "train")
-        share = 0.1 / 0.8 if given is None else 0.15
-        split[rest[hold_out(labels[rest], files[rest], share, rng)]] = "valid"
-    return split
+def _folds(spec: TaskSpec, source: Manifest) -> NDArray[np.str_]:
+    """The split that testing on `spec.fold` makes of the table's folds."""
+    folds = _column(spec, source, "fold", "fold")
+    names = sorted(set(folds.tolist()) - {""}, key=lambda name: (len(name), name))  # 10 after 9
+    if spec.fold not in names or len(names) < 3:
+        raise TaskError(
+            f"task {spec.name}: task.fold={spec.fold}, but the folds of {spec.path} are {_some(names, 12)}; name "
+            "one of three or more"
+        )
+    return by_fold(folds, names, str(spec.fold))
 
 
 def _check(task: Task) -> None:
@@ -256,12 +290,17 @@ def _check(task: Task) -> None:
             "give clips of two or more"
         )
     _check_splits(task)
-    untaught = [task.classes[i] for i in np.setdiff1d(task.y, task.y[task.indices("train")])]
+    untaught = [task.classes[i] for i in sorted(_present(task.y) - _present(task.y[task.indices("train")]))]
     if untaught:
         raise TaskError(
             f"task {task.spec.name}: no training clip of class {_some(untaught)}, though valid or test have some; "
             "add training clips or empty their split"
         )
+
+
+def _present(y: NDArray[np.int64] | NDArray[np.bool_]) -> set[int]:
+    """Classes that some clip has."""
+    return set((np.flatnonzero(y.any(axis=0)) if y.ndim == 2 else np.unique(y)).tolist())
 
 
 def _check_splits(task: Task) -> None:
@@ -271,12 +310,17 @@ def _check_splits(task: Task) -> None:
     if empty:
         lost = f", {sum(task.dropped.values())} unreadable" if any(task.dropped.values()) else ""
         raise TaskError(f"{where}no {' and no '.join(empty)} clips (found {found}{lost}); add some to {task.spec.path}")
-    if len(np.unique(task.y[task.indices("train")])) < 2:
+    if len(_present(task.y[task.indices("train")])) < 2:
         raise TaskError(f"{where}the training clips are all of one class (found {found}); add clips of another")
 
 
 def _some(words: Sequence[str], limit: int = 5) -> str:
     return ", ".join(f"'{word}'" for word in words[:limit]) + (", …" if len(words) > limit else "")
+
+
+def _typed(value: object) -> str:
+    """As Hydra reads it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _seconds(value: Any) -> float | None:

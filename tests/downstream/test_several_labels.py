@@ -1,0 +1,61 @@
+"""Clips with several labels: loading, both probes, fine-tuning."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from decar.downstream import PaperProtocol, SearchProtocol, TaskSpec, fit_finetune, fit_frozen, load_task, logistic
+from tests.downstream.helpers import TinyEncoder
+
+
+@pytest.fixture
+def task(tmp_path):
+    labels = ["Bark,Dog", "Rain", "Dog,Rain", "Dog"] * 12
+    split = [["train", "train", "valid", "test"][i // 4 % 4] for i in range(48)]
+    table = pd.DataFrame({"path": [f"{i}.wav" for i in range(48)], "labels": labels, "split": split})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    return load_task(TaskSpec("several", "labels", str(tmp_path / "t.csv"), multilabel=True))
+
+
+def embeddings(task, noise=0.5):
+    rng = np.random.default_rng(0)
+    return (task.y @ rng.normal(size=(3, 10)) + noise * rng.normal(size=(len(task), 10))).astype(np.float32)
+
+
+def test_labels_become_columns(task):
+    assert task.classes == ["Bark", "Dog", "Rain"]
+    assert task.y[:4].tolist() == [[True, True, False], [False, False, True], [False, True, True], [False, True, False]]
+    assert [task.label(i) for i in range(3)] == ["Bark,Dog", "Rain", "Dog,Rain"]
+
+
+@pytest.mark.parametrize("strength", [0.01, 1.0, 30.0])
+def test_all_labels_at_once_equal_one_regression_each(task, strength):
+    x = embeddings(task, noise=1.5).astype(np.float64)
+    given = logistic.fit(x, task.y, strength, 3)(x)
+    for c in range(3):
+        one = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000).fit(x, task.y[:, c])
+        np.testing.assert_allclose(given[:, c], one.predict_proba(x)[:, 1], atol=2e-4)
+
+
+@pytest.mark.parametrize("protocol", [SearchProtocol(), PaperProtocol(lr=0.05)])
+def test_frozen_is_judged_by_map(task, protocol):
+    outcome = fit_frozen(embeddings(task), task, protocol, seed=0)
+    assert outcome.metric == "mAP"
+    assert outcome.test_value > 0.9
+    noise = np.random.default_rng(1).normal(size=(len(task), 10)).astype(np.float32)
+    assert fit_frozen(noise, task, protocol, seed=0).test_value < 0.8
+
+
+def test_fine_tuning_learns_labels_from_sound(task, make_store):
+    store = make_store([98] * 48, n_kinds=4)  # clip i is of kind i % 4, as are its labels
+    outcome = fit_finetune(TinyEncoder(), task, store, PaperProtocol(lr=0.02, max_epochs=8, batch_size=16), seed=0)
+    assert outcome.metric == "mAP"
+    assert outcome.test_value > 0.9
+    assert outcome.confusion.shape == (0, 0)
+
+
+def test_log_loss_of_labels(task):
+    given = np.random.default_rng(0).uniform(0.1, 0.9, (48, 3))
+    slow = [-np.log(p if t else 1 - p) for p, t in zip(given.ravel(), task.y.ravel(), strict=True)]
+    assert logistic.log_loss(given, task.y) == pytest.approx(np.mean(slow))
