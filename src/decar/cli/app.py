@@ -67,7 +67,7 @@ def _prepare(args: argparse.Namespace) -> None:
     corpus = CORPORA.get(args.corpus)
     if corpus is None:
         raise CorpusError(f"there is no corpus '{args.corpus}'; there are {', '.join(CORPORA)}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     if args.download:
         download(corpus, args.root)
     prepared = prepare(

@@ -23,6 +23,7 @@ TITLE = "AudioSet"
 SHARE = 0.1
 SEED = 0
 _TIMES = re.compile(r"_\d+(\.\d+)?(_\d+(\.\d+)?)?$")
+_LABELS = re.compile(r"/\w+/\w+(,/\w+/\w+)*")
 log = logging.getLogger(__name__)
 
 
@@ -51,7 +52,7 @@ def segments(file: Path) -> list[tuple[str, list[str]]]:
     rows = csv.reader((line for line in lines(file, TITLE) if not line.startswith("#")), skipinitialspace=True)
     found = []
     for number, row in enumerate(rows, 1):
-        if len(row) != 4 or not row[3].startswith("/"):
+        if len(row) != 4 or not _LABELS.fullmatch(row[3]):
             raise CorpusError(f'{TITLE}: {file}, row {number} is not `YTID, start, end, "labels"`: {row}')
         found.append((row[0], row[3].split(",")))
     return found
