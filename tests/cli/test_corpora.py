@@ -63,7 +63,9 @@ def test_audioset_is_pretrained_on(sounds, decar, train, tmp_path):
     done = decar("prepare", "audioset", str(tmp_path / "audioset"))
     assert done.code == 0, done.err
     assert "audio of 35 of 40 segments" in done.err
-    run = train("data=audioset", "data.where='list=unbalanced'", "debug=fast", "k=4", f"hydra.run.dir={tmp_path / 'run'}")
+    run = train(
+        "data=audioset", "data.where='list=unbalanced'", "debug=fast", "k=4", f"hydra.run.dir={tmp_path / 'run'}"
+    )
     assert run.code == 0, run.err
     assert (tmp_path / "run" / "encoder.safetensors").is_file()
 
@@ -82,3 +84,17 @@ def test_an_unknown_corpus_lists_all(decar, tmp_path):
     done = decar("prepare", "libri", str(tmp_path))
     assert done.code == 2
     assert "there is no corpus 'libri'; there are librispeech, voxceleb1" in done.errors[0]
+
+
+def test_the_doctor_tells_and_exits_by_severity(decar, sound_folder, tmp_path):
+    well = decar("doctor", str(sound_folder))
+    assert well.code == 0
+    assert "12 clips, nothing wrong; hash of the list " in well.out
+    (sound_folder / "low" / "zero.wav").write_bytes(b"")
+    ill = decar("doctor", str(sound_folder), "--out", str(tmp_path / "found.csv"))
+    assert ill.code == 1
+    assert "error: low/zero.wav: empty: empty file (0 bytes)" in ill.out
+    assert "13 clips, 1 empty;" in ill.out
+    assert "low/zero.wav" in (tmp_path / "found.csv").read_text()
+    lost = decar("doctor", str(tmp_path / "nowhere.csv"))
+    assert (lost.code, len(lost.errors)) == (2, 1)

@@ -115,7 +115,7 @@ def _fill(
         chunk.clear()
         size, begin = 0, time.monotonic()
 
-    for result in _in_order(lambda job: _log_mel_or_reason(job, log_mel), jobs, num_workers):
+    for result in in_order(lambda job: _log_mel_or_reason(job, log_mel), jobs, num_workers):
         chunk.append(result)
         size += result[0].nbytes
         if size >= FLUSH_BYTES or time.monotonic() - begin >= FLUSH_SECONDS:
@@ -124,7 +124,7 @@ def _fill(
     flush()
 
 
-def _in_order(work: Callable[[Source], Result], jobs: Iterable[Source], num_workers: int) -> Iterator[Result]:
+def in_order(work: Callable[[Source], Result], jobs: Iterable[Source], num_workers: int) -> Iterator[Result]:
     """The results of `work` in the order of the jobs, a bounded number of them at a time."""
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="logmel")
     pending: deque[Future[Result]] = deque()

@@ -52,6 +52,18 @@ def _parser() -> argparse.ArgumentParser:
     table1 = commands.add_parser("table1", help="the prepared corpora beside the paper's Table 1")
     table1.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV too")
     table1.set_defaults(run=_table1)
+    doctor = commands.add_parser("doctor", help="what is wrong with some audio, and leaks between its splits")
+    doctor.add_argument("source", type=Path, metavar="SOURCE", help="a folder, or a table with a column path")
+    doctor.add_argument("--root", type=Path, metavar="DIR", help="where relative paths of a table start from")
+    doctor.add_argument(
+        "--apart",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="columns of which no value may be in two splits (default: speaker, recording and the like)",
+    )
+    doctor.add_argument("--out", type=Path, metavar="FILE", help="write the findings as .csv or .parquet")
+    doctor.set_defaults(run=_doctor)
     for command in (prepare, table1):
         command.add_argument("--cache-dir", type=Path, default=Path(cache_home()), metavar="DIR", help="%(default)s")
     return parser
@@ -80,6 +92,25 @@ def _prepare(args: argparse.Namespace) -> None:
     print(f"pre-train: python train.py data=corpus data.name={corpus.name}")
 
 
+def _doctor(args: argparse.Namespace) -> None:
+    """Exit status: 0 nothing but warnings, 1 errors."""
+    from decar.audio import Manifest
+    from decar.audio.doctor import examine
+
+    if args.source.is_dir():
+        clips = Manifest.from_folder(args.source)
+    else:
+        parquet = args.source.suffix.lower() in (".parquet", ".pq")
+        clips = (Manifest.from_parquet if parquet else Manifest.from_csv)(args.source, root=args.root)
+    found = examine(clips, apart=args.apart)
+    for severity, path, problem, detail in found[["severity", "path", "problem", "detail"]].to_numpy():
+        print(f"{severity}: {path}: {problem}: {detail}")
+    told = [f"{count} {problem}" for problem, count in found["problem"].value_counts().items()]
+    print(f"{len(clips)} clips, {', '.join(told) or 'nothing wrong'}; hash of the list {clips.content_hash()[:16]}")
+    _write_table(found, args.out)
+    sys.exit(int((found["severity"] == "error").any()))
+
+
 def _table1(args: argparse.Namespace) -> None:
     from decar.corpora import CORPORA
     from decar.corpora.prepare import load_prepared
@@ -91,16 +122,19 @@ def _table1(args: argparse.Namespace) -> None:
     if not len(table):
         raise CorpusError(f"no corpus has been prepared in {args.cache_dir}: run `decar prepare CORPUS ROOT`")
     print(to_markdown(table.set_index("corpus")))
-    _write_csv(table, args.csv, index=False)
+    _write_table(table, args.csv)
 
 
-def _write_csv(table: pd.DataFrame, file: Path | None, *, index: bool = True) -> None:
-    """Write a table where one was asked for."""
+def _write_table(table: pd.DataFrame, file: Path | None, *, index: bool = False) -> None:
+    """Write a table where one was asked for: CSV, or Parquet by its name."""
     if file is None:
         return
     try:
         with whole(file) as part:
-            table.to_csv(part, index=index)
+            if file.suffix.lower() in (".parquet", ".pq"):
+                table.to_parquet(part, index=index)
+            else:
+                table.to_csv(part, index=index)
     except OSError as error:
         raise DecarError(f"{file}: the table could not be written ({error.strerror or error})") from error
 
@@ -110,7 +144,7 @@ def _table2(args: argparse.Namespace) -> None:
 
     results = collect(args.runs)
     print(table2_markdown(results))
-    _write_csv(table2(results), args.csv)
+    _write_table(table2(results), args.csv, index=True)
 
 
 if __name__ == "__main__":

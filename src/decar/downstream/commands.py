@@ -8,7 +8,7 @@ from decar.downstream.columns import Column, bundle_names, cells, columns
 from decar.downstream.results import Result
 
 # of conf/eval.yaml, that is of bundle=random
-DEFAULT_NETWORK = "conv (max-pool, dropout=0.3, hidden=1024, local=true, stride=8, widths=[32,64,64])"
+DEFAULT_NETWORK = "conv (catavgmax-pool, dropout=0.3, hidden=1024, local=true, stride=8, widths=[32,64,64])"
 _PLAIN = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./-]*", re.ASCII)  # Hydra reads it as itself, and so does a shell
 _WORDS = ("null", "true", "false", "nan", "inf")  # Hydra reads them as something else than text
 

@@ -13,6 +13,7 @@ from scipy import stats
 
 from decar.downstream.columns import NAMES, Cells, Column, cells, columns
 from decar.downstream.commands import missing_commands
+from decar.downstream.paper import beside_table2
 from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol, SearchProtocol
 from decar.downstream.results import Mode, ProtocolName, Result
 
@@ -61,6 +62,9 @@ def table2_markdown(results: Sequence[Result]) -> str:
         names = [str(c) for c in columns(results) if c.protocol == protocol]
         part = frame[names].rename(columns=lambda name: name.split(" ", 1)[1])
         parts.append(f"protocol={protocol}\n\n{to_markdown(part)}")
+    nine = beside_table2(results)
+    if not set(nine.index).isdisjoint(result.task for result in results):
+        parts.append(f"Ours / the paper's Table 2 (protocol=paper, n seeds)\n\n{to_markdown(nine)}")
     commands = missing_commands(results)
     if commands:
         parts.append("To fill the empty cells:\n\n" + "\n".join(f"    {command}" for command in commands))

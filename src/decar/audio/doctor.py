@@ -1,0 +1,164 @@
+"""What is wrong with some audio, before hours are spent on it: each clip looked at alone, then beside the others.
+
+An *error* leaves the clip out of training, or makes a score a lie; a *warning* is for the ear to judge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import soundfile
+
+from decar.audio.build import SILENCE_PEAK, SILENT, cpu_count, in_order
+from decar.audio.decode import decode
+from decar.audio.logmel import FrontEnd
+from decar.audio.manifest import Manifest
+from decar.audio.progress import progress_bar
+from decar.errors import AudioError
+
+ERRORS = ("unreadable", "empty", "silent", "too short", "same content across splits", "group across splits")
+WARNINGS = ("clipped", "low rate", "duplicate")
+GROUPS = ("speaker", "recording", "source", "actor", "video", "artist", "instrument", "location", "session", "group")
+FULL_SCALE = 0.999
+CLIPPED_SHARE = 1e-3  # of all samples, at full scale beside another that is
+COLUMNS = ["path", "start", "severity", "problem", "detail"]
+
+Job = tuple[Path, float, float | None]
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """What one clip is like.
+
+    Attributes:
+        problem: One of `ERRORS` or `WARNINGS`, "" for none.
+        detail: The problem in words.
+        content: SHA-256 of the waveform at 16 bits with its rate: equal for equal sound in lossless files of any kind;
+            "" when there is none.
+    """
+
+    problem: str
+    detail: str
+    content: str
+
+
+def examine(
+    manifest: Manifest, frontend: FrontEnd | None = None, *, apart: Sequence[str] = (), progress: bool = True
+) -> pd.DataFrame:
+    """All that is wrong, a row a finding, in the order of the clips.
+
+    Args:
+        manifest: The clips; with a column `split` or `fold` leaks between splits are looked for too.
+        frontend: Its rate and window say what is too low and too short; the paper's when None.
+        apart: Columns of which no value may be in two splits; when empty those of the manifest that are called speaker,
+            recording, source and the like.
+        progress: Whether to show how far it is.
+
+    Returns:
+        Columns path, start (s), severity (error, warning), problem, detail.
+
+    Raises:
+        ManifestError: There is no such column as `apart` names.
+    """
+    spec = frontend or FrontEnd()
+    jobs: list[Job] = [(file, *stretch) for file, stretch in zip(manifest.files, manifest.stretches, strict=True)]
+    facts: list[ClipFacts] = []
+    with progress_bar("examining", len(jobs), enabled=progress) as advance:
+        for found in in_order(lambda job: examine_clip(job, spec), jobs, cpu_count()):
+            facts.append(found)
+            advance(1)
+    rows = [(i, fact.problem, fact.detail) for i, fact in enumerate(facts) if fact.problem]
+    rows += _repeated(manifest, [fact.content for fact in facts])
+    rows += _leaking(manifest, apart)
+    paths, starts = manifest.table["path"].tolist(), [start for start, _ in manifest.stretches]
+    table = [
+        (paths[i], starts[i], "error" if problem in ERRORS else "warning", problem, detail)
+        for i, problem, detail in sorted(rows, key=lambda row: row[0])
+    ]
+    return pd.DataFrame(table, columns=COLUMNS)
+
+
+def examine_clip(job: Job, spec: FrontEnd) -> ClipFacts:
+    """One clip at its file's own rate."""
+    file, start, duration = job
+    try:
+        rate = _rate(file, spec)
+        waveform = decode(file, start=start, duration=duration, sample_rate=rate)
+    except AudioError as error:
+        return ClipFacts("empty" if "empty" in str(error) else "unreadable", str(error), "")
+    if not len(waveform):
+        return ClipFacts("empty", "no samples", "")
+    seconds, least = len(waveform) / rate, spec.win_length / spec.sample_rate
+    if seconds < least:
+        return ClipFacts("too short", f"{seconds:.3f} s, one window is {least:.3f} s", "")
+    if np.abs(waveform).max() <= SILENCE_PEAK:
+        return ClipFacts("silent", SILENT.partition(": ")[2], "")
+    share = clipped_share(waveform)
+    if share > CLIPPED_SHARE:
+        return ClipFacts("clipped", f"{share:.1%} of the samples stand at full scale", _content(waveform, rate))
+    if rate < spec.sample_rate:
+        wanted = f"{rate} Hz: nothing above {rate // 2} Hz, the log-mel goes to {spec.f_max:.0f} Hz"
+        return ClipFacts("low rate", wanted, _content(waveform, rate))
+    return ClipFacts("", "", _content(waveform, rate))
+
+
+def clipped_share(waveform: npt.NDArray[np.float32]) -> float:
+    """Part of the samples that stand at full scale beside another that does: single peaks are no clipping."""
+    high = np.abs(waveform) >= FULL_SCALE
+    beside = np.zeros_like(high)
+    beside[1:] |= high[:-1]
+    beside[:-1] |= high[1:]
+    return float(np.mean(high & beside))
+
+
+def _rate(file: Path, spec: FrontEnd) -> int:
+    try:
+        return int(soundfile.info(os.fsencode(file) if os.name == "posix" else str(file)).samplerate)
+    except (soundfile.LibsndfileError, OSError):
+        return spec.sample_rate  # decoding it will say what is wrong
+
+
+def _content(waveform: npt.NDArray[np.float32], rate: int) -> str:
+    samples = np.round(np.clip(waveform, -1, 1) * 32767).astype("<i2")
+    return hashlib.sha256(f"{rate} ".encode() + samples.tobytes()).hexdigest()
+
+
+def _repeated(manifest: Manifest, contents: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Clips that sound exactly as an earlier one; in another split that is a leak."""
+    paths, splits = manifest.table["path"].tolist(), _splits(manifest)
+    first: dict[str, int] = {}
+    for i, content in enumerate(contents):
+        j = first.setdefault(content, i) if content else i
+        if j == i:
+            continue
+        if splits[i] and splits[j] and splits[i] != splits[j]:
+            yield i, "same content across splits", f"as {paths[j]}; {splits[j]} and {splits[i]}"
+        else:
+            yield i, "duplicate", f"as {paths[j]}"
+
+
+def _leaking(manifest: Manifest, apart: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """The first clip of each value of a grouping column that comes a second time in another split."""
+    splits = _splits(manifest)
+    for name in apart or [name for name in GROUPS if name in manifest.table]:
+        home: dict[str, str] = {}
+        told: set[str] = set()
+        for i, value in enumerate(manifest.column(name).astype(str)):
+            usual = home.setdefault(value, splits[i]) if value and splits[i] else splits[i]
+            if usual != splits[i] and value not in told:
+                told.add(value)
+                yield i, "group across splits", f"{name} {value} is in {usual} and in {splits[i]}"
+
+
+def _splits(manifest: Manifest) -> list[str]:
+    for name in ("split", "fold"):
+        if name in manifest.table:
+            return manifest.table[name].astype(str).tolist()
+    return [""] * len(manifest)

@@ -1,0 +1,88 @@
+"""Every kind of fault is found in its clip, and a healthy folder has none."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+from decar.audio import Manifest
+from decar.audio.doctor import clipped_share, examine
+from decar.errors import ManifestError
+
+RATE = 16_000
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    """Healthy and broken sounds, and what is wrong with each."""
+    rng = np.random.default_rng(0)
+    noise = {name: 0.1 * rng.normal(size=RATE // 2) for name in ("a", "b", "c")}
+    tone = np.sin(np.linspace(0, 500, RATE // 2))
+    for name, wave in noise.items():
+        soundfile.write(tmp_path / f"{name}.wav", wave, RATE)
+    soundfile.write(tmp_path / "copy of a.flac", *soundfile.read(tmp_path / "a.wav"))
+    soundfile.write(tmp_path / "loud.wav", np.clip(5 * tone, -1, 1), RATE)
+    soundfile.write(tmp_path / "peaky.wav", tone * 0.9995, RATE)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
+    soundfile.write(tmp_path / "blip.wav", tone[:48], RATE)
+    soundfile.write(tmp_path / "phone.wav", noise["b"], 8_000)
+    (tmp_path / "zero.wav").write_bytes(b"")
+    (tmp_path / "text.wav").write_text("no sound " * 100)
+    return tmp_path
+
+
+FAULTS = {
+    "copy of a.flac": ("warning", "duplicate", "as a.wav"),
+    "loud.wav": ("warning", "clipped", "of the samples stand at full scale"),
+    "silent.wav": ("error", "silent", "no sample above"),
+    "blip.wav": ("error", "too short", "0.003 s, one window is 0.025 s"),
+    "phone.wav": ("warning", "low rate", "8000 Hz: nothing above 4000 Hz"),
+    "zero.wav": ("error", "empty", "0 bytes"),
+    "text.wav": ("error", "unreadable", "not audio"),
+}
+
+
+def test_every_fault_and_nothing_else(sounds):
+    found = examine(Manifest.from_folder(sounds), progress=False).set_index("path")
+    assert sorted(found.index) == sorted(FAULTS)
+    for path, (severity, problem, detail) in FAULTS.items():
+        row = found.loc[path]
+        assert (row["severity"], row["problem"]) == (severity, problem), path
+        assert detail in row["detail"], path
+
+
+def write(folder, *rows):
+    table = pd.DataFrame(rows, columns=["path", "split", "speaker"])
+    table.to_csv(folder / "table.csv", index=False)
+    return Manifest.from_csv(folder / "table.csv")
+
+
+def test_leaks_between_splits(sounds):
+    table = write(
+        sounds, ("a.wav", "train", "ann"), ("b.wav", "train", "bob"), ("copy of a.flac", "test", "cid"),
+        ("c.wav", "test", "bob"), ("peaky.wav", "test", "bob"), ("zero.wav", "", ""),
+    )  # fmt: skip
+    found = examine(table, progress=False)
+    leaks = found[found["problem"].str.contains("across")]
+    assert leaks[["path", "problem", "detail"]].to_numpy().tolist() == [
+        ["copy of a.flac", "same content across splits", "as a.wav; train and test"],
+        ["c.wav", "group across splits", "speaker bob is in train and in test"],  # told once, not for every clip
+    ]
+    assert (leaks["severity"] == "error").all()
+    with pytest.raises(ManifestError, match="no column 'band'"):
+        examine(table, apart=["band"], progress=False)
+
+
+def test_pieces_of_one_file_are_no_duplicates(sounds):
+    pd.DataFrame({"path": ["a.wav"] * 3, "start": [0, 0.1, 0.2], "duration": 0.1}).to_csv(sounds / "t.csv", index=False)
+    assert not len(examine(Manifest.from_csv(sounds / "t.csv"), progress=False))
+    pd.DataFrame({"path": ["a.wav"] * 2, "start": [0.1, 0.1], "duration": 0.1}).to_csv(sounds / "t.csv", index=False)
+    assert examine(Manifest.from_csv(sounds / "t.csv"), progress=False)["problem"].tolist() == ["duplicate"]
+
+
+def test_single_peaks_are_no_clipping():
+    wave = np.zeros(1000, np.float32)
+    wave[::10] = 1
+    assert clipped_share(wave) == 0
+    wave[:20] = -1
+    assert clipped_share(wave) == pytest.approx(21 / 1000)  # the peak at 20 stands beside them
