@@ -156,6 +156,7 @@ def test_commands_of_the_readme_compose(command):
 
     _, script, *words = shlex.split(command, comments=True)
     overrides = [re.sub(r"^([\w.]+)=glob\(\*\)$", r"\1=speaker", word) for word in words if word != "-m"]
+    overrides = [re.sub(r"=range\((\d+),\d+\)$", r"=\1", word) for word in overrides]
     first = [re.sub(r"=([^,\[\]]+),.*", r"=\1", word) for word in overrides if not word.startswith("hydra.")]
     composed(script.removesuffix(".py"), *first)
 
