@@ -8,10 +8,13 @@ READY := $(VENV)/.ready-$(EXTRA)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format bench clean
+.PHONY: help setup demo test lint types format bench table2 table3 clean
+
+# of make table2, table3
+RUNS ?= $(if $(filter table3,$(MAKECMDGOALS)),runs/table3,runs/eval)
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(READY) ## make .venv and install decar with everything its tests need
 $(READY): pyproject.toml constraints.txt
@@ -39,6 +42,12 @@ format: $(READY) ## rewrite the code in the house style
 
 bench: $(READY) ## the figures of the README (long)
 	$(BIN)/python benchmarks/demo_seeds.py
+
+table2: $(READY) ## what was judged, beside the paper's Table 2; RUNS=runs/eval
+	$(BIN)/decar table2 $(RUNS)
+
+table3: $(READY) ## the same by clusterer and k, beside the paper's Table 3; RUNS=runs/table3
+	$(BIN)/decar table3 $(RUNS)
 
 clean: ## forget the environment and the caches of the tools, keep runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -16,13 +16,15 @@ CONF = conf_dir()
 GROUPS = {
     "train": ["data", "frontend", "encoder", "projection", "clusterer", "labels", "sampler", "augment", "optimizer",
               "trainer", "callbacks", "logger", "experiment", "debug"],
-    "eval": ["frontend", "encoder", "task", "mode", "protocol"],
+    "eval": ["frontend", "encoder", "task", "mode", "protocol", "experiment"],
 }  # fmt: skip
+OF_EVAL = ("table3",)  # experiments
 CHOICES = [
     (root, group, path.stem)
     for root, groups in GROUPS.items()
     for group in groups
     for path in sorted((CONF / group).glob("*.yaml"))
+    if group != "experiment" or (path.stem in OF_EVAL) == (root == "eval")
 ]
 NEEDED = {
     "folder": ["data.root=/sounds"],

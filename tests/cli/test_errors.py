@@ -42,6 +42,13 @@ def test_unknown_task_suggests_and_lists(evaluate):
     one_line(evaluate("task=speker"), "unknown task", "did you mean speaker", "language", "instrument_family")
 
 
+@pytest.mark.parametrize(
+    ("command", "choice", "other"), [("train", "table3", "eval.py"), ("evaluate", "paper", "train.py")]
+)
+def test_an_experiment_of_the_other_command(command, choice, other, request):
+    one_line(request.getfixturevalue(command)(f"experiment={choice}"), f"experiment={choice}", other)
+
+
 def test_unknown_choice_of_another_group(train):
     one_line(train("clusterer=kmean"), "unknown clusterer", "kmeans", "pic")
 

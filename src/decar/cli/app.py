@@ -42,6 +42,10 @@ def _parser() -> argparse.ArgumentParser:
     table2.add_argument("runs", nargs="+", metavar="RUNS", help="folders that hold results, at any depth")
     table2.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV too")
     table2.set_defaults(run=_table2)
+    table3 = commands.add_parser("table3", help="accuracy by task, clusterer and k, from result.json files")
+    table3.add_argument("runs", nargs="+", metavar="RUNS", help="folders that hold results, at any depth")
+    table3.add_argument("--csv", type=Path, metavar="FILE", help="write the cells as CSV too, a row a cell")
+    table3.set_defaults(run=_table3)
     prepare = commands.add_parser("prepare", help="a public corpus on disk: check it, list its clips, compute log-mels")
     prepare.add_argument("corpus", metavar="CORPUS", help="librispeech, voxceleb1, …; a wrong name lists all")
     prepare.add_argument("root", type=Path, metavar="ROOT", help="the folder that its archives are unpacked in")
@@ -145,6 +149,14 @@ def _table2(args: argparse.Namespace) -> None:
     results = collect(args.runs)
     print(table2_markdown(results))
     _write_table(table2(results), args.csv, index=True)
+
+
+def _table3(args: argparse.Namespace) -> None:
+    from decar.downstream import collect, table3_cells, table3_markdown
+
+    results = collect(args.runs)
+    print(table3_markdown(results))
+    _write_table(table3_cells(results), args.csv)
 
 
 if __name__ == "__main__":

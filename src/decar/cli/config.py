@@ -1,9 +1,11 @@
 """Where the configuration lies, and the few values in it that only the machine knows."""
 
+import hashlib
 import netrc
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,23 @@ def table_of(root: str | None, name: str | None) -> str | None:
     return str(Path(root).expanduser() / "tasks" / f"{name}.csv") if root and name else None
 
 
+def job_name(overrides: Iterable[str]) -> str:
+    """The name of a sweep's job, and of its folder, from its options: the same whatever its place in the sweep.
+
+    Of a path only its end; no slashes and odd characters. Where that, or a bound on the length, has cost anything, a
+    hash of the options keeps jobs apart.
+
+    >>> job_name(["k=512", "clusterer=pic", "resume=auto"])
+    'clusterer=pic,k=512'
+    >>> job_name(["k=512", "data.root=/my sounds/birds"])
+    'data.root=birds,k=512-b06a23f4'
+    """
+    told = sorted(word for word in overrides if not word.startswith(("resume=", "cache_dir=", "progress=")))
+    short = [re.sub(r"^([^=/]*=).*/(?=[^/]+/?$)", r"\1", word) for word in told]
+    name = re.sub(r"[^\w=,.+-]", "_", ",".join(short))[:160] or "job"
+    return name if name == ",".join(told) else f"{name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"
+
+
 def register_resolvers() -> None:
     """Make these values known to the configuration, as `${bundled:…}` and so on."""
     resolvers: dict[str, Callable[..., Any]] = {
@@ -61,6 +80,7 @@ def register_resolvers() -> None:
         "index_of": index_of,
         "table_of": table_of,
         "basename": os.path.basename,
+        "job_name": job_name,
         "is_terminal": sys.stderr.isatty,
     }
     for name, resolver in resolvers.items():

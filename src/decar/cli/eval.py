@@ -8,46 +8,51 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from decar.cli.checks import check, require
+from decar.cli.done import same_job
 from decar.cli.main import run_hydra
+from decar.cli.obtain import obtain
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
 
     from decar.audio import FrontEnd
-    from decar.downstream import TaskSpec
+    from decar.downstream import Result, TaskSpec
     from decar.models import Encoder
 
 log = logging.getLogger(__name__)
+
+NO_BUNDLE = ("random", "logmel")
 
 
 def evaluate(cfg: DictConfig) -> float | None:
     """Judge as configured and write `result.json`; returns the accuracy on test, None for a task that was skipped."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
     from decar.downstream import judge
+    from decar.models import read_facts
 
     conf: Any = HydraConfig.get()
     choice = conf.runtime.choices.task
     check(cfg)
-    find_corpus(cfg)
-    if cfg.task.path is None and conf.mode == RunMode.MULTIRUN and any("glob(" in word for word in sys.argv):
-        # task=glob(*) names the tasks that need a source of the user's, and corpora that are not here, as well
-        log.info("task=%s: skipped, %s", choice, "not prepared" if cfg.task.corpus else "it has no task.path")
+    if not has_source(cfg, choice, skip=many_tasks(conf)):
         return None
-    corpus = cfg.task.corpus
-    cure = f"run `decar prepare {corpus} ROOT` first" if corpus else "pass task.path=…, a table or a folder of classes"
-    require(cfg.task.path is not None, f"task={choice} has no source: {cure}")
     output = Path(conf.runtime.output_dir)
-    (output / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    obtain(cfg)
     frontend = instantiate(cfg.frontend)
+    encoder = choose_encoder(cfg, frontend)
+    before = judged_before(cfg, output, encoder) if cfg.resume == "auto" else None
+    if before:
+        log.info("%s: judged already, nothing to do", output)
+        return before.value
+    (output / "result.json").unlink(missing_ok=True)  # of other options: config.yaml speaks for this job from here on
+    (output / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     fine = cfg.mode if cfg.mode.name == "finetune" else {"crop_frames": 98, "num_workers": 0}
     trainer = {"accelerator": cfg.accelerator, "precision": cfg.precision, "enable_progress_bar": cfg.progress}
     result = judge(
         task_spec(cfg, crop_frames=fine["crop_frames"]),
-        choose_encoder(cfg, frontend),
+        encoder,
         bundle=str(cfg.bundle),
         mode=cfg.mode.name,
         protocol=instantiate(cfg.protocol, _convert_="all"),
@@ -59,6 +64,7 @@ def evaluate(cfg: DictConfig) -> float | None:
         trainer_kwargs=trainer,
         progress=cfg.progress,
         choice=choice,
+        pretrained={} if cfg.bundle in NO_BUNDLE else read_facts(cfg.bundle),
     )
     result.write(output / "result.json")
     log.info(
@@ -67,6 +73,40 @@ def evaluate(cfg: DictConfig) -> float | None:
         result.n_classes, result.n_train, result.seconds,
     )  # fmt: skip
     return result.value
+
+
+def has_source(cfg: DictConfig, choice: str, *, skip: bool) -> bool:
+    """Whether the task's clips are known; where they are not, a line in the log, or an error that says what to do."""
+    find_corpus(cfg)
+    corpus = cfg.task.corpus
+    cure = f"run `decar prepare {corpus} ROOT` first" if corpus else "pass task.path=…, a table or a folder of classes"
+    if cfg.task.path is None and skip:
+        log.info("task=%s: skipped, it has no source: %s", choice, cure)
+    require(skip or cfg.task.path is not None, f"task={choice} has no source: {cure}")
+    return cfg.task.path is not None
+
+
+def many_tasks(conf: Any) -> bool:
+    """Whether this job is of a sweep over all tasks there are, or all of a table: what cannot be judged is skipped.
+
+    `task=glob(*)` names the tasks that need a source of the user's, and corpora that are not here, as well.
+    """
+    from hydra.types import RunMode
+
+    named = any("glob(" in word for word in sys.argv) or "task" in (conf.sweeper.get("params") or {})
+    return conf.mode == RunMode.MULTIRUN and named
+
+
+def judged_before(cfg: DictConfig, output: Path, encoder: Encoder | Literal["logmel"]) -> Result | None:
+    """The result in this folder, if it is of the same options and encoder, and the table of clips is no newer."""
+    from decar.downstream import Result
+    from decar.downstream.embeddings import encoder_hash
+
+    path, source = output / "result.json", Path(cfg.task.path)
+    if not path.is_file() or not same_job(cfg, output) or source.stat().st_mtime > path.stat().st_mtime:
+        return None
+    found = Result.read(path)
+    return found if found.encoder_hash == encoder_hash(encoder) else None
 
 
 def find_corpus(cfg: DictConfig) -> None:

@@ -17,6 +17,7 @@ from decar.errors import DecarError
 log = logging.getLogger(__name__)
 
 _GROUP = re.compile(r"Could not override '([^']+)'\. No match in the defaults list")
+_ELSEWHERE = re.compile(r"In '([^'/]+)/([^']+)': Could not override '[^']+'\. No match in the defaults list")
 _OPTION = re.compile(r"Could not override '([^']+)'")
 _CHOICE = re.compile(r"Could not find '([^']+)/([^'/]+)' Available options in '[^']+': (.*?)(?: Config search path|$)")
 _MISSING = re.compile(r"Missing mandatory value: (\S+)")
@@ -55,6 +56,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def _explain_config(text: str, config_name: str) -> str:
+    if match := _ELSEWHERE.search(text):
+        other = {"train": "eval.py", "eval": "train.py"}[config_name]
+        return f"{match[1]}={match[2]} is not for this command, but for {other}"
     if match := _GROUP.search(text):
         groups = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra"]
         return f"there is no group or option {match[1]!r}{_did_you_mean(match[1], groups)}; --help lists all"

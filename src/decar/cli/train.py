@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.checks import check, require
+from decar.cli.done import FINISHED, read_finished, write_finished
 from decar.cli.main import run_hydra
 from decar.cli.settle import settle
 
@@ -35,7 +36,12 @@ def pretrain(cfg: DictConfig) -> float:
     check(cfg)
     OmegaConf.to_yaml(cfg, resolve=True)  # before anything slow: raises by name for what is not set
     output = Path(HydraConfig.get().runtime.output_dir)
+    done = read_finished(cfg, output) if cfg.resume == "auto" else None
+    if done:
+        log.info("%s: done already, nothing to do", output)
+        return float(done["nmi"])
     checkpoint = find_checkpoint(cfg.resume, output)
+    (output / FINISHED).unlink(missing_ok=True)
     if checkpoint is None:
         clear(output)
     encoder = build_encoder(cfg)
@@ -51,7 +57,9 @@ def pretrain(cfg: DictConfig) -> float:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     log.info("the run lies in %s", output)
     log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
-    return float(trainer.callback_metrics.get("nmi", 0.0))
+    nmi = float(trainer.callback_metrics.get("nmi", 0.0))
+    write_finished(output, nmi, trainer.current_epoch, trainer.global_step)
+    return nmi
 
 
 def find_checkpoint(resume: str | None, output: Path) -> str | None:

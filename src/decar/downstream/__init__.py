@@ -8,6 +8,7 @@ from decar.downstream.outcome import Outcome
 from decar.downstream.probe import fit_frozen
 from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol, SearchProtocol
 from decar.downstream.results import Result, collect
+from decar.downstream.table3 import table3, table3_cells, table3_markdown
 from decar.downstream.tables import table2, table2_markdown, to_markdown
 from decar.downstream.task import Task, TaskSpec, load_task
 
@@ -29,5 +30,8 @@ __all__ = [
     "missing_commands",
     "table2",
     "table2_markdown",
+    "table3",
+    "table3_cells",
+    "table3_markdown",
     "to_markdown",
 ]

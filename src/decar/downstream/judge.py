@@ -41,6 +41,7 @@ def judge(
     trainer_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
     choice: str | None = None,
+    pretrained: Mapping[str, Any] | None = None,
 ) -> Result:
     """Judge an encoder on a task.
 
@@ -60,6 +61,7 @@ def judge(
         trainer_kwargs: For the trainer of fine-tuning.
         progress: Whether to show bars.
         choice: Name of the task's file in conf/task, for the commands under a table; None: csv or folder.
+        pretrained: Facts about the encoder's pre-training, for the tables that compare settings of it.
 
     Raises:
         ConfigError: The log-mel baseline was to be fine-tuned, or a number of the mode is out of range.
@@ -92,7 +94,9 @@ def judge(
     )
     network = "" if isinstance(encoder, str) else encoder.description
     seconds = round(time.perf_counter() - began, 3)
-    return replace(result, network=network, task_options=spec.typed(choice), seconds=seconds)
+    return replace(
+        result, network=network, pretrained=dict(pretrained or {}), task_options=spec.typed(choice), seconds=seconds
+    )
 
 
 def _result(

@@ -1,4 +1,4 @@
-"""Our results beside the paper's Table 2 (`data/paper_tables.csv`)."""
+"""The paper's tables (`data/paper_tables.csv`), and our results beside its Table 2."""
 
 from collections.abc import Sequence
 from importlib import resources
@@ -18,22 +18,23 @@ def paper_tables() -> pd.DataFrame:
         return pd.read_csv(file)
 
 
+def paper_column(number: int) -> dict[tuple[str, str], float]:
+    """The cells of one of the paper's tables: (task, column) → %."""
+    tables = paper_tables()
+    rows = tables[tables["table"] == number]
+    return {(str(t), str(c)): float(v) for t, c, v in zip(rows["task"], rows["column"], rows["value"], strict=True)}
+
+
 def beside_table2(results: Sequence[Result]) -> pd.DataFrame:
     """Ours (`protocol=paper`) / the paper's, a row for each of its nine tasks."""
     ours: dict[tuple[str, str], list[float]] = {}
     for r in results:
         if r.protocol == "paper" and r.shots is None:
             ours.setdefault((r.task, f"{r.encoder}_{r.mode}"), []).append(r.value)
-    return _beside(2, TABLE2, ours)
-
-
-def _beside(number: int, columns: Sequence[str], ours: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
-    """Text cells `ours / paper's` in %, with our number of seeds where there are several."""
-    tables = paper_tables()
-    theirs = tables[tables["table"] == number].set_index(["task", "column"])["value"]
-    tasks = list(dict.fromkeys(theirs.index.get_level_values("task")))
-    rows = {task: [_cell(ours.get((task, c), []), float(theirs[task, c])) for c in columns] for task in tasks}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(columns)).rename_axis("task")
+    theirs = paper_column(2)
+    tasks = list(dict.fromkeys(task for task, _ in theirs))
+    rows = {task: [_cell(ours.get((task, c), []), theirs[task, c]) for c in TABLE2] for task in tasks}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(TABLE2)).rename_axis("task")
 
 
 def _cell(values: Sequence[float], paper: float) -> str:

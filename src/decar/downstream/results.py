@@ -46,6 +46,7 @@ class Result:
         shots: Training clips a class, of a few-shot task.
         settings: The protocol's numbers, as they were for this result.
         network: The encoder's network, its `description`; "" for the log-mel baseline.
+        pretrained: Facts about the pre-training that the bundle holds: data, seed, clusterer, k, epoch, step.
         task_options: What to type for the task, by option; None is Hydra's null. Empty: `task=` and its name.
     """
 
@@ -75,6 +76,7 @@ class Result:
     shots: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     network: str = ""
+    pretrained: dict[str, Any] = field(default_factory=dict)
     task_options: dict[str, str | None] = field(default_factory=dict)
 
     @property

@@ -45,7 +45,7 @@ def table2(results: Sequence[Result]) -> pd.DataFrame:
     """
     found, shown = cells(results), columns(results)
     tasks = sorted({task for task, _ in found})
-    rows = {task: [_text(list(_runs(found.get((task, column), [])).values())) for column in shown] for task in tasks}
+    rows = {task: [_text(list(runs_of(found.get((task, column), [])).values())) for column in shown] for task in tasks}
     for shared in _shared_tasks(found, tasks, shown):
         rows[f"mean of {len(shared)} task{'s'[: len(shared) > 1]}"] = [_mean(found, shared, c) for c in shown]
     frame = pd.DataFrame.from_dict(rows, orient="index", columns=[str(c) for c in shown])
@@ -112,13 +112,13 @@ def _mean(found: Cells, tasks: Sequence[str], column: Column) -> str:
     """Mean of a column over some tasks, with an interval when every task was judged by the same seeds and encoders."""
     if any((task, column) not in found for task in tasks):
         return ""
-    runs = [_runs(found[task, column]) for task in tasks]
+    runs = [runs_of(found[task, column]) for task in tasks]
     if all(run.keys() == runs[0].keys() for run in runs):
         return _text([float(np.mean([run[key] for run in runs])) for key in runs[0]])
     return _text([float(np.mean([np.mean(list(run.values())) for run in runs]))])
 
 
-def _runs(results: Sequence[Result]) -> dict[tuple[int, str], float]:
+def runs_of(results: Sequence[Result]) -> dict[tuple[int, str], float]:
     """The value of each seed and encoder: of a task in folds, the mean over them."""
     values: dict[tuple[int, str], list[float]] = {}
     for r in results:

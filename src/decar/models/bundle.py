@@ -41,8 +41,8 @@ def save_bundle(encoder: Encoder, path: str | Path, facts: Mapping[str, object] 
 
 
 def read_facts(path: str | Path) -> dict[str, object]:
-    """The free facts that were saved with a bundle."""
-    facts = _read_header(Path(path)).get("facts", {})
+    """The free facts that were saved with a bundle, or the bundle of a run's folder."""
+    facts = _read_header(_bundle_file(path)).get("facts", {})
     return dict(facts) if isinstance(facts, Mapping) else {}
 
 
@@ -56,8 +56,7 @@ def load_encoder(path: str | Path, *, frontend: FrontEnd | None = None) -> Encod
     Raises:
         BundleError: There is no such file, it is no bundle, it is damaged, or its front-end is another.
     """
-    path = Path(path)
-    path = path / "encoder.safetensors" if path.is_dir() else path
+    path = _bundle_file(path)
     header = _read_header(path)
     encoder = _build(path, header.get("encoder"))
     _check_frontend(path, encoder.frontend, frontend)
@@ -71,6 +70,11 @@ def load_encoder(path: str | Path, *, frontend: FrontEnd | None = None) -> Encod
             f"{path}: the weights do not fit {encoder.name} ({reason}); export the bundle anew"
         ) from error
     return encoder.eval()
+
+
+def _bundle_file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / "encoder.safetensors" if path.is_dir() else path
 
 
 def _read_header(path: Path) -> dict[str, object]:

@@ -1,0 +1,44 @@
+"""The encoder of a cell, pre-trained first where it is not there yet: a table in one sweep (experiment=table3)."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from decar.cli.checks import require
+from decar.cli.done import FINISHED
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+
+def obtain(cfg: DictConfig) -> None:
+    """Run `train.py` with `pretrain.options` into the folder `bundle`, unless a finished run is there.
+
+    A run that was stopped goes on where it was. Of several jobs that want one encoder the first makes it, the others
+    wait. A process of its own: nothing of a training leaks into the judging.
+
+    Raises:
+        ConfigError: The pre-training failed; what it said stands in its folder's train.log.
+    """
+    import filelock
+
+    from decar.downstream.commands import hydra_value
+
+    if not cfg.get("pretrain"):
+        return
+    folder = Path(cfg.bundle).expanduser().absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{folder}.lock"):
+        if (folder / FINISHED).is_file():
+            return
+        log.info("pre-training %s first", folder)
+        words = [*shlex.split(cfg.pretrain.options), f"hydra.run.dir={hydra_value(str(folder))}", "resume=auto"]
+        code = subprocess.run([sys.executable, "-m", "decar.cli.train", *words], check=False).returncode
+    require(code == 0, f"pre-training {folder} failed (exit status {code}); see above, or train.log in there")

@@ -1,0 +1,129 @@
+"""What is done is not done again, and a table in one sweep."""
+
+import json
+
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+
+from decar.cli.config import job_name
+from decar.cli.done import same_job
+from decar.models import Encoder, read_facts, save_bundle
+from tests.conftest import SMALL
+
+FAST = [
+    "experiment=paper", f"encoder.name={SMALL}", "trainer=cpu", "trainer.max_epochs=1", "loader.batch_size=8",
+]  # fmt: skip
+
+
+@pytest.fixture
+def asked(tmp_path):
+    cfg = OmegaConf.create({"k": None, "seed": 0, "resume": None, "labels": {"k": None}, "callbacks": [{"x": 1}]})
+    OmegaConf.save(OmegaConf.merge(cfg, {"k": 64, "labels": {"k": 64}}), tmp_path / "config.yaml")
+    return cfg
+
+
+def test_same_job_looks_at_what_was_asked_for(asked, tmp_path):
+    assert same_job(asked, tmp_path), "k was left open and picked"
+    asked.resume = "auto"
+    assert same_job(asked, tmp_path), "how it goes on does not count"
+    assert not same_job(OmegaConf.merge(asked, {"k": 32}), tmp_path)
+    assert not same_job(OmegaConf.merge(asked, {"seed": 1}), tmp_path)
+    assert not same_job(OmegaConf.merge(asked, {"callbacks": [{"x": 2}]}), tmp_path)
+    assert not same_job(OmegaConf.merge(asked, {"new": 1}), tmp_path)
+    assert not same_job(asked, tmp_path / "nowhere")
+    (tmp_path / "config.yaml").write_text("{")
+    assert not same_job(asked, tmp_path)
+
+
+def test_names_of_folders():
+    assert (
+        job_name(["k=2", "clusterer=pic", "resume=auto"]) == job_name(["clusterer=pic", "k=2"]) == "clusterer=pic,k=2"
+    )
+    names = [job_name([f"bundle=/{a}/run 1/", "k=2"]) for a in "ab"]
+    assert all(name.startswith("bundle=run_1_,k=2-") for name in names)
+    assert names[0] != names[1], "two paths with one end"
+    long = [job_name([f"x={'y' * 300}{a}"]) for a in "ab"]
+    assert long[0] != long[1]
+    assert max(map(len, long)) < 200
+    assert job_name([]).startswith("job")
+
+
+def test_a_sweep_again_does_only_what_is_new(train, sound_folder, tmp_path):
+    sweep = ["-m", *FAST, "data=folder", f"data.root={sound_folder}", "resume=auto", f"hydra.sweep.dir={tmp_path}/s"]
+    first = train(*sweep, "k=2,300")
+    assert first.code == 2, "300 clusters of a dozen clips"
+    [run] = [path for path in (tmp_path / "s").iterdir() if "k=2," in path.name]
+    weights = (run / "encoder.safetensors").stat().st_mtime_ns
+    again = train(*sweep, "k=3,2")  # the other order: a job is found by its options, not by its number
+    assert again.code == 0, again.err
+    assert again.out.count("done already") == 1
+    assert (run / "encoder.safetensors").stat().st_mtime_ns == weights
+    assert read_facts(run)["k"] == 2
+    assert read_facts(run)["clusterer"] == "kmeans"
+    longer = train(*sweep, "k=2", "trainer.max_epochs=2")
+    assert "done already" not in longer.out
+
+
+def test_judged_once(evaluate, sound_folder, tmp_path):
+    bundle = save_bundle(Encoder(SMALL, seed=5), tmp_path / "run" / "encoder.safetensors")
+    table = tmp_path / "mine.csv"
+    files = sorted(path.relative_to(sound_folder) for path in sound_folder.rglob("*.wav"))
+    pd.DataFrame({"path": files, "label": [path.parent.name for path in files]}).to_csv(table, index=False)
+    words = ["task=csv", f"task.path={table}", f"task.root={sound_folder}", "task.split=null", f"bundle={bundle}",
+             "resume=auto", f"hydra.run.dir={tmp_path / 'out'}"]  # fmt: skip
+    result = tmp_path / "out" / "result.json"
+    assert evaluate(*words).code == 0
+    first = result.stat().st_mtime_ns
+    assert "judged already" in evaluate(*words).out
+    assert result.stat().st_mtime_ns == first
+    assert "judged already" not in evaluate(*words, "seed=1").out, "another question"
+    assert json.loads(result.read_text())["seed"] == 1
+    save_bundle(Encoder(SMALL, seed=6), bundle)
+    assert "judged already" not in evaluate(*words, "seed=1").out, "another encoder under the same name"
+    table.touch()
+    assert "judged already" not in evaluate(*words, "seed=1").out, "the table may have changed"
+
+
+def test_table3_in_one_sweep(evaluate, decar, sound_folder, tmp_path):
+    base = " ".join([*FAST, "data=folder", f"data.root={sound_folder}"])
+    words = [
+        "experiment=table3", f"pretrain.base='{base}'", "+pretrain.columns.kmeans_2='k=2'",
+        "pretrain.column=kmeans_2,pic", "task=folder", f"task.path={sound_folder}", "mode=frozen,finetune",
+        "protocol.max_epochs=1", "accelerator=cpu",
+    ]  # fmt: skip
+    first = evaluate(*words)
+    assert first.code == 0, first.err
+    runs = tmp_path / "runs" / "table3"
+    assert {path.name for path in (runs / "encoders").iterdir() if path.is_dir()} == {"kmeans_2-seed0", "pic-seed0"}
+    found = [json.loads(path.read_text()) for path in runs.rglob("result.json")]
+    assert {(r["pretrained"]["clusterer"], r["mode"]) for r in found} == {
+        (clusterer, mode) for clusterer in ("kmeans", "pic") for mode in ("frozen", "finetune")
+    }
+    again = evaluate(*words)
+    assert again.out.count("judged already") == len(found)
+    table = decar("table3", str(runs), "--csv", str(tmp_path / "table3.csv"))
+    assert table.code == 0, table.err
+    cells = pd.read_csv(tmp_path / "table3.csv")
+    assert set(cells["column"]) == {"kmeans_2", "pic"}
+    for r in found:
+        assert (abs(cells["ours"] - 100 * r["value"]) < 1e-6).any()
+
+
+def test_corpora_that_are_not_here_cost_a_line(evaluate, tmp_path):
+    outcome = evaluate("experiment=table3", "pretrain.column=pic", "mode=frozen", f"cache_dir={tmp_path / 'cache'}")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("decar prepare") == 9
+    assert not (tmp_path / "runs" / "table3" / "encoders").exists(), (
+        "nothing is pre-trained for a task that is not here"
+    )
+
+
+def test_a_failed_pretraining_is_said(evaluate, sound_folder, tmp_path):
+    outcome = evaluate(
+        "experiment=table3", "pretrain.base='experiment=paper data=folder data.root=/nowhere'", "pretrain.column=pic",
+        "task=folder", f"task.path={sound_folder}", "mode=frozen",
+    )  # fmt: skip
+    assert outcome.code == 2
+    assert "/nowhere" in outcome.err
+    assert any("pre-training" in line and "pic-seed0" in line for line in outcome.errors)
