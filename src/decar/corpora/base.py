@@ -7,8 +7,8 @@ split, and looks at no audio. Whether the files are there is looked at once, in 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Corpus:
         by_hand: How to get it where there is a form to sign, or no archive to fetch; "" else.
         paper: Table 1, None where the paper does not have it.
         official: Clips and classes of the release itself, where they are published and differ from the paper's.
+        published: Clips with a value of a column, as `split=test`, that the release's lists or its paper state.
         differs: Why ours may differ from Table 1, for the comparison.
     """
 
@@ -77,6 +78,7 @@ class Corpus:
     by_hand: str = ""
     paper: Size | None = None
     official: tuple[int, int] | None = None
+    published: Mapping[str, int] = field(default_factory=dict)
     differs: str = ""
 
 

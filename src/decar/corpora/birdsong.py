@@ -47,4 +47,5 @@ CORPUS = Corpus(
         Archive("https://ndownloader.figshare.com/files/10853306"),
     ),
     paper=Size(2, 15690, 10.08),
+    published={"part=freefield1010": 7690, "part=warblr": 8000},
 )

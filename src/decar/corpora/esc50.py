@@ -38,4 +38,5 @@ CORPUS = Corpus(
     apart=("source",),
     archives=(Archive("https://github.com/karolpiczak/ESC-50/archive/refs/heads/master.zip"),),
     official=(2000, 50),
+    published={f"fold={i}": 400 for i in range(1, 6)},
 )

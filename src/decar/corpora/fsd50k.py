@@ -46,4 +46,5 @@ CORPUS = Corpus(
         )
     ),
     official=(51197, 200),
+    published={"split=train": 36796, "split=valid": 4170, "split=test": 10231},
 )  # fmt: skip

@@ -14,7 +14,8 @@ def table1(found: Iterable[tuple[Corpus, Prepared]]) -> pd.DataFrame:
     """Text cells: what the paper (else the release) says, what was found, and why they differ.
 
     Returns:
-        Columns corpus, quantity, expected, found, difference, likely reason; three rows a corpus.
+        Columns corpus, quantity, expected, found, difference, likely reason; three rows a corpus, and one for each part
+        of it whose size is published.
     """
     return pd.DataFrame([row for corpus, prepared in found for row in _rows(corpus, prepared)])
 
@@ -22,8 +23,12 @@ def table1(found: Iterable[tuple[Corpus, Prepared]]) -> pd.DataFrame:
 def _rows(corpus: Corpus, prepared: Prepared) -> list[dict[str, str]]:
     counts = (prepared.manifest.column(corpus.label).nunique(), len(prepared.manifest))
     found: Sequence[float | None] = (*counts, prepared.seconds)
+    compared = [*zip(CLOSE.items(), _expected(corpus), found, strict=True)]
+    for part, size in corpus.published.items():
+        column, _, value = part.partition("=")
+        compared.append(((f"clips, {part}", 0.0), size, int((prepared.manifest.column(column) == value).sum())))
     rows = []
-    for (what, close), wanted, have in zip(CLOSE.items(), _expected(corpus), found, strict=True):
+    for (what, close), wanted, have in compared:
         form = ",.0f" if close == 0 else ",.2f"
         row = {"corpus": corpus.name, "quantity": what, "expected": "", "found": "not measured", "difference": ""}
         row |= {"expected": format(wanted, form)} if wanted is not None else {}
