@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 
 from decar.corpora import CORPORA
@@ -96,5 +97,7 @@ def test_the_doctor_tells_and_exits_by_severity(decar, sound_folder, tmp_path):
     assert "error: low/zero.wav: empty: empty file (0 bytes)" in ill.out
     assert "13 clips, 1 empty;" in ill.out
     assert "low/zero.wav" in (tmp_path / "found.csv").read_text()
+    decar("doctor", str(sound_folder), "--out", str(tmp_path / "found.parquet"))
+    assert pd.read_parquet(tmp_path / "found.parquet").equals(pd.read_csv(tmp_path / "found.csv"))
     lost = decar("doctor", str(tmp_path / "nowhere.csv"))
     assert (lost.code, len(lost.errors)) == (2, 1)

@@ -1,5 +1,6 @@
+import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,15 @@ def test_many_at_once(store: LogMelStore, tmp_path: Path) -> None:
         found = list(pool.map(lambda _: embed("logmel", store, tmp_path), range(8)))
     assert all(np.array_equal(x, found[0]) for x in found)
     assert len(list((tmp_path / "embeddings").iterdir())) == 1
+
+
+def test_many_processes_at_once(store: LogMelStore, tmp_path: Path) -> None:
+    """Jobs of a sweep ask for the same embeddings at the same time: all get the same, and one whole file stays."""
+    with ProcessPoolExecutor(3, multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(embed, ["logmel"] * 6, [store] * 6, [tmp_path] * 6))
+    assert all(np.array_equal(x, found[0]) for x in found)
+    [file] = (tmp_path / "embeddings").iterdir()
+    assert np.array_equal(np.load(file), found[0])
 
 
 def test_unwritable_cache_costs_a_warning_only(

@@ -6,7 +6,9 @@ import pytest
 from scipy import stats
 
 from decar.downstream.columns import COLUMNS
-from decar.downstream.tables import EMPTY, interval, table2, table2_markdown, to_markdown
+from decar.downstream.results import by_metric
+from decar.downstream.tables import EMPTY, heading, interval, table2, table2_markdown, to_markdown
+from decar.errors import DecarError
 from tests.downstream.helpers import make_decar, make_result
 
 
@@ -113,3 +115,18 @@ def test_different_networks_are_told() -> None:
     assert "Different networks are mixed here: a, b." in table2_markdown(
         [make_result(network="a"), make_decar(network="b")]
     )
+
+
+def test_another_measure_of_the_same_results() -> None:
+    ours = [make_result(task="nsynth", protocol="paper", metrics={"accuracy": 0.5, "balanced_accuracy": 0.4})]
+    text = table2_markdown(by_metric(ours, "balanced_accuracy"))
+    assert text.startswith("Balanced accuracy on the test split, %.")
+    assert "40.0" in text
+    assert "the paper's Table 2" not in text, "the paper has accuracy only"
+    with pytest.raises(DecarError, match=r"no measure 'mAP' \(there is: accuracy, balanced_accuracy\)"):
+        by_metric(ours, "mAP")
+
+
+def test_the_heading_names_tasks_with_another_measure() -> None:
+    assert heading([make_result(), make_result(task="many", metric="mAP")]).endswith("%; many: mAP.")
+    assert heading([make_result(metric="macro_f1")]) == "Macro F1 on the test split, %."

@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     table2 = commands.add_parser("table2", help="accuracy by task, encoder and mode, from result.json files")
     table2.add_argument("runs", nargs="+", metavar="RUNS", help="folders that hold results, at any depth")
     table2.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV too")
+    table2.add_argument("--metric", metavar="NAME", help="balanced_accuracy, macro_f1: in place of what each task has")
     table2.set_defaults(run=_table2)
     table3 = commands.add_parser("table3", help="accuracy by task, clusterer and k, from result.json files")
     table3.add_argument("runs", nargs="+", metavar="RUNS", help="folders that hold results, at any depth")
@@ -144,9 +145,11 @@ def _write_table(table: pd.DataFrame, file: Path | None, *, index: bool = False)
 
 
 def _table2(args: argparse.Namespace) -> None:
-    from decar.downstream import collect, table2, table2_markdown
+    from decar.downstream import by_metric, collect, table2, table2_markdown
 
     results = collect(args.runs)
+    if args.metric:
+        results = by_metric(results, args.metric)
     print(table2_markdown(results))
     _write_table(table2(results), args.csv, index=True)
 

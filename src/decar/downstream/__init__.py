@@ -7,7 +7,7 @@ from decar.downstream.judge import judge
 from decar.downstream.outcome import Outcome
 from decar.downstream.probe import fit_frozen
 from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol, SearchProtocol
-from decar.downstream.results import Result, collect
+from decar.downstream.results import Result, by_metric, collect
 from decar.downstream.table3 import table3, table3_cells, table3_markdown
 from decar.downstream.tables import table2, table2_markdown, to_markdown
 from decar.downstream.task import Task, TaskSpec, load_task
@@ -21,6 +21,7 @@ __all__ = [
     "SearchProtocol",
     "Task",
     "TaskSpec",
+    "by_metric",
     "cached_embeddings",
     "collect",
     "fit_finetune",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -140,6 +140,21 @@ def collect(roots: Iterable[str | Path]) -> list[Result]:
         question = (r.task, r.mode, r.protocol, r.encoder, r.encoder_hash, r.seed, r.split_hash, r.shots)
         newest[question] = path, r
     return [result for _, result in sorted(newest.values(), key=lambda found: found[0])]
+
+
+def by_metric(results: Iterable[Result], name: str) -> list[Result]:
+    """The same results with another of their measures of the test split as `value`.
+
+    Raises:
+        DecarError: One of them does not have it.
+    """
+    chosen = []
+    for r in results:
+        if name not in r.metrics:
+            has = ", ".join(r.metrics) or "none, it was judged by an older version"
+            raise DecarError(f"{r.title}, {r.bundle}: there is no measure '{name}' (there is: {has})")
+        chosen.append(replace(r, metric=name, value=r.metrics[name]))
+    return chosen
 
 
 def _problem(entries: Any) -> str:

@@ -13,7 +13,7 @@ from decar.downstream.columns import NAMES
 from decar.downstream.commands import option
 from decar.downstream.paper import paper_column, paper_tables
 from decar.downstream.results import Mode, ProtocolName, Result
-from decar.downstream.tables import EMPTY, interval, runs_of, to_markdown
+from decar.downstream.tables import EMPTY, heading, interval, runs_of, to_markdown
 from decar.errors import DecarError
 
 CELL = ["task", "column", "protocol", "mode", "ours", "interval", "seeds", "paper"]
@@ -93,7 +93,7 @@ def table3_markdown(results: Sequence[Result]) -> str:
             f"none of {len(results)} results is of a bundle that says its clusterer and k: pre-train with "
             "`python train.py -m clusterer=kmeans,pic k=256,512`, then judge, or run `python eval.py experiment=table3`"
         )
-    parts = ["Accuracy on the test split, %, by clusterer and number of clusters; ours, / the paper's Table 3."]
+    parts = [f"{heading(ours)} By clusterer and number of clusters; ours, / the paper's Table 3."]
     for protocol in get_args(ProtocolName):
         for mode in get_args(Mode):
             if any((r.protocol, r.mode) == (protocol, mode) for r in ours):

@@ -55,7 +55,7 @@ def table2(results: Sequence[Result]) -> pd.DataFrame:
 def table2_markdown(results: Sequence[Result]) -> str:
     """Table 2 as Markdown, one table for each protocol, with the commands that would fill the empty cells."""
     frame = table2(results)
-    parts = [" ".join(["Accuracy on the test split, %.", *_departures(results)])]
+    parts = [" ".join([heading(results), *_departures(results)])]
     if frame.map(lambda cell: "±" in cell).to_numpy().any():
         parts[0] += " ±: 95 % interval of the mean over seeds (Student's t)."
     for protocol in get_args(ProtocolName):
@@ -63,12 +63,27 @@ def table2_markdown(results: Sequence[Result]) -> str:
         part = frame[names].rename(columns=lambda name: name.split(" ", 1)[1])
         parts.append(f"protocol={protocol}\n\n{to_markdown(part)}")
     nine = beside_table2(results)
-    if not set(nine.index).isdisjoint(result.task for result in results):
+    by_accuracy = all(result.metric == "accuracy" for result in results if result.task in nine.index)
+    if by_accuracy and not set(nine.index).isdisjoint(result.task for result in results):
         parts.append(f"Ours / the paper's Table 2 (protocol=paper, n seeds)\n\n{to_markdown(nine)}")
     commands = missing_commands(results)
     if commands:
         parts.append("To fill the empty cells:\n\n" + "\n".join(f"    {command}" for command in commands))
     return "\n\n".join(parts) + "\n"
+
+
+def heading(results: Sequence[Result]) -> str:
+    """What the figures of a table are: accuracy, or what is said for the tasks that are judged otherwise.
+
+    >>> from types import SimpleNamespace as R
+    >>> heading([R(title="esc50", metric="accuracy"), R(title="fsd50k", metric="mAP")])
+    'Accuracy on the test split, %; fsd50k: mAP.'
+    """
+    metrics = {result.title: result.metric for result in results}
+    usual = "accuracy" if "accuracy" in metrics.values() else min(metrics.values(), default="accuracy")
+    name = usual if usual == "mAP" else usual.replace("_", " ").capitalize().replace("f1", "F1")
+    others = [f"{title}: {metric}" for title, metric in sorted(metrics.items()) if metric != usual]
+    return "; ".join([f"{name} on the test split, %", *others]) + "."
 
 
 def _departures(results: Sequence[Result]) -> list[str]:
