@@ -32,6 +32,8 @@ def test_from_a_folder_per_class_to_the_table(evaluate, decar, sound_folder, bun
     )  # fmt: skip
     assert tuned.code == 0, tuned.err
     found = results(sweep)
+    for result in found:  # a sweep ends with its table
+        assert result["mode"] == "finetune" or f"{100 * result['value']:.1f} |" in frozen.out.split("Accuracy on")[1]
     assert len(found) == 7
     assert {(r["encoder"], r["mode"], r["protocol"]) for r in found} == {
         ("random", "frozen", "paper"), ("random", "frozen", "search"), ("logmel", "frozen", "paper"),
