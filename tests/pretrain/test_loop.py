@@ -12,7 +12,6 @@ from decar.clustering import PIC, KMeans
 from decar.errors import StoreError
 from decar.pretrain import (
     BothLabels,
-    DecarModule,
     DescriptorLabels,
     EpochLabels,
     NetworkLabels,
@@ -306,16 +305,3 @@ class TestPretrainData:
             data.batches(0)
         with pytest.raises(StoreError, match="no usable clip"):
             PretrainData(make_store([40] * 4).take(np.arange(0)))
-
-
-def test_more_than_one_process_is_refused_by_name(make_store, tmp_path):
-    model, _ = build(make_store(LENGTHS), module=DecarModule)
-
-    class Two:
-        world_size = 2
-
-    model._trainer = Two()
-    from decar.errors import ConfigError
-
-    with pytest.raises(ConfigError, match="one process"):
-        DecarModule.setup(model, "fit")

@@ -1,6 +1,6 @@
 """The pass over a whole set: every clip, whole, once, in the order of the data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ def run_pass(
     batch_size: int,
     title: str,
     progress: bool = True,
+    batches: Sequence[NDArray[np.int64]] | None = None,
 ) -> NDArray[np.float32]:
     """Every clip of a store through `forward`, whole, once: `(N, dim)` in store order. Modes are the caller's affair.
 
@@ -50,11 +51,18 @@ def run_pass(
         batch_size: Clips at a time.
         title: What the progress bar says.
         progress: Whether there is one.
+        batches: Only these clips, in these batches, where a pass is divided; one row each, in their order.
     """
-    out = np.empty((len(store), dim), np.float32)
-    with progress_bar(title, len(store), enabled=progress) as advance:
-        for batch in batches_by_length(store, np.arange(len(store)), encoder, batch_size):
-            out[batch] = forward(whole_clips(store, batch, encoder)).float().cpu().numpy()
+    if batches is None:
+        every = batches_by_length(store, np.arange(len(store)), encoder, batch_size)
+        rows = np.concatenate(every)
+    else:
+        every, rows = list(batches), np.arange(sum(map(len, batches)))
+    out, done = np.empty((len(rows), dim), np.float32), 0
+    with progress_bar(title, len(rows), enabled=progress) as advance:
+        for batch in every:
+            out[rows[done : done + len(batch)]] = forward(whole_clips(store, batch, encoder)).float().cpu().numpy()
+            done += len(batch)
             advance(len(batch))
     return out
 

@@ -32,6 +32,8 @@ class BundleExport(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the weights as they stand."""
         assert isinstance(pl_module, DecarModule)
+        if not trainer.is_global_zero:
+            return
         facts = {**self.facts, "epoch": trainer.current_epoch, "step": trainer.global_step}
         save_bundle(pl_module.encoder, self.path, facts)
 
@@ -48,6 +50,8 @@ class ClusterLog(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the part of this epoch."""
+        if not trainer.is_global_zero:
+            return
         data = pl_module.trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, PretrainData)
         assert data.labels is not None
@@ -77,7 +81,7 @@ class StopOnNMI(EarlyStopping):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why it ended."""
-        if self.stopped_epoch:
+        if self.stopped_epoch and trainer.is_global_zero:
             log.info("stopped after epoch %d: NMI has not improved for %d", self.stopped_epoch + 1, self.patience)
 
 
@@ -91,7 +95,7 @@ class EpochLine(Callback):
         """New labels are ready (a callback's epoch-start hook runs before the module's): say what was found."""
         assert isinstance(pl_module, DecarModule)
         labels = pl_module.data.labels
-        if labels is None or labels.epoch == self._told:
+        if labels is None or labels.epoch == self._told or not trainer.is_global_zero:
             return
         self._told, health = labels.epoch, labels.health
         seconds, self._began = time.monotonic() - self._began, time.monotonic()
@@ -102,6 +106,8 @@ class EpochLine(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The epoch is over: say how well the labels were learned."""
+        if not trainer.is_global_zero:
+            return
         metrics: Mapping[str, Any] = trainer.callback_metrics
         loss, accuracy = metrics.get("loss_epoch", float("nan")), metrics.get("pseudo_accuracy", float("nan"))
         seconds, self._began = time.monotonic() - self._began, time.monotonic()
@@ -114,7 +120,8 @@ class EpochLine(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._began = time.monotonic()
-        log.info("making the labels of the first epoch")
+        if trainer.is_global_zero:
+            log.info("making the labels of the first epoch")
 
 
 def _told(health: Mapping[str, float]) -> str:

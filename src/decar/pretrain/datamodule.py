@@ -152,7 +152,12 @@ class PretrainData(LightningDataModule):
         """Whole batches in an epoch, at least one. Never changes during a run."""
         if self.every_n_steps is not None:
             return self.every_n_steps
-        return max(1, int(len(self.store) * self.draws_per_clip) // self.batch_size)
+        return max(1, int(len(self.store) * self.draws_per_clip) // (self.batch_size * self.world_size))
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes; 1 without a trainer."""
+        return self.trainer.world_size if self.trainer is not None else 1
 
     def current_epoch(self) -> int:
         """The trainer's epoch, or 0 when the loader is used without one."""
@@ -171,27 +176,31 @@ class PretrainData(LightningDataModule):
         return self._targets[index]
 
     def batches(self, epoch: int) -> list[list[Draw]]:
-        """All batches of an epoch: a pure function of seed, epoch and labels.
+        """This process's batches of an epoch: a pure function of seed, epoch, labels, rank and number of ranks.
 
-        Batch `b` is drawn evenly over the clusters of clustering `b mod H`.
+        Batch `b` is drawn evenly over the clusters of clustering `b mod H`. With several processes one global batch, of
+        `B × world_size` crops, is drawn and dealt out in turn.
         """
         if self.labels is None:
             raise StoreError("batches were asked for before there were labels")
         columns = self.labels.labels.T
         steps, rounds = self.steps_per_epoch, -(-self.steps_per_epoch // len(columns))
         drawn = [self._draw(column, h, epoch, rounds) for h, column in enumerate(columns)]
-        indices = np.stack(drawn, axis=1).reshape(-1, self.batch_size)[:steps]
+        indices = np.stack(drawn, axis=1).reshape(-1, self.batch_size * self.world_size)[:steps]
         seeds: NDArray[np.int64] = np.random.default_rng(derive_seed(Stream.CROPS, self.seed, epoch)).integers(
             2**62, size=indices.shape
         )
-        return [list(zip(i, s, strict=True)) for i, s in zip(indices.tolist(), seeds.tolist(), strict=True)]
+        mine = slice(self.trainer.global_rank if self.trainer is not None else 0, None, self.world_size)
+        dealt = zip(indices[:, mine].tolist(), seeds[:, mine].tolist(), strict=True)
+        return [list(zip(i, s, strict=True)) for i, s in dealt]
 
     def _draw(self, column: NDArray[np.int64], h: int, epoch: int, n_batches: int) -> NDArray[np.int64]:
-        """Indices `(n_batches, B)`, balanced over the clusters of one clustering."""
+        """Indices `(n_batches, B × world_size)`, balanced over the clusters of one clustering."""
         seed = derive_seed(Stream.ORDER, self.seed, h) if h else self.seed
-        sampler = UniformClusterSampler(column, n_batches * self.batch_size, seed=seed)
+        size = self.batch_size * self.world_size
+        sampler = UniformClusterSampler(column, n_batches * size, seed=seed)
         sampler.set_epoch(epoch)
-        return sampler.draw().reshape(n_batches, self.batch_size)
+        return sampler.draw().reshape(n_batches, size)
 
     def train_dataloader(self) -> EpochLoader:
         """The loader that starts late."""

@@ -3,14 +3,16 @@
 `trainer.predict` inside `fit` asserts and a second Trainer rebinds the module, so the pass is our own.
 """
 
+from typing import Any
+
 import numpy as np
-from numpy.typing import NDArray
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from decar.audio import LogMelStore
-from decar.models.encode import run_pass
+from decar.models.encode import batches_by_length, run_pass
 from decar.models.encoder import Encoder, evaluating
+from decar.pretrain.ranks import collect_rows, rank_and_size, share_buffers
 
 
 def embed_dataset(
@@ -22,8 +24,11 @@ def embed_dataset(
     dim: int,
     batch_size: int,
     title: str = "cluster: embedding all clips",
-) -> NDArray[np.float32]:
+) -> Any:
     """Run a module over a whole store on the trainer's device, in its precision; it is in eval mode meanwhile.
+
+    Several processes share the batches that one process would make: every clip is embedded once, and to the same bits.
+    Before, all get rank 0's buffers.
 
     Args:
         trainer: Gives device and precision.
@@ -35,7 +40,7 @@ def embed_dataset(
         title: What the progress bar says.
 
     Returns:
-        `(N, P)` float32, in store order.
+        `(N, P)` float32, in store order; of several processes on rank 0, the others return None.
     """
 
     def on_device(clips: Tensor) -> Tensor:
@@ -43,5 +48,17 @@ def embed_dataset(
             vectors: Tensor = module(trainer.strategy.batch_to_device(clips))
         return vectors
 
+    rank, size = rank_and_size()
+    if size == 1:
+        with evaluating(module):
+            return run_pass(on_device, store, encoder, dim=dim, batch_size=batch_size, title=title)
+    share_buffers(module)
+    batches = batches_by_length(store, np.arange(len(store)), encoder, batch_size)
     with evaluating(module):
-        return run_pass(on_device, store, encoder, dim=dim, batch_size=batch_size, title=title)
+        rows = run_pass(
+            on_device, store, encoder, dim=dim, batch_size=batch_size, title=title, progress=rank == 0,
+            batches=batches[rank::size],
+        )  # fmt: skip
+    nothing = np.empty(0, np.int64)
+    places = [np.concatenate([nothing, *batches[r::size]]) for r in range(size)]
+    return collect_rows(rows, places, trainer.strategy.root_device)

@@ -6,6 +6,8 @@ a nearest-neighbour probe says so; labels are looked at here and nowhere else in
 
 import logging
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from decar.clustering.stats import effective_rank
 from decar.errors import ConfigError
 from decar.pretrain.embed import embed_dataset
 from decar.pretrain.module import DecarModule
+from decar.pretrain.ranks import conduct
 from decar.pretrain.sampler import Stream, derive_seed
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,8 @@ class EmbeddingHealth(Callback):
         if not self.start:
             self.start = self.measure(trainer, pl_module)
             told = ", ".join(f"{name} {value:.3g}" for name, value in self.start.items())
-            log.info("embedding before training: %s", told)
+            if trainer.is_global_zero:
+                log.info("embedding before training: %s", told)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, log, compare."""
@@ -50,6 +54,8 @@ class EmbeddingHealth(Callback):
         accuracy, before = now.get("probe_accuracy", 1.0), self.start.get("probe_accuracy", 0.0)
         if accuracy < before - 2 * math.sqrt(before * (1 - before) / self.max_clips) and not self._warned:
             self._warned = True
+            if not trainer.is_global_zero:
+                return
             log.warning(
                 "the embedding tells %s apart worse than before training (%.3f, untrained %.3f): labels of noise or "
                 "too few steps between clusterings; try labels=both, a larger sampler.every_n_steps or a smaller k",
@@ -64,14 +70,18 @@ class EmbeddingHealth(Callback):
         known = np.arange(len(store)) if labels is None else np.flatnonzero(labels.notna())
         rng = np.random.default_rng(derive_seed(Stream.HEALTH, pl_module.seed))
         sample = np.sort(rng.permutation(known)[: self.max_clips])
-        vectors = embed_dataset(
-            trainer, encoder, encoder, store.take(sample), dim=encoder.dim, batch_size=pl_module.data.batch_size,
-            title="health: embedding a sample",
+        classes = None if labels is None else pd.factorize(labels.iloc[sample])[0]
+        embed = partial(
+            embed_dataset, trainer, encoder, encoder, store.take(sample), dim=encoder.dim,
+            batch_size=pl_module.data.batch_size, title="health: embedding a sample",
         )  # fmt: skip
-        found = {"embedding_rank": effective_rank(vectors)}
-        if labels is not None:
-            found["probe_accuracy"] = nearest_neighbour_accuracy(vectors, pd.factorize(labels.iloc[sample])[0])
-        return found
+
+        def look(vectors: Callable[[], NDArray[np.float32]]) -> dict[str, float]:
+            z = vectors()
+            found = {"embedding_rank": effective_rank(z)}
+            return found if classes is None else {**found, "probe_accuracy": nearest_neighbour_accuracy(z, classes)}
+
+        return conduct(look, embed)
 
     def _labels(self, table: pd.DataFrame) -> "pd.Series[Any] | None":
         if self.label is None:

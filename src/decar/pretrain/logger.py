@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 
 class ResumableCSVLogger(CSVLogger):
@@ -22,7 +23,9 @@ class ResumableCSVLogger(CSVLogger):
     def __init__(self, save_dir: str | Path, flush_logs_every_n_steps: int = 10) -> None:
         super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
         self._file, self._aside = Path(save_dir) / "metrics.csv", Path(save_dir) / ".metrics.before.csv"
-        if self._file.is_file():  # it holds what a file put aside earlier held
+        if (
+            not getattr(rank_zero_only, "rank", 0) and self._file.is_file()
+        ):  # it holds what a file put aside earlier held
             os.replace(self._file, self._aside)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:

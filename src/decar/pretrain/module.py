@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -17,7 +18,8 @@ from decar.errors import ConfigError, TrainingError
 from decar.models import Encoder, Projection, PseudoLabelHeads
 from decar.pretrain.datamodule import Batch, PretrainData
 from decar.pretrain.embed import embed_dataset
-from decar.pretrain.labels import LabelSource, Situation
+from decar.pretrain.labels import EpochLabels, LabelSource, Situation
+from decar.pretrain.ranks import average_gradients, conduct, share_buffers
 from decar.pretrain.sampler import Stream, derive_seed
 
 _CHECK_EVERY = 10  # steps; looking at the loss makes a GPU wait
@@ -72,11 +74,16 @@ class DecarModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Let the loader ask for labels when Lightning does not call the hook."""
-        if self.trainer.world_size > 1:
-            raise ConfigError(
-                f"trainer.devices={self.trainer.world_size}: pre-training runs in one process so far; set 1"
-            )
+        self._leave_heads_out()
         self.data.need_labels = self.ensure_labels
+
+    def _leave_heads_out(self) -> None:
+        """Keep DistributedDataParallel off the heads: it cannot follow when they are replaced.
+
+        Their gradients are averaged in `on_after_backward`; their weights are the same everywhere, by their seed.
+        """
+        heads = [name for name, _ in self.named_parameters() if name.startswith("heads.")]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, heads)  # type: ignore[no-untyped-call]
 
     def forward(self, logmel: Tensor) -> Tensor:
         """`z`, what is clustered: log-mels `(B, 1, M, F)` to `(B, P)`."""
@@ -91,15 +98,22 @@ class DecarModule(LightningModule):
         data, epoch = self.data, self.current_epoch
         if data.labels is not None and data.labels.epoch == epoch:
             return
-        situation = Situation(self._vectors, data.store, epoch=epoch, seed=self.seed, previous=data.labels)
-        data.set_labels(self.source.assign(situation))
+        previous = data.labels
+
+        def cluster(vectors: Callable[[], NDArray[np.float32]]) -> EpochLabels:
+            return self.source.assign(Situation(vectors, data.store, epoch=epoch, seed=self.seed, previous=previous))
+
+        data.set_labels(conduct(cluster, self._vectors))
         assert data.labels is not None
         self._renew_heads(data.labels.sizes, data.labels.kept)
 
     def _vectors(self) -> NDArray[np.float32]:
-        """`z` of every clip, `(N, P)`, by a pass over the whole set."""
+        """`z` of every clip, `(N, P)`, by a pass over the whole set; on rank 0."""
         data, dim = self.data, self.projection.out
-        return embed_dataset(self.trainer, self, self.encoder, data.store, dim=dim, batch_size=data.batch_size)
+        vectors: NDArray[np.float32] = embed_dataset(
+            self.trainer, self, self.encoder, data.store, dim=dim, batch_size=data.batch_size
+        )
+        return vectors
 
     def _renew_heads(self, sizes: list[int], kept: int) -> None:
         """Fresh heads but for the first `kept`, known to the optimizer; what it remembered of the old ones goes."""
@@ -114,7 +128,8 @@ class DecarModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the clusterings."""
         crops, index = batch
-        torch.manual_seed(derive_seed(Stream.STEP, self.seed, self.current_epoch, batch_idx))
+        rank = [self.global_rank] if self.global_rank else []  # ranks draw masks and dropout of their own
+        torch.manual_seed(derive_seed(Stream.STEP, self.seed, self.current_epoch, batch_idx, *rank))
         targets = self.data.targets(index)
         logits = self.heads(self.projection(self.encoder(self.augment(crops))))
         losses = [functional.cross_entropy(scores, targets[:, h]) for h, scores in enumerate(logits)]
@@ -123,9 +138,16 @@ class DecarModule(LightningModule):
         if (batch_idx + 1) % _CHECK_EVERY == 0 or batch_idx + 1 == self.data.steps_per_epoch:
             self._require_finite(loss)
         size = len(index)
-        self.log("loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=size)
-        self.log("pseudo_accuracy", torch.stack(hits).mean(), on_step=False, on_epoch=True, batch_size=size)
+        # a step's loss is rank 0's own: to average it over ranks would make all wait for all, every step
+        self.log("loss_step", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=size)
+        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
+        self.log("loss_epoch", loss, **epoch)
+        self.log("pseudo_accuracy", torch.stack(hits).mean(), **epoch)
         return loss
+
+    def on_after_backward(self) -> None:
+        """Average what DistributedDataParallel leaves alone."""
+        average_gradients(self.heads.parameters())
 
     def _require_finite(self, loss: Tensor) -> None:
         if not torch.isfinite(loss):
@@ -137,6 +159,7 @@ class DecarModule(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log what the epoch's labels were like: stored values, since a resume within an epoch skips the start hook."""
+        share_buffers(self)
         assert self.data.labels is not None
         for name, value in self.data.labels.health.items():
             self.log(name, value, prog_bar=name == "nmi", batch_size=1)
@@ -186,6 +209,7 @@ class DecarModule(LightningModule):
         n_heads = sum(key.startswith("heads.") and key.endswith(".weight") for key in weights)
         sizes = [len(weights[f"heads.{h}.weight"]) for h in range(n_heads)]
         self.heads.reset(sizes, seed=0)
+        self._leave_heads_out()
 
     def _recipe(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to fit."""
