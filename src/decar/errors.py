@@ -4,6 +4,7 @@ The command line prints these without a traceback; everything else that is raise
 """
 
 import math
+import signal
 
 
 class DecarError(Exception):
@@ -32,6 +33,22 @@ class ClusteringError(DecarError):
 
 class TrainingError(DecarError):
     """Training cannot go on, or cannot go on from this checkpoint."""
+
+
+class PreemptedError(DecarError):
+    """A scheduler has asked the job to stop; the same command with `resume=auto` goes on.
+
+    Attributes:
+        EXIT_STATUS: What the process ends with: EX_TEMPFAIL of sysexits.h, "try again later", to be requeued by.
+    """
+
+    EXIT_STATUS = 75
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(signal_number).name}; nothing is lost: run the same command with resume=auto "
+            f"to go on (exit status {self.EXIT_STATUS}: to be requeued)"
+        )
 
 
 class BundleError(DecarError):

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from decar.cli.config import conf_dir, register_resolvers
 from decar.cli.expand import expand_tasks
 from decar.cli.explain import explain
+from decar.errors import PreemptedError
 
 log = logging.getLogger(__name__)
 
@@ -25,14 +26,17 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
     In a sweep the other jobs go on, and the last lines say which failed and why.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to here
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of what conf/trainer/ddp.yaml does on purpose
     register_resolvers()
     failures: list[str] = []
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> object:
-        _quiet()
+        quiet()
         try:
             return task(cfg)
+        except PreemptedError:  # the other jobs of a sweep have to wait too
+            raise
         except Exception as error:
             line = explain(error, config_name)
             if line is None:
@@ -44,6 +48,9 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
     try:
         sys.argv[1:] = expand_tasks(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+    except PreemptedError as stopped:
+        print(f"decar: {stopped}", file=sys.stderr)
+        sys.exit(stopped.EXIT_STATUS)
     except BrokenPipeError:  # the reader of --help, `head` say, has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains again at exit
     except Exception as error:
@@ -63,7 +70,7 @@ def _job_name() -> str:
     return f"[{' '.join(conf.overrides.task)}] " if conf.mode == RunMode.MULTIRUN else ""
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep the advertisements and hints of the libraries out of the log; warnings that matter stay."""
     for name in ("pytorch_lightning.utilities.rank_zero", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -74,5 +81,6 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*callbacks used to create the checkpoint.*",
         ".*Found .* module.s. in eval mode.*",
+        ".*when logging on epoch level in distributed setting.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -11,15 +11,12 @@ from decar.cli.checks import require
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from decar.audio import LogMelStore
-    from decar.models import Encoder
-
 log = logging.getLogger(__name__)
 
 OPEN = ("k", "sampler.every_n_steps", "trainer.max_epochs")
 
 
-def settle(cfg: DictConfig, encoder: Encoder, clips: LogMelStore, checkpoint: str | None) -> None:
+def settle(cfg: DictConfig, n_clips: int, checkpoint: str | None, processes: int = 1) -> None:
     """Fill in `k`, `sampler.every_n_steps` and `trainer.max_epochs` where they are null; say what was picked.
 
     A resumed run takes what was picked when it began: the machine may be faster or slower today.
@@ -36,21 +33,22 @@ def settle(cfg: DictConfig, encoder: Encoder, clips: LogMelStore, checkpoint: st
     if not steps_open and cfg.k is not None:
         return
     before = _picked_before(checkpoint)
-    made = plan(len(clips), cfg.loader.batch_size, **(_time(cfg, encoder) if steps_open and not before else {}))
+    made = plan(n_clips, processes * cfg.loader.batch_size, **(_time(cfg) if steps_open and not before else {}))
     picked: dict[str, Any] = {"k": made.k}
     if steps_open:
         picked |= {"sampler.every_n_steps": made.every_n_steps, "trainer.max_epochs": made.max_epochs}
     for key, value in (picked | before).items():
         if OmegaConf.select(cfg, key) is None:
             OmegaConf.update(cfg, key, value)
-    why = "as when this run began" if before else made.reason if steps_open else f"{len(clips)} clips"
+    why = "as when this run began" if before else made.reason if steps_open else f"{n_clips} clips"
     told = ", ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in OPEN if key in picked)
     log.info("picked %s (%s)", told, why)
 
 
-def _time(cfg: DictConfig, encoder: Encoder) -> dict[str, float]:
+def _time(cfg: DictConfig) -> dict[str, float]:
     """What the budget allows and what a step costs here; nothing without a budget."""
     import torch
+    from hydra.utils import instantiate
 
     from decar.pretrain.plan import measure_step, parse_budget
 
@@ -58,6 +56,7 @@ def _time(cfg: DictConfig, encoder: Encoder) -> dict[str, float]:
         return {}
     seconds = parse_budget(cfg.budget)
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu")
+    encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
     cost = measure_step(encoder, cfg.loader.batch_size, cfg.loader.crop_frames, "cuda" if on_gpu else "cpu")
     return {"seconds": seconds, "step_seconds": cost}
 

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from decar.cli.checks import check, require
 from decar.cli.done import FINISHED, read_finished, write_finished
+from decar.cli.launch import joined, leads, others, trainer_options
 from decar.cli.main import run_hydra
 from decar.cli.settle import settle
+from decar.files import whole
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
     from pytorch_lightning.loggers import Logger
 
-    from decar.audio import FrontEnd, LogMelStore
+    from decar.audio import LogMelStore
     from decar.models import Encoder
     from decar.pretrain import DecarModule
 
@@ -28,37 +30,72 @@ log = logging.getLogger(__name__)
 def pretrain(cfg: DictConfig) -> float:
     """Pre-train as configured; returns the last NMI, for hyper-parameter sweepers."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
-    from decar.pretrain import PretrainData
+    from decar.pretrain.ranks import agree, one_then_all
+    from decar.pretrain.safeguard import stoppable
 
     check(cfg)
     OmegaConf.to_yaml(cfg, resolve=True)  # before anything slow: raises by name for what is not set
     output = Path(HydraConfig.get().runtime.output_dir)
+    with stoppable(), joined(cfg) as trainer:
+        done, checkpoint = agree(lambda: look_back(cfg, output))
+        if done:
+            log.info("%s: done already, nothing to do", output)
+            return float(done["nmi"])
+        clips = one_then_all(lambda: all_clips(cfg))
+        settled = OmegaConf.create(agree(lambda: look_ahead(cfg, clips, checkpoint, output, trainer.world_size)))
+        assert isinstance(settled, DictConfig)
+        with others(trainer, output / "config.yaml", checkpoint):
+            nmi = train(settled, output, checkpoint, clips)
+    log.info("the run lies in %s", output)
+    log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
+    return nmi
+
+
+def look_back(cfg: DictConfig, output: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The last figures of the very same job when it has come to its end, and the checkpoint to go on from."""
     done = read_finished(cfg, output) if cfg.resume == "auto" else None
     if done:
-        log.info("%s: done already, nothing to do", output)
-        return float(done["nmi"])
+        return done, None
     checkpoint = find_checkpoint(cfg.resume, output)
     (output / FINISHED).unlink(missing_ok=True)
     if checkpoint is None:
         clear(output)
-    encoder = build_encoder(cfg)
-    clips = usable_clips(cfg, encoder.frontend, output)
-    settle(cfg, encoder, clips, checkpoint)
-    (output / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
-    module = build_module(cfg, encoder, clips)
-    check_k(module, len(clips))
+    return None, checkpoint
+
+
+def look_ahead(cfg: DictConfig, store: LogMelStore, checkpoint: str | None, output: Path, processes: int) -> str:
+    """All options as YAML, none left open; also in `config.yaml`."""
+    from omegaconf import OmegaConf
+
+    tell_of(store, output)
+    n_clips = len(store.usable())
+    settle(cfg, n_clips, checkpoint, processes)
+    check_k(cfg, n_clips)
+    text = OmegaConf.to_yaml(cfg, resolve=True)
+    with whole(output / "config.yaml") as part:
+        part.write_text(text)
+    return text
+
+
+def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> float:
+    """Train as settled, in each process of a job; the last NMI."""
+    from hydra.utils import instantiate
+
+    from decar.pretrain import PretrainData
+
+    clips = store.usable()
+    module = build_module(cfg, clips)
     data = PretrainData(clips, **cfg.loader, **cfg.sampler, seed=cfg.seed)
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
     with open_loggers(cfg) as loggers:
-        trainer = instantiate(cfg.trainer, logger=loggers, callbacks=callbacks, default_root_dir=str(output))
+        options = {"logger": loggers, "callbacks": callbacks, "default_root_dir": str(output)}
+        trainer = instantiate(trainer_options(cfg), **options)
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    log.info("the run lies in %s", output)
-    log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
-    nmi = float(trainer.callback_metrics.get("nmi", 0.0))
-    write_finished(output, nmi, trainer.current_epoch, trainer.global_step)
+        nmi = float(trainer.callback_metrics.get("nmi", 0.0))
+        if trainer.is_global_zero:
+            write_finished(output, nmi, trainer.current_epoch, trainer.global_step)
     return nmi
 
 
@@ -108,20 +145,19 @@ def build_encoder(cfg: DictConfig) -> Encoder:
     """The network, with the front-end that it is fed by."""
     from hydra.utils import instantiate
 
-    devices = cfg.trainer.devices
-    require(devices in (1, [0]), f"trainer.devices={devices}: pre-training runs in one process so far; set 1")
     # partial: Hydra would turn a dataclass among the arguments into a config
     encoder: Encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
     return encoder
 
 
-def build_module(cfg: DictConfig, encoder: Encoder, clips: LogMelStore) -> DecarModule:
+def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     """The encoder with all that trains it, from its groups."""
     from hydra.utils import instantiate
 
     from decar.audio.descriptors import input_statistics
     from decar.pretrain import DecarModule
 
+    encoder = build_encoder(cfg)
     if encoder.normalises:
         encoder.set_input_statistics(*input_statistics(clips))
     return DecarModule(
@@ -137,29 +173,31 @@ def build_module(cfg: DictConfig, encoder: Encoder, clips: LogMelStore) -> Decar
     )
 
 
-def usable_clips(cfg: DictConfig, frontend: FrontEnd, output: Path) -> LogMelStore:
-    """The store of all clips that can be learned from; the others are named in the log and in `bad_files.csv`."""
+def all_clips(cfg: DictConfig) -> LogMelStore:
+    """The log-mels of all clips, computed when they are not there."""
     from hydra.utils import instantiate
 
     from decar.audio import LogMelStore
 
-    manifest = instantiate(cfg.data.manifest)
-    store = LogMelStore.open_or_build(manifest, frontend, cfg.cache_dir)
-    bad = store.bad
+    return LogMelStore.open_or_build(instantiate(cfg.data.manifest), instantiate(cfg.frontend), cfg.cache_dir)
+
+
+def tell_of(store: LogMelStore, output: Path) -> None:
+    """How much there is to learn from; clips that cannot be used go into `bad_files.csv`."""
+    bad, clips = store.bad, store.usable()
     if len(bad):  # the store named them in the log
         bad.to_csv(output / "bad_files.csv", index=False)
         log.warning("left out %d of %d clips, listed with reasons in bad_files.csv", len(bad), len(store))
-    clips = store.usable()
     minutes = clips.lengths.sum() * clips.frontend.hop_length / clips.frontend.sample_rate / 60
     log.info("%d clips, %.1f minutes", len(clips), minutes)
-    return clips
 
 
-def check_k(module: DecarModule, n_clips: int) -> None:
+def check_k(cfg: DictConfig, n_clips: int) -> None:
     """More clusters than clips cannot be found; a clusterer without a k says that it needs none."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.utils import instantiate
 
-    for clusterer in module.source.clusterers:
+    for clusterer in instantiate(cfg.labels, _convert_="all").clusterers:
         k = getattr(clusterer, "k", None)
         require(
             k is None or k <= n_clips,
@@ -178,13 +216,13 @@ def open_loggers(cfg: DictConfig) -> Iterator[list[Logger]]:
 
     loggers: list[Any] = []
     try:
-        for conf in (cfg.get("logger") or {}).values():
+        for conf in (cfg.get("logger") or {}).values() if leads() else ():
             loggers.append(instantiate(conf))
             loggers[-1].log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
         yield loggers
     finally:
         for logger in loggers:
-            finish = getattr(logger.experiment, "finish", None)
+            finish = getattr(getattr(logger, "experiment", None), "finish", None)
             if finish is not None:
                 finish()
 

@@ -5,8 +5,9 @@ from decar.pretrain.checkpoint import AtomicCheckpointIO
 from decar.pretrain.datamodule import PretrainData
 from decar.pretrain.health import EmbeddingHealth
 from decar.pretrain.labels import BothLabels, DescriptorLabels, EpochLabels, LabelSource, NetworkLabels, Situation
-from decar.pretrain.logger import ResumableCSVLogger
+from decar.pretrain.logger import EpochRow, ResumableCSVLogger
 from decar.pretrain.module import DecarModule
+from decar.pretrain.safeguard import Safeguard
 from decar.pretrain.sampler import UniformClusterSampler, derive_seed
 
 __all__ = [
@@ -19,10 +20,12 @@ __all__ = [
     "EmbeddingHealth",
     "EpochLabels",
     "EpochLine",
+    "EpochRow",
     "LabelSource",
     "NetworkLabels",
     "PretrainData",
     "ResumableCSVLogger",
+    "Safeguard",
     "Situation",
     "StopOnNMI",
     "UniformClusterSampler",

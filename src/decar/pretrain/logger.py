@@ -1,51 +1,123 @@
 """Metrics as CSV, kept over a resume: Lightning's own logger deletes the file that it finds."""
 
 import csv
-import os
+from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.core.saving import save_hparams_to_yaml
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from decar.files import whole
 
-class ResumableCSVLogger(CSVLogger):
-    """Writes `metrics.csv` into a run's folder; a resumed run keeps the rows from before it stopped.
+FIRST = ("epoch", "step")  # columns
 
-    The rows that were there are put aside under another name while Lightning opens its file, and come back with the
-    first row that is logged; a run that is stopped before it logs anything finds them there the next time.
+
+class ResumableCSVLogger(Logger):
+    """Writes `metrics.csv` into a run's folder, each row at once; a resumed run keeps the rows from before it stopped.
 
     Args:
         save_dir: The run's folder.
-        flush_logs_every_n_steps: How often rows reach the disk.
     """
 
-    def __init__(self, save_dir: str | Path, flush_logs_every_n_steps: int = 10) -> None:
-        super().__init__(save_dir, name="", version="", flush_logs_every_n_steps=flush_logs_every_n_steps)
-        self._file, self._aside = Path(save_dir) / "metrics.csv", Path(save_dir) / ".metrics.before.csv"
-        if (
-            not getattr(rank_zero_only, "rank", 0) and self._file.is_file()
-        ):  # it holds what a file put aside earlier held
-            os.replace(self._file, self._aside)
+    def __init__(self, save_dir: str | Path) -> None:
+        super().__init__()
+        self._folder = Path(save_dir)
+        self._file = self._folder / "metrics.csv"
+        self._columns: list[str] | None = None  # of the file, once it holds nothing but this run's rows
 
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Log a row; before the first one, write again those of the run before that come earlier in training."""
-        if self._aside.is_file():
-            kept = [row for row in _rows(self._aside) if step is None or int(row["step"]) < step]
-            self.experiment.metrics.extend(kept)
-            self.save()
-            self._aside.unlink()
-        super().log_metrics(metrics, step)
+    @property
+    def name(self) -> str:
+        """None is needed: the folder is the run's."""
+        return ""
 
-    def finalize(self, status: str) -> None:
-        """Write what is left; a run that logged nothing gives back what it found."""
-        super().finalize(status)
-        if self._aside.is_file():
-            os.replace(self._aside, self._file)
+    @property
+    def version(self) -> str:
+        """None is needed."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run's folder."""
+        return str(self._folder)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Write `hparams.yaml`."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        save_hparams_to_yaml(self._folder / "hparams.yaml", params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row; before the first one, of those that are there only the ones earlier in training stay."""
+        row = {**{name: _plain(value) for name, value in metrics.items()}, "step": int(step or 0)}
+        if self._columns is None:
+            self._rewrite([old for old in read_rows(self._file) if int(old["step"]) < row["step"]], row)
+        assert self._columns is not None
+        if not row.keys() <= set(self._columns):
+            self._rewrite(read_rows(self._file), row)
+        with open(self._file, "a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    @rank_zero_only
+    def put_back(self, row: Mapping[str, float], step: int) -> None:
+        """Add an epoch's row unless it is there: a kill came between its checkpoint and its row."""
+        rows = [old for old in read_rows(self._file) if int(old["step"]) <= step]
+        if not any(int(old["step"]) == step and row.keys() <= old.keys() for old in rows):
+            self._rewrite([*rows, {**row, "step": step}], {})
+
+    def _rewrite(self, rows: list[dict[str, Any]], new: Mapping[str, Any]) -> None:
+        """The file anew, with all columns that are needed; whole or as it was, whatever happens meanwhile."""
+        names = sorted({name for row in [*rows, new] for name in row} - set(FIRST))
+        columns = [*FIRST, *names]
+        with whole(self._file) as part, open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        self._columns = columns
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics file; a kill may have cut the last one."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{k: v for k, v in row.items() if k and v} for row in rows if (row.get("step") or "").isdigit()]
+class EpochRow(Callback):
+    """Keeps the figures of an epoch in the checkpoint of its end: Lightning logs them only after it is written."""
+
+    def __init__(self) -> None:
+        self._row: dict[str, float] = {}
+        self._step = -1
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the epoch's figures along, if it is at its end."""
+        figures = {name: float(value) for name, value in trainer.logged_metrics.items() if not name.endswith("_step")}
+        ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        checkpoint["epoch_row"] = {
+            "step": trainer.global_step - 1,
+            "values": {**figures, "epoch": trainer.current_epoch} if ended and figures else {},
+        }
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember them."""
+        kept = checkpoint.get("epoch_row", {})
+        self._row, self._step = dict(kept.get("values", {})), int(kept.get("step", -1))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give them to the loggers that lack them."""
+        if self._row:
+            for logger in trainer.loggers:
+                if isinstance(logger, ResumableCSVLogger):
+                    logger.put_back(self._row, self._step)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a metrics file, without their empty cells; a kill may have cut the last one."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    kept = [{name: value for name, value in row.items() if name and value} for row in rows]
+    return [row for row in kept if str(row.get("step", "")).isdigit()]

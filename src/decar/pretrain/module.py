@@ -19,6 +19,7 @@ from decar.models import Encoder, Projection, PseudoLabelHeads
 from decar.pretrain.datamodule import Batch, PretrainData
 from decar.pretrain.embed import embed_dataset
 from decar.pretrain.labels import EpochLabels, LabelSource, Situation
+from decar.pretrain.means import EpochMeans
 from decar.pretrain.ranks import average_gradients, conduct, share_buffers
 from decar.pretrain.sampler import Stream, derive_seed
 
@@ -61,6 +62,7 @@ class DecarModule(LightningModule):
         self.heads = PseudoLabelHeads(projection.out)  # real ones come with the first labels
         self.source, self.make_optimizer, self.head_optimizer = source, optimizer, dict(head_optimizer or {})
         self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
+        self.means = EpochMeans("loss_epoch", "pseudo_accuracy")
         if schedule not in get_args(Schedule):
             raise ConfigError(f"schedule={schedule}: choose one of {', '.join(get_args(Schedule))}")
 
@@ -137,12 +139,11 @@ class DecarModule(LightningModule):
         loss = torch.stack(losses).mean()
         if (batch_idx + 1) % _CHECK_EVERY == 0 or batch_idx + 1 == self.data.steps_per_epoch:
             self._require_finite(loss)
-        size = len(index)
         # a step's loss is rank 0's own: to average it over ranks would make all wait for all, every step
-        self.log("loss_step", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=size)
-        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": size, "sync_dist": True}
-        self.log("loss_epoch", loss, **epoch)
-        self.log("pseudo_accuracy", torch.stack(hits).mean(), **epoch)
+        self.log("loss_step", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=len(index))
+        self.means.add(loss, torch.stack(hits).mean())
+        if batch_idx + 1 == self.data.steps_per_epoch:
+            self.log_dict(self.means.take(), on_step=False, on_epoch=True, batch_size=1)
         return loss
 
     def on_after_backward(self) -> None:
@@ -191,8 +192,9 @@ class DecarModule(LightningModule):
         return 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / max(1, total - self.warmup_steps)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what made this checkpoint."""
+        """Say what made this checkpoint, and how far the epoch's means are."""
         checkpoint["decar"] = self._recipe()
+        checkpoint["means"] = self.means.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the heads the number and shapes they had: clusterings join, and some find their own number of clusters.
@@ -205,6 +207,8 @@ class DecarModule(LightningModule):
         if other:
             found = "; ".join(f"{key}: {theirs.get(key)} there, {ours[key]} here" for key in other)
             raise TrainingError(f"cannot go on from this checkpoint, it was made otherwise ({found})")
+        if "means" in checkpoint:
+            self.means.load_state_dict(checkpoint["means"])
         weights = checkpoint["state_dict"]
         n_heads = sum(key.startswith("heads.") and key.endswith(".weight") for key in weights)
         sizes = [len(weights[f"heads.{h}.weight"]) for h in range(n_heads)]

@@ -54,6 +54,22 @@ def conduct(lead: Callable[[Callable[[], Work]], Result], work: Callable[[], Wor
     return result
 
 
+def agree(make: Callable[[], Result]) -> Result:
+    """What `make` gives on rank 0, on all ranks."""
+    return conduct(lambda _: make(), _nothing)
+
+
+def one_then_all(make: Callable[[], Result]) -> Result:
+    """Call `make` on rank 0, and when it is done there on the others: it leaves on the disk what they need too."""
+    made: list[Result] = []
+    conduct(lambda _: made.append(make()), _nothing)
+    return made[0] if made else make()
+
+
+def _nothing() -> None:
+    pass
+
+
 def _follow(work: Callable[[], Any]) -> Any:
     while True:
         word, value = _say()

@@ -1,0 +1,43 @@
+"""`python -m decar.cli.rank CONFIG CHECKPOINT`: a further process of a job that `decar.cli.launch` has started."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from decar.cli.config import register_resolvers
+from decar.cli.explain import explain
+from decar.cli.launch import end_with_parent
+from decar.errors import PreemptedError
+
+
+def main() -> None:
+    """Train with what the first process has settled; exit with 2 on a user's error, 75 when asked to stop."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from decar.cli.main import quiet
+    from decar.cli.train import all_clips, train
+
+    end_with_parent()
+    register_resolvers()
+    quiet()
+    logging.basicConfig(level=logging.ERROR)
+    config, checkpoint = Path(sys.argv[1]), sys.argv[2] or None
+    cfg = OmegaConf.load(config)
+    assert isinstance(cfg, DictConfig)
+    try:
+        train(cfg, config.parent, checkpoint, all_clips(cfg))
+    except PreemptedError as error:
+        sys.exit(error.EXIT_STATUS)
+    except Exception as error:
+        line = explain(error, "train")
+        if line is None:
+            raise
+        print(f"decar: error: process {os.environ['LOCAL_RANK']}: {line}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
