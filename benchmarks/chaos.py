@@ -32,11 +32,11 @@ SMALL = [
     "trainer.accelerator=cpu", "resume=auto",
 ]  # fmt: skip
 PIC = ["clusterer=pic", "clusterer.n_neighbors=5", "clusterer.n_iter=20"]
-ARMS = {
-    "K-Means, 1 process": [],
-    "PIC, 1 process": PIC,
-    "K-Means, 2 processes": ["trainer=ddp", "trainer.devices=2"],
-    "PIC, 2 processes": [*PIC, "trainer=ddp", "trainer.devices=2"],
+ARMS = {  # clusterer and number of processes
+    "kmeans-1": [],
+    "pic-1": PIC,
+    "kmeans-2": ["trainer=ddp", "trainer.devices=2"],
+    "pic-2": [*PIC, "trainer=ddp", "trainer.devices=2"],
 }
 
 
@@ -191,7 +191,7 @@ def main() -> None:
     while count.kills < args.kills:
         name = list(ARMS)[turn % len(ARMS)]
         whole, duration = wholes[name]
-        ordeal(root / f"{turn:02d} {name}", whole, ARMS[name], duration, args.per_run, rng, count)
+        ordeal(root / f"{turn:02d}-{name}", whole, ARMS[name], duration, args.per_run, rng, count)
         turn += 1
     print(
         f"{count.kills} kills in {count.runs} runs: {count.identical} ended bit-identical to an unbroken run, "

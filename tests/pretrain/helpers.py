@@ -91,8 +91,9 @@ def fit(model, data, folder, *, epochs=3, callbacks=(), every_n_steps=None, ckpt
         every_n_epochs=None if every_n_steps else 1, save_on_train_epoch_end=None if every_n_steps else True,
     )  # fmt: skip
     trainer = Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, callbacks=[recorder, saver, *callbacks], default_root_dir=folder, **kwargs,
+        max_epochs=epochs, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, callbacks=[recorder, saver, *callbacks], default_root_dir=folder,
+            **{"logger": False, **kwargs},
     )  # fmt: skip
     trainer.fit(model, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
     return trainer, recorder

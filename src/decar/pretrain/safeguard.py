@@ -39,17 +39,21 @@ class Safeguard(Callback):
         self._signal, self._stepping, self._saved = 0, False, time.monotonic()
         self._handlers: dict[int, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, whose handlers talk to other processes while a signal is handled."""
         self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._told) for number in SIGNALS}
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give them back."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give them back here too."""
+        self.on_train_end(trainer, pl_module)
 
     def _told(self, number: int, frame: FrameType | None) -> None:
         self._signal = number

@@ -1,0 +1,105 @@
+"""A run that is told to stop loses nothing, and reports its epochs as if nothing had happened."""
+
+import os
+import signal
+
+import pytest
+import torch
+from pytorch_lightning import Callback
+
+from decar.errors import PreemptedError
+from decar.pretrain import EpochRow, ResumableCSVLogger, Safeguard
+from decar.pretrain.logger import read_rows
+from decar.pretrain.safeguard import SIGNALS, stoppable
+from tests.pretrain.helpers import build, fit
+
+LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5
+
+
+class Signals(Callback):
+    """Sends a signal to this process in a certain step, or before an epoch's labels."""
+
+    def __init__(self, number, *, step=None, epoch=None):
+        self.number, self.step, self.epoch = number, step, epoch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+    def on_train_start(self, trainer, pl_module):
+        if self.epoch is None:
+            return
+        source = pl_module.source
+
+        class Killed:
+            clusterers = source.clusterers
+
+            def assign(_, situation):
+                if situation.epoch == self.epoch:
+                    os.kill(os.getpid(), self.number)
+                return source.assign(situation)
+
+        pl_module.source = Killed()
+
+
+def run(store, folder, *extra, epochs=3, ckpt_path=None, minutes=10.0):
+    model, data = build(store)
+    callbacks = [Safeguard(folder / "last.ckpt", minutes), EpochRow(), *extra]
+    logger = ResumableCSVLogger(folder)
+    trainer, _ = fit(
+        model, data, folder / "all", epochs=epochs, callbacks=callbacks, ckpt_path=ckpt_path, logger=logger
+    )
+    return trainer, model
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("step", [0, 4, 13, 28])
+def test_a_signal_within_an_epoch_saves_and_stops_and_the_rest_is_the_same(make_store, tmp_path, number, step):
+    store = make_store(LENGTHS)
+    handlers = {n: signal.getsignal(n) for n in SIGNALS}
+    _, whole = run(store, tmp_path / "whole")
+    with pytest.raises(PreemptedError, match=f"{signal.Signals(number).name}.*resume=auto.*75"):
+        run(store, tmp_path / "cut", Signals(number, step=step))
+    assert {n: signal.getsignal(n) for n in SIGNALS} == handlers
+    assert torch.load(tmp_path / "cut/last.ckpt", weights_only=True)["global_step"] == step + 1
+    _, rest = run(store, tmp_path / "cut", ckpt_path=tmp_path / "cut/last.ckpt")
+    assert all(torch.equal(value, rest.state_dict()[key]) for key, value in whole.state_dict().items())
+    assert (tmp_path / "whole/metrics.csv").read_bytes() == (tmp_path / "cut/metrics.csv").read_bytes()
+
+
+def test_a_signal_in_the_last_step_of_an_epoch_waits_for_the_epochs_own_checkpoint(make_store, tmp_path):
+    with pytest.raises(PreemptedError):
+        run(make_store(LENGTHS), tmp_path, Signals(signal.SIGTERM, step=9))
+    assert not (tmp_path / "last.ckpt").exists()
+    assert [path.name for path in (tmp_path / "all").glob("*.ckpt")] == ["epoch=0-step=10.ckpt"]
+
+
+def test_a_signal_while_clustering_stops_at_once(make_store, tmp_path):
+    with pytest.raises(PreemptedError):
+        run(make_store(LENGTHS), tmp_path, Signals(signal.SIGTERM, epoch=1))
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+def test_a_long_epoch_is_saved_within(make_store, tmp_path):
+    trainer, _ = run(make_store(LENGTHS), tmp_path, epochs=1, minutes=0.0)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == trainer.global_step - 1, "after each step but the last, which the epoch saves"
+
+
+def test_a_row_that_a_kill_has_kept_from_the_file_comes_back_from_the_checkpoint(make_store, tmp_path):
+    store = make_store(LENGTHS)
+    run(store, tmp_path / "whole")
+    run(store, tmp_path / "cut", epochs=2)
+    file = tmp_path / "cut/metrics.csv"
+    lines = file.read_text().splitlines(keepends=True)
+    assert "loss_epoch" in read_rows(file)[-1]
+    file.write_text("".join(lines[:-1]))  # killed between the checkpoint of epoch 2 and its row
+    run(store, tmp_path / "cut", ckpt_path=tmp_path / "cut/all/epoch=1-step=20.ckpt")
+    assert file.read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+
+
+def test_before_training_a_signal_ends_the_job_in_good_order():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(PreemptedError), stoppable():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
