@@ -85,3 +85,6 @@ def register_resolvers() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+register_resolvers()  # at import: a sweep's job may run in another process, which on its way to the job comes past here

@@ -91,8 +91,10 @@ def leads() -> bool:
 
 def _require_named_folder() -> None:
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
-    named = any(word.startswith("hydra.run.dir=") for word in HydraConfig.get().overrides.hydra)
+    conf = HydraConfig.get()  # a sweep's folders were named before its jobs were sent off
+    named = conf.mode == RunMode.MULTIRUN or any(word.startswith("hydra.run.dir=") for word in conf.overrides.hydra)
     require(named, "under torchrun or srun pass hydra.run.dir=RUN: else each process would choose a folder of its own")
 
 

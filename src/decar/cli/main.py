@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from decar.cli.config import conf_dir, register_resolvers
 from decar.cli.expand import expand_tasks
 from decar.cli.explain import explain
+from decar.cli.sweep import failures, forget_failure, note_failure
 from decar.errors import PreemptedError
 
 log = logging.getLogger(__name__)
@@ -28,23 +29,27 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to here
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of what conf/trainer/ddp.yaml does on purpose
     register_resolvers()
-    failures: list[str] = []
+    warnings.filterwarnings("ignore", message=r"(?s).*validated against ConfigStore schema")  # of the launchers
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> object:
         quiet()
+        forget_failure()
         try:
             return task(cfg)
         except PreemptedError:  # the other jobs of a sweep have to wait too
             raise
         except Exception as error:
-            line = explain(error, config_name)
-            if line is None:
+            line, alone = explain(error, config_name), HydraConfig.get().mode != RunMode.MULTIRUN
+            if line is None and alone:
                 raise
-            log.error("%s", line)
-            failures.append(f"{_job_name()}{line}")
+            log.error("%s", line or "a fault of decar's, not yours:", exc_info=line is None)
+            if alone:
+                raise
+            note_failure(line or f"{type(error).__name__}: {error} (a fault of decar's: see {config_name}.log there)")
             return None
 
+    told: list[str] = []
     try:
         sys.argv[1:] = expand_tasks(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
@@ -57,17 +62,12 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
         line = explain(error, config_name)
         if line is None:
             raise
-        failures.append(line)
-    for line in failures:
+        told.append(line)
+    told += failures()
+    for line in told:
         print(f"decar: error: {line}", file=sys.stderr)
-    if failures:
+    if told:
         sys.exit(2)
-
-
-def _job_name() -> str:
-    """What to call this job in a sweep: its overrides."""
-    conf = HydraConfig.get()
-    return f"[{' '.join(conf.overrides.task)}] " if conf.mode == RunMode.MULTIRUN else ""
 
 
 def quiet() -> None:
