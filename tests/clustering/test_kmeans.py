@@ -37,3 +37,23 @@ def test_labels_are_those_of_a_converged_lloyd_iteration() -> None:
     nearest = ((points[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
     np.testing.assert_array_equal(found.labels, nearest)
     assert nmi(found.labels, kind) > 0.7  # random first points may share a blob
+
+
+def test_centres_of_a_sample_and_labels_of_all() -> None:
+    points, _ = blobs()
+    clusterer = KMeans(k=4, seed=3, max_points=len(points) // 2)
+    sample = clusterer.sample(len(points))
+    assert sample is not None
+    assert len(np.unique(sample)) == len(points) // 2
+    found = clusterer.fit_predict(points)
+    centres = KMeans(k=4, seed=3).fit(points[sample]).points
+    squared = ((points[:, None] - centres) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(found.labels, squared.argmin(axis=1))
+    assert abs(found.objective - float(squared.min(axis=1).mean())) < 1e-4 * found.objective
+
+
+def test_a_sample_as_large_as_the_set_is_the_set() -> None:
+    points = noise(300)
+    np.testing.assert_array_equal(
+        KMeans(k=5, max_points=300).fit_predict(points).labels, KMeans(k=5).fit_predict(points).labels
+    )

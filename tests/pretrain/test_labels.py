@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 
 from decar.audio.descriptors import describe
-from decar.clustering import Assignment, KMeans, nmi, prepare, whiten
+from decar.clustering import Assignment, KMeans, Whitening, l2_normalize, nmi, prepare, whiten
 from decar.errors import ConfigError
 from decar.pretrain import BothLabels, DescriptorLabels, NetworkLabels, Situation
+from decar.pretrain.sampler import Stream, derive_seed
+from decar.pretrain.shards import Sample
 
 
 class Spy:
@@ -27,7 +29,7 @@ def features():
 
 
 def situation(features, epoch=0, seed=0, previous=None, store=None):
-    return Situation(lambda: features, store, epoch=epoch, seed=seed, previous=previous)
+    return Situation(lambda _: features, store, epoch=epoch, seed=seed, previous=previous)
 
 
 def never():
@@ -109,3 +111,29 @@ def test_the_networks_clusters_join_and_only_they_are_renewed(make_store, featur
 def test_no_descriptor_at_all_is_refused():
     with pytest.raises(ConfigError, match=r"labels\.descriptors"):
         DescriptorLabels(KMeans(k=3), ())
+
+
+def test_centres_of_a_sample_label_each_share_by_itself(make_store):
+    """The whole in one place, by hand: whiten and cluster the sample, label all."""
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((50, 6)).astype(np.float32)
+    clusterers = [KMeans(k=3, max_points=20), KMeans(k=5, max_points=20)]
+    asked = []
+
+    def ask(request):
+        asked.append(request)
+        if isinstance(request, Sample):
+            return features[request.index]
+        return np.concatenate([request(features[:17]), request(features[17:])])
+
+    found = NetworkLabels(clusterers, dim=4).assign(Situation(ask, make_store([40] * 50), epoch=2, seed=1))
+    assert len(asked) == 2, "all vectors are never asked for"
+    sample = asked[0].index
+    assert len(sample) == 20
+    whitening = Whitening.fit(features[sample], 4)
+    for h, clusterer in enumerate(clusterers):
+        seeded = clusterer.with_seed(derive_seed(Stream.CLUSTERS, 1, 2, h) % 2**31)
+        centres = seeded.fit(l2_normalize(whitening(features[sample]))).points
+        squared = ((l2_normalize(whitening(features))[:, None] - centres) ** 2).sum(axis=2)
+        np.testing.assert_array_equal(found.labels[:, h], squared.argmin(axis=1))
+    assert found.sizes == [3, 5]

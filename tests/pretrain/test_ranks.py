@@ -64,7 +64,8 @@ def one_rank(rank, size, port, store, folder, options):
         return forward(*args, batches=batches, **kwargs)
 
     embed_module.run_pass = spy
-    clusterer = PIC(n_neighbors=3, sigma="auto", n_iter=20) if options["pic"] else KMeans(k=4, n_iter=5)
+    k_means = KMeans(k=4, n_iter=5, max_points=options["sample"])
+    clusterer = PIC(n_neighbors=3, sigma="auto", n_iter=20) if options["pic"] else k_means
     model, data = build(store, source=NetworkLabels([clusterer], dim=4))
     data.batch_size = options["batch"] // size
     if options["plain"]:  # nothing random within a step, so that one process and two do the same
@@ -80,13 +81,13 @@ def one_rank(rank, size, port, store, folder, options):
     torch.save({"epochs": watch.epochs, "embedded": embedded}, Path(folder) / f"rank{rank}of{size}.pt")
 
 
-def run(size, store, folder, *, pic=False, batch=12, plain=False, sync=False):
+def run(size, store, folder, *, pic=False, batch=12, plain=False, sync=False, sample=None):
     """What every rank of a run wrote down."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir(exist_ok=True)
-    options = {"pic": pic, "batch": batch, "plain": plain, "sync": sync}
+    options = {"pic": pic, "batch": batch, "plain": plain, "sync": sync, "sample": sample}
     if size == 1:
         one_rank(0, 1, port, store, str(folder), options)
         embed_module.run_pass = run_pass
@@ -101,10 +102,12 @@ def run(size, store, folder, *, pic=False, batch=12, plain=False, sync=False):
     return [torch.load(folder / f"rank{r}of{size}.pt", weights_only=False) for r in range(size)]
 
 
-@pytest.mark.parametrize("pic", [False, True], ids=["kmeans", "pic"])
-def test_ranks_agree_to_the_bit(make_store, tmp_path, pic):
+@pytest.mark.parametrize(
+    ("pic", "sample"), [(False, None), (True, None), (False, 20)], ids=["kmeans", "pic", "sampled"]
+)
+def test_ranks_agree_to_the_bit(make_store, tmp_path, pic, sample):
     store = make_store(LENGTHS)
-    found = {size: run(size, store, tmp_path / str(size), pic=pic) for size in (1, 2, 3)}
+    found = {size: run(size, store, tmp_path / str(size), pic=pic, sample=sample) for size in (1, 2, 3)}
     for size, ranks in found.items():
         seen = np.concatenate([rank["embedded"] for rank in ranks])
         assert np.array_equal(np.bincount(seen, minlength=41), np.full(41, 3)), f"{size}: each clip once an epoch"

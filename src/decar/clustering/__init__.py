@@ -1,9 +1,20 @@
 """Vectors to labels: whitening, K-Means, Power Iteration Clustering, and what is measured of their labels."""
 
 from decar.clustering.base import Assignment, Clusterer
-from decar.clustering.kmeans import KMeans
+from decar.clustering.kmeans import Centres, KMeans
 from decar.clustering.pic import PIC
 from decar.clustering.stats import nmi
-from decar.clustering.whiten import l2_normalize, prepare, whiten
+from decar.clustering.whiten import Whitening, l2_normalize, prepare, whiten
 
-__all__ = ["PIC", "Assignment", "Clusterer", "KMeans", "l2_normalize", "nmi", "prepare", "whiten"]
+__all__ = [
+    "PIC",
+    "Assignment",
+    "Centres",
+    "Clusterer",
+    "KMeans",
+    "Whitening",
+    "l2_normalize",
+    "nmi",
+    "prepare",
+    "whiten",
+]

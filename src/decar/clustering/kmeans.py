@@ -21,6 +21,8 @@ class KMeans:
         seed: Chooses the first centres.
         gpu: `auto` takes the GPU when faiss sees one.
         n_threads: Threads on the CPU; None leaves faiss's own number.
+        max_points: Centres are learned from at most so many points, drawn by the seed; all points are assigned. None:
+            from all. With several processes and more clips than this, vectors stay where they were made.
 
     >>> import numpy as np
     >>> KMeans(k=2).fit_predict(np.array([[0.0], [0.1], [9.0]])).n_clusters
@@ -32,6 +34,7 @@ class KMeans:
     seed: int = 0
     gpu: bool | Literal["auto"] = "auto"
     n_threads: int | None = None
+    max_points: int | None = None
 
     def with_seed(self, seed: int) -> "KMeans":
         """The same clusterer with another seed."""
@@ -43,6 +46,20 @@ class KMeans:
         Raises:
             ClusteringError: Unusable features or options, `k > N`, or faiss (or the demanded GPU) is missing.
         """
+        points = check_features(features)
+        sample = self.sample(len(points))
+        labels, squared = self.fit(points if sample is None else points[sample]).assign(points)
+        return Assignment(labels, self.k, float(squared.mean(dtype=np.float64)))
+
+    def sample(self, n: int) -> NDArray[np.int64] | None:
+        """Which of `n` points centres are learned from, ascending; None: all."""
+        if self.max_points is None or n <= self.max_points:
+            return None
+        require_at_least_one(max_points=self.max_points)
+        return np.sort(np.random.default_rng(self.seed).choice(n, self.max_points, replace=False))
+
+    def fit(self, features: NDArray[Any]) -> "Centres":
+        """Learn centres from all of `(n, d)` features."""
         require_at_least_one(k=self.k, n_iter=self.n_iter)
         points = check_features(features)
         if self.k > len(points):
@@ -61,5 +78,30 @@ class KMeans:
                 max_points_per_centroid=len(points),  # its default of 256 would silently train on a sub-sample
             )
             kmeans.train(points)
-            squared, labels = kmeans.assign(points)
-        return Assignment(labels.astype(np.int64), self.k, float(squared.mean(dtype=np.float64)))
+        return Centres(kmeans.centroids, self.gpu, self.n_threads)
+
+
+@dataclass(frozen=True)
+class Centres:
+    """What K-Means has learned.
+
+    Attributes:
+        points: `(k, d)` float32.
+        gpu: As of `KMeans`.
+        n_threads: As of `KMeans`.
+    """
+
+    points: NDArray[np.float32]
+    gpu: bool | Literal["auto"] = "auto"
+    n_threads: int | None = None
+
+    def assign(self, features: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The nearest centre of each of `(N, d)` features, and the squared distance to it, each `(N,)`."""
+        points = check_features(features)
+        with faiss_threads(self.n_threads) as faiss:
+            index = faiss.IndexFlatL2(points.shape[1])
+            if use_gpu(self.gpu):
+                index = faiss.index_cpu_to_all_gpus(index)
+            index.add(self.points)
+            squared, labels = index.search(points, 1)
+        return labels.ravel().astype(np.int64), squared.ravel()

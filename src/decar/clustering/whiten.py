@@ -1,6 +1,7 @@
 """PCA, whitening and unit length: what is done to the vectors before they are clustered (paper, section 3.2)."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,38 @@ from numpy.typing import NDArray
 from decar.clustering.base import check_features, require_at_least_one
 
 _ROWS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """A projection on leading principal directions, each scaled to unit variance; learned from some points.
+
+    Attributes:
+        mean: `(P,)` float64.
+        projection: `(P, d)` float64.
+    """
+
+    mean: NDArray[np.float64]
+    projection: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, features: NDArray[Any], dim: int = 128) -> "Whitening":
+        """Learn it from `(N, P)` features; see `whiten`."""
+        require_at_least_one(dim=dim)
+        points = check_features(features)
+        mean = points.mean(axis=0, dtype=np.float64)
+        covariance = scatter(points, mean) / max(len(points) - 1, 1)
+        variance, directions = np.linalg.eigh(covariance)  # ascending
+        variance, directions = variance[::-1][:dim], directions[:, ::-1][:, :dim]
+        alive = variance > 1e-6 * variance[0]
+        gain = np.where(alive, 1 / np.sqrt(np.where(alive, variance, 1.0)), 0.0)
+        largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
+        return cls(mean, directions * np.sign(largest) * gain)
+
+    def __call__(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """`(N, P)` to `(N, d)`."""
+        blocks = _blocks(check_features(features))
+        return np.concatenate([((rows - self.mean) @ self.projection).astype(np.float32) for rows in blocks])
 
 
 def whiten(features: NDArray[Any], dim: int = 128) -> NDArray[np.float32]:
@@ -27,17 +60,7 @@ def whiten(features: NDArray[Any], dim: int = 128) -> NDArray[np.float32]:
     Raises:
         ClusteringError: Unusable features, or `dim < 1`.
     """
-    require_at_least_one(dim=dim)
-    points = check_features(features)
-    mean = points.mean(axis=0, dtype=np.float64)
-    covariance = scatter(points, mean) / max(len(points) - 1, 1)
-    variance, directions = np.linalg.eigh(covariance)  # ascending
-    variance, directions = variance[::-1][:dim], directions[:, ::-1][:, :dim]
-    alive = variance > 1e-6 * variance[0]
-    gain = np.where(alive, 1 / np.sqrt(np.where(alive, variance, 1.0)), 0.0)
-    largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
-    projection = directions * np.sign(largest) * gain
-    return np.concatenate([((rows - mean) @ projection).astype(np.float32) for rows in _blocks(points)])
+    return Whitening.fit(features, dim)(features)
 
 
 def l2_normalize(features: NDArray[Any]) -> NDArray[np.float32]:

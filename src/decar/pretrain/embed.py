@@ -6,6 +6,7 @@
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
@@ -14,8 +15,10 @@ from decar.models.encode import batches_by_length, run_pass
 from decar.models.encoder import Encoder, evaluating
 from decar.pretrain.ranks import collect_rows, rank_and_size, share_buffers
 
+Share = tuple[NDArray[np.float32], list[NDArray[np.int64]]]
 
-def embed_dataset(
+
+def embed_share(
     trainer: Trainer,
     module: nn.Module,
     encoder: Encoder,
@@ -24,7 +27,7 @@ def embed_dataset(
     dim: int,
     batch_size: int,
     title: str = "cluster: embedding all clips",
-) -> Any:
+) -> Share:
     """Run a module over a whole store on the trainer's device, in its precision; it is in eval mode meanwhile.
 
     Several processes share the batches that one process would make: every clip is embedded once, and to the same bits.
@@ -40,7 +43,7 @@ def embed_dataset(
         title: What the progress bar says.
 
     Returns:
-        `(N, P)` float32, in store order; of several processes on rank 0, the others return None.
+        This process's rows, and for each process which clips it has: `(n_r, P)` float32 and the rows' store indices.
     """
 
     def on_device(clips: Tensor) -> Tensor:
@@ -51,7 +54,8 @@ def embed_dataset(
     rank, size = rank_and_size()
     if size == 1:
         with evaluating(module):
-            return run_pass(on_device, store, encoder, dim=dim, batch_size=batch_size, title=title)
+            rows = run_pass(on_device, store, encoder, dim=dim, batch_size=batch_size, title=title)
+        return rows, [np.arange(len(store))]
     share_buffers(module)
     batches = batches_by_length(store, np.arange(len(store)), encoder, batch_size)
     with evaluating(module):
@@ -61,4 +65,14 @@ def embed_dataset(
         )  # fmt: skip
     nothing = np.empty(0, np.int64)
     places = [np.concatenate([nothing, *batches[r::size]]) for r in range(size)]
-    return collect_rows(rows, places, trainer.strategy.root_device)
+    return rows, places
+
+
+def embed_dataset(trainer: Trainer, *args: Any, **kwargs: Any) -> Any:
+    """All rows in one place; arguments as of `embed_share`.
+
+    Returns:
+        `(N, P)` float32, in store order; of several processes on rank 0, the others return None.
+    """
+    rows, places = embed_share(trainer, *args, **kwargs)
+    return rows if len(places) == 1 else collect_rows(rows, places, trainer.strategy.root_device)

@@ -76,12 +76,12 @@ class EmbeddingHealth(Callback):
             batch_size=pl_module.data.batch_size, title="health: embedding a sample",
         )  # fmt: skip
 
-        def look(vectors: Callable[[], NDArray[np.float32]]) -> dict[str, float]:
-            z = vectors()
+        def look(vectors: Callable[[Any], NDArray[np.float32]]) -> dict[str, float]:
+            z = vectors(None)
             found = {"embedding_rank": effective_rank(z)}
             return found if classes is None else {**found, "probe_accuracy": nearest_neighbour_accuracy(z, classes)}
 
-        return conduct(look, embed)
+        return conduct(look, lambda _: embed())
 
     def _labels(self, table: pd.DataFrame) -> "pd.Series[Any] | None":
         if self.label is None:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from decar.audio import LogMelStore
 from decar.audio.descriptors import describe
-from decar.clustering import Assignment, Clusterer, nmi, prepare, whiten
+from decar.clustering import Assignment, Centres, Clusterer, KMeans, Whitening, l2_normalize, nmi, prepare, whiten
 from decar.clustering.stats import cluster_sizes, effective_rank, entropy
 from decar.errors import ConfigError, check_whole
 from decar.pretrain.sampler import Stream, derive_seed
+from decar.pretrain.shards import Sample
 
 Floats = NDArray[np.float32]
 
@@ -47,18 +48,23 @@ class Situation:
     """What labels can be made from.
 
     Attributes:
-        vectors: Makes `z` `(N, P)` of the whole set, by a pass through the network; only called where it is needed.
+        ask: Makes a pass of the whole set through the network, where it is needed; see `shards.Shards.work`.
         store: The `N` clips.
         epoch: The epoch that labels are needed for.
         seed: The run's.
         previous: The labels of the epoch before.
     """
 
-    vectors: Callable[[], Floats]
+    ask: Callable[[Any], Any]
     store: LogMelStore
     epoch: int
     seed: int
     previous: EpochLabels | None = None
+
+    def vectors(self) -> Floats:
+        """`z` `(N, P)` of the whole set."""
+        made: Floats = self.ask(None)
+        return made
 
 
 class LabelSource(Protocol):
@@ -75,6 +81,33 @@ class LabelSource(Protocol):
 
 
 @dataclass(frozen=True)
+class FittedLabels:
+    """Whitening and centres that were learned from a sample; each process labels its own vectors with them."""
+
+    whitening: Whitening
+    centres: Sequence[Centres]
+
+    @classmethod
+    def fit(cls, features: Floats, clusterers: Sequence[Clusterer], dim: int) -> "FittedLabels":
+        """Learn them from `(n, P)` vectors."""
+        whitening = Whitening.fit(features, dim)
+        points = l2_normalize(whitening(features))
+        return cls(whitening, [clusterer.fit(points) for clusterer in clusterers if isinstance(clusterer, KMeans)])
+
+    def __call__(self, features: Floats) -> NDArray[np.int64]:
+        """The labels `(n, H)` of `(n, P)` vectors."""
+        points = l2_normalize(self.whitening(features))
+        return np.stack([centres.assign(points)[0] for centres in self.centres], axis=1)
+
+
+def _sample(clusterers: Sequence[Clusterer], store: LogMelStore) -> NDArray[np.int64] | None:
+    """The clips that all clusterings are learned from; None: all, or a clusterer wants to see every point."""
+    samples = [c.sample(len(store)) for c in clusterers if isinstance(c, KMeans) and c.max_points is not None]
+    fit = len(samples) == len(clusterers) and all(sample is not None for sample in samples)
+    return samples[0] if fit else None
+
+
+@dataclass(frozen=True)
 class NetworkLabels:
     """Cluster the vectors `z` of the whole set (paper: one clustering, every epoch; sections 3.1 and 3.2).
 
@@ -88,12 +121,17 @@ class NetworkLabels:
 
     def assign(self, situation: Situation) -> EpochLabels:
         """New labels from a pass over the whole set; the clusterers are seeded by `(seed, epoch, h)`."""
-        features = situation.vectors()
-        prepared = prepare(features, self.dim)
-        found = [
-            clusterer.with_seed(_seed(situation, h)).fit_predict(prepared)
-            for h, clusterer in enumerate(self.clusterers)
-        ]
+        seeded = [clusterer.with_seed(_seed(situation, h)) for h, clusterer in enumerate(self.clusterers)]
+        sample = _sample(seeded, situation.store)
+        if sample is None:
+            features = situation.vectors()
+            prepared = prepare(features, self.dim)
+            found = [clusterer.fit_predict(prepared) for clusterer in seeded]
+        else:
+            features = situation.ask(Sample(sample))
+            label = FittedLabels.fit(features, seeded, self.dim)
+            columns = situation.ask(label).T
+            found = [Assignment(column, len(c.points), 0.0) for column, c in zip(columns, label.centres, strict=True)]
         made = _stack(found, situation.epoch)
         before = situation.previous
         compared = _mean_nmi(made.labels, before.labels) if before is not None else 0.0

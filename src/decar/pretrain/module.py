@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,11 +16,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from decar.errors import ConfigError, TrainingError
 from decar.models import Encoder, Projection, PseudoLabelHeads
 from decar.pretrain.datamodule import Batch, PretrainData
-from decar.pretrain.embed import embed_dataset
+from decar.pretrain.embed import embed_share
 from decar.pretrain.labels import EpochLabels, LabelSource, Situation
 from decar.pretrain.means import EpochMeans
 from decar.pretrain.ranks import average_gradients, conduct, share_buffers
 from decar.pretrain.sampler import Stream, derive_seed
+from decar.pretrain.shards import Shards
 
 _CHECK_EVERY = 10  # steps; looking at the loss makes a GPU wait
 
@@ -101,21 +101,17 @@ class DecarModule(LightningModule):
         if data.labels is not None and data.labels.epoch == epoch:
             return
         previous = data.labels
+        embed = partial(
+            embed_share, self.trainer, self, self.encoder, data.store, dim=self.projection.out,
+            batch_size=data.batch_size,
+        )  # fmt: skip
 
-        def cluster(vectors: Callable[[], NDArray[np.float32]]) -> EpochLabels:
-            return self.source.assign(Situation(vectors, data.store, epoch=epoch, seed=self.seed, previous=previous))
+        def cluster(ask: Callable[[Any], Any]) -> EpochLabels:
+            return self.source.assign(Situation(ask, data.store, epoch=epoch, seed=self.seed, previous=previous))
 
-        data.set_labels(conduct(cluster, self._vectors))
+        data.set_labels(conduct(cluster, Shards(embed, self.trainer.strategy.root_device).work))
         assert data.labels is not None
         self._renew_heads(data.labels.sizes, data.labels.kept)
-
-    def _vectors(self) -> NDArray[np.float32]:
-        """`z` of every clip, `(N, P)`, by a pass over the whole set; on rank 0."""
-        data, dim = self.data, self.projection.out
-        vectors: NDArray[np.float32] = embed_dataset(
-            self.trainer, self, self.encoder, data.store, dim=dim, batch_size=data.batch_size
-        )
-        return vectors
 
     def _renew_heads(self, sizes: list[int], kept: int) -> None:
         """Fresh heads but for the first `kept`, known to the optimizer; what it remembered of the old ones goes."""

@@ -24,8 +24,8 @@ def rank_and_size() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
-def conduct(lead: Callable[[Callable[[], Work]], Result], work: Callable[[], Work]) -> Result:
-    """Run `lead(work)` on rank 0; the other ranks join in each `work()` that it calls, and get what it returns.
+def conduct(lead: Callable[[Callable[[Any], Work]], Result], work: Callable[[Any], Work]) -> Result:
+    """Run `lead(work)` on rank 0; the other ranks join in each `work(request)` that it calls, and get what it returns.
 
     Args:
         lead: Runs on rank 0 only; what it is given calls `work` on all ranks.
@@ -41,9 +41,9 @@ def conduct(lead: Callable[[Callable[[], Work]], Result], work: Callable[[], Wor
         followed: Result = _follow(work)
         return followed
 
-    def together() -> Work:
-        _say("work")
-        return work()
+    def together(request: Any) -> Work:
+        _say("work", request)
+        return work(request)
 
     try:
         result = lead(together)
@@ -66,15 +66,15 @@ def one_then_all(make: Callable[[], Result]) -> Result:
     return made[0] if made else make()
 
 
-def _nothing() -> None:
-    pass
+def _nothing(request: Any) -> None:
+    """No work to share."""
 
 
-def _follow(work: Callable[[], Any]) -> Any:
+def _follow(work: Callable[[Any], Any]) -> Any:
     while True:
         word, value = _say()
         if word == "work":
-            work()
+            work(value)
         elif word == "failed":
             raise TrainingError(f"rank 0 failed: {value}")
         else:
@@ -90,26 +90,28 @@ def _say(word: str = "", value: Any = None) -> tuple[str, Any]:
     return heard[0], heard[1]
 
 
-def collect_rows(rows: NDArray[np.float32], places: Sequence[NDArray[np.int64]], device: torch.device) -> Any:
+def collect_rows(rows: NDArray[Any], places: Sequence[NDArray[np.int64]], device: torch.device) -> Any:
     """Bring rows that each rank has made to rank 0, each to its place.
 
     Args:
-        rows: `(n_r, P)`, made by this rank.
+        rows: `(n_r, P)`, made by this rank, of one dtype on all.
         places: For each rank, `(n_r,)`: where its rows belong. Together every place of `0..N-1` once.
         device: Where the processes exchange tensors: the GPU with NCCL.
 
     Returns:
-        `(N, P)` float32 on rank 0, None on the others.
+        `(N, P)` on rank 0, None on the others.
     """
     rank, size = rank_and_size()
+    if size == 1:
+        return rows[np.argsort(places[0], kind="stable")]
     longest, total = max(map(len, places)), sum(map(len, places))
-    mine = torch.zeros(longest, rows.shape[1], device=device)
+    mine = torch.zeros(longest, rows.shape[1], dtype=torch.from_numpy(rows[:0]).dtype, device=device)
     mine[: len(rows)] = torch.from_numpy(rows).to(device)
     parts = [torch.empty_like(mine) for _ in range(size)] if rank == 0 else None
     distributed.gather(mine, parts, dst=0)
     if parts is None:
         return None
-    out = np.empty((total, rows.shape[1]), np.float32)
+    out = np.empty((total, rows.shape[1]), rows.dtype)
     for place, part in zip(places, parts, strict=True):
         out[place] = part[: len(place)].cpu().numpy()
     return out
