@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(EXTRA)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types format bench table2 table3 clean
+.PHONY: help setup demo test test-slow test-gpu chaos lint types format bench table2 table3 clean
 
 # of make table2, table3
 RUNS ?= $(if $(filter table3,$(MAKECMDGOALS)),runs/table3,runs/eval)
@@ -30,6 +30,15 @@ demo: $(READY) ## pre-train on the bundled sounds, judge the encoder on eight ta
 
 test: $(READY) ## the tests
 	$(ONE_THREAD) $(BIN)/python -m pytest
+
+test-slow: $(READY) ## the tests that take longer: every reader with thousands of odd inputs
+	$(ONE_THREAD) $(BIN)/python -m pytest -m slow tests
+
+test-gpu: $(READY) ## the tests that need a CUDA device; skipped by name where there is none
+	$(BIN)/python -m pytest -m gpu -n 0 tests/gpu
+
+chaos: $(READY) ## kill small runs at random moments, go on, compare with runs that were never killed (20 minutes)
+	$(BIN)/python benchmarks/chaos.py
 
 lint: $(READY) ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -25,7 +25,9 @@ def whole(path: str | Path) -> Iterator[Path]:
         yield part
         part.chmod(0o644)  # mkstemp makes it private
         os.replace(part, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(target)  # a write to an open file does not know its name
         raise

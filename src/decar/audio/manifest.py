@@ -8,8 +8,10 @@ audio is read here, and no torch.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pandas.errors import ParserWarning
 
 from decar.audio.scan import AUDIO_SUFFIXES, find_audio, labels_from_folders
 from decar.errors import ManifestError
@@ -42,6 +45,11 @@ class Manifest:
         if "path" not in table.columns:
             raise ManifestError(f"the table has no column 'path' (columns: {_names(table)})")
         table["path"] = table["path"].astype(str)
+        nul = np.flatnonzero(table["path"].str.contains("\0", regex=False))
+        if len(nul):
+            raise ManifestError(
+                f"row {nul[0] + 1}: the path {table['path'][nul[0]]!r} holds a NUL byte: no file has that"
+            )
         for name in STRETCH_COLUMNS:
             if name in table.columns:
                 table[name] = _seconds(table[name], name)
@@ -93,14 +101,18 @@ class Manifest:
         source = Path(path).expanduser()
         separator = "\t" if source.suffix.lower() == ".tsv" else ","
         try:
-            table = pd.read_csv(
-                source,
-                sep=separator,
-                dtype=str,
-                keep_default_na=False,
-                index_col=False,  # else a trailing comma in every row turns the first column into the index
-                encoding="utf-8-sig",
-            )
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always", ParserWarning)
+                table = pd.read_csv(
+                    source,
+                    sep=separator,
+                    dtype=str,
+                    keep_default_na=False,
+                    index_col=False,  # else a trailing comma in every row turns the first column into the index
+                    encoding="utf-8-sig",
+                )
+            if told:
+                _refuse_lost_cells(source, separator, len(table.columns))
         except FileNotFoundError:
             raise ManifestError(f"the table {source} does not exist") from None
         except (OSError, ValueError) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
@@ -121,11 +133,11 @@ class Manifest:
         try:
             # pyarrow's types keep integers with gaps integers: "3", not "3.0"
             table = pd.read_parquet(source, dtype_backend="pyarrow")
+            columns = {str(name): _as_text(table[name]) for name in table.columns if not _is_nested(table[name])}
         except FileNotFoundError:
             raise ManifestError(f"the table {source} does not exist") from None
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a damaged file makes pandas and pyarrow raise half a dozen kinds
             raise ManifestError(f"the table {source} cannot be read as Parquet: {_one_line(error)}") from error
-        columns = {str(name): _as_text(table[name]) for name in table.columns if not _is_nested(table[name])}
         return cls._from_table(pd.DataFrame(columns), source, root, path_column).where(where)
 
     @classmethod
@@ -260,6 +272,17 @@ def _seconds(column: pd.Series, name: str) -> pd.Series:
             "(leave it empty for the whole file)"
         )
     return numbers
+
+
+def _refuse_lost_cells(source: Path, separator: str, width: int) -> None:
+    """More cells than columns: empty ones are a spreadsheet's, others are mostly a comma in a name without quotes."""
+    with open(source, newline="", encoding="utf-8-sig") as file:
+        for row in csv.reader(file, delimiter=separator):
+            if any(cell.strip() for cell in row[width:]):
+                raise ManifestError(
+                    f"the table {source} has {width} columns, but a row of {len(row)} cells "
+                    f"({separator.join(row)[:80]}): put names that hold commas into quotes"
+                )
 
 
 def _is_nested(column: pd.Series) -> bool:

@@ -200,6 +200,12 @@ class LogMelStore:
         table = pd.DataFrame({"path": self.manifest.table["path"], "reason": self.reasons})
         return table[table["reason"] != ""].reset_index(drop=True)
 
+    def named(self, indices: Sequence[int] | npt.NDArray[np.integer], n: int = 3) -> str:
+        """The first `n` of some clips by their paths, for a message of one line."""
+        paths = self.manifest.table["path"].iloc[list(indices[:n])]
+        more = f" and {len(indices) - n} more clips" if len(indices) > n else ""
+        return ", ".join(paths) + more
+
     def _log_bad(self) -> None:
         bad = self.bad
         for path, reason in bad.head(NAMED_IN_LOG).itertuples(index=False):

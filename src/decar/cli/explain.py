@@ -40,7 +40,7 @@ def explain(error: BaseException, config_name: str) -> str | None:
             return f"{link.filename}: {link.strerror}"
         if type(link).__name__ == "MisconfigurationException":  # Lightning's word for the user's mistakes
             return _one_line(link)
-    if isinstance(error, HydraException | OmegaConfBaseException):
+    if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in(error) in ("hydra", "omegaconf"):
         return _explain_config(" ".join(_one_line(link) for link in chain), config_name)
     return None
 
@@ -49,6 +49,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _raised_in(error: BaseException) -> str:
+    """The package whose code raised it: Hydra has plain ValueErrors for some of the things that it refuses."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] if trace else ""
 
 
 def _one_line(error: BaseException) -> str:

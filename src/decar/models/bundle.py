@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from decar.audio import FrontEnd
-from decar.errors import BundleError, DecarError
+from decar.errors import BundleError
 from decar.files import whole
 from decar.models.encoder import Encoder
 
@@ -97,9 +97,10 @@ def _build(path: Path, settings: object) -> Encoder:
         if not isinstance(settings, dict):
             raise TypeError("no encoder settings")
         return Encoder(**{**settings, "frontend": FrontEnd(**settings["frontend"])}, seed=0)
-    except (TypeError, KeyError, ValueError, DecarError) as error:
+    except Exception as error:  # a foreign header can make the builders of networks raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BundleError(
-            f"{path}: the header does not describe an encoder ({error}); export the bundle anew"
+            f"{path}: the header does not describe an encoder ({reason}); export the bundle anew"
         ) from error
 
 

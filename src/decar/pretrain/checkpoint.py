@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from decar.errors import TrainingError
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the target, forces it to the disk, renames: the one before stays until the new is whole."""
@@ -15,16 +17,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write one checkpoint.
 
         Raises:
-            OSError: The disk is full or gone; the file that was there before still is.
+            TrainingError: The disk is full or gone; the file that was there before still is.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, target)
+        except (OSError, RuntimeError) as error:  # torch's writer has the second for a full disk
+            raise TrainingError(
+                f"{target}: the checkpoint could not be written ({' '.join(str(error).split())[:120]}); is the disk "
+                "full? What was there before is kept: make room and run the same command with resume=auto"
+            ) from error
         finally:
             part.unlink(missing_ok=True)

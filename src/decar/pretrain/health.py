@@ -31,10 +31,15 @@ class EmbeddingHealth(Callback):
     Args:
         label: Column of the manifest that the probe looks at; None: only the effective rank.
         max_clips: The sample, drawn once by the run's seed.
+        low_entropy: Of the pseudo-labels, 1 being even: below, most clips are in one cluster. Healthy: .7 to 1.
+        low_rank: Share of the untrained embedding's effective rank: below, it has collapsed. Healthy runs rise.
     """
 
-    def __init__(self, label: str | None = None, max_clips: int = 1000) -> None:
-        self.label, self.max_clips = label, max_clips
+    def __init__(
+        self, label: str | None = None, max_clips: int = 1000, low_entropy: float = 0.3, low_rank: float = 0.1
+    ) -> None:
+        self.label, self.max_clips, self.low_entropy, self.low_rank = label, max_clips, low_entropy, low_rank
+        self._alarmed = False
         self.start: dict[str, float] = {}
         self._warned = False
 
@@ -51,6 +56,7 @@ class EmbeddingHealth(Callback):
         now = self.measure(trainer, pl_module)
         for name, value in now.items():
             pl_module.log(name, value, batch_size=1)
+        self._look_for_collapse(pl_module, now["embedding_rank"])
         accuracy, before = now.get("probe_accuracy", 1.0), self.start.get("probe_accuracy", 0.0)
         if accuracy < before - 2 * math.sqrt(before * (1 - before) / self.max_clips) and not self._warned:
             self._warned = True
@@ -61,6 +67,25 @@ class EmbeddingHealth(Callback):
                 "too few steps between clusterings; try labels=both, a larger sampler.every_n_steps or a smaller k",
                 self.label, accuracy, before,
             )  # fmt: skip
+
+    def _look_for_collapse(self, module: LightningModule, rank: float) -> None:
+        """One warning when clusters or embedding have collapsed: more training will not mend it."""
+        assert isinstance(module, DecarModule)
+        assert module.data.labels is not None
+        entropy, before = module.data.labels.health.get("entropy", 1.0), self.start.get("embedding_rank", 0.0)
+        signs = []
+        if entropy < self.low_entropy:
+            signs.append(f"most clips are in one cluster (entropy {entropy:.2f} of 1)")
+        if rank < self.low_rank * before:
+            signs.append(
+                f"the embedding uses hardly any of its directions (effective rank {rank:.1f}, untrained {before:.1f})"
+            )
+        if signs and not self._alarmed and module.trainer.is_global_zero:
+            self._alarmed = True
+            log.warning(
+                "collapse: %s; stop, and try labels=both or descriptors, a lower optimizer.lr, or clusterer=kmeans",
+                " and ".join(signs),
+            )
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Effective rank and probe accuracy of the encoder as it stands."""

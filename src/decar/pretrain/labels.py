@@ -17,7 +17,7 @@ from decar.audio import LogMelStore
 from decar.audio.descriptors import describe
 from decar.clustering import Assignment, Centres, Clusterer, KMeans, Whitening, l2_normalize, nmi, prepare, whiten
 from decar.clustering.stats import cluster_sizes, effective_rank, entropy
-from decar.errors import ConfigError, check_whole
+from decar.errors import ClusteringError, ConfigError, check_whole
 from decar.pretrain.sampler import Stream, derive_seed
 from decar.pretrain.shards import Sample
 
@@ -80,6 +80,17 @@ class LabelSource(Protocol):
         ...
 
 
+def _finite(features: Floats, store: LogMelStore, rows: Any) -> Floats:
+    """The features, if all are numbers; else the clips are named, which a clusterer does not know."""
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise ClusteringError(
+            f"the network's vectors of {store.named(np.arange(len(store))[rows][bad])} hold NaN or Inf: look at these "
+            "clips with `decar doctor`; if there are many, pass a lower learning rate (optimizer.lr)"
+        )
+    return features
+
+
 @dataclass(frozen=True)
 class FittedLabels:
     """Whitening and centres that were learned from a sample; each process labels its own vectors with them."""
@@ -124,11 +135,11 @@ class NetworkLabels:
         seeded = [clusterer.with_seed(_seed(situation, h)) for h, clusterer in enumerate(self.clusterers)]
         sample = _sample(seeded, situation.store)
         if sample is None:
-            features = situation.vectors()
+            features = _finite(situation.vectors(), situation.store, slice(None))
             prepared = prepare(features, self.dim)
             found = [clusterer.fit_predict(prepared) for clusterer in seeded]
         else:
-            features = situation.ask(Sample(sample))
+            features = _finite(situation.ask(Sample(sample)), situation.store, sample)
             label = FittedLabels.fit(features, seeded, self.dim)
             columns = situation.ask(label).T
             found = [Assignment(column, len(c.points), 0.0) for column, c in zip(columns, label.centres, strict=True)]

@@ -11,6 +11,7 @@ from pytorch_lightning.core.saving import save_hparams_to_yaml
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from decar.errors import TrainingError
 from decar.files import whole
 
 FIRST = ("epoch", "step")  # columns
@@ -59,8 +60,13 @@ class ResumableCSVLogger(Logger):
         assert self._columns is not None
         if not row.keys() <= set(self._columns):
             self._rewrite(read_rows(self._file), row)
-        with open(self._file, "a", newline="") as file:
-            csv.DictWriter(file, self._columns).writerow(row)
+        try:
+            with open(self._file, "a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        except OSError as error:
+            raise TrainingError(
+                f"{self._file}: a row could not be written ({error.strerror}); is the disk full?"
+            ) from error
 
     @rank_zero_only
     def put_back(self, row: Mapping[str, float], step: int) -> None:

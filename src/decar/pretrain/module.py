@@ -133,12 +133,13 @@ class DecarModule(LightningModule):
         losses = [functional.cross_entropy(scores, targets[:, h]) for h, scores in enumerate(logits)]
         hits = [(scores.argmax(1) == targets[:, h]).float().mean() for h, scores in enumerate(logits)]
         loss = torch.stack(losses).mean()
-        if (batch_idx + 1) % _CHECK_EVERY == 0 or batch_idx + 1 == self.data.steps_per_epoch:
-            self._require_finite(loss)
+        last = batch_idx + 1 == self.data.steps_per_epoch
+        if loss.device.type == "cpu" or last or (batch_idx + 1) % _CHECK_EVERY == 0:
+            self._require_finite(loss, index)
         # a step's loss is rank 0's own: to average it over ranks would make all wait for all, every step
         self.log("loss_step", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=len(index))
         self.means.add(loss, torch.stack(hits).mean())
-        if batch_idx + 1 == self.data.steps_per_epoch:
+        if last:
             self.log_dict(self.means.take(), on_step=False, on_epoch=True, batch_size=1)
         return loss
 
@@ -146,12 +147,14 @@ class DecarModule(LightningModule):
         """Average what DistributedDataParallel leaves alone."""
         average_gradients(self.heads.parameters())
 
-    def _require_finite(self, loss: Tensor) -> None:
+    def _require_finite(self, loss: Tensor, index: Tensor) -> None:
         if not torch.isfinite(loss):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise TrainingError(
-                f"the loss is {float(loss)} at epoch {self.current_epoch + 1}: pass a lower learning rate "
-                f"(optimizer.lr, now {rate:g}); checkpoints and encoder of the last good epoch are kept"
+                f"the loss is {float(loss.detach())} at epoch {self.current_epoch + 1}, in a batch of "
+                f"{self.data.store.named(index.cpu().numpy())}: pass a lower learning rate (optimizer.lr, now "
+                f"{rate:g}), or look at these clips with `decar doctor`; checkpoints and encoder of the last good "
+                "epoch are kept"
             )
 
     def on_train_epoch_end(self) -> None:
