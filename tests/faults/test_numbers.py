@@ -1,7 +1,7 @@
 """Odd clusters and odd numbers: training goes on, or stops in one line that names the clips.
 
-Elsewhere: a loss that is NaN, in tests/pretrain/test_callbacks.py; constant features, fewer distinct points than k, PIC
-with one cluster or N, in the contract of the clusterers, tests/clustering/test_base.py and test_pic.py.
+Elsewhere: a loss that is NaN, in tests/pretrain/test_callbacks.py; fewer distinct points than k, in the contract of the
+clusterers, tests/clustering/test_base.py.
 """
 
 import logging
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from decar.clustering import Assignment
+from decar.clustering import PIC, Assignment, KMeans
 from decar.errors import ClusteringError
-from decar.pretrain import EmbeddingHealth, NetworkLabels
+from decar.pretrain import EmbeddingHealth, NetworkLabels, Situation
 from tests.pretrain.helpers import build, fit
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5
@@ -51,6 +51,17 @@ def test_training_goes_on_with_odd_clusters(make_store, tmp_path, name):
     drawn = np.bincount(labels.astype(int)[torch.cat([index for _, index, _ in recorder.pairs]).numpy()], minlength=n)
     there = drawn[np.unique(labels.astype(int))]
     assert there.max() - there.min() <= 2, "drawn evenly over the clusters that have clips, in each of two epochs"
+
+
+@pytest.mark.parametrize("clusterer", [KMeans(k=4), PIC(n_neighbors=5)], ids=["kmeans", "pic"])
+@pytest.mark.parametrize("n_kinds", [1, 2])
+def test_constant_vectors_are_clustered(make_store, clusterer, n_kinds):
+    features = np.repeat(np.eye(6, dtype=np.float32)[:n_kinds], 40 // n_kinds, axis=0)
+    found = NetworkLabels([clusterer], dim=4).assign(Situation(lambda _: features, make_store(LENGTHS), 0, 0))
+    assert found.labels.shape == (40, 1)
+    assert found.labels.max() < found.sizes[0]
+    assert all(len(set(found.labels[features[:, kind] == 1, 0])) == 1 for kind in range(n_kinds)) or n_kinds == 1
+    assert found.health["effective_rank"] <= n_kinds
 
 
 def test_vectors_that_are_no_numbers_name_their_clips(make_store, tmp_path):

@@ -7,6 +7,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -65,3 +66,19 @@ def test_a_row_with_a_comma_in_a_bare_name_is_refused(tmp_path):
         Manifest.from_csv(tmp_path / "t.csv")
     (tmp_path / "t.csv").write_text("path,label\na.wav,dog,\nb.wav,cat,\n")
     assert Manifest.from_csv(tmp_path / "t.csv").table["label"].tolist() == ["dog", "cat"]
+
+
+def test_a_file_that_goes_after_the_store_was_built_costs_only_itself(tmp_path):
+    for name in "abc":
+        write(tmp_path / "sounds" / f"{name}.wav", tone(0.5, hz=300 + 100 * ord(name)))
+    clips = Manifest(pd.DataFrame({"path": ["a.wav", "b.wav", "c.wav"]}), tmp_path / "sounds")
+    store = LogMelStore.open_or_build(clips, cache_dir=tmp_path / "cache", progress=False)
+    before = [np.array(store[i]) for i in range(3)]
+    (tmp_path / "sounds" / "b.wav").unlink()
+    (tmp_path / "sounds" / "c.wav").write_bytes(b"")
+    assert all(np.array_equal(store[i], before[i]) for i in range(3)), "a run that is under way does not notice"
+    again = LogMelStore.open_or_build(clips, cache_dir=tmp_path / "cache", progress=False)
+    reasons = dict(again.bad.itertuples(index=False))
+    assert reasons.keys() == {"b.wav", "c.wav"}
+    assert "file not found" in reasons["b.wav"]
+    assert np.array_equal(again.usable()[0], before[0])

@@ -39,13 +39,13 @@ class EpochMeans:
 
     def state_dict(self) -> dict[str, Any]:
         """The sums of every process: all must ask, also when one writes."""
-        sums = self._sums if self._sums is not None else torch.zeros(len(self.names))
-        size = rank_and_size()[1]
-        every = [torch.zeros_like(sums) for _ in range(size)]
+        sums, size = self._sums, rank_and_size()[1]
+        if sums is None:  # between two epochs, on all processes
+            return {"sums": torch.zeros(1, len(self.names)), "steps": 0}
+        every = [sums]
         if size > 1:
+            every = [torch.zeros_like(sums) for _ in range(size)]
             distributed.all_gather(every, sums)
-        else:
-            every = [sums]
         return {"sums": torch.stack(every).cpu(), "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
