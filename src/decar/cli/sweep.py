@@ -5,7 +5,6 @@ A job may run in a process of its own, on another machine too (hydra/launcher): 
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +42,13 @@ class FailedJobs(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Failures of an earlier sweep in the same folder are not this one's."""
-        self._began = time.time() - 2  # file systems round
+        for note in Path(config.hydra.sweep.dir).glob(f"*/{FAILED}"):
+            note.unlink()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs have written."""
         notes = sorted(Path(config.hydra.sweep.dir).glob(f"*/{FAILED}"))
-        _failures.extend(note.read_text().strip() for note in notes if note.stat().st_mtime >= self._began)
+        _failures.extend(note.read_text().strip() for note in notes)
 
 
 class PrintTable(Callback):

@@ -56,7 +56,7 @@ class EmbeddingHealth(Callback):
         now = self.measure(trainer, pl_module)
         for name, value in now.items():
             pl_module.log(name, value, batch_size=1)
-        self._look_for_collapse(pl_module, now["embedding_rank"])
+        self._look_for_collapse(pl_module, now.get("embedding_rank", math.inf))
         accuracy, before = now.get("probe_accuracy", 1.0), self.start.get("probe_accuracy", 0.0)
         if accuracy < before - 2 * math.sqrt(before * (1 - before) / self.max_clips) and not self._warned:
             self._warned = True
