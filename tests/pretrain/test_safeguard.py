@@ -1,5 +1,6 @@
 """A run that is told to stop loses nothing, and reports its epochs as if nothing had happened."""
 
+import contextlib
 import os
 import signal
 
@@ -42,12 +43,12 @@ class Signals(Callback):
         pl_module.source = Killed()
 
 
-def run(store, folder, *extra, epochs=3, ckpt_path=None, minutes=10.0):
+def run(store, folder, *extra, epochs=3, ckpt_path=None, minutes=10.0, **kwargs):
     model, data = build(store)
     callbacks = [Safeguard(folder / "last.ckpt", minutes), EpochRow(), *extra]
     logger = ResumableCSVLogger(folder)
     trainer, _ = fit(
-        model, data, folder / "all", epochs=epochs, callbacks=callbacks, ckpt_path=ckpt_path, logger=logger
+        model, data, folder / "all", epochs=epochs, callbacks=callbacks, ckpt_path=ckpt_path, logger=logger, **kwargs
     )
     return trainer, model
 
@@ -96,6 +97,22 @@ def test_a_row_that_a_kill_has_kept_from_the_file_comes_back_from_the_checkpoint
     file.write_text("".join(lines[:-1]))  # killed between the checkpoint of epoch 2 and its row
     run(store, tmp_path / "cut", ckpt_path=tmp_path / "cut/all/epoch=1-step=20.ckpt")
     assert file.read_bytes() == (tmp_path / "whole/metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize("step", [2, 3, 14])
+def test_a_kill_between_the_checkpoint_and_the_row_of_a_step_loses_no_row(make_store, tmp_path, step):
+    class Killed(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == step:  # the safeguard has saved, the row comes after the callbacks
+                raise KeyboardInterrupt
+
+    store, often = make_store(LENGTHS), {"log_every_n_steps": 2}
+    run(store, tmp_path / "whole", **often)
+    with contextlib.suppress(SystemExit, KeyboardInterrupt):
+        run(store, tmp_path / "cut", Killed(), minutes=0.0, **often)
+    assert torch.load(tmp_path / "cut/last.ckpt", weights_only=True)["global_step"] == step
+    run(store, tmp_path / "cut", ckpt_path=tmp_path / "cut/last.ckpt", **often)
+    assert (tmp_path / "whole/metrics.csv").read_bytes() == (tmp_path / "cut/metrics.csv").read_bytes()
 
 
 def test_before_training_a_signal_ends_the_job_in_good_order():

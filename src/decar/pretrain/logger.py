@@ -70,7 +70,7 @@ class ResumableCSVLogger(Logger):
 
     @rank_zero_only
     def put_back(self, row: Mapping[str, float], step: int) -> None:
-        """Add an epoch's row unless it is there: a kill came between its checkpoint and its row."""
+        """Add a row unless it is there: a kill came between its checkpoint and itself."""
         rows = [old for old in read_rows(self._file) if int(old["step"]) <= step]
         if not any(int(old["step"]) == step and row.keys() <= old.keys() for old in rows):
             self._rewrite([*rows, {**row, "step": step}], {})
@@ -87,20 +87,18 @@ class ResumableCSVLogger(Logger):
 
 
 class EpochRow(Callback):
-    """Keeps the figures of an epoch in the checkpoint of its end: Lightning logs them only after it is written."""
+    """Keeps the figures of an epoch or step in the checkpoint at its end: Lightning logs them only after that."""
 
     def __init__(self) -> None:
         self._row: dict[str, float] = {}
         self._step = -1
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take the epoch's figures along, if it is at its end."""
-        figures = {name: float(value) for name, value in trainer.logged_metrics.items() if not name.endswith("_step")}
-        ended = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        checkpoint["epoch_row"] = {
-            "step": trainer.global_step - 1,
-            "values": {**figures, "epoch": trainer.current_epoch} if ended and figures else {},
-        }
+        """Take along what is logged only after this: the figures of the epoch at its end, else those of the step."""
+        ended, step = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch, trainer.global_step
+        due = ended or step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        row = {k: float(v) for k, v in trainer.logged_metrics.items() if due and k.endswith("_step") != ended}
+        checkpoint["epoch_row"] = {"step": step - 1, "values": {**row, "epoch": trainer.current_epoch} if row else {}}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember them."""
