@@ -66,7 +66,7 @@ def one_rank(rank, size, port, store, folder, options):
     embed_module.run_pass = spy
     k_means = KMeans(k=4, n_iter=5, max_points=options["sample"])
     clusterer = PIC(n_neighbors=3, sigma="auto", n_iter=20) if options["pic"] else k_means
-    model, data = build(store, source=NetworkLabels([clusterer], dim=4))
+    model, data = build(store, source=NetworkLabels([clusterer], dim=4), features=options["features"])
     data.batch_size = options["batch"] // size
     if options["plain"]:  # nothing random within a step, so that one process and two do the same
         model.augment = nn.Identity()
@@ -78,16 +78,17 @@ def one_rank(rank, size, port, store, folder, options):
         plugins=[SyncLayers(on_gpu=False)] if options["sync"] else [],
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
-    torch.save({"epochs": watch.epochs, "embedded": embedded}, Path(folder) / f"rank{rank}of{size}.pt")
+    bank = model.bank.share(torch.device("cpu"))[0] if model.bank else None
+    torch.save({"epochs": watch.epochs, "embedded": embedded, "bank": bank}, Path(folder) / f"rank{rank}of{size}.pt")
 
 
-def run(size, store, folder, *, pic=False, batch=12, plain=False, sync=False, sample=None):
+def run(size, store, folder, *, pic=False, batch=12, plain=False, sync=False, sample=None, features="pass"):
     """What every rank of a run wrote down."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir(exist_ok=True)
-    options = {"pic": pic, "batch": batch, "plain": plain, "sync": sync, "sample": sample}
+    options = {"pic": pic, "batch": batch, "plain": plain, "sync": sync, "sample": sample, "features": features}
     if size == 1:
         one_rank(0, 1, port, store, str(folder), options)
         embed_module.run_pass = run_pass

@@ -169,6 +169,7 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
         head_optimizer=dict(cfg.head_optimizer),
         schedule=cfg.schedule,
         warmup_steps=cfg.warmup_steps,
+        features=cfg.pretrain.features,
         seed=cfg.seed,
     )
 

@@ -41,12 +41,17 @@ class Projection(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """What the heads read: `(B, P)`, after the last ReLU."""
-        return torch.relu(self.layers(embedding))
+        return self.both(embedding)[0]
 
     def features(self, embedding: Tensor) -> Tensor:
         """What is clustered: `z` `(B, P)`. The paper takes the output of `g`, the others what is before its ReLU."""
+        return self.both(embedding)[1]
+
+    def both(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """What the heads read, and `z`, each `(B, P)`."""
         before: Tensor = self.layers(embedding)
-        return torch.relu(before) if self.kind == "paper" else before
+        after = torch.relu(before)
+        return after, after if self.kind == "paper" else before
 
 
 class PseudoLabelHeads(nn.ModuleList):

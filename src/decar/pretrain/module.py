@@ -15,11 +15,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from decar.errors import ConfigError, TrainingError
 from decar.models import Encoder, Projection, PseudoLabelHeads
+from decar.pretrain.bank import FeatureBank
 from decar.pretrain.datamodule import Batch, PretrainData
-from decar.pretrain.embed import embed_share
+from decar.pretrain.embed import Share, embed_share
 from decar.pretrain.labels import EpochLabels, LabelSource, Situation
 from decar.pretrain.means import EpochMeans
-from decar.pretrain.ranks import average_gradients, conduct, share_buffers
+from decar.pretrain.ranks import average_gradients, collect_rows, conduct, share_buffers
 from decar.pretrain.sampler import Stream, derive_seed
 from decar.pretrain.shards import Shards
 
@@ -27,6 +28,7 @@ _CHECK_EVERY = 10  # steps; looking at the loss makes a GPU wait
 
 
 Schedule = Literal["constant", "cosine"]
+Features = Literal["pass", "bank"]
 
 
 class DecarModule(LightningModule):
@@ -41,6 +43,8 @@ class DecarModule(LightningModule):
         head_optimizer: Options in which the heads' group differs; the released code's SGD for `p` has no momentum.
         schedule: `constant` (paper) or `cosine` to zero over all steps.
         warmup_steps: Linear warm-up before either.
+        features: What the network's own clusters are made of: `pass`, a pass over the whole set (paper, section 3.1),
+            or `bank`, the vectors that training has seen since; see `FeatureBank`.
         seed: All randomness of a step derives from `(seed, epoch, step)`, so a resumed run repeats it.
     """
 
@@ -55,6 +59,7 @@ class DecarModule(LightningModule):
         head_optimizer: Mapping[str, Any] | None = None,
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
+        features: Features = "pass",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -63,6 +68,10 @@ class DecarModule(LightningModule):
         self.source, self.make_optimizer, self.head_optimizer = source, optimizer, dict(head_optimizer or {})
         self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
         self.means = EpochMeans("loss_epoch", "pseudo_accuracy")
+        self.features: Features = features
+        self.bank: FeatureBank | None = None  # there once the number of clips is known
+        if features not in get_args(Features):
+            raise ConfigError(f"pretrain.features={features}: choose one of {', '.join(get_args(Features))}")
         if schedule not in get_args(Schedule):
             raise ConfigError(f"schedule={schedule}: choose one of {', '.join(get_args(Schedule))}")
 
@@ -78,6 +87,8 @@ class DecarModule(LightningModule):
         """Let the loader ask for labels when Lightning does not call the hook."""
         self._leave_heads_out()
         self.data.need_labels = self.ensure_labels
+        if self.features == "bank" and self.bank is None:
+            self.bank = FeatureBank(len(self.data.store), self.projection.out)
 
     def _leave_heads_out(self) -> None:
         """Keep DistributedDataParallel off the heads: it cannot follow when they are replaced.
@@ -101,17 +112,30 @@ class DecarModule(LightningModule):
         if data.labels is not None and data.labels.epoch == epoch:
             return
         previous = data.labels
-        embed = partial(
-            embed_share, self.trainer, self, self.encoder, data.store, dim=self.projection.out,
-            batch_size=data.batch_size,
-        )  # fmt: skip
 
         def cluster(ask: Callable[[Any], Any]) -> EpochLabels:
             return self.source.assign(Situation(ask, data.store, epoch=epoch, seed=self.seed, previous=previous))
 
-        data.set_labels(conduct(cluster, Shards(embed, self.trainer.strategy.root_device).work))
+        data.set_labels(conduct(cluster, Shards(self._vectors, self._root_device).work))
         assert data.labels is not None
         self._renew_heads(data.labels.sizes, data.labels.kept)
+
+    @property
+    def _root_device(self) -> torch.device:
+        """Where the processes exchange tensors."""
+        return self.trainer.strategy.root_device
+
+    def _vectors(self) -> Share:
+        """`z` of the set: of a pass, or from the bank once a pass has filled it."""
+        if self.bank is not None and self.bank.filled:
+            return self.bank.share(self._root_device)
+        rows, places = embed_share(
+            self.trainer, self, self.encoder, self.data.store, dim=self.projection.out, batch_size=self.data.batch_size
+        )
+        if self.bank is None:
+            return rows, places
+        self.bank.fill(collect_rows(rows, places, self._root_device))
+        return self.bank.share(self._root_device)
 
     def _renew_heads(self, sizes: list[int], kept: int) -> None:
         """Fresh heads but for the first `kept`, known to the optimizer; what it remembered of the old ones goes."""
@@ -129,7 +153,10 @@ class DecarModule(LightningModule):
         rank = [self.global_rank] if self.global_rank else []  # ranks draw masks and dropout of their own
         torch.manual_seed(derive_seed(Stream.STEP, self.seed, self.current_epoch, batch_idx, *rank))
         targets = self.data.targets(index)
-        logits = self.heads(self.projection(self.encoder(self.augment(crops))))
+        projected, z = self.projection.both(self.encoder(self.augment(crops)))
+        if self.bank is not None:
+            self.bank.add(index, z)
+        logits = self.heads(projected)
         losses = [functional.cross_entropy(scores, targets[:, h]) for h, scores in enumerate(logits)]
         hits = [(scores.argmax(1) == targets[:, h]).float().mean() for h, scores in enumerate(logits)]
         loss = torch.stack(losses).mean()
@@ -194,6 +221,8 @@ class DecarModule(LightningModule):
         """Say what made this checkpoint, and how far the epoch's means are."""
         checkpoint["decar"] = self._recipe()
         checkpoint["means"] = self.means.state_dict()
+        if self.bank is not None:
+            checkpoint["bank"] = self.bank.state_dict(self._root_device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the heads the number and shapes they had: clusterings join, and some find their own number of clusters.
@@ -208,6 +237,8 @@ class DecarModule(LightningModule):
             raise TrainingError(f"cannot go on from this checkpoint, it was made otherwise ({found})")
         if "means" in checkpoint:
             self.means.load_state_dict(checkpoint["means"])
+        if self.bank is not None:
+            self.bank.load_state_dict(checkpoint.get("bank", {}))
         weights = checkpoint["state_dict"]
         n_heads = sum(key.startswith("heads.") and key.endswith(".weight") for key in weights)
         sizes = [len(weights[f"heads.{h}.weight"]) for h in range(n_heads)]

@@ -1,0 +1,184 @@
+"""Clustering what training has seen: the bank holds each clip's latest vector, whatever is saved, resumed or shared."""
+
+import numpy as np
+import pytest
+import torch
+
+from decar.clustering import KMeans, prepare
+from decar.errors import ConfigError
+from decar.pretrain import BothLabels, DescriptorLabels, NetworkLabels
+from decar.pretrain import embed as embed_module
+from decar.pretrain.bank import FeatureBank
+from decar.pretrain.labels import Situation
+from tests.pretrain.helpers import SpyModule, build, fit
+from tests.pretrain.test_loop import LENGTHS
+from tests.pretrain.test_ranks import LENGTHS as ODD
+from tests.pretrain.test_ranks import run
+
+CPU = torch.device("cpu")
+
+
+class Diary(SpyModule):
+    """Writes down, in the plainest way, the latest `z` of every clip, and what each clustering was made of."""
+
+    def training_step(self, batch, batch_idx):
+        real = self.projection.both
+
+        def spy(embedding):
+            made = real(embedding)
+            for i, z in zip(batch[1].tolist(), made[1].detach().numpy(), strict=True):
+                self.latest[i] = z.copy()
+            return made
+
+        self.projection.both = spy
+        try:
+            return super().training_step(batch, batch_idx)
+        finally:
+            del self.projection.both
+
+
+@pytest.fixture
+def clustered(monkeypatch):
+    """The vectors that each clustering was made of."""
+    seen = []
+    vectors = Situation.vectors
+
+    def spy(self):
+        made = vectors(self)
+        seen.append(made.copy())
+        return made
+
+    monkeypatch.setattr(Situation, "vectors", spy)
+    return seen
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How many passes over the set were made."""
+    count = []
+    real = embed_module.run_pass
+    monkeypatch.setattr(embed_module, "run_pass", lambda *a, **k: count.append(1) or real(*a, **k))
+    return count
+
+
+def test_each_clustering_is_made_of_the_latest_vectors(make_store, tmp_path, clustered, passes):
+    model, data = build(make_store(LENGTHS), module=Diary, features="bank", draws_per_clip=0.6)
+    snapshots = []
+    model.latest = {}
+    began = model.on_train_epoch_start
+
+    def start():
+        began()
+        if not snapshots:
+            model.latest |= dict(enumerate(clustered[0]))
+        snapshots.append([model.latest[i].copy() for i in range(len(LENGTHS))])
+
+    model.on_train_epoch_start = start
+    fit(model, data, tmp_path, epochs=3)
+    assert len(passes) == 1
+    assert len(clustered) == 3
+    assert data.steps_per_epoch * data.batch_size < len(LENGTHS), "some clips must keep an older vector"
+    for made, wanted in zip(clustered, snapshots, strict=True):
+        np.testing.assert_array_equal(made, wanted)
+    assert (clustered[0] != clustered[2]).any(axis=1).sum() > len(LENGTHS) // 2
+    expected = KMeans(k=4, n_iter=5, seed=0).fit_predict(prepare(clustered[2], 4))
+    assert expected.labels.shape == data.labels.labels[:, 0].shape
+
+
+@pytest.mark.parametrize("steps", [3, 10], ids=["within an epoch", "at its end"])
+def test_a_resumed_run_has_the_same_bank(make_store, tmp_path, passes, steps):
+    store = make_store(LENGTHS)
+    model, data = build(store, features="bank")
+    _, whole = fit(model, data, tmp_path / "whole", epochs=4, every_n_steps=10 + steps)
+    again, data = build(store, features="bank")
+    done = 10 + steps
+    _, rest = fit(again, data, tmp_path / "rest", epochs=4, ckpt_path=tmp_path / "whole" / f"epoch=1-step={done}.ckpt")
+    assert rest.losses == whole.losses[done:]
+    assert len(passes) == 1
+    again.bank.merge(CPU)
+    model.bank.merge(CPU)
+    assert torch.equal(again.bank.state_dict(CPU)["rows"], model.bank.state_dict(CPU)["rows"])
+    for epoch in rest.labels:
+        np.testing.assert_array_equal(rest.labels[epoch], whole.labels[epoch])
+
+
+def test_a_run_that_began_with_passes_can_go_on_with_a_bank(make_store, tmp_path, passes):
+    store = make_store(LENGTHS)
+    model, data = build(store)
+    fit(model, data, tmp_path / "whole", epochs=2)
+    again, data = build(store, features="bank")
+    fit(again, data, tmp_path / "rest", epochs=4, ckpt_path=tmp_path / "whole" / "epoch=1-step=20.ckpt")
+    assert len(passes) == 2 + 1
+
+
+def test_the_bank_begins_when_the_network_is_first_clustered(make_store, tmp_path, clustered, passes):
+    """Descriptors need no vectors; what is seen while they are alone is not kept."""
+    first = DescriptorLabels(KMeans(k=3), ("spectrum",), dim=4)
+    source = BothLabels(first, NetworkLabels([KMeans(k=5)], dim=4), network_from=2)
+    model, data = build(make_store(LENGTHS), features="bank", source=source)
+    fit(model, data, tmp_path, epochs=4)
+    assert len(passes) == 1
+    assert len(clustered) == 2
+    assert (clustered[0] != clustered[1]).any(axis=1).mean() > 0.5
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_share_one_bank(make_store, tmp_path, size):
+    store = make_store(ODD)
+    ranks = run(size, store, tmp_path / "run", features="bank")
+    seen = np.concatenate([rank["embedded"] for rank in ranks])
+    np.testing.assert_array_equal(np.bincount(seen, minlength=len(ODD)), 1)
+    for rank in ranks[1:]:
+        for mine, first in zip(rank["epochs"], ranks[0]["epochs"], strict=True):
+            np.testing.assert_array_equal(mine["labels"], first["labels"])
+            for key, value in mine["state"].items():
+                assert torch.equal(value, first["state"][key]), key
+
+
+def test_two_processes_keep_what_one_does(make_store, tmp_path):
+    """Equal global batch, SyncBatchNorm: the clusters of every epoch are the same."""
+    one, two = (run(n, make_store(ODD), tmp_path / str(n), plain=True, sync=True, features="bank") for n in (1, 2))
+    for mine, theirs in zip(one[0]["epochs"], two[0]["epochs"], strict=True):
+        np.testing.assert_array_equal(mine["labels"], theirs["labels"])
+    np.testing.assert_allclose(one[0]["bank"], two[0]["bank"], rtol=1e-3, atol=1e-5)
+
+
+def test_the_later_of_two_vectors_stays_however_often_it_is_merged():
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal((5, 3)).astype(np.float32)
+    often, once = FeatureBank(5, 3), FeatureBank(5, 3)
+    expected = first.copy()
+    for bank in (often, once):
+        bank.fill(first.copy())
+    for _ in range(70):
+        index, vectors = rng.integers(5, size=4), rng.standard_normal((4, 3)).astype(np.float32)
+        for i, row in zip(index, vectors, strict=True):
+            expected[i] = row
+        for bank in (often, once):
+            bank.add(torch.from_numpy(index), torch.from_numpy(vectors))
+        often.merge(CPU)
+    for bank in (often, once):
+        np.testing.assert_array_equal(bank.share(CPU)[0], expected)
+
+
+def test_what_comes_before_the_first_pass_is_not_kept():
+    bank = FeatureBank(2, 1)
+    bank.add(torch.tensor([0]), torch.tensor([[7.0]]))
+    assert bank.state_dict(CPU) == {}
+    bank.fill(np.zeros((2, 1), np.float32))
+    np.testing.assert_array_equal(bank.share(CPU)[0], np.zeros((2, 1)))
+
+
+def test_only_pass_and_bank(make_store):
+    with pytest.raises(ConfigError, match=r"pretrain\.features=memory: choose one of pass, bank"):
+        build(make_store(LENGTHS), features="memory")
+
+
+def test_a_bank_changes_nothing_in_the_first_epoch(make_store, tmp_path):
+    losses = []
+    for features in ("pass", "bank"):
+        model, data = build(make_store(LENGTHS), features=features)
+        _, recorder = fit(model, data, tmp_path / features, epochs=2)
+        losses.append(recorder.losses)
+    assert losses[0][:10] == losses[1][:10]
+    assert losses[0][10:] != losses[1][10:]
