@@ -1,6 +1,10 @@
 """The pass over a whole set: every clip, whole, once, in the order of the data set."""
 
+import logging
+import os
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +15,10 @@ from decar.audio import LogMelStore
 from decar.audio.crops import collate, length_batches, padded_frames, whole
 from decar.audio.progress import progress_bar
 from decar.models.encoder import Encoder, evaluating
+
+log = logging.getLogger(__name__)
+
+IN_MEMORY = 2**30  # bytes of vectors; more lie in a file, which the system may write out when memory is short
 
 
 def batches_by_length(
@@ -58,13 +66,34 @@ def run_pass(
         rows = np.concatenate(every)
     else:
         every, rows = list(batches), np.arange(sum(map(len, batches)))
-    out, done = np.empty((len(rows), dim), np.float32), 0
+    out, done = room_for(len(rows), dim, store), 0
     with progress_bar(title, len(rows), enabled=progress) as advance:
         for batch in every:
             out[rows[done : done + len(batch)]] = forward(whole_clips(store, batch, encoder)).float().cpu().numpy()
             done += len(batch)
             advance(len(batch))
     return out
+
+
+def room_for(n: int, dim: int, store: LogMelStore) -> NDArray[np.float32]:
+    """An array `(n, dim)` to fill: in memory or, where that would take more than 1 GiB, in a file without a name.
+
+    The file lies beside the store, else where the system keeps temporary ones; it is gone with the array. Its room is
+    taken at once, since a memory map that meets a full disk later ends the process.
+    """
+    size = 4 * n * dim
+    if size <= IN_MEMORY:
+        return np.empty((n, dim), np.float32)
+    beside = Path(store.mel.filename).parent if isinstance(store.mel, np.memmap) and store.mel.filename else None
+    for folder in (beside, None):
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+                return np.memmap(file, np.float32, "r+", shape=(n, dim))
+        except (OSError, AttributeError) as error:  # the second: a system without posix_fallocate
+            reason = error
+    log.warning("%.1f GB of vectors stay in memory: no room for them on disk (%s)", size / 1e9, reason)
+    return np.empty((n, dim), np.float32)
 
 
 def encode_store(
