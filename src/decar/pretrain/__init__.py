@@ -7,6 +7,7 @@ from decar.pretrain.health import EmbeddingHealth
 from decar.pretrain.labels import BothLabels, DescriptorLabels, EpochLabels, LabelSource, NetworkLabels, Situation
 from decar.pretrain.logger import EpochRow, ResumableCSVLogger
 from decar.pretrain.module import DecarModule
+from decar.pretrain.probe import OnlineProbe
 from decar.pretrain.safeguard import Safeguard
 from decar.pretrain.sampler import UniformClusterSampler, derive_seed
 
@@ -23,6 +24,7 @@ __all__ = [
     "EpochRow",
     "LabelSource",
     "NetworkLabels",
+    "OnlineProbe",
     "PretrainData",
     "ResumableCSVLogger",
     "Safeguard",
