@@ -2,6 +2,7 @@
 
 from decar.pretrain.callbacks import BundleExport, ClusterLog, EpochLine, StopOnNMI
 from decar.pretrain.checkpoint import AtomicCheckpointIO
+from decar.pretrain.dashboard import Dashboard
 from decar.pretrain.datamodule import PretrainData
 from decar.pretrain.health import EmbeddingHealth
 from decar.pretrain.labels import BothLabels, DescriptorLabels, EpochLabels, LabelSource, NetworkLabels, Situation
@@ -16,6 +17,7 @@ __all__ = [
     "BothLabels",
     "BundleExport",
     "ClusterLog",
+    "Dashboard",
     "DecarModule",
     "DescriptorLabels",
     "EmbeddingHealth",
