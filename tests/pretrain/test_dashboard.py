@@ -39,7 +39,11 @@ def read_wandb(path):
         for update in record.summary.update:
             summary[update.key or ".".join(update.nested_key)] = json.loads(update.value_json)
         for item in record.history.item:
-            history[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+            first, *others = [item.key] if item.key else item.nested_key
+            if others:
+                history.setdefault(first, {})[".".join(others)] = json.loads(item.value_json)
+            else:
+                history[first] = json.loads(item.value_json)
         if record.HasField("metric"):
             metrics[record.metric.name] = record.metric.summary
     return config, summary, history, run, metrics
@@ -71,8 +75,8 @@ def test_a_sweep_on_both_boards(train, sound_folder, tmp_path):
         assert summary["final_probe_accuracy"] == pytest.approx(float(rows[-1]["probe_accuracy"]))
         assert summary["best_loss_epoch"] == pytest.approx(min(float(row["loss_epoch"]) for row in rows))
         for place in range(k):
-            shown = history[f"clusters/size rank {place}"]
-            heard = history[f"sounds/size rank {place}"]
+            shown = history[f"clusters/rank_{place}"]
+            heard = history[f"sounds/rank_{place}"]
             assert shown["count"] == heard["count"] == min(3, shown["count"])
             assert all((path.parent / "files" / name).is_file() for name in shown["filenames"])
             sizes = {(path.parent / "files" / sound["path"]).stat().st_size for sound in heard["audio"]}
@@ -85,9 +89,9 @@ def test_a_sweep_on_both_boards(train, sound_folder, tmp_path):
         events = EventAccumulator(str(job / "tensorboard"), size_guidance={"images": 0, "audio": 0, "tensors": 0})
         events.Reload()
         tags = events.Tags()
-        assert {"clusters/size rank 0/0", "clusters/sizes/0", "clusters/labels/0"} <= set(tags["images"])
+        assert {"clusters/rank_0/0", "clusters/sizes/0", "clusters/labels/0"} <= set(tags["images"])
         assert len(events.Images("clusters/sizes/0")) == 2, "one an epoch"
-        assert events.Audio("sounds/size rank 0/0")[0].sample_rate == 16000
+        assert events.Audio("sounds/rank_0/0")[0].sample_rate == 16000
         assert {"nmi", "loss_epoch", "probe_accuracy", "summary/best_nmi"} <= set(tags["scalars"])
         assert events.Scalars("summary/final_nmi")[-1].value == pytest.approx(float(rows[-1]["nmi"]))
         text = events.Tensors("clusters/table/text_summary")[-1].tensor_proto.string_val[0].decode()
@@ -143,7 +147,7 @@ def test_what_is_shown_is_what_is_there_and_training_is_not_touched(make_store, 
         assert share == pytest.approx((words == name).mean())
         assert share == pytest.approx(words.value_counts(normalize=True).max())
     for place in range(len(table)):
-        for caption in spy.shown[f"clusters/size rank {place}"][-1][1]:
+        for caption in spy.shown[f"clusters/rank_{place}"][-1][1]:
             cluster, path = caption.removeprefix("cluster ").split(": ")
             assert column[store.manifest.table["path"].tolist().index(path)] == int(cluster)
     sizes = spy.shown["clusters/sizes"][-1][0][0]

@@ -158,7 +158,7 @@ class Dashboard(Callback):
                     heard.append(caption)
                 except AudioError as error:
                     log.debug("%s: cannot be heard (%s)", files[i], error)
-            shown[f"size rank {place}"] = (pictures, waves, captions, heard)
+            shown[f"rank_{place}"] = (pictures, waves, captions, heard)
         return shown
 
     def _sizes(self, module: DecarModule) -> NDArray[np.uint8]:
