@@ -19,6 +19,8 @@ from decar.errors import SearchError
 from decar.models import Encoder, save_bundle
 from decar.search import Index
 from decar.search import table as table_module
+from decar.search.query import find_queries
+from decar.search.table import EmbeddingTable
 from tests.conftest import SMALL
 
 
@@ -145,6 +147,26 @@ def test_the_page_holds_all_it_shows_and_escapes_what_it_says(decar, embedded, s
     wave, rate = soundfile.read(io.BytesIO(base64.b64decode(players[0])))
     assert len(wave) / rate == pytest.approx(0.5, abs=0.02)
     assert len(re.findall(r'src="data:image/png;base64,', page)) == 11
+
+
+def test_a_long_sound_is_the_mean_of_its_pieces(tmp_path):
+    encoder = Encoder(SMALL, seed=0, max_frames=120)
+    bundle = str(save_bundle(encoder, tmp_path / "encoder.safetensors"))
+    table = EmbeddingTable.open(write(tmp_path / "e.parquet", np.eye(4)))
+    wave = np.random.default_rng(0).normal(size=45000).astype(np.float32) * np.linspace(0.1, 0.01, 45000)
+    file = str(tmp_path / "long.wav")
+    soundfile.write(file, wave, 16000, subtype="FLOAT")
+    [query] = find_queries([file], table, bundle)
+    mel = encoder.logmel(torch.from_numpy(wave.astype(np.float32))[None])[0]
+    vectors, frames = [], []
+    for first in range(0, mel.shape[1], 120):  # the frames, cut end to end
+        piece = torch.nn.functional.pad(mel[:, first : first + 120], (0, max(0, 98 - len(mel[0, first:]))),
+                                        value=encoder.frontend.silence)  # fmt: skip
+        frames.append(min(120, mel.shape[1] - first))
+        with torch.no_grad():
+            vectors.append(encoder.eval()(piece[None, None])[0].numpy())
+    assert frames == [120, 120, 39]
+    np.testing.assert_allclose(query.vector, np.average(vectors, axis=0, weights=frames), rtol=1e-3, atol=1e-4)
 
 
 def test_a_wrong_question_is_one_line(decar, embedded, sound_folder, tmp_path):

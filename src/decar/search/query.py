@@ -89,5 +89,17 @@ def _embed(encoder: Encoder, sound: str) -> NDArray[np.float32]:
         raise SearchError(f"{sound}: cannot be searched for, {error}") from error
     if not len(waveform) or not np.abs(waveform).max() > 0:
         raise SearchError(f"{sound}: cannot be searched for, it is silent or empty")
-    vector = encoder.embed(torch.from_numpy(waveform)[None])[0].numpy()
-    return np.asarray(vector, np.float32)
+    pieces = _pieces(encoder, waveform)
+    weights = [max(1, encoder.frontend.n_frames(len(piece))) for piece in pieces]
+    vectors = [encoder.embed(torch.from_numpy(piece)[None])[0].double().numpy() for piece in pieces]
+    return np.average(vectors, axis=0, weights=weights).astype(np.float32)
+
+
+def _pieces(encoder: Encoder, waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """A sound in pieces that the encoder takes whole, as tables are made: end to end, no end shorter than a window."""
+    front = encoder.frontend
+    step = encoder.max_frames * front.hop_length
+    size = step - front.hop_length + front.win_length
+    least = size - step + front.win_length
+    starts = [0, *range(step, len(waveform) - least + 1, step)]
+    return [waveform[start : start + size] for start in starts]
