@@ -45,7 +45,7 @@ class EmbeddingTable:
         if not file.is_file():
             raise SearchError(f"{file}: no such file; `decar embed SOURCE --bundle RUN --out FILE.parquet` makes one")
         try:
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(file, pre_buffer=False) as parquet:
                 schema = parquet.schema_arrow
                 _check(file, schema)
                 rows = parquet.read([name for name in schema.names if name != EMBEDDING]).to_pandas()
@@ -69,7 +69,7 @@ class EmbeddingTable:
             SearchError: A row has no embedding, one of another width, or one that is not finite.
         """
         start = 0
-        with pq.ParquetFile(self.file) as parquet:
+        with pq.ParquetFile(self.file, pre_buffer=False) as parquet:
             for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=[EMBEDDING]):
                 yield start, self._checked(start, batch.column(0))
                 start += len(batch)
