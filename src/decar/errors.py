@@ -59,6 +59,10 @@ class TaskError(DecarError):
     """A downstream task cannot be set up from what was given."""
 
 
+class SearchError(DecarError):
+    """A table of embeddings cannot be searched, or not for this sound."""
+
+
 class ConfigError(DecarError):
     """An option, or a combination of options, makes no sense."""
 

@@ -79,7 +79,7 @@ def register_resolvers() -> None:
         "wandb_offline": wandb_offline,
         "index_of": index_of,
         "table_of": table_of,
-        "basename": os.path.basename,
+        "basename": lambda path: Path(path).name,  # also of a folder with a slash behind
         "job_name": job_name,
         "is_terminal": sys.stderr.isatty,
     }

@@ -2,11 +2,13 @@
 
 from decar.pretrain.callbacks import BundleExport, ClusterLog, EpochLine, StopOnNMI
 from decar.pretrain.checkpoint import AtomicCheckpointIO
+from decar.pretrain.dashboard import Dashboard
 from decar.pretrain.datamodule import PretrainData
 from decar.pretrain.health import EmbeddingHealth
 from decar.pretrain.labels import BothLabels, DescriptorLabels, EpochLabels, LabelSource, NetworkLabels, Situation
 from decar.pretrain.logger import EpochRow, ResumableCSVLogger
 from decar.pretrain.module import DecarModule
+from decar.pretrain.probe import OnlineProbe
 from decar.pretrain.safeguard import Safeguard
 from decar.pretrain.sampler import UniformClusterSampler, derive_seed
 
@@ -15,6 +17,7 @@ __all__ = [
     "BothLabels",
     "BundleExport",
     "ClusterLog",
+    "Dashboard",
     "DecarModule",
     "DescriptorLabels",
     "EmbeddingHealth",
@@ -23,6 +26,7 @@ __all__ = [
     "EpochRow",
     "LabelSource",
     "NetworkLabels",
+    "OnlineProbe",
     "PretrainData",
     "ResumableCSVLogger",
     "Safeguard",

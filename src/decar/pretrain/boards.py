@@ -1,0 +1,120 @@
+"""One face for what wandb and TensorBoard show beside curves. wandb is only met through Lightning's logger."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+Picture = NDArray[np.uint8]  # (H, W, 3)
+Wave = NDArray[np.float32]  # (T,)
+
+
+class Board(Protocol):
+    """Where things can be shown; `captions` as many as there are pictures or sounds."""
+
+    def begin(self, facts: Mapping[str, Any], best: Mapping[str, str]) -> None:
+        """Say what the run is told apart by, and of which curves the `max` or `min` counts."""
+        ...
+
+    def pictures(self, key: str, pictures: Sequence[Picture], captions: Sequence[str], step: int) -> None:
+        """Show pictures."""
+        ...
+
+    def sounds(self, key: str, waves: Sequence[Wave], captions: Sequence[str], rate: int, step: int) -> None:
+        """Show sounds of `rate` Hz."""
+        ...
+
+    def table(self, key: str, table: pd.DataFrame, step: int) -> None:
+        """Show a table."""
+        ...
+
+    def end(self, facts: Mapping[str, Any], summary: Mapping[str, float]) -> None:
+        """Leave what runs are compared by."""
+        ...
+
+
+class WandbBoard:
+    """A run of wandb, online or offline."""
+
+    def __init__(self, logger: WandbLogger) -> None:
+        self.logger = logger
+
+    def begin(self, facts: Mapping[str, Any], best: Mapping[str, str]) -> None:
+        """Facts become top-level keys of its config; best and last value of a curve its summary."""
+        run: Any = self.logger.experiment
+        run.config.update(dict(facts), allow_val_change=True)
+        for name, which in best.items():
+            run.define_metric(name, step_metric="trainer/global_step", summary=f"{which},last")
+
+    def pictures(self, key: str, pictures: Sequence[Picture], captions: Sequence[str], step: int) -> None:
+        """As a panel of images."""
+        self.logger.log_image(key, [*pictures], step, caption=[*captions])
+
+    def sounds(self, key: str, waves: Sequence[Wave], captions: Sequence[str], rate: int, step: int) -> None:
+        """As a panel of players."""
+        self.logger.log_audio(key, [*waves], step, caption=[*captions], sample_rate=[rate] * len(waves))
+
+    def table(self, key: str, table: pd.DataFrame, step: int) -> None:
+        """As a table that can be sorted and filtered."""
+        self.logger.log_table(key, columns=[*map(str, table)], data=table.to_numpy().tolist(), step=step)
+
+    def end(self, facts: Mapping[str, Any], summary: Mapping[str, float]) -> None:
+        """Plain numbers, one key each."""
+        self.logger.experiment.summary.update(dict(summary))
+
+
+class TensorBoardBoard:
+    """An event file of TensorBoard."""
+
+    def __init__(self, logger: TensorBoardLogger) -> None:
+        self.logger = logger
+
+    def begin(self, facts: Mapping[str, Any], best: Mapping[str, str]) -> None:
+        """Nothing: its table of hyper-parameters is written with the figures, at the end."""
+
+    def pictures(self, key: str, pictures: Sequence[Picture], captions: Sequence[str], step: int) -> None:
+        """Each under a name of its own, which stays the same over the epochs: a slider shows how it changed."""
+        for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+            self._writer.add_image(f"{key}/{i}", picture, step, dataformats="HWC")
+            self._writer.add_text(f"{key}/{i}", _plain(caption), step)
+
+    def sounds(self, key: str, waves: Sequence[Wave], captions: Sequence[str], rate: int, step: int) -> None:
+        """The same."""
+        for i, (wave, caption) in enumerate(zip(waves, captions, strict=True)):
+            self._writer.add_audio(f"{key}/{i}", np.clip(wave, -1, 1)[None], step, rate)
+            self._writer.add_text(f"{key}/{i}/what", _plain(caption), step)
+
+    def table(self, key: str, table: pd.DataFrame, step: int) -> None:
+        """As text, in Markdown."""
+        rows: list[list[object]] = [[*table.columns], ["---"] * table.shape[1], *table.to_numpy().tolist()]
+        self._writer.add_text(key, "\n".join(f"| {' | '.join(_plain(cell) for cell in row)} |" for row in rows), step)
+
+    def end(self, facts: Mapping[str, Any], summary: Mapping[str, float]) -> None:
+        """A line of the table of hyper-parameters."""
+        self.logger.log_hyperparams(dict(facts), {f"summary/{name}": value for name, value in summary.items()})
+
+    @property
+    def _writer(self) -> Any:
+        return self.logger.experiment
+
+
+def boards_of(loggers: Iterable[Logger]) -> list[Board]:
+    """The loggers that can show things."""
+    found: list[Board] = []
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            found.append(WandbBoard(logger))
+        elif isinstance(logger, TensorBoardLogger):
+            found.append(TensorBoardBoard(logger))
+    return found
+
+
+def _plain(cell: object) -> str:
+    """A cell or caption that Markdown does not take for more than text."""
+    text = f"{cell:.3g}" if isinstance(cell, float) else str(cell)
+    for sign in "\\|<>*_`[]":
+        text = text.replace(sign, f"&#{ord(sign)};")
+    return text

@@ -1,0 +1,245 @@
+"""What clusters sound and look like, on wandb and TensorBoard: clips nearest to centres, sizes, what labels they hold.
+
+Curves go there by Lightning itself. Nothing here changes training, and a dashboard that fails costs it one warning.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from decar.audio.decode import SAMPLE_RATE
+from decar.audio.picture import RANGE, spectrogram, waveform_of
+from decar.clustering import l2_normalize
+from decar.clustering.stats import cluster_sizes
+from decar.errors import AudioError, check_whole
+from decar.pretrain.boards import Board, Picture, Wave, boards_of
+from decar.pretrain.embed import embed_dataset
+from decar.pretrain.module import DecarModule
+from decar.pretrain.ranks import agree, conduct
+from decar.pretrain.sampler import Stream, derive_seed
+
+log = logging.getLogger(__name__)
+
+BEST = {"nmi": "max", "probe_accuracy": "max", "pseudo_accuracy": "max", "loss_epoch": "min", "embedding_rank": "max"}
+_EMBEDDED = 50  # clips of a cluster at most: enough for its centre
+_BAR = 96  # pixels, height of the picture of sizes
+
+Ask = Callable[[Any], NDArray[np.float32]]
+
+
+class Dashboard(Callback):
+    """Show clusters wherever the run is logged to wandb or TensorBoard; without either it does nothing.
+
+    Args:
+        facts: What runs are told apart and grouped by.
+        label: Column of the clips that clusters are compared with.
+        every_n_epochs: How often; after the last epoch too.
+        clusters: How many are shown, from the largest to the smallest.
+        clips: Of each so many, nearest to its centre.
+        seconds: Of a clip that can be heard; 0: no sounds.
+    """
+
+    def __init__(
+        self,
+        facts: Mapping[str, Any] | None = None,
+        label: str | None = None,
+        every_n_epochs: int = 1,
+        clusters: int = 6,
+        clips: int = 3,
+        seconds: float = 5.0,
+    ) -> None:
+        for name, value in (("every_n_epochs", every_n_epochs), ("clusters", clusters), ("clips", clips)):
+            check_whole(f"callbacks.dashboard.{name}", value, 1)
+        self.facts, self.label, self.every_n_epochs = dict(facts or {}), label, every_n_epochs
+        self.clusters, self.clips, self.seconds = clusters, clips, seconds
+        self.extremes: dict[str, float] = {}
+        self.last: dict[str, float] = {}
+        self._boards: list[Board] = []
+        self._wanted, self._failed = False, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the boards; only the first process has loggers, but all embed."""
+        self._boards = boards_of(trainer.loggers) if trainer.is_global_zero else []
+        self._wanted = agree(lambda: bool(self._boards))
+        self._try(lambda board: board.begin(self.facts, BEST))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The figures of the epoch before are complete: the module's own come after a callback's hook at its end."""
+        self._note(trainer.callback_metrics)
+
+    def _note(self, metrics: Mapping[str, Any]) -> None:
+        """Keep best and last values."""
+        for name, value in metrics.items():
+            if name in BEST and math.isfinite(float(value)):
+                self.last[name] = float(value)
+                better = max if BEST[name] == "max" else min
+                self.extremes[name] = better(float(value), self.extremes.get(name, float(value)))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the clusters of the epoch."""
+        if not self._wanted:
+            return
+        assert isinstance(pl_module, DecarModule)
+        done = trainer.current_epoch + 1
+        if done % self.every_n_epochs == 0 or done == trainer.max_epochs:
+            module, sample = pl_module, partial(self._embed, trainer, pl_module)
+            conduct(lambda ask: self._show(module, ask), sample)
+
+    def _embed(self, trainer: Trainer, module: DecarModule, rows: NDArray[np.int64]) -> Any:
+        encoder = module.encoder
+        return embed_dataset(
+            trainer, encoder, encoder, module.data.store.take(rows), dim=encoder.dim,
+            batch_size=module.data.batch_size, title="dashboard: embedding a few clips",
+        )  # fmt: skip
+
+    def _show(self, module: DecarModule, ask: Ask) -> None:
+        """On the first process only; whatever goes wrong stays in here."""
+        if self._failed:
+            return
+        try:
+            found = self._clusters(module, ask)
+            sizes, compared = self._sizes(module), self._compared(module)
+            shown, step = self._nearest(module, found), module.trainer.global_step - 1
+        except Exception as error:
+            self._give_up(error)
+            return
+        table = self._table(module, found)
+        for name, (pictures, waves, captions, heard) in shown.items():
+            self._try(partial(_pictures, f"clusters/{name}", pictures, captions, step))
+            if waves:
+                self._try(partial(_sounds, f"sounds/{name}", waves, heard, step))
+        self._try(lambda b: b.pictures("clusters/sizes", [sizes], ["clips a cluster, from the largest"], step))
+        if compared is not None:
+            picture, words = compared
+            self._try(lambda b: b.pictures("clusters/labels", [picture], [words], step))
+        self._try(lambda b: b.table("clusters/table", table, step))
+
+    def _clusters(self, module: DecarModule, ask: Ask) -> dict[int, NDArray[np.int64]]:
+        """Some clusters of the last clustering and of each its clips, nearest to the centre first.
+
+        The last one is the network's own, where there is one. The centre is that of a few of its clips' embeddings.
+        """
+        labels = module.data.labels
+        assert labels is not None
+        column = labels.labels[:, -1]
+        sizes = cluster_sizes(column, labels.sizes[-1])
+        order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
+        chosen = order[np.unique(np.linspace(0, len(order) - 1, self.clusters).round().astype(int))]
+        rng = np.random.default_rng(derive_seed(Stream.HEALTH, module.seed, labels.epoch, 3))
+        members = {int(c): np.sort(rng.permutation(np.flatnonzero(column == c))[:_EMBEDDED]) for c in chosen}
+        rows = np.concatenate([*members.values()])
+        vectors = l2_normalize(ask(rows))
+        places = np.cumsum([0, *map(len, members.values())])
+        found = {}
+        for (cluster, clips), first, last in zip(members.items(), places, places[1:], strict=False):
+            centre = vectors[first:last].mean(axis=0)
+            found[cluster] = clips[np.argsort(-(vectors[first:last] @ centre), kind="stable")]
+        return found
+
+    def _nearest(self, module: DecarModule, found: dict[int, NDArray[np.int64]]) -> dict[str, tuple[Any, ...]]:
+        """For each cluster by its place: pictures, waves, captions of both; clips that cannot be read are not heard."""
+        store, shown = module.data.store, {}
+        files, stretches = store.manifest.files, store.manifest.stretches
+        for place, (cluster, clips) in enumerate(found.items()):
+            captions = [f"cluster {cluster}: {store.manifest.table['path'].iloc[i]}" for i in clips[: self.clips]]
+            pictures = [spectrogram(store[int(i)]) for i in clips[: self.clips]]
+            waves, heard = [], []
+            for i, caption in zip(clips[: self.clips] if self.seconds > 0 else (), captions, strict=False):
+                try:
+                    start, duration = stretches[i]
+                    waves.append(waveform_of(files[i], start, duration, self.seconds))
+                    heard.append(caption)
+                except AudioError as error:
+                    log.debug("%s: cannot be heard (%s)", files[i], error)
+            shown[f"rank_{place}"] = (pictures, waves, captions, heard)
+        return shown
+
+    def _sizes(self, module: DecarModule) -> NDArray[np.uint8]:
+        """Bars of the sizes of the last clustering, sorted: a healthy one falls off slowly."""
+        labels = module.data.labels
+        assert labels is not None
+        sizes = np.sort(cluster_sizes(labels.labels[:, -1], labels.sizes[-1]))[::-1]
+        height = np.ceil(sizes / max(1, sizes.max()) * _BAR)
+        filled = np.arange(_BAR)[::-1, None] < np.repeat(height, max(1, 384 // len(sizes)))[None]
+        return np.where(filled[..., None], np.array([60, 90, 170]), 255).astype(np.uint8)
+
+    def _compared(self, module: DecarModule) -> tuple[NDArray[np.uint8], str] | None:
+        """Share of each label (row) in each cluster (column), clusters by their commonest label; None without."""
+        shares = self._shares(module)
+        if shares is None:
+            return None
+        order = np.lexsort((-shares.to_numpy().max(axis=1), shares.to_numpy().argmax(axis=1)))
+        level = RANGE * (np.repeat(np.repeat(shares.to_numpy()[order], 12, axis=1), 4, axis=0) - 1)
+        picture = spectrogram(level[:, ::-1], max_frames=4 * len(shares))  # one colour scale for everything
+        return picture, f"share of each {self.label} (from above: {', '.join(shares.columns)}) in each cluster"
+
+    def _shares(self, module: DecarModule) -> pd.DataFrame | None:
+        table, labels = module.data.store.manifest.table, module.data.labels
+        assert labels is not None
+        if self.label is None or self.label not in table:
+            return None
+        words = table[self.label].fillna("").astype(str).to_numpy()
+        known = words != ""
+        return pd.crosstab(labels.labels[known, -1], words[known], normalize="index") if known.any() else None
+
+    def _table(self, module: DecarModule, found: dict[int, NDArray[np.int64]]) -> pd.DataFrame:
+        """A row a cluster: size, its commonest label, its share, and where it was looked into, the nearest clip."""
+        labels, shares = module.data.labels, self._shares(module)
+        assert labels is not None
+        sizes = cluster_sizes(labels.labels[:, -1], labels.sizes[-1])
+        paths = module.data.store.manifest.table["path"]
+        rows = []
+        for cluster in np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)].tolist():
+            row = {"cluster": cluster, "size": int(sizes[cluster])}
+            if shares is not None:
+                share = shares.loc[cluster] if cluster in shares.index else pd.Series({"": 0.0})
+                row |= {str(self.label): str(share.idxmax()), "share": float(share.max())}
+            row["nearest"] = str(paths.iloc[found[cluster][0]]) if cluster in found else ""
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the figures that runs are compared by."""
+        self._note(trainer.callback_metrics)
+        summary = {f"best_{name}": value for name, value in self.extremes.items()}
+        summary |= {f"final_{name}": value for name, value in self.last.items()}
+        self._try(lambda board: board.end(self.facts, summary))
+
+    def _try(self, show: Callable[[Board], None]) -> None:
+        """Show on every board; the first failure is the last attempt."""
+        for board in () if self._failed else self._boards:
+            try:
+                show(board)
+            except Exception as error:
+                self._give_up(error)
+                return
+
+    def _give_up(self, error: Exception) -> None:
+        self._failed = True
+        log.warning("the dashboard failed and is left out from here on, training is not touched (%s: %s)",
+                    type(error).__name__, " ".join(str(error).split())[:200])  # fmt: skip
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take best and last values along; not in `state_dict`, which does not see the epoch's figures."""
+        self._note(trainer.callback_metrics)
+        checkpoint["dashboard"] = {"extremes": dict(self.extremes), "last": dict(self.last)}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take them from a checkpoint."""
+        kept = checkpoint.get("dashboard", {})
+        self.extremes, self.last = dict(kept.get("extremes", {})), dict(kept.get("last", {}))
+
+
+def _pictures(key: str, pictures: list[Picture], captions: list[str], step: int, board: Board) -> None:
+    board.pictures(key, pictures, captions, step)
+
+
+def _sounds(key: str, waves: list[Wave], captions: list[str], step: int, board: Board) -> None:
+    board.sounds(key, waves, captions, SAMPLE_RATE, step)

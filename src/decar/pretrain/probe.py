@@ -1,0 +1,208 @@
+"""Does NMI mean progress? A labelled set of its own, probed every few epochs while the encoder learns from others.
+
+Labels are looked at here and nowhere else in pre-training; nothing of it reaches the network.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pytorch_lightning import Callback, LightningModule, Trainer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from decar.audio import FrontEnd, LogMelStore, Manifest
+from decar.audio.store import DEFAULT_CACHE
+from decar.errors import ConfigError, TrainingError, check_positive, check_whole
+from decar.pretrain.embed import embed_dataset
+from decar.pretrain.health import EmbeddingHealth
+from decar.pretrain.module import DecarModule
+from decar.pretrain.ranks import conduct, one_then_all
+from decar.pretrain.sampler import Stream, derive_seed
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["knn", "linear"]
+Rows = NDArray[np.int64]
+
+_VALID = ("valid", "val", "validation", "dev")
+_FOLDS = 4  # where there is no split a quarter is held out
+
+
+class OnlineProbe(Callback):
+    """Log `probe_accuracy` of a labelled table or folder: fitted on its train part, read on its validation part.
+
+    It takes the place of `EmbeddingHealth`'s own probe on the training clips. The untrained embedding is probed too,
+    and told in the log.
+
+    Args:
+        path: `.csv`, `.tsv`, `.parquet`, or a folder with a folder per class; None: no probe.
+        label: Its column of classes; clips without one are left out.
+        root: Where relative paths of a table start from; None: its folder.
+        path_column: Its column of paths.
+        split: Its column with `train` and `valid`, where it has one; other rows, as `test`, are not looked at. None or
+            not there: a quarter is held out, whole groups at a time.
+        group: Column whose values are not divided over both parts, as speaker or recording; None: clips of one file.
+        kind: `knn`, or `linear`: logistic regression; both on standardised embeddings.
+        every_n_epochs: How often; after the last epoch too.
+        neighbours: That vote, of `knn`.
+        strength: `C` of the logistic regression.
+        max_clips: At most so many, drawn by the run's seed.
+        cache_dir: Where its log-mels are kept.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        label: str = "label",
+        *,
+        root: str | None = None,
+        path_column: str = "path",
+        split: str | None = "split",
+        group: str | None = None,
+        kind: Kind = "knn",
+        every_n_epochs: int = 5,
+        neighbours: int = 10,
+        strength: float = 0.01,
+        max_clips: int = 5000,
+        cache_dir: str | os.PathLike[str] = DEFAULT_CACHE,
+    ) -> None:
+        if kind not in get_args(Kind):
+            raise ConfigError(f"callbacks.probe.kind={kind}: choose one of {', '.join(get_args(Kind))}")
+        for name, value in (("every_n_epochs", every_n_epochs), ("neighbours", neighbours), ("max_clips", max_clips)):
+            check_whole(f"callbacks.probe.{name}", value, 1)
+        check_positive("callbacks.probe.strength", strength)
+        self.path, self.label, self.root, self.path_column = path, label, root, path_column
+        self.split, self.group, self.kind, self.every_n_epochs = split, group, kind, every_n_epochs
+        self.neighbours, self.strength, self.max_clips, self.cache_dir = neighbours, strength, max_clips, cache_dir
+        self.found: dict[int, float] = {}  # accuracy by number of epochs trained, 0 of the untrained
+        self._store: LogMelStore | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Have its log-mels before training begins: a table that cannot be used is told at once."""
+        if self.path is None or self._store is not None:
+            return
+        assert isinstance(pl_module, DecarModule)
+        self._store = one_then_all(partial(self._open, pl_module.encoder.frontend))
+        labels = self._store.manifest.column(self.label).to_numpy(str)
+        rng = np.random.default_rng(derive_seed(Stream.HEALTH, pl_module.seed, 1))
+        self._store = self._store.take(np.sort(rng.permutation(np.flatnonzero(labels != ""))[: self.max_clips]))
+        self._classes = np.unique(self._column(self.label), return_inverse=True)[1]
+        self._train, self._valid = self._parts(derive_seed(Stream.HEALTH, pl_module.seed, 2) % 2**31)
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, EmbeddingHealth):
+                other.label = None  # one probe_accuracy a run
+        if trainer.is_global_zero:
+            chance = np.bincount(self._classes[self._valid]).max() / len(self._valid)
+            log.info(
+                "probe: %d clips to fit, %d to judge, %d classes (the commonest alone: %.3f)", len(self._train),
+                len(self._valid), len(set(self._classes)), chance,
+            )  # fmt: skip
+
+    def _open(self, frontend: FrontEnd) -> LogMelStore:
+        assert self.path is not None
+        path = Path(self.path).expanduser()
+        if path.is_dir():
+            manifest = Manifest.from_folder(path)
+        else:
+            read = Manifest.from_parquet if path.suffix.lower() in (".parquet", ".pq") else Manifest.from_csv
+            manifest = read(path, root=self.root, path_column=self.path_column)
+        for option, column in (("label", self.label), ("group", self.group)):
+            if column is not None and column not in manifest.table:
+                there = ", ".join(map(str, manifest.table))
+                raise ConfigError(f"callbacks.probe.{option}={column}: {path} has no such column; there are {there}")
+        return LogMelStore.open_or_build(manifest, frontend, self.cache_dir).usable()
+
+    def _column(self, name: str) -> NDArray[np.str_]:
+        assert self._store is not None
+        return self._store.manifest.column(name).to_numpy(str)
+
+    def _parts(self, seed: int) -> tuple[Rows, Rows]:
+        """Rows to fit and rows to judge: as the table says, else drawn so that no group is in both."""
+        assert self._store is not None
+        if self.split is not None and self.split in self._store.manifest.table:
+            words = np.char.lower(self._column(self.split))
+            train, valid = np.flatnonzero(words == "train"), np.flatnonzero(np.isin(words, _VALID))
+            what = f"column '{self.split}' has {len(train)} labelled clips in train and {len(valid)} in valid"
+        else:
+            train, valid = self._drawn(seed)
+            what = "too few groups to hold some out: give a column callbacks.probe.split with train and valid"
+        if not len(valid) or len(set(self._classes[train])) < 2:
+            raise ConfigError(f"callbacks.probe.path={self.path}: {what}; two classes in train are needed, and a valid")
+        return train, valid
+
+    def _drawn(self, seed: int) -> tuple[Rows, Rows]:
+        nothing = np.empty(0, np.int64)
+        folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of rare classes
+                groups = self._column(self.group or "path")
+                train, valid = next(folds.split(self._classes, self._classes, groups))
+        except ValueError:  # fewer groups than folds
+            return nothing, nothing
+        return train, valid
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Probe the untrained embedding; a resumed run knows it from its checkpoint."""
+        if self._store is not None and 0 not in self.found:
+            self.found[0] = self.measure(trainer, pl_module)
+            if trainer.is_global_zero:
+                log.info("probe before training: %.3f", self.found[0])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Probe, when it is time to."""
+        done = trainer.current_epoch + 1
+        if self._store is None or (done % self.every_n_epochs and done != trainer.max_epochs):
+            return
+        self.found[done] = self.measure(trainer, pl_module)
+        pl_module.log("probe_accuracy", self.found[done], batch_size=1)
+        if trainer.is_global_zero:
+            log.info("probe after epoch %d: %.3f (untrained %.3f)", done, self.found[done], self.found[0])
+
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> float:
+        """Accuracy of the encoder as it stands; all processes embed, the first one fits."""
+        assert isinstance(pl_module, DecarModule)
+        assert self._store is not None
+        encoder = pl_module.encoder
+        embed = partial(
+            embed_dataset, trainer, encoder, encoder, self._store, dim=encoder.dim,
+            batch_size=pl_module.data.batch_size, title="probe: embedding its clips",
+        )  # fmt: skip
+
+        def judge(vectors: Callable[[Any], NDArray[np.float32]]) -> float:
+            return self.accuracy(vectors(None))
+
+        return conduct(judge, lambda _: embed())
+
+    def accuracy(self, vectors: NDArray[np.float32]) -> float:
+        """Share of the validation part that is told right, from the embeddings `(N, D)` of all clips."""
+        assert self._store is not None
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            raise TrainingError(f"the embedding of {self._store.named(bad)} holds NaN or Inf: lower optimizer.lr")
+        train, valid, y = self._train, self._valid, self._classes
+        model: Any = LogisticRegression(C=self.strength, max_iter=300)
+        if self.kind == "knn":
+            model = KNeighborsClassifier(min(self.neighbours, len(train)), metric="cosine")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # near enough to the optimum for a look
+            fitted = make_pipeline(StandardScaler(), model).fit(vectors[train], y[train])
+        return float(np.mean(fitted.predict(vectors[valid]) == y[valid]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found so far."""
+        return {"found": dict(self.found)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it from a checkpoint."""
+        self.found = {int(done): float(value) for done, value in state_dict["found"].items()}

@@ -1,0 +1,3 @@
+from tests.cli.helpers import train
+
+__all__ = ["train"]

@@ -1,0 +1,3 @@
+from tests.cli.helpers import decar
+
+__all__ = ["decar"]
