@@ -30,8 +30,8 @@ Parts = dict[str, dict[str, object]]
 INTRODUCTION = (
     "# Speed",
     "",
-    "`make bench` writes this page. A ratio is the median of pairs timed in turn in one process, with the least and the",
-    "largest beside it; seconds are medians and mean little elsewhere.",
+    "`make bench` writes this page. A ratio is the median of pairs timed in turn in one process, least and largest",
+    "beside it; seconds are medians and mean little elsewhere.",
     "",
 )
 HEADINGS = (
