@@ -72,7 +72,9 @@ def decode_blocks(
         # bytes, since libsndfile is given the name as the file system has it; Windows takes text
         with _Sound(os.fsencode(file) if os.name == "posix" else str(file)) as sound:
             blocks = _blocks(sound, start, duration)
-            for block in blocks if sound.samplerate == sample_rate else _resampled(blocks, sound.samplerate, sample_rate):
+            for block in (
+                blocks if sound.samplerate == sample_rate else _resampled(blocks, sound.samplerate, sample_rate)
+            ):
                 if not np.isfinite(block).all():
                     raise AudioError("non-finite samples (NaN or infinity)")
                 yield block

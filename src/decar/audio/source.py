@@ -31,7 +31,9 @@ def read_source(source: str | Path, *, root: str | Path | None = None, stdin: It
     text = str(source)
     if text == STDIN:
         lines = (line.rstrip("\r\n") for line in (sys.stdin if stdin is None else stdin))
-        return _listed([line for line in lines if line.strip()], root, "no path came on stdin: a path a line is expected")
+        return _listed(
+            [line for line in lines if line.strip()], root, "no path came on stdin: a path a line is expected"
+        )
     path = Path(text).expanduser()
     if path.is_dir():
         return Manifest.from_folder(path)

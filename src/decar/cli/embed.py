@@ -17,8 +17,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     embed = commands.add_parser(
         "embed",
         help="embeddings of any audio: a row a clip, or a window",
-        description="A clip of up to 10 s is embedded whole, a longer one as the mean of its 10 s pieces. All columns of a "
-        "table are kept. The same command goes on after a stop, and gives the same bytes.",
+        description="A clip of up to 10 s is embedded whole, a longer one as the mean of its 10 s pieces. All columns "
+        "of a table are kept. The same command goes on after a stop, and gives the same bytes.",
     )
     embed.add_argument(
         "source", metavar="SOURCE", help="a folder, a CSV, TSV or Parquet table with a column path (start and duration "
@@ -32,11 +32,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--out", type=Path, default=Path("embeddings.parquet"), metavar="FILE",
         help=".parquet, or .npy with FILE.paths.csv beside it (default: %(default)s)",
     )  # fmt: skip
-    embed.add_argument("--root", type=Path, metavar="DIR", help="where relative paths of a table or of stdin start from")
+    embed.add_argument(
+        "--root", type=Path, metavar="DIR", help="where relative paths of a table or of stdin start from"
+    )
     embed.add_argument("--windows", type=float, metavar="SECONDS", help="a row a window, with start and duration")
     embed.add_argument("--hop", type=float, metavar="SECONDS", help="from window to window (default: end to end)")
     embed.add_argument("--device", metavar="NAME", help="cpu, cuda (default: cuda where torch sees one)")
-    embed.add_argument("--batch-size", type=int, default=32, metavar="N", help="pieces at a time (default: %(default)s)")
+    embed.add_argument(
+        "--batch-size", type=int, default=16, metavar="N", help="pieces at a time (default: %(default)s)"
+    )
     embed.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
     embed.set_defaults(run=_embed)
 
@@ -65,14 +69,17 @@ def _embed(args: argparse.Namespace) -> None:
 
 
 def _encoder(bundle: str) -> Encoder:
-    """Untrained weights are those of the default network, seed 0."""
-    from decar.models import Encoder, load_encoder
+    """The encoder of that name; untrained weights are those of the default network, seed 0, as in `eval.py`."""
+    from decar.models import load_encoder
 
     if bundle != "random":
         return load_encoder(bundle)
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+
     from decar.cli.config import conf_dir
 
-    import yaml
-
-    settings = yaml.safe_load((conf_dir() / "encoder" / "conv.yaml").read_text())
-    return Encoder(**{key: value for key, value in settings.items() if key not in ("_target_", "seed")}, seed=0).eval()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("eval")
+    encoder: Encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
+    return encoder.eval()

@@ -76,7 +76,7 @@ class Embedder:
         windows: float | None = None,
         hop: float | None = None,
         device: str | None = None,
-        batch_size: int = 32,
+        batch_size: int = 16,
         num_workers: int | None = None,
     ) -> None:
         check_whole("batch_size", batch_size, 1)
@@ -140,7 +140,10 @@ class Embedder:
         folder = out.with_name(f".{out.name}.parts")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(f"{folder}.lock", timeout=0), Parts(folder, self.key(clips), self.encoder.dim) as parts:
+            with (
+                filelock.FileLock(f"{folder}.lock", timeout=0),
+                Parts(folder, self.key(clips), self.encoder.dim) as parts,
+            ):
                 if parts.committed:
                     log.info("going on with %s at clip %d of %d", out, parts.committed, len(clips))
                 self._run(clips, parts, done=parts.committed, progress=progress)
@@ -150,6 +153,7 @@ class Embedder:
                     write_rows(out, made.table, made.vectors, self._facts(name))
                 told = self._tell(made, parts.ends, clips, out)
             shutil.rmtree(folder)
+            Path(f"{folder}.lock").unlink(missing_ok=True)
         except filelock.Timeout:
             raise DecarError(f"{out}: another process is writing it; wait for it, or give another --out") from None
         except OSError as error:

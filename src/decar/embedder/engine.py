@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from decar.audio.crops import collate, length_batches, padded_frames, whole
 from decar.embedder.reading import ClipEnd, Event, Piece, RowEnd
 from decar.models import Encoder
+from decar.models.encoder import evaluating
 
 BLOCK_FRAMES = 64 * 998  # ten minutes of sound: what is in memory at once, and what a kill costs at most
 
@@ -34,7 +35,13 @@ class Sink(Protocol):
 
 
 def run(
-    events: Iterable[Event], encoder: Encoder, sink: Sink, *, batch_size: int, device: str, advance: Callable[[int], None]
+    events: Iterable[Event],
+    encoder: Encoder,
+    sink: Sink,
+    *,
+    batch_size: int,
+    device: str,
+    advance: Callable[[int], None],
 ) -> None:
     """Embed all that comes; the encoder is in eval mode, on `device`, and without gradients."""
     block: list[Event] = []
@@ -133,11 +140,15 @@ class Memory:
 
 
 def evaluate(
-    events: Iterable[Event], encoder: Encoder, sink: Sink, *, batch_size: int, device: str, advance: Callable[[int], None]
+    events: Iterable[Event],
+    encoder: Encoder,
+    sink: Sink,
+    *,
+    batch_size: int,
+    device: str,
+    advance: Callable[[int], None],
 ) -> None:
     """`run`, with the encoder in eval mode on the device, and put back after it."""
-    from decar.models.encoder import evaluating
-
     home = next(encoder.parameters()).device
     encoder.to(device)
     try:

@@ -82,9 +82,7 @@ def clip_events(job: Job, windows: Windows, log_mel: LogMel) -> Iterator[Event]:
         yield ClipEnd(count.samples, str(error))
     except Exception as error:  # one odd file in a million must not end a night's work
         log.debug("%s", file, exc_info=True)
-        yield ClipEnd(
-            count.samples, f"cannot be processed ({type(error).__name__}: {' '.join(str(error).split())})"
-        )
+        yield ClipEnd(count.samples, f"cannot be processed ({type(error).__name__}: {' '.join(str(error).split())})")
     else:
         none = too_short(0, log_mel.spec) if not count.samples else ""
         yield ClipEnd(count.samples, none, silent=count.peak <= SILENCE_PEAK)

@@ -104,7 +104,10 @@ def _bundle_file(path: str | Path | None) -> Path:
 
 def _read_header(path: Path) -> dict[str, object]:
     if not path.is_file():
-        raise BundleError(f"{path}: no such bundle; give the path of an encoder.safetensors or of a run, or `small`, which comes with decar")
+        raise BundleError(
+            f"{path}: no such bundle; give the path of an encoder.safetensors or of a run, or `small`, "
+            "which comes with decar"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["decar"])
