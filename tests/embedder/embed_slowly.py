@@ -21,7 +21,8 @@ def told_commit(self):
     print(f"committed {self.committed}", flush=True)
 
 
-engine.BLOCK_FRAMES = 300
-reading.decode_blocks = slow_decode
-Parts.commit = told_commit
-main(["embed", sys.argv[1], "--out", sys.argv[2], "--workers", "1", *sys.argv[4:]])
+if __name__ == "__main__":
+    engine.BLOCK_FRAMES = 300
+    reading.decode_blocks = slow_decode
+    Parts.commit = told_commit
+    main(["embed", sys.argv[1], "--out", sys.argv[2], "--workers", "1", *sys.argv[4:]])
