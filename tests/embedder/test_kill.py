@@ -33,7 +33,11 @@ def killed_after(commits, source, out, *options):
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("options", [[], ["--windows", "0.5", "--hop", "0.25"]], ids=["clips", "windows"])
+@pytest.mark.parametrize(
+    "options",
+    [[], pytest.param(["--windows", "0.5", "--hop", "0.25"], marks=pytest.mark.slow)],
+    ids=["clips", "windows"],
+)
 def test_killed_and_started_again_gives_the_same_bytes(tmp_path, options):
     rng = np.random.default_rng(0)
     source = tmp_path / "in"

@@ -9,9 +9,9 @@ from decar.errors import ConfigError
 
 
 def slowly(wave, size, hop, least):
-    """The rule in words: a window a hop, as long as it brings `least` samples that no window had; the first always."""
+    """The rule in words: a full window each hop; a shorter one that brings `least` samples; the first always."""
     out, covered, start = [], 0, 0
-    while start == 0 or len(wave) - max(covered, start) >= least:
+    while start == 0 or start + size <= len(wave) or len(wave) - max(covered, start) >= least:
         out.append(wave[start : start + size])
         covered = start + size
         start += hop
