@@ -102,7 +102,9 @@ def test_what_breaks_off_late_leaves_no_rows(tmp_path, encoder, monkeypatch):
     write(tmp_path / "b.flac", tone(1.0))
     made = Embedder(encoder, windows=0.5).write(Manifest.from_folder(tmp_path), tmp_path / "o.npy", progress=False)
     assert made.bad["path"].tolist() == ["a.flac"]
-    assert np.load(tmp_path / "o.npy").shape == (2, encoder.dim)
+    wave = decode(tmp_path / "b.flac")
+    expected = np.stack([by_hand(encoder, wave[:8000]), by_hand(encoder, wave[8000:])])
+    np.testing.assert_allclose(np.load(tmp_path / "o.npy"), expected, rtol=1e-4, atol=1e-5)  # none of a.flac's
     assert pd.read_csv(tmp_path / "o.npy.paths.csv")["start"].tolist() == [0.0, 0.5]
 
 
