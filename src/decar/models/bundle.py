@@ -105,8 +105,8 @@ def _bundle_file(path: str | Path | None) -> Path:
 def _read_header(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise BundleError(
-            f"{path}: no such bundle; give the path of an encoder.safetensors or of a run, or `small`, "
-            "which comes with decar"
+            f"{path}: no such bundle; give the path of an encoder.safetensors or of a run, `small` (it comes "
+            "with decar) or, where that makes sense, `random`, `logmel`"
         )
     try:
         with safe_open(path, framework="pt") as file:
