@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(EXTRA)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu chaos lint types format bench table2 table3 clean
+.PHONY: help setup demo test test-slow test-gpu chaos lint types format bench table2 table3 ready clean
 
 # of make table2, table3
 RUNS ?= $(if $(filter table3,$(MAKECMDGOALS)),runs/table3,runs/eval)
@@ -57,6 +57,9 @@ table2: $(READY) ## what was judged, beside the paper's Table 2; RUNS=runs/eval
 
 table3: $(READY) ## the same by clusterer and k, beside the paper's Table 3; RUNS=runs/table3
 	$(BIN)/decar table3 $(RUNS)
+
+ready: $(READY) ## the encoder that comes with decar: train, round, judge, fill its card; ROOT=DIR with index.csv and tasks/
+	$(BIN)/python benchmarks/ready.py --root $(ROOT)
 
 clean: ## forget the environment and the caches of the tools, keep runs
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -73,3 +73,23 @@ def test_the_plot_is_drawn_from_the_table_as_written(tmp_path):
     assert table.set_index("arm").loc["a", "test_interval"] == pytest.approx(recipe.interval([0.7, 0.72]), abs=1e-5)
     load("plot_recipe").draw(table, "", tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5_000
+
+
+def test_the_card_is_filled_where_it_says_so():
+    ready = load("ready")
+    card = "a\n<!-- X -->\nold\n<!-- /X -->\nb\n"
+    assert ready.fill(card, {"X": "new"}) == "a\n<!-- X -->\nnew\n<!-- /X -->\nb\n"
+    with pytest.raises(SystemExit, match="no place for Y"):
+        ready.fill(card, {"Y": "new"})
+
+
+def test_the_ready_encoder_is_trained_on_no_foreign_licence(tmp_path):
+    ready = load("ready")
+    licences = ["MIT", "GPL-2", "GPL-2+", "GPL-2+ with exception", "GPL-3 or LGPL-3", "CC-BY-3.0", "CC-BY-3.0"]
+    table = pd.DataFrame({"path": list("abcdefg"), "license": licences, "pretrain": ["True"] * 6 + ["False"]})
+    table.to_csv(tmp_path / "index.csv", index=False)
+    assert ready.trained_on(tmp_path)["path"].tolist() == ["a", "f"]
+    table.loc[0, "license"] = "AGPL-3"
+    table.to_csv(tmp_path / "index.csv", index=False)
+    with pytest.raises(SystemExit, match="AGPL-3 would be trained on"):
+        ready.trained_on(tmp_path)

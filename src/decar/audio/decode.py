@@ -58,21 +58,28 @@ def decode(
             data end before its header says is read as far as it goes, since streaming writers leave such headers, and
             so is a cut ogg or opus, which has no length in its header.
     """
+    pieces = list(decode_blocks(path, start=start, duration=duration, sample_rate=sample_rate))
+    return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, np.float32), *pieces])
+
+
+def decode_blocks(
+    path: str | os.PathLike[str], *, start: float = 0.0, duration: float | None = None, sample_rate: int = SAMPLE_RATE
+) -> Iterator[Waveform]:
+    """As `decode`, block by block (some 10 s each): ten hours never lie in memory. Errors come where they are met."""
     file = Path(path)
     _check_file(file)
     try:
         # bytes, since libsndfile is given the name as the file system has it; Windows takes text
         with _Sound(os.fsencode(file) if os.name == "posix" else str(file)) as sound:
             blocks = _blocks(sound, start, duration)
-            pieces = list(
+            for block in (
                 blocks if sound.samplerate == sample_rate else _resampled(blocks, sound.samplerate, sample_rate)
-            )
+            ):
+                if not np.isfinite(block).all():
+                    raise AudioError("non-finite samples (NaN or infinity)")
+                yield block
     except (soundfile.LibsndfileError, OSError) as error:
         raise AudioError(f"not audio that libsndfile can read ({_reason(error)})") from error
-    waveform = pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, np.float32), *pieces])
-    if not np.isfinite(waveform).all():
-        raise AudioError("non-finite samples (NaN or infinity)")
-    return waveform
 
 
 def _check_file(file: Path) -> None:

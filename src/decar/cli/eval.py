@@ -135,7 +135,7 @@ def choose_encoder(cfg: DictConfig, frontend: FrontEnd) -> Encoder | Literal["lo
 
     from decar.models import load_encoder
 
-    require(bool(cfg.bundle), "bundle is not set: give a run, an encoder.safetensors, random or logmel")
+    require(bool(cfg.bundle), "bundle is not set: give a run, an encoder.safetensors, small, random or logmel")
     if cfg.bundle == "logmel":
         return "logmel"
     if cfg.bundle == "random":

@@ -1,7 +1,10 @@
 """The encoder bundle: weights and the front-end numbers they were made for, in one safetensors file.
 
-The header holds one key, `decar`, with JSON: format version, encoder settings, and free facts about the training.
-Nothing in a bundle is ever unpickled.
+The header holds one key, `decar`, with JSON: format version, encoder settings with the front-end's numbers, the version
+of decar that wrote it, and facts about the training. Nothing in a bundle is ever unpickled.
+
+One bundle comes with the package: `small`. The bare word always means that one, as `random` and `logmel` have their
+meaning; a file or folder of that name is `./small`, or a `Path`.
 """
 
 import json
@@ -11,27 +14,42 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+import decar
 from decar.audio import FrontEnd
 from decar.errors import BundleError
 from decar.files import whole
 from decar.models.encoder import Encoder
 
 FORMAT = 1
+READY = "small"  # the name of the bundle that comes with the package
+READY_FILE = Path(__file__).parents[1] / "data" / READY / "encoder.safetensors"
 
 
-def save_bundle(encoder: Encoder, path: str | Path, facts: Mapping[str, object] | None = None) -> Path:
-    """Write an encoder to `path`, whole or not at all; `facts` (JSON values) say where it comes from.
+def save_bundle(
+    encoder: Encoder, path: str | Path, facts: Mapping[str, object] | None = None, *, half: bool = False
+) -> Path:
+    """Write an encoder to `path`, whole or not at all.
+
+    Args:
+        encoder: The encoder.
+        path: Where to.
+        facts: Where it comes from, as JSON values: name of the data, clips, seed, step and the like.
+        half: Round the weights to float16, for half the size. They are loaded as float32; the hash is that of the
+            rounded ones from then on.
 
     Raises:
-        BundleError: The weights are not finite, or the file cannot be written.
+        BundleError: The weights are not finite (or not in float16), or the file cannot be written.
     """
     path = Path(path)
-    weights = encoder.weights()
+    weights = {key: _halved(value) if half else value for key, value in encoder.weights().items()}
     broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
         raise BundleError(f"{path}: not written, the weights are no longer finite ({broken[0]}): lower optimizer.lr")
-    header = {"format": FORMAT, "encoder": encoder.settings(), "facts": dict(facts or {})}
+    header = {
+        "format": FORMAT, "encoder": encoder.settings(), "facts": dict(facts or {}), "version": decar.__version__
+    }  # fmt: skip
     try:
         with whole(path) as part:
             save_file(weights, part, metadata={"decar": json.dumps(header)})
@@ -40,17 +58,18 @@ def save_bundle(encoder: Encoder, path: str | Path, facts: Mapping[str, object] 
     return path
 
 
-def read_facts(path: str | Path) -> dict[str, object]:
-    """The free facts that were saved with a bundle, or the bundle of a run's folder."""
+def read_facts(path: str | Path | None = None) -> dict[str, object]:
+    """The facts that were saved with a bundle, or the bundle of a run's folder; `path` as of `load_encoder`."""
     facts = _read_header(_bundle_file(path)).get("facts", {})
     return dict(facts) if isinstance(facts, Mapping) else {}
 
 
-def load_encoder(path: str | Path, *, frontend: FrontEnd | None = None) -> Encoder:
+def load_encoder(path: str | Path | None = None, *, frontend: FrontEnd | None = None) -> Encoder:
     """Load a bundle as an encoder in eval mode on the CPU.
 
     Args:
-        path: A bundle, or the folder of a run that holds `encoder.safetensors`.
+        path: A bundle, or the folder of a run that holds `encoder.safetensors`. None, or the text "small": the one that
+            comes with decar, see its MODEL_CARD.md.
         frontend: What the caller is going to feed it; a bundle made for another one is refused.
 
     Raises:
@@ -72,14 +91,23 @@ def load_encoder(path: str | Path, *, frontend: FrontEnd | None = None) -> Encod
     return encoder.eval()
 
 
-def _bundle_file(path: str | Path) -> Path:
+def _halved(value: Tensor) -> Tensor:
+    return value.half() if value.is_floating_point() else value  # BatchNorm's counters are whole numbers
+
+
+def _bundle_file(path: str | Path | None) -> Path:
+    if path is None or path == READY:  # a Path never equals a text
+        return READY_FILE
     path = Path(path)
     return path / "encoder.safetensors" if path.is_dir() else path
 
 
 def _read_header(path: Path) -> dict[str, object]:
     if not path.is_file():
-        raise BundleError(f"{path}: no such bundle; give the path of an encoder.safetensors, `random` or `logmel`")
+        raise BundleError(
+            f"{path}: no such bundle; give the path of an encoder.safetensors or of a run, `small` (it comes "
+            "with decar) or, where that makes sense, `random`, `logmel`"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})["decar"])

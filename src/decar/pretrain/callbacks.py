@@ -23,7 +23,7 @@ class BundleExport(Callback):
 
     Args:
         path: Where to.
-        facts: Free facts that go into the bundle's header, beside epoch and step.
+        facts: Free facts that go into the bundle's header, beside clips, epoch and step.
     """
 
     def __init__(self, path: str | Path, facts: Mapping[str, object] | None = None) -> None:
@@ -34,7 +34,8 @@ class BundleExport(Callback):
         assert isinstance(pl_module, DecarModule)
         if not trainer.is_global_zero:
             return
-        facts = {**self.facts, "epoch": trainer.current_epoch, "step": trainer.global_step}
+        clips = len(pl_module.data.store)
+        facts = {**self.facts, "clips": clips, "epoch": trainer.current_epoch, "step": trainer.global_step}
         save_bundle(pl_module.encoder, self.path, facts)
 
 

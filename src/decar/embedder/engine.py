@@ -1,0 +1,158 @@
+"""Events → rows of embeddings: batches of one padded length, a mean a row, committed at ends of clips.
+
+Which pieces share a batch depends only on what came since the last commit. So a run that goes on from a commit makes
+the same batches, and the same bits, as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from decar.audio.crops import collate, length_batches, padded_frames, whole
+from decar.embedder.reading import ClipEnd, Event, Piece, RowEnd
+from decar.models import Encoder
+from decar.models.encoder import evaluating
+
+BLOCK_FRAMES = 64 * 998  # ten minutes of sound: what is in memory at once, and what a kill costs at most
+
+
+class Sink(Protocol):
+    """Where rows go."""
+
+    def rows(self, vectors: NDArray[np.float32]) -> None:
+        """Further rows `(R, D)` of the clip at hand."""
+
+    def clip(self, end: ClipEnd) -> None:
+        """The clip at hand is over; the rows of one that cannot be used are to be forgotten."""
+
+    def commit(self) -> None:
+        """Go on from here after a kill."""
+
+
+def run(
+    events: Iterable[Event],
+    encoder: Encoder,
+    sink: Sink,
+    *,
+    batch_size: int,
+    device: str,
+    advance: Callable[[int], None],
+) -> None:
+    """Embed all that comes; the encoder is in eval mode, on `device`, and without gradients."""
+    block: list[Event] = []
+    held = since = 0
+    mean = _Mean(encoder.dim)
+
+    def close() -> None:
+        nonlocal held
+        vectors = iter(_forward([e.mel for e in block if isinstance(e, Piece)], encoder, batch_size, device))
+        mean.replay(block, vectors, sink, advance)
+        block.clear()
+        held = 0
+
+    for event in events:
+        block.append(event)
+        if isinstance(event, Piece):
+            frames = padded_frames(len(event.mel), min_frames=encoder.min_frames, max_frames=encoder.max_frames)
+            held, since = held + frames, since + frames
+        if isinstance(event, ClipEnd) and since >= BLOCK_FRAMES:
+            close()
+            sink.commit()
+            since = 0
+        elif held >= 2 * BLOCK_FRAMES:  # within a long recording
+            close()
+    close()
+    sink.commit()
+
+
+def _forward(mels: list[NDArray[np.float32]], encoder: Encoder, batch_size: int, device: str) -> NDArray[np.float32]:
+    """`(n, D)`: each piece padded as `Encoder.embed` pads it."""
+    out = np.empty((len(mels), encoder.dim), np.float32)
+    lengths = np.array([len(mel) for mel in mels], np.int64)
+    bounds = {"min_frames": encoder.min_frames, "max_frames": encoder.max_frames}
+    for batch in length_batches(lengths, batch_size, **bounds):
+        frames = int(padded_frames(int(lengths[batch[0]]), **bounds))
+        clips = collate([whole(mels[i], frames, encoder.frontend.silence) for i in batch])
+        out[batch] = encoder(clips.to(device)).float().cpu().numpy()
+    return out
+
+
+class _Mean:
+    """Puts the pieces of a row together; state lives on from block to block, since a row may be ten hours long."""
+
+    def __init__(self, dim: int) -> None:
+        self.total, self.weight = np.zeros(dim, np.float64), 0
+
+    def replay(
+        self, block: list[Event], vectors: Iterable[NDArray[np.float32]], sink: Sink, advance: Callable[[int], None]
+    ) -> None:
+        vectors, rows = iter(vectors), []
+        for event in block:
+            if isinstance(event, Piece):
+                self.total += len(event.mel) * next(vectors).astype(np.float64)
+                self.weight += len(event.mel)
+            elif isinstance(event, RowEnd):
+                if self.weight:  # a single piece comes out as it went in: both steps are exact in float64
+                    rows.append((self.total / self.weight).astype(np.float32))
+                self._forget()
+            else:
+                if rows:
+                    sink.rows(np.stack(rows))
+                rows = []
+                sink.clip(event)
+                self._forget()
+                advance(1)
+        if rows:
+            sink.rows(np.stack(rows))
+
+    def _forget(self) -> None:
+        self.total[:], self.weight = 0.0, 0
+
+
+class Memory:
+    """A sink that keeps all rows."""
+
+    def __init__(self) -> None:
+        self.vectors: list[NDArray[np.float32]] = []
+        self.ends: list[ClipEnd] = []
+        self.counts: list[int] = []
+        self._begin = 0
+
+    def rows(self, vectors: NDArray[np.float32]) -> None:
+        """See `Sink`."""
+        self.vectors.append(vectors)
+
+    def clip(self, end: ClipEnd) -> None:
+        """See `Sink`."""
+        if end.reason:
+            del self.vectors[self._begin :]
+        self.counts.append(sum(map(len, self.vectors[self._begin :])))
+        self._begin = len(self.vectors)
+        self.ends.append(end)
+
+    def commit(self) -> None:
+        """Nothing to be done."""
+
+
+def evaluate(
+    events: Iterable[Event],
+    encoder: Encoder,
+    sink: Sink,
+    *,
+    batch_size: int,
+    device: str,
+    advance: Callable[[int], None],
+) -> None:
+    """`run`, with the encoder in eval mode on the device, and put back after it."""
+    home = next(encoder.parameters()).device
+    encoder.to(device)
+    try:
+        with evaluating(encoder), torch.no_grad():
+            run(events, encoder, sink, batch_size=batch_size, device=device, advance=advance)
+    finally:
+        encoder.to(home)

@@ -1,0 +1,36 @@
+import pandas as pd
+import pytest
+
+from decar.audio.source import read_source
+from decar.errors import ManifestError
+from tests.audio.sounds import tone, write
+
+
+def test_everything_that_can_be_pointed_at(tmp_path, monkeypatch):
+    write(tmp_path / "d" / "a.wav", tone(0.1))
+    write(tmp_path / "d" / "e" / "b.flac", tone(0.1))
+    pd.DataFrame({"path": ["d/a.wav"], "start": [0.05], "species": ["owl"]}).to_csv(tmp_path / "t.csv", index=False)
+    pd.DataFrame({"path": ["a.wav"]}).to_parquet(tmp_path / "t.parquet")
+    monkeypatch.chdir(tmp_path)
+
+    def paths(source, **options):
+        clips = read_source(source, **options)
+        assert all(file.is_file() for file in clips.files)
+        return clips.table["path"].tolist()
+
+    assert paths("d") == ["a.wav", "e/b.flac"]
+    assert paths("t.csv") == ["d/a.wav"]
+    assert read_source("t.csv").table["species"].tolist() == ["owl"]
+    assert read_source("t.csv").stretches == [(0.05, None)]
+    assert paths("t.parquet", root="d") == ["a.wav"]
+    assert paths("d/a.wav") == ["d/a.wav"]
+    assert paths("d/**/*.*") == ["d/a.wav", "d/e/b.flac"]
+    assert paths(str(tmp_path / "d" / "*.wav")) == [str(tmp_path / "d" / "a.wav")]
+    assert paths("-", stdin=["d/a.wav\n", "\n", "d/e/b.flac"]) == ["d/a.wav", "d/e/b.flac"]
+
+
+@pytest.mark.parametrize(("source", "told"), [("none", "does not exist"), ("*.wav", "no file fits"), ("-", "no path")])
+def test_nothing_there(tmp_path, monkeypatch, source, told):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ManifestError, match=told):
+        read_source(source, stdin=[])
