@@ -39,8 +39,7 @@ def test_the_entry_loads_this_checkout(bundle, tmp_path):
     assert shape == f"(2, {encoder.dim})"
 
 
-def test_it_is_listed_with_its_help(monkeypatch):
-    assert torch.hub.list(str(ROOT), source="local") == ["decar"]
+def test_its_help_says_what_a_bundle_may_be():
     assert "hf://USER/NAME" in torch.hub.help(str(ROOT), "decar", source="local")
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from decar.audio import FrontEnd
 from decar.errors import BundleError
 from decar.files import whole
+from decar.models import hub
 from decar.models.encoder import Encoder
 
 FORMAT = 1
@@ -73,6 +74,8 @@ def load_encoder(path: str | Path, *, frontend: FrontEnd | None = None) -> Encod
 
 
 def _bundle_file(path: str | Path) -> Path:
+    if isinstance(path, str) and path.startswith(hub.PREFIX):
+        return hub.fetch(path)
     path = Path(path)
     return path / "encoder.safetensors" if path.is_dir() else path
 

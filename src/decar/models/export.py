@@ -58,7 +58,7 @@ class WaveformEncoder(nn.Module):
         """Embed `(B, T)` float32 as `(B, D)`."""
         spec = self.spec
         have, want = self._frames(waveform.shape[1])
-        n_frames = want.item()  # a size that depends on T alone, within these bounds
+        n_frames = int(want.item())  # a size that depends on T alone, within these bounds
         torch._check(n_frames >= min(self.min_frames, self.max_frames))
         torch._check(n_frames <= self.max_frames)
         padded = functional.pad(waveform, (0, self._reach(self.max_frames)))  # so that every index below is in it
