@@ -40,6 +40,13 @@ test-gpu: $(READY) ## the tests that need a CUDA device; skipped by name where t
 chaos: $(READY) ## kill small runs at random moments, go on, compare with runs that were never killed (20 minutes)
 	$(BIN)/python benchmarks/chaos.py
 
+test-hear: $(READY) ## decar.hear by the validator of HEAR 2021
+	# without what it depends on: it wants tensorflow, of which the test has a stand-in
+	$(BIN)/python -m pip install --quiet --no-deps hearvalidator==2021.0.2
+	$(BIN)/python -m pytest -n 0 tests/test_hear.py
+
+.PHONY: test-hear
+
 lint: $(READY) ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 

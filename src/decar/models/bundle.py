@@ -20,6 +20,7 @@ import decar
 from decar.audio import FrontEnd
 from decar.errors import BundleError
 from decar.files import whole
+from decar.models import hub
 from decar.models.encoder import Encoder
 
 FORMAT = 1
@@ -98,6 +99,8 @@ def _halved(value: Tensor) -> Tensor:
 def _bundle_file(path: str | Path | None) -> Path:
     if path is None or path == READY:  # a Path never equals a text
         return READY_FILE
+    if isinstance(path, str) and path.startswith(hub.PREFIX):
+        return hub.fetch(path)
     path = Path(path)
     return path / "encoder.safetensors" if path.is_dir() else path
 

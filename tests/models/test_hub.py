@@ -1,0 +1,86 @@
+"""The hub at its boundary: a fake backed by a folder; and the real client, offline."""
+
+import json
+import os
+import subprocess
+import sys
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from decar.errors import BundleError
+from decar.models import Encoder, load_encoder, save_bundle
+from decar.models.hub import parse
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    encoder = Encoder("conv", widths=[4], hidden=8, seed=1)
+    return save_bundle(encoder, tmp_path / "encoder.safetensors", {"data": "mini", "clips": 12})
+
+
+@pytest.fixture
+def remote(tmp_path, monkeypatch):
+    root = tmp_path / "remote"
+    calls = []
+
+    class Api:
+        def create_repo(self, repo, *, private, exist_ok):
+            calls.append(("repo", repo, private))
+
+        def create_branch(self, *, repo_id, branch, exist_ok):
+            calls.append(("branch", repo_id, branch))
+
+        def create_commit(self, repo, operations, *, commit_message, revision):
+            folder = root / repo / (revision or "main")
+            folder.mkdir(parents=True)
+            for operation in operations:
+                (folder / operation.path_in_repo).write_bytes(operation.path_or_fileobj)
+
+    def download(repo, name, *, revision):
+        file = root / repo / (revision or "main") / name
+        if not file.exists():
+            raise errors.EntryNotFoundError("nothing there")
+        return str(file)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return root, calls
+
+
+@pytest.mark.parametrize(("options", "address"), [([], "hf://me/mine"), (["--revision", "v2"], "hf://me/mine@v2")])
+def test_what_is_pushed_is_loaded(bundle, remote, capsys, options, address):
+    from decar.cli.app import main
+
+    root, calls = remote
+    main(["push", str(bundle), "me/mine", "--private", *options])
+    assert f'load_encoder("{address}")' in capsys.readouterr().out
+    assert ("repo", "me/mine", True) in calls
+    assert load_encoder(address).hash() == load_encoder(bundle).hash()
+    folder = root / "me" / "mine" / (options[-1] if options else "main")
+    assert {file.name for file in folder.iterdir()} == {"encoder.safetensors", "decar.json", "README.md"}
+    card = (folder / "README.md").read_text()
+    assert f'decar.load_encoder("{address}")' in card
+    assert '| data | "mini" |' in card
+    assert json.loads((folder / "decar.json").read_text())["facts"]["clips"] == 12
+
+
+def test_a_repository_without_a_bundle(remote):
+    with pytest.raises(BundleError, match=r"no encoder\.safetensors; was it pushed"):
+        load_encoder("hf://me/empty")
+
+
+@pytest.mark.parametrize("address", ["hf://name", "hf://a/b/c", "hf://a/b@", "hf://../b c"])
+def test_no_address(address):
+    with pytest.raises(BundleError, match="give hf://USER/NAME"):
+        parse(address)
+
+
+def test_offline_is_told_by_the_real_client(bundle, tmp_path):
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    for args in ("export hf://me/mine --to torch --out x.pt2", f"push {bundle} me/mine"):
+        command = [sys.executable, "-m", "decar.cli.app", *args.split()]
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 2, done.stderr
+        assert "unset HF_HUB_OFFLINE" in done.stderr.splitlines()[-1]
