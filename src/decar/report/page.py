@@ -22,6 +22,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from decar import __version__
@@ -41,6 +42,12 @@ log = logging.getLogger(__name__)
 
 FILE_NAME = "report.html"
 EXPLORED = 4  # label columns that a cluster's purity is shown against
+STATIC = files("decar.report") / "static"
+SCRIPTS = ("base.js", "charts.js", "clips.js", "tables.js")
+SECTIONS = {
+    "curves": "Curves", "clusters": "Clusters", "map": "Map", "explorer": "Explorer", "downstream": "Downstream",
+    "config": "Configuration", "environment": "Environment",
+}  # fmt: skip
 MAX_COLUMNS = 16  # label columns that travel with the clips
 
 
@@ -207,23 +214,21 @@ def results(source: RunFiles, notes: dict[str, str]) -> list[dict[str, Any]]:
 
 def render(data: Mapping[str, Any]) -> str:
     """The page as HTML."""
-    room = files("decar.report")
-    text = {name: (room / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
-    loader = jinja2.DictLoader({"page.html": text["page.html"]})
-    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template("page.html")
+    text = {name: (STATIC / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS)}
     plotly = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text["page.html"])
     return page.render(
-        data=data, css=jinja2.utils.markupsafe.Markup(text["page.css"]), json=as_script(data),
-        js=jinja2.utils.markupsafe.Markup(text["page.js"]), plotly=jinja2.utils.markupsafe.Markup(plotly),
+        data=data, sections=SECTIONS.items(), css=Markup(text["page.css"]), json=as_script(data), plotly=Markup(plotly),
+        js=Markup("\n".join(text[name] for name in SCRIPTS)),
     )  # fmt: skip
 
 
-def as_script(data: Any) -> Any:
+def as_script(data: Any) -> Markup:
     """JSON that can stand in a script element: no `<`, no `&`, and null for what is not finite."""
     text = json.dumps(_plain(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return jinja2.utils.markupsafe.Markup(text)
+    return Markup(text)
 
 
 def _plain(value: Any) -> Any:
