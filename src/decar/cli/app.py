@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decar import __version__
+from decar.cli import report
 from decar.cli.config import cache_home
 from decar.errors import CorpusError, DecarError
 from decar.files import whole
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--out", type=Path, metavar="FILE", help="write the findings as .csv or .parquet")
     doctor.set_defaults(run=_doctor)
+    report.add_parser(commands)
     for command in (prepare, table1):
         command.add_argument("--cache-dir", type=Path, default=Path(cache_home()), metavar="DIR", help="%(default)s")
     return parser

@@ -13,6 +13,7 @@ from decar.cli.checks import check, require
 from decar.cli.done import FINISHED, read_finished, write_finished
 from decar.cli.launch import joined, leads, others, trainer_options
 from decar.cli.main import run_hydra
+from decar.cli.report import report_run
 from decar.cli.settle import settle
 from decar.files import whole
 
@@ -96,6 +97,8 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
         nmi = float(trainer.callback_metrics.get("nmi", 0.0))
         if trainer.is_global_zero:
             write_finished(output, nmi, trainer.current_epoch, trainer.global_step)
+            if cfg.report:
+                report_run(cfg, output, clips)
     return nmi
 
 
@@ -136,7 +139,7 @@ def readable(path: Path) -> str:
 
 def clear(output: Path) -> None:
     """Take away what a run that was stopped before its first checkpoint has left: runs never mix."""
-    for name in ("metrics.csv", ".metrics.before.csv", "bad_files.csv"):
+    for name in ("metrics.csv", ".metrics.before.csv", "bad_files.csv", "report.html", "environment.json"):
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "clusters.parquet", ignore_errors=True)
 

@@ -150,8 +150,7 @@ def look(
     names = of.label_columns(table, source.label)[:MAX_COLUMNS]
     last = [found.labels[-1] for found in assignments or [] if _same_clips(found, store)]
     explored = [explore(labels, chosen, unit, store, names[:EXPLORED]) for labels in last]
-    groups = [[c["near"] for c in e["clusters"]] for e in explored[::-1]]
-    groups += [[c["far"] for c in e["clusters"]] for e in explored[::-1]]
+    groups = [[c[end] for c in e["clusters"]] for e in explored[::-1] for end in ("near", "far")]
     turns = order_of(groups, np.random.default_rng(source.seed).permutation(len(some)).tolist())
     heard = sounds(some, turns)
     return {

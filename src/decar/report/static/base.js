@@ -44,7 +44,7 @@ function draw(id, traces, layout = {}) {
   return Plotly.react(element, typeof traces === "function" ? traces() : traces, whole, config);
 }
 
-function redraw() { for (const [element, [traces, layout]] of charts) draw(element, traces, layout); }
+function redraw() { for (const [element, [traces, layout]] of charts) if (element.id === "map-chart") drawMap(); else draw(element, traces, layout); }
 
 function setUpTheme() {
   const dark = () => (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
@@ -53,10 +53,10 @@ function setUpTheme() {
 }
 
 function heat(rows, columns, counts, from, to, shares, order = {}) {
-  const text = counts.map((row, r) => row.map((n, c) => `${plain(from)} ${plain(rows[r])} → ${plain(to)} ${plain(columns[c])}<br>${n} clips, ${percent(shares[r][c])} of the row`));
+  const hovertext = counts.map((row, r) => row.map((n, c) => `${plain(from)} ${plain(rows[r])} → ${plain(to)} ${plain(columns[c])}<br>${n} clips, ${percent(shares[r][c])} of the row`));
   return {
-    type: "heatmap", z: shares, text, hoverinfo: "text", zmin: 0, zmax: 1, xgap: rows.length > 40 ? 0 : 1, ygap: rows.length > 40 ? 0 : 1,
-    colorscale: [[0, colour("--grid")], [0.02, colour("--mark")], [1, colour("--accent")]],
+    type: "heatmap", z: shares, hovertext, hoverinfo: "text", zmin: 0, zmax: 1, xgap: rows.length > 40 ? 0 : 1, ygap: rows.length > 40 ? 0 : 1,
+    colorscale: [[0, colour("--back")], [0.005, colour("--mark")], [1, colour("--accent")]],
     colorbar: { thickness: 10, outlinewidth: 0, tickformat: ".0%", len: 0.9 }, ...order,
   };
 }

@@ -18,7 +18,7 @@ function setUpCurves() {
     draw(chart, () => [
       ...(curve.fine && curve.fine.y.length ? [line(curve.fine, { mode: "lines", opacity: 0.35, line: { color: colour("--accent"), width: 1 } })] : []),
       line(curve, { mode: "lines+markers", line: { color: colour("--accent"), width: 2 }, marker: { size: curve.y.length > 60 ? 1 : 6 } }),
-    ], { xaxis: { ...stepAxis, rangemode: "tozero" } });
+    ], { xaxis: { ...stepAxis, rangemode: "tozero" }, yaxis: { rangemode: curve.name === "n_clusters" ? "tozero" : "normal" } });
   }
 }
 

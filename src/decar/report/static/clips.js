@@ -5,7 +5,7 @@ const labelOf = (name, i) => { const column = CLIPS.labels[name], code = column.
 function sight(i) {
   const [audio, picture, fault] = CLIPS.sounds[i] || ["", "", "not among the clips that this page has room for"];
   return [
-    picture ? make("img", { className: "spectrogram", src: picture, alt: `log-mel spectrogram of ${CLIPS.name[i]}`, loading: "lazy" }) : null,
+    picture ? make("img", { className: "spectrogram", src: picture, alt: `log-mel spectrogram of ${CLIPS.name[i]}` }) : null,
     audio ? make("audio", { controls: true, preload: "none", src: audio }) : make("p", { className: "silent", textContent: `No sound: ${fault}` }),
   ];
 }
@@ -46,9 +46,9 @@ function drawMap() {
   if (ringed !== null) traces.push({ type: "scatter", mode: "markers", x: [CLIPS.x[ringed]], y: [CLIPS.y[ringed]], hoverinfo: "skip", showlegend: false, marker: { size: 16, symbol: "circle-open", color: colour("--ink"), line: { width: 3 } } });
   const bare = { showgrid: false, zeroline: false, showticklabels: false, ticks: "", showline: false };
   return draw("map-chart", traces, {
-    margin: { l: 4, r: 4, t: 4, b: 4 }, uirevision: "map", dragmode: "zoom", xaxis: { ...bare, range: [-1.06, 1.06] }, yaxis: { ...bare, range: [-1.06, 1.06] }, showlegend: labelled,
+    margin: { l: 4, r: 4, t: 34, b: 4 }, uirevision: "map", modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: colour("--accent") }, dragmode: "zoom", xaxis: { ...bare, range: [-1.06, 1.06] }, yaxis: { ...bare, range: [-1.06, 1.06] }, showlegend: labelled,
     legend: { orientation: "h", y: -0.01, yanchor: "top", x: 0, itemsizing: "constant", font: { size: 12 } },
-    config: { scrollZoom: !phone, displayModeBar: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "toImage", "autoScale2d"] },
+    config: { scrollZoom: !phone, displayModeBar: true, modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]] },
   });
 }
 
@@ -89,10 +89,10 @@ function showCluster(c) {
     at("map").scrollIntoView();
   });
   const part = (title, rows) => (rows.length ? [make("h4", { textContent: title }), make("div", { className: "cards" }, ...rows.map(card))] : []);
-  at("cluster").replaceChildren(make("h3", { textContent: `Cluster ${c.id}: ${c.size.toLocaleString("en")} clip${c.size === 1 ? "" : "s"}` }),
+  at("cluster").replaceChildren(...[make("h3", { textContent: `Cluster ${c.id}: ${c.size.toLocaleString("en")} clip${c.size === 1 ? "" : "s"}` }),
     make("dl", { className: "values" }, ...told.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })])),
     ...part("Nearest to its middle", c.near), ...part("Farthest from its middle", c.far),
-    c.near.length ? null : make("p", { className: "silent", textContent: "None of its clips is in the sample." }), make("p", {}, button));
+    c.near.length ? null : make("p", { className: "silent", textContent: "None of its clips is in the sample." }), make("p", {}, button)].filter(Boolean));
 }
 
 function setUpExplorer() {
@@ -103,7 +103,7 @@ function setUpExplorer() {
   choices(at("against"), columns.map((name) => [name, name]));
   at("against").parentElement.hidden = !columns.length;
   let shown = null;
-  const bar = (value) => (value === null ? ["–"] : [make("span", { className: "bar" }, make("i", { style: `width:${Math.round(100 * value)}%` })), percent(value)]);
+  const bar = (value) => (value === null ? ["–"] : [make("span", { className: "bar" }, make("i", { style: `width:${Math.round(100 * value)}%` })), make("span", { textContent: percent(value) })]);
   const show = () => {
     const found = all[at("explored").value], name = at("against").value, overall = found.overall[name];
     at("explorer-told").textContent = "The last assignment. Nearest and farthest: cosine to the mean of the cluster's standardised embeddings" +

@@ -19,9 +19,9 @@ function showConfusion(result) {
   if (!full) return;
   const shares = shareOf(result.confusion), few = result.classes.length <= 30, places = result.classes.map((_, i) => i);
   const named = few ? { tickvals: places, ticktext: result.classes.map((name) => plain(short(name, 16))) } : { showticklabels: false };
-  const numbers = result.classes.length <= 12 && innerWidth > 600 ? { texttemplate: "%{customdata}", customdata: result.confusion } : {};
+  const numbers = result.classes.length <= 12 && innerWidth > 600 ? { texttemplate: "%{text}", text: result.confusion } : {};
   draw("confusion", () => [heat(result.classes, result.classes, result.confusion, "true:", "said:", shares, numbers)],
-    { margin: { l: 40, r: 4, t: 4, b: 40 }, xaxis: { ...named, title: { text: "predicted" }, showgrid: false, tickangle: -40 }, yaxis: { ...named, title: { text: "true" }, autorange: "reversed", showgrid: false } });
+    { margin: { l: 40, r: 4, t: 4, b: 40 }, xaxis: { ...named, title: { text: "predicted", standoff: 14 }, showgrid: false, tickangle: -40 }, yaxis: { ...named, title: { text: "true", standoff: 14 }, autorange: "reversed", showgrid: false } });
 }
 
 function branch(key, value, depth) {
