@@ -109,7 +109,9 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True) -> d
             notes[section] = f"could not be made: {type(error).__name__}: {error}"
         return None
 
-    assignments: list[of.Assignments] | None = attempt("clusters", lambda: of.read_assignments(run / "clusters.parquet"))
+    assignments: list[of.Assignments] | None = attempt(
+        "clusters", lambda: of.read_assignments(run / "clusters.parquet")
+    )
     store = source.store if isinstance(source.store, LogMelStore) else None
     clips = attempt("map", lambda: look(source, assignments, device=device, progress=progress))
     return {
@@ -131,9 +133,7 @@ def clustering(found: of.Assignments) -> dict[str, Any]:
     return {"sizes": of.sizes(found), "flows": of.flows(found)}
 
 
-def look(
-    source: RunFiles, assignments: list[of.Assignments] | None, *, device: str, progress: bool
-) -> dict[str, Any]:
+def look(source: RunFiles, assignments: list[of.Assignments] | None, *, device: str, progress: bool) -> dict[str, Any]:
     """The sampled clips with their places, labels and sounds, and the clusters with theirs.
 
     Raises:
@@ -171,7 +171,11 @@ def look(
 
 
 def explore(
-    labels: NDArray[np.int64], chosen: NDArray[np.int64], unit: NDArray[np.float32], store: LogMelStore, names: list[str]
+    labels: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    unit: NDArray[np.float32],
+    store: LogMelStore,
+    names: list[str],
 ) -> dict[str, Any]:
     """The clusters of one assignment: sizes and purities over all clips, nearest and farthest among the sampled."""
     table = store.manifest.table
@@ -236,6 +240,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -57,9 +57,7 @@ def order_of(groups: Sequence[Sequence[Sequence[int]]], others: Iterable[int]) -
     return list(turns)
 
 
-def sounds(
-    store: LogMelStore, turns: Sequence[int], budget: int = BYTES, most: int = MAX_SOUNDS
-) -> dict[int, Sound]:
+def sounds(store: LogMelStore, turns: Sequence[int], budget: int = BYTES, most: int = MAX_SOUNDS) -> dict[int, Sound]:
     """The clips of a store in this order, until `budget` bytes are full; after `most` clips only pictures.
 
     A file that has gone or cannot be read any more has its picture, and the reason in place of the sound.

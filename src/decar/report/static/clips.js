@@ -10,13 +10,27 @@ function sight(i) {
   ];
 }
 
+function nearestHeard(i) {
+  const far = (j) => (CLIPS.x[j] - CLIPS.x[i]) ** 2 + (CLIPS.y[j] - CLIPS.y[i]) ** 2;
+  const heard = Object.keys(CLIPS.sounds).map(Number).filter((j) => j !== i && CLIPS.sounds[j][0]);
+  return heard.length ? heard.reduce((a, b) => (far(b) < far(a) ? b : a)) : null;
+}
+
 function showClip(i) {
   const facts = [["length", `${CLIPS.seconds[i]} s${CLIPS.at[i] ? `, from ${CLIPS.at[i]} s` : ""}`], ...DATA.labels.map((name) => [name, labelOf(name, i)]),
     ...(CLIPS.clusters.length ? [["cluster", String(CLIPS.clusters[CLIPS.clusters.length - 1][i])]] : [])].filter(([, value]) => value !== "");
-  at("clip").replaceChildren(make("h3", { textContent: CLIPS.name[i] }), ...sight(i).filter(Boolean),
+  at("clip").replaceChildren(make("h3", { textContent: CLIPS.name[i] }), ...sight(i).filter(Boolean), ...neighbour(i),
     make("dl", { className: "values" }, ...facts.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })])));
   at("clip").dataset.clip = i;
   ring(i);
+}
+
+function neighbour(i) {
+  const other = CLIPS.sounds[i] && CLIPS.sounds[i][0] ? null : nearestHeard(i);
+  if (other === null) return [];
+  const button = make("button", { type: "button", textContent: "Go to the nearest clip with sound" });
+  button.addEventListener("click", () => showClip(other));
+  return [button];
 }
 
 let ringed = null, kept = null; // the point shown in the panel; the clusters that are kept bright
@@ -73,7 +87,7 @@ function setUpMap() {
 
 // --- the cluster explorer ---
 function card(i) {
-  const name = make("button", { type: "button", className: "name", title: "show on the map", textContent: short(CLIPS.name[i], 60) });
+  const name = make("button", { type: "button", className: "name", title: `${CLIPS.name[i]}: show on the map`, textContent: short(CLIPS.name[i].split("/").pop(), 60) });
   name.addEventListener("click", () => { showClip(i); at("map").scrollIntoView(); });
   const label = DATA.labels.length ? labelOf(at("against").value, i) : "";
   return make("div", { className: "card" }, ...sight(i), name, label ? make("div", { className: "silent", textContent: label }) : null);
