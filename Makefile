@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(EXTRA)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu chaos lint types format bench table2 table3 clean
+.PHONY: help setup demo test test-slow test-gpu test-web chaos lint types format bench table2 table3 clean
 
 # of make table2, table3
 RUNS ?= $(if $(filter table3,$(MAKECMDGOALS)),runs/table3,runs/eval)
@@ -36,6 +36,12 @@ test-slow: $(READY) ## the tests that take longer: every reader with thousands o
 
 test-gpu: $(READY) ## the tests that need a CUDA device; skipped by name where there is none
 	$(BIN)/python -m pytest -m gpu -n 0 tests/gpu
+
+test-web: $(READY) ## the tests of report.html in Chromium, which is installed by apt where it is missing
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	  command -v apt-get >/dev/null || { echo "test-web needs Chromium on the path, and apt-get is not here to install it"; exit 1; }; \
+	  SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); $$SUDO apt-get update -q && $$SUDO apt-get install -y -q --no-install-recommends chromium; }
+	$(ONE_THREAD) $(BIN)/python -m pytest -m web -n 0 tests/report
 
 chaos: $(READY) ## kill small runs at random moments, go on, compare with runs that were never killed (20 minutes)
 	$(BIN)/python benchmarks/chaos.py

@@ -91,8 +91,8 @@ def test_assignments_come_back_as_written_and_a_late_clustering_starts_late(tmp_
 
 def test_columns_that_sort_clips_into_kinds():
     table = pd.DataFrame({
-        "path": list("abcdef"), "split": list("xxyyxy"), "name": list("uvwxyz"), "one": list("aaaaaa"), "kind": list("aabbab"),
-        "rare": ["", "", "p", "p", "q", "q"],
+        "path": list("abcdef"), "split": list("xxyyxy"), "name": list("uvwxyz"), "one": list("aaaaaa"),
+        "kind": list("aabbab"), "rare": ["", "", "p", "p", "q", "q"],
     })  # fmt: skip
     assert of.label_columns(table, "rare") == ["rare", "kind"]
 

@@ -42,7 +42,7 @@ def file(tmp_path_factory):
     write_environment(source.run)
     for name, changes in {"own": {}, "random": {"encoder": "random", "encoder_hash": "r", "value": 0.5}}.items():
         (source.run / name).mkdir()
-        result(encoder.hash(), **changes).write(source.run / name)
+        result(**{"encoder_hash": encoder.hash(), **changes}).write(source.run / name)
     return write_report(source, progress=False)
 
 
@@ -173,7 +173,9 @@ def test_epochs_and_clusterings_are_chosen(visit, file):
 
 def test_the_configuration_is_searched(visit, file):
     seen = visit(file)
-    shown = "[...document.querySelectorAll('#config-tree .leaf')].filter(l => l.offsetParent).map(l => l.textContent)"
+    shown = (
+        "[...document.querySelectorAll('#config-tree .leaf')].filter(l => l.checkVisibility()).map(l => l.textContent)"
+    )
     assert seen.js(shown) == ["k: 3"]
     seen.page.fill("#config-find", "encoder.na")
     assert seen.js(shown) == ["name: small"]

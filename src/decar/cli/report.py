@@ -35,11 +35,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def _report(args: argparse.Namespace) -> None:
+    from decar.cli.eval import device_of
     from decar.report import write_report
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     source = run_files(args.folder, args.downstream)
-    page = write_report(source, args.out, progress=sys.stderr.isatty())
+    page = write_report(source, args.out, device=device_of("auto"), progress=sys.stderr.isatty())
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 
@@ -91,12 +92,14 @@ def report_run(cfg: Any, output: Path, store: LogMelStore) -> None:
     from omegaconf import OmegaConf
 
     try:
+        from decar.cli.eval import device_of
         from decar.report import RunFiles, write_environment, write_report
 
+        device = device_of("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
         write_environment(output)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         source = RunFiles(output, config, store, label=OmegaConf.select(cfg, "data.label"), seed=cfg.seed)
-        log.info("look at it:  %s", write_report(source, progress=False))
+        log.info("look at it:  %s", write_report(source, device=device, progress=False))
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         log.warning("no report.html (%s); the run is whole: try `decar report %s`", reason, output)

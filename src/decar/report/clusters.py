@@ -59,7 +59,8 @@ def read_assignments(folder: Path) -> list[Assignments]:
 
 
 def _one(table: pd.DataFrame) -> Assignments:
-    parts = {int(epoch): part.reset_index(drop=True) for epoch, part in table.groupby("epoch", sort=True)}
+    epochs = np.unique(table["epoch"].to_numpy(np.int64)).tolist()
+    parts = {epoch: table[table["epoch"] == epoch].reset_index(drop=True) for epoch in epochs}
     last = parts[max(parts)]
     key = [name for name in KEY if name in last]
     same = {epoch: part for epoch, part in parts.items() if part[key].equals(last[key])}
@@ -113,13 +114,14 @@ def flow(before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, Any]:
     rows, columns = _largest(before), _largest(after)
     counts = np.zeros((max(rows.values()) + 1, max(columns.values()) + 1), np.int64)
     np.add.at(counts, ([rows[x] for x in before.tolist()], [columns[x] for x in after.tolist()]), 1)
-    partner = dict(zip(*linear_sum_assignment(-counts), strict=True))
+    paired = linear_sum_assignment(-counts)
+    partner: dict[int, int] = dict(zip(paired[0].tolist(), paired[1].tolist(), strict=True))
     rest = [c for c in range(counts.shape[1]) if c not in set(partner.values())]
-    order = [partner[r] for r in range(len(counts)) if r in partner] + rest
+    order = np.array([partner[r] for r in range(len(counts)) if r in partner] + rest)
     placed = counts[:, order]
     return {
         "rows": _names(rows),
-        "columns": [_names(columns)[i] for i in order],
+        "columns": [_names(columns)[i] for i in order.tolist()],
         "counts": placed.tolist(),
         "stay": float(sum(counts[r, c] for r, c in partner.items()) / len(before)),
         "nmi": nmi(before, after),

@@ -39,7 +39,7 @@ def curves(run: Path) -> list[dict[str, Any]]:
     found = []
     for name in order:
         title, hint = KNOWN.get(name, (name.replace("_", " "), ""))
-        series = {"name": name, "title": title, "hint": hint, **_series(rows, name)}
+        series: dict[str, Any] = {"name": name, "title": title, "hint": hint, **_series(rows, name)}
         if name == "loss_epoch":
             series["fine"] = _series(rows, "loss_step")
         if series["y"]:
@@ -57,6 +57,6 @@ def _series(rows: list[dict[str, Any]], name: str) -> dict[str, list[Any]]:
             continue
         if math.isfinite(value):
             points.append((int(row["step"]) + 1, int(float(row.get("epoch", 0))) + 1, value))
-    points = points[:: max(1, math.ceil(len(points) / MAX_POINTS))]
+    points = points[::-1][:: max(1, math.ceil(len(points) / MAX_POINTS))][::-1]  # the last one stays
     steps, epochs, values = ([point[i] for point in points] for i in range(3))
     return {"x": steps, "epoch": epochs, "y": values}

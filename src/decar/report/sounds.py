@@ -1,7 +1,7 @@
 """Clips made small for a page: the first seconds as Opus, the log-mel as a WebP, both as data URLs.
 
-Measured on the bundled clips (1.3 s on average): 3.6 kB of text for the sound, which takes 23 ms to encode, and less than
-1 kB for the picture; hence few sounds and many pictures.
+Measured on the bundled clips (1.3 s on average): 3.6 kB of text for the sound, which takes 23 ms to encode, and less
+than 1 kB for the picture; hence few sounds and many pictures.
 """
 
 import base64

@@ -1,5 +1,4 @@
-"""The embedding looked at: a sample of the clips, a map of it in two dimensions, the clips nearest to and farthest
-from the middle of each cluster.
+"""The embedding looked at: a sample of the clips, a map in two dimensions, both ends of every cluster.
 
 The map is scikit-learn's t-SNE. UMAP keeps far distances no better on a few thousand clips, and umap-learn brings numba
 and llvmlite (some 100 MB, and bounds on numpy); scikit-learn is there already. Measured on the 1,991 bundled clips, one
@@ -45,7 +44,8 @@ def tsne(unit: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
     method = TSNE(2, perplexity=min(PERPLEXITY, (n - 1) / 3), init="pca", random_state=seed, n_jobs=1)
     places: NDArray[np.float64] = method.fit_transform(reduced).astype(np.float64)
     places -= (places.max(axis=0) + places.min(axis=0)) / 2
-    return places / np.abs(places).max()
+    scaled: NDArray[np.float64] = places / np.abs(places).max()
+    return scaled
 
 
 def ends(unit: NDArray[np.float32], clusters: NDArray[np.int64], each: int = 3) -> dict[int, dict[str, Any]]:
