@@ -42,6 +42,8 @@ def test_a_run_makes_its_page_and_report_makes_the_same_later(run, decar, evalua
     again = data_of((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert again["notes"] == {}
     assert [row["encoder"] for row in again["results"]] == ["this encoder"]
+    for page in (data, again):  # an Ogg stream has a random number
+        page["clips"]["sounds"] = {i: [len(a), *rest] for i, (a, *rest) in page["clips"]["sounds"].items()}
     for part in ("curves", "clusterings", "clips", "explorer", "environment"):
         assert again[part] == data[part], part
 
