@@ -89,6 +89,22 @@ def test_assignments_come_back_as_written_and_a_late_clustering_starts_late(tmp_
     assert second.labels.tolist() == [[0, 0, 1]]
 
 
+def test_of_a_log_too_long_to_read_the_last_epochs_are(tmp_path, monkeypatch):
+    write_clusters(tmp_path, pd.DataFrame({"path": ["a", "b"]}), np.array([[[e, 1]] for e in range(9)]))
+    monkeypatch.setattr(of, "MAX_ROWS", 6)
+    [found] = of.read_assignments(tmp_path / "clusters.parquet")
+    assert (found.epochs, found.skipped) == ([6, 7, 8], 6)
+    assert found.labels.tolist() == [[6, 1], [7, 1], [8, 1]]
+
+
+def test_epochs_of_other_clips_are_left_out(tmp_path):
+    write_clusters(tmp_path, pd.DataFrame({"path": ["a", "b"]}), np.array([[[0, 1]], [[1, 1]]]))
+    other = pd.DataFrame({"clip": ["z"], "epoch": 2, "clustering": 0, "pseudo_label": 5})
+    other.to_parquet(tmp_path / "clusters.parquet" / "epoch_00002.parquet")
+    [found] = of.read_assignments(tmp_path / "clusters.parquet")
+    assert (found.epochs, found.labels.tolist()) == ([2], [[5]])
+
+
 def test_columns_that_sort_clips_into_kinds():
     table = pd.DataFrame({
         "path": list("abcdef"), "split": list("xxyyxy"), "name": list("uvwxyz"), "one": list("aaaaaa"),

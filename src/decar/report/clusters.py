@@ -3,7 +3,6 @@
 Letters: `N` clips, `K` clusters, `H` clusterings.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pyarrow import parquet
 from scipy.optimize import linear_sum_assignment
 
 from decar.clustering.stats import nmi
@@ -20,6 +20,7 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_EPOCHS = 12  # assignments that are shown one by one; of more, evenly spaced ones, the first and the last among them
 MAX_FLOW = 96  # rows and columns of a flow matrix; the smallest clusters share the last one
 NOT_LABELS = ("path", "start", "duration")
+MAX_ROWS = 50_000_000  # of the log that are read: of a longer one the last epochs
 KEY = ("clip", "start", "duration")  # tell clips apart
 
 
@@ -31,11 +32,13 @@ class Assignments:
         clips: Who is where: a row a clip, with the columns of `KEY` that the log has.
         epochs: In rising order.
         labels: `(epochs, N)` int64.
+        skipped: Earlier epochs that were not read, for the memory's sake.
     """
 
     clips: pd.DataFrame
     epochs: list[int]
     labels: NDArray[np.int64]
+    skipped: int = 0
 
 
 def read_assignments(folder: Path) -> list[Assignments]:
@@ -49,23 +52,29 @@ def read_assignments(folder: Path) -> list[Assignments]:
     if not folder.exists():
         raise DecarError(f"{folder}: not there; the run was stopped before its first epoch ended")
     try:
-        table = pd.read_parquet(folder)
-        found = [_one(part) for _, part in table.groupby("clustering", sort=True)]
+        files = sorted(folder.glob("*.parquet"))
+        rows = max((parquet.read_metadata(file).num_rows for file in files), default=1)
+        kept = files[-max(2, MAX_ROWS // max(rows, 1)) :]
+        last: dict[int, Assignments] = {}
+        for file in reversed(kept):
+            for number, part in pd.read_parquet(file).groupby("clustering", sort=True):
+                _prepend(last, int(str(number)), part.reset_index(drop=True), len(files) - len(kept))
     except Exception as error:  # pyarrow raises half a dozen kinds for a damaged part
         raise DecarError(f"{folder}: cannot be read ({' '.join(str(error).split())[:200]})") from error
-    if not found:
+    if not last:
         raise DecarError(f"{folder}: holds no assignment")
-    return found
+    return [last[number] for number in sorted(last)]
 
 
-def _one(table: pd.DataFrame) -> Assignments:
-    epochs = np.unique(table["epoch"].to_numpy(np.int64)).tolist()
-    parts = {epoch: table[table["epoch"] == epoch].reset_index(drop=True) for epoch in epochs}
-    last = parts[max(parts)]
-    key = [name for name in KEY if name in last]
-    same = {epoch: part for epoch, part in parts.items() if part[key].equals(last[key])}
-    labels = np.stack([part["pseudo_label"].to_numpy(np.int64) for part in same.values()])
-    return Assignments(last[key], list(same), labels)
+def _prepend(known: dict[int, Assignments], number: int, part: pd.DataFrame, skipped: int) -> None:
+    """Put the assignment of an earlier epoch before the later ones, if it is of the same clips."""
+    clips = part[[name for name in KEY if name in part]]
+    labels, epoch = part["pseudo_label"].to_numpy(np.int64)[None], int(part["epoch"].iloc[0])
+    later = known.get(number)
+    if later is None:
+        known[number] = Assignments(clips, [epoch], labels, skipped)
+    elif clips.equals(later.clips):
+        known[number] = Assignments(clips, [epoch, *later.epochs], np.concatenate([labels, later.labels]), skipped)
 
 
 def spaced(n: int, most: int) -> list[int]:
@@ -111,35 +120,36 @@ def flow(before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, Any]:
         `rows`, `columns`: names of the clusters, "others" for the smallest of many; `counts`: a list a row; `stay`: the
         share of clips on the diagonal, of all clips; `nmi`.
     """
-    rows, columns = _largest(before), _largest(after)
-    counts = np.zeros((max(rows.values()) + 1, max(columns.values()) + 1), np.int64)
-    np.add.at(counts, ([rows[x] for x in before.tolist()], [columns[x] for x in after.tolist()]), 1)
+    (rows, row), (columns, column) = _largest(before), _largest(after)
+    cells = np.bincount(row * len(columns) + column, minlength=len(rows) * len(columns))
+    counts = cells.reshape(len(rows), len(columns))
     paired = linear_sum_assignment(-counts)
     partner: dict[int, int] = dict(zip(paired[0].tolist(), paired[1].tolist(), strict=True))
     rest = [c for c in range(counts.shape[1]) if c not in set(partner.values())]
     order = np.array([partner[r] for r in range(len(counts)) if r in partner] + rest)
     placed = counts[:, order]
     return {
-        "rows": _names(rows),
-        "columns": [_names(columns)[i] for i in order.tolist()],
+        "rows": rows,
+        "columns": [columns[i] for i in order.tolist()],
         "counts": placed.tolist(),
         "stay": float(sum(counts[r, c] for r, c in partner.items()) / len(before)),
         "nmi": nmi(before, after),
     }
 
 
-def _largest(labels: NDArray[np.int64]) -> dict[int, int]:
-    """Cluster → its place, largest first; the smallest beyond `MAX_FLOW` share the last place."""
-    names, counts = np.unique(labels, return_counts=True)
-    ranked = names[np.argsort(-counts, kind="stable")].tolist()
-    return {name: min(place, MAX_FLOW - 1) for place, name in enumerate(ranked)}
+def _largest(labels: NDArray[np.int64]) -> tuple[list[str], NDArray[np.int64]]:
+    """Names of the clusters, largest first, and each clip's place among them.
 
-
-def _names(places: Mapping[int, int]) -> list[str]:
-    by_place: dict[int, list[int]] = {}
-    for name, place in places.items():
-        by_place.setdefault(place, []).append(name)
-    return [str(names[0]) if len(names) == 1 else f"{len(names)} others" for _, names in sorted(by_place.items())]
+    The smallest beyond `MAX_FLOW` share the last place.
+    """
+    values, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    place = np.empty(len(values), np.int64)
+    place[order] = np.minimum(np.arange(len(values)), MAX_FLOW - 1)
+    names = [str(value) for value in values[order].tolist()]
+    if len(names) > MAX_FLOW:
+        names[MAX_FLOW - 1 :] = [f"{len(names) - MAX_FLOW + 1} others"]
+    return names, place[inverse.reshape(-1)]
 
 
 def label_columns(table: pd.DataFrame, first: str | None = None) -> list[str]:
@@ -182,13 +192,15 @@ def purity(clusters: NDArray[np.int64], column: "pd.Series[Any]") -> dict[int, P
     >>> purity(np.array([0, 0, 0, 1]), pd.Series(["a", "a", "b", ""]))[0].value
     0.6666666666666666
     """
-    mask, words = known(column), column.astype(str).to_numpy()
-    found = {}
-    for cluster in np.unique(clusters).tolist():
-        names, counts = np.unique(words[(clusters == cluster) & mask], return_counts=True)
-        best = int(counts.argmax()) if len(counts) else -1
-        share = float(counts[best] / counts.sum()) if len(counts) else None
-        found[cluster] = Purity(share, str(names[best]) if len(counts) else "", int(counts.sum()))
+    mask = known(column)
+    codes, words = pd.factorize(column[mask].astype(str), sort=True)
+    pairs = pd.DataFrame({"cluster": clusters[mask], "word": codes}).value_counts(sort=False).reset_index(name="n")
+    best = pairs.sort_values(["n", "word"], ascending=[False, True], kind="stable").drop_duplicates("cluster")
+    sums = pairs.groupby("cluster")["n"].sum()
+    found = {cluster: Purity(None, "", 0) for cluster in np.unique(clusters).tolist()}
+    for cluster, word, n in best[["cluster", "word", "n"]].to_numpy().tolist():
+        total = int(sums[cluster])
+        found[cluster] = Purity(n / total, str(words[word]), total)
     return found
 
 

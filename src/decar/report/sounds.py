@@ -24,7 +24,7 @@ SECONDS = 4.0  # of a clip, that are heard and seen
 RATE = 16_000  # Hz; one of the five that Opus has
 QUALITY = 0.95  # libsndfile's compression_level: (1 - q) * 250 + 6 kbit/s, here 18
 MAX_SOUNDS = 500  # clips that can be heard
-BYTES = 8_000_000  # of all sounds and pictures on a page
+BYTES = 6_000_000  # of all sounds and pictures on a page
 NO_ROOM = "not among the clips whose sound is on this page"
 WIDTH = 160  # most pixels of a picture; its height is the number of mel bands
 
