@@ -199,3 +199,14 @@ def test_numbers_that_json_has_not_and_odd_names(tmp_path):
     assert json.loads(text) == {"a": None, "3": [None, 0.5], "b": "\udcff & <"}
     assert not set("<&") & set(text)
     assert len(sounds_in(tmp_path, 3)) == 3
+
+
+def test_a_fault_of_ours_costs_a_section_and_is_told_in_the_log(tmp_path, encoder, monkeypatch, caplog):
+    def broken(*args):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(page, "tsne", broken)
+    data = gathered(small_run(tmp_path, encoder))
+    assert data["notes"]["map"] == "could not be made: RuntimeError: no ink"
+    assert data["curves"]
+    assert "section map could not be made" in caplog.text
