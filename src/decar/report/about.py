@@ -49,7 +49,7 @@ def read_environment(run: Path) -> dict[str, str]:
     """What a run was made with.
 
     Raises:
-        DecarError: It was not written down, as before version 0.2, or cannot be read.
+        DecarError: It was not written down, or cannot be read.
     """
     try:
         found = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))

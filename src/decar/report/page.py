@@ -1,12 +1,11 @@
 """`report.html`: one file with all that a run has to show, opened offline by any browser.
 
-The charts are plotly's. Compared by what a page has to carry: bokeh 1.5 MB with WebGL, vega with vega-lite and embed
-0.8 MB, plotly 4.8 MB (its partial bundle of 1.5 MB is on npm only, and a wheel cannot depend on that), embedding-atlas
-some 10 MB and a Parquet engine in WebAssembly, which browsers do not start from a file. Plotly was chosen because one
-call re-draws a chart for another column, colour scheme or width without a server, because touch, zoom and hover are in
-it, and because its PyPI package holds the script and needs nothing but narwhals and packaging, of which scikit-learn
-brings the first and pytest the second. altair ships no script at all; bokeh needs seven more packages, tornado among
-them, and changes its theme only by making the document anew.
+The charts are plotly's. Compared by what a page has to carry: bokeh 1.3 MB (1.5 with WebGL), vega with vega-lite and
+embed 0.8 MB, plotly 4.8 MB (its partial bundles of 1.2 and 1.5 MB are on npm only, which a wheel cannot depend on).
+Plotly was chosen because one call re-draws a chart for another column, colour scheme or width without a server, because
+touch, zoom and hover are in it, and because its PyPI package holds the script and needs nothing but narwhals and
+packaging, which are there already. altair ships no script; bokeh needs tornado, contourpy and xyzservices.
+Embedding-atlas was read about only: an application of its own, beside which the curves would need another library.
 
 Nothing on the page is put together as HTML from names or labels: they travel as JSON and become text nodes. A content
 security policy keeps the page from asking anybody for anything.
