@@ -5,7 +5,7 @@ embed 0.8 MB, plotly 4.8 MB (its partial bundles of 1.2 and 1.5 MB are on npm on
 Plotly was chosen because one call re-draws a chart for another column, colour scheme or width without a server, because
 touch, zoom and hover are in it, and because its PyPI package holds the script and needs nothing but narwhals and
 packaging, which are there already. altair ships no script; bokeh needs tornado, contourpy and xyzservices.
-Embedding-atlas was read about only: an application of its own, beside which the curves would need another library.
+Embedding-atlas was not tried: it is an application of its own, beside which the curves would need another library.
 
 Nothing on the page is put together as HTML from names or labels: they travel as JSON and become text nodes. A content
 security policy keeps the page from asking anybody for anything.
