@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(EXTRA)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu chaos lint types format bench table2 table3 ready clean
+.PHONY: help setup demo test test-slow test-gpu test-web test-hear chaos lint types format bench seeds table2 table3 ready clean
 
 # of make table2, table3
 RUNS ?= $(if $(filter table3,$(MAKECMDGOALS)),runs/table3,runs/eval)
@@ -37,6 +37,12 @@ test-slow: $(READY) ## the tests that take longer: every reader with thousands o
 test-gpu: $(READY) ## the tests that need a CUDA device; skipped by name where there is none
 	$(BIN)/python -m pytest -m gpu -n 0 tests/gpu
 
+test-web: $(READY) ## the tests of report.html in Chromium, which is installed by apt where it is missing
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	  command -v apt-get >/dev/null || { echo "test-web needs Chromium on the path, and apt-get is not here to install it"; exit 1; }; \
+	  SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); $$SUDO apt-get update -q && $$SUDO apt-get install -y -q --no-install-recommends chromium; }
+	$(ONE_THREAD) $(BIN)/python -m pytest -m web -n 0 tests/report
+
 chaos: $(READY) ## kill small runs at random moments, go on, compare with runs that were never killed (20 minutes)
 	$(BIN)/python benchmarks/chaos.py
 
@@ -44,8 +50,6 @@ test-hear: $(READY) ## decar.hear by the validator of HEAR 2021
 	# without what it depends on: it wants tensorflow, of which the test has a stand-in
 	$(BIN)/python -m pip install --quiet --no-deps hearvalidator==2021.0.2
 	$(BIN)/python -m pytest -n 0 tests/test_hear.py
-
-.PHONY: test-hear
 
 lint: $(READY) ## style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -56,7 +60,10 @@ types: $(READY) ## strict type check
 format: $(READY) ## rewrite the code in the house style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-bench: $(READY) ## the figures of the README (long)
+bench: $(READY) ## how fast it is, into benchmarks/RESULTS.md; leave the machine alone meanwhile (under 20 minutes)
+	$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
+
+seeds: $(READY) ## what the default reaches, three seeds, under both protocols (long)
 	$(BIN)/python benchmarks/demo_seeds.py
 
 table2: $(READY) ## what was judged, beside the paper's Table 2; RUNS=runs/eval

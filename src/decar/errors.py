@@ -55,6 +55,10 @@ class BundleError(DecarError):
     """An encoder bundle is missing, damaged, or made for another front-end."""
 
 
+class ExportError(DecarError):
+    """An encoder cannot be written in the form that was asked for."""
+
+
 class TaskError(DecarError):
     """A downstream task cannot be set up from what was given."""
 

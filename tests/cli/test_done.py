@@ -12,7 +12,8 @@ from decar.models import Encoder, read_facts, save_bundle
 from tests.conftest import SMALL
 
 FAST = [
-    "experiment=paper", f"encoder.name={SMALL}", "trainer=cpu", "trainer.max_epochs=1", "loader.batch_size=8",
+    "experiment=paper", "report=false", f"encoder.name={SMALL}", "trainer=cpu", "trainer.max_epochs=1",
+    "loader.batch_size=8",
 ]  # fmt: skip
 
 

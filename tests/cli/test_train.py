@@ -17,7 +17,7 @@ import decar as decar_package
 BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
 FAST = [
     "experiment=paper", "encoder.name=mobilenetv3_small_050", "trainer=cpu", "trainer.max_epochs=2", "k=3",
-    "loader.batch_size=8", "sampler.draws_per_clip=2",
+    "loader.batch_size=8", "sampler.draws_per_clip=2", "report=false",
 ]  # fmt: skip
 
 

@@ -40,12 +40,12 @@ def padded_frames(
 
 def random_crop(mel: Frames, frames: int, rng: np.random.Generator, *, silence: float) -> npt.NDArray[np.float32]:
     """(F, M) → (frames, M) float32 from a uniformly random place; a shorter clip gets `silence` at its end."""
-    return _cut(mel, int(rng.integers(max(len(mel) - frames, 0) + 1)), frames, silence)
+    return _padded(random_piece(mel, frames, rng), frames, silence)
 
 
 def centre_crop(mel: Frames, frames: int, *, silence: float) -> npt.NDArray[np.float32]:
     """(F, M) → (frames, M) float32 from the middle; a shorter clip gets `silence` at its end."""
-    return _cut(mel, max(len(mel) - frames, 0) // 2, frames, silence)
+    return _padded(centre_piece(mel, frames), frames, silence)
 
 
 def whole(mel: Frames, frames_padded: int, silence: float) -> npt.NDArray[np.float32]:
@@ -53,9 +53,8 @@ def whole(mel: Frames, frames_padded: int, silence: float) -> npt.NDArray[np.flo
     return centre_crop(mel, frames_padded, silence=silence)
 
 
-def _cut(mel: Frames, first: int, frames: int, silence: float) -> npt.NDArray[np.float32]:
-    piece = mel[first : first + frames]
-    out = np.full((frames, mel.shape[1]), silence, np.float32)
+def _padded(piece: Frames, frames: int, silence: float) -> npt.NDArray[np.float32]:
+    out = np.full((frames, piece.shape[1]), silence, np.float32)
     out[: len(piece)] = piece
     return out
 
@@ -90,8 +89,25 @@ def collate(crops: Sequence[Frames]) -> torch.Tensor:
     shapes = {crop.shape for crop in crops}
     if len(shapes) != 1:
         raise ValueError(f"a batch needs crops of one shape, got {sorted(shapes)}")
-    n_frames, n_mels = shapes.pop()
-    batch = np.empty((len(crops), 1, n_mels, n_frames), np.float32)
-    for row, crop in zip(batch, crops, strict=True):
-        row[0] = crop.T
+    return stack(crops, shapes.pop()[0], 0.0)
+
+
+def random_piece(mel: Frames, frames: int, rng: np.random.Generator) -> Frames:
+    """A view of `frames` frames at a uniformly random place, or of all there are: `random_crop` before its padding."""
+    first = int(rng.integers(max(len(mel) - frames, 0) + 1))
+    return mel[first : first + frames]
+
+
+def centre_piece(mel: Frames, frames: int) -> Frames:
+    """A view of the middle, or of all there is: `centre_crop` before its padding."""
+    first = max(len(mel) - frames, 0) // 2
+    return mel[first : first + frames]
+
+
+def stack(pieces: Sequence[Frames], frames: int, silence: float) -> torch.Tensor:
+    """B pieces of (F, M), F up to `frames` → (B, 1, M, frames) float32, `silence` behind the short: one copy of each."""
+    batch = np.empty((len(pieces), 1, pieces[0].shape[1], frames), np.float32)
+    for row, piece in zip(batch, pieces, strict=True):
+        row[0, :, : len(piece)] = piece.T
+        row[0, :, len(piece) :] = silence
     return torch.from_numpy(batch)

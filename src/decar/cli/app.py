@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decar import __version__
-from decar.cli import embed, export, push, search
+from decar.cli import embed, export, push, report, search
 from decar.cli.config import cache_home
 from decar.errors import CorpusError, DecarError
 from decar.files import whole
@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(run=_doctor)
     search.add_parser(commands)
     embed.add_parser(commands)
+    report.add_parser(commands)
     for command in (prepare, table1):
         command.add_argument("--cache-dir", type=Path, default=Path(cache_home()), metavar="DIR", help="%(default)s")
     export.add_parser(commands)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 FINISHED = "finished.json"  # of a pre-training run that came to its end
 PICKED = ("k", "sampler.every_n_steps", "trainer.max_epochs")  # by the run itself, where they were left open
-ASIDE = ("resume", "progress", "trainer.enable_progress_bar")  # do not change what comes out
+ASIDE = ("resume", "progress", "report", "trainer.enable_progress_bar")  # do not change what comes out
 
 
 def same_job(cfg: DictConfig, output: Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 def add_parser(commands: Commands) -> None:
     """Add the command."""
     push = commands.add_parser("push", help="put a bundle on the Hugging Face hub, with a model card")
-    push.add_argument("bundle", type=Path, metavar="BUNDLE", help="encoder.safetensors, or a run that holds it")
+    push.add_argument("bundle", metavar="BUNDLE", help="encoder.safetensors, or a run that holds it")
     push.add_argument("repo", metavar="USER/NAME", help="made where there is none")
     push.add_argument("--private", action="store_true", help="a new repository is private")
     push.add_argument("--revision", metavar="BRANCH", help="a branch, in place of the main one")

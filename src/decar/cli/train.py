@@ -13,6 +13,7 @@ from decar.cli.checks import check, require
 from decar.cli.done import FINISHED, read_finished, write_finished
 from decar.cli.launch import joined, leads, others, trainer_options
 from decar.cli.main import run_hydra
+from decar.cli.report import report_run
 from decar.cli.settle import settle
 from decar.files import whole
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from decar.pretrain import DecarModule
 
 log = logging.getLogger(__name__)
+
+BAR_RATE = 2  # drawings of the progress bar a second: Lightning's 100 take 4 % of two cores
 
 
 def pretrain(cfg: DictConfig) -> float:
@@ -82,6 +85,7 @@ def look_ahead(cfg: DictConfig, store: LogMelStore, checkpoint: str | None, outp
 def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> float:
     """Train as settled, in each process of a job; the last NMI."""
     from hydra.utils import instantiate
+    from pytorch_lightning.callbacks import RichProgressBar
 
     from decar.pretrain import PretrainData
 
@@ -89,6 +93,8 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     module = build_module(cfg, clips)
     data = PretrainData(clips, **cfg.loader, **cfg.sampler, seed=cfg.seed)
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
+    if cfg.trainer.enable_progress_bar:
+        callbacks.append(RichProgressBar(refresh_rate=BAR_RATE))
     with open_loggers(cfg) as loggers:
         options = {"logger": loggers, "callbacks": callbacks, "default_root_dir": str(output)}
         trainer = instantiate(trainer_options(cfg), **options)
@@ -96,6 +102,8 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
         nmi = float(trainer.callback_metrics.get("nmi", 0.0))
         if trainer.is_global_zero:
             write_finished(output, nmi, trainer.current_epoch, trainer.global_step)
+            if cfg.report:
+                report_run(cfg, output, clips)
     return nmi
 
 
@@ -136,7 +144,7 @@ def readable(path: Path) -> str:
 
 def clear(output: Path) -> None:
     """Take away what a run that was stopped before its first checkpoint has left: runs never mix."""
-    for name in ("metrics.csv", ".metrics.before.csv", "bad_files.csv"):
+    for name in ("metrics.csv", ".metrics.before.csv", "bad_files.csv", "report.html", "environment.json"):
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "clusters.parquet", ignore_errors=True)
 

@@ -61,7 +61,7 @@ def save_bundle(
 
 def read_facts(path: str | Path | None = None) -> dict[str, object]:
     """The facts that were saved with a bundle, or the bundle of a run's folder; `path` as of `load_encoder`."""
-    facts = _read_header(_bundle_file(path)).get("facts", {})
+    facts = _read_header(bundle_file(path)).get("facts", {})
     return dict(facts) if isinstance(facts, Mapping) else {}
 
 
@@ -76,7 +76,7 @@ def load_encoder(path: str | Path | None = None, *, frontend: FrontEnd | None = 
     Raises:
         BundleError: There is no such file, it is no bundle, it is damaged, or its front-end is another.
     """
-    path = _bundle_file(path)
+    path = bundle_file(path)
     header = _read_header(path)
     encoder = _build(path, header.get("encoder"))
     _check_frontend(path, encoder.frontend, frontend)
@@ -96,7 +96,8 @@ def _halved(value: Tensor) -> Tensor:
     return value.half() if value.is_floating_point() else value  # BatchNorm's counters are whole numbers
 
 
-def _bundle_file(path: str | Path | None) -> Path:
+def bundle_file(path: str | Path | None) -> Path:
+    """The file that is meant: a bundle, that of a run's folder, the one that comes with decar, or one on the hub."""
     if path is None or path == READY:  # a Path never equals a text
         return READY_FILE
     if isinstance(path, str) and path.startswith(hub.PREFIX):

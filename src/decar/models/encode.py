@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decar.audio import LogMelStore
-from decar.audio.crops import collate, length_batches, padded_frames, whole
+from decar.audio.crops import centre_piece, length_batches, padded_frames, stack
 from decar.audio.progress import progress_bar
 from decar.models.encoder import Encoder, evaluating
 
@@ -34,8 +34,8 @@ def batches_by_length(
 def whole_clips(store: LogMelStore, batch: NDArray[np.int64], encoder: Encoder) -> Tensor:
     """The clips of one such batch, whole, as `(B, 1, M, F)` float32."""
     frames = padded_frames(store.lengths[batch], min_frames=encoder.min_frames, max_frames=encoder.max_frames)
-    silence = encoder.frontend.silence
-    return collate([whole(store[int(i)], int(f), silence) for i, f in zip(batch, frames, strict=True)])
+    length = int(frames[0])
+    return stack([centre_piece(store[int(i)], length) for i in batch], length, encoder.frontend.silence)
 
 
 def run_pass(

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 import decar
 from decar.audio import FrontEnd
-from decar.errors import ConfigError, DecarError
+from decar.errors import ConfigError, ExportError
 from decar.files import whole
 from decar.models.encoder import Encoder, evaluating
 
@@ -34,10 +34,6 @@ TOLERANCE = 1e-4
 MULTIPLE = 32  # frames that lengths are rounded up to, as in audio.crops.padded_frames
 
 Embed = Callable[[Tensor], Tensor]
-
-
-class ExportError(DecarError):
-    """The encoder cannot be written in that form."""
 
 
 class WaveformEncoder(nn.Module):
@@ -58,7 +54,8 @@ class WaveformEncoder(nn.Module):
         """Embed `(B, T)` float32 as `(B, D)`."""
         spec = self.spec
         have, want = self._frames(waveform.shape[1])
-        n_frames = int(want.item())  # a size that depends on T alone, within these bounds
+        # a size that depends on T alone, within these bounds; int() around it is what the exporter cannot follow
+        n_frames: int = want.item()  # type: ignore[assignment]
         torch._check(n_frames >= min(self.min_frames, self.max_frames))
         torch._check(n_frames <= self.max_frames)
         padded = functional.pad(waveform, (0, self._reach(self.max_frames)))  # so that every index below is in it

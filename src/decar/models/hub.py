@@ -39,7 +39,7 @@ def fetch(address: str) -> Path:
         raise BundleError(f"{address}: {_reason(error)}") from error
 
 
-def push(bundle: Path, address: str, *, private: bool = False, revision: str | None = None) -> str:
+def push(bundle: str | Path, address: str, *, private: bool = False, revision: str | None = None) -> str:
     """Upload a bundle's file with a model card and its facts; the repository is made where there is none.
 
     Returns:
@@ -50,16 +50,19 @@ def push(bundle: Path, address: str, *, private: bool = False, revision: str | N
     """
     import huggingface_hub
 
-    from decar.models.bundle import load_encoder, read_facts
+    from decar.models.bundle import bundle_file, load_encoder, read_facts
 
     repo, named = parse(address)
     revision = revision or named
     encoder, facts = load_encoder(bundle), read_facts(bundle)
-    file = bundle / WEIGHTS if bundle.is_dir() else bundle
     about = {"encoder": encoder.settings(), "encoder_hash": encoder.hash(), "facts": facts}
     where = PREFIX + repo + (f"@{revision}" if revision else "")
     card = model_card(where, encoder.description, encoder.sample_rate, encoder.dim, encoder.hash(), facts)
-    contents = {WEIGHTS: file.read_bytes(), FACTS: json.dumps(about, indent=2).encode(), CARD: card.encode()}
+    contents = {
+        WEIGHTS: bundle_file(bundle).read_bytes(),
+        FACTS: json.dumps(about, indent=2).encode(),
+        CARD: card.encode(),
+    }
     operations = [huggingface_hub.CommitOperationAdd(name, content) for name, content in contents.items()]
     api = huggingface_hub.HfApi()
     try:

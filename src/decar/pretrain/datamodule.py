@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from decar.audio import LogMelStore
-from decar.audio.crops import collate, random_crop
+from decar.audio.crops import random_piece, stack
 from decar.errors import StoreError, TrainingError
 from decar.pretrain.labels import EpochLabels
 from decar.pretrain.sampler import Stream, UniformClusterSampler, derive_seed
@@ -37,12 +37,9 @@ class CropDataset(Dataset[Batch]):
 
     def __getitems__(self, draws: Sequence[Draw]) -> Batch:
         """The crops `(B, 1, M, F)` and dataset indices `(B,)` of a batch."""
-        silence = self.store.frontend.silence
-        crops = [
-            random_crop(self.store[i], self.crop_frames, np.random.default_rng(seed), silence=silence)
-            for i, seed in draws
-        ]
-        return collate(crops), torch.tensor([i for i, _ in draws])
+        pieces = [random_piece(self.store[i], self.crop_frames, np.random.default_rng(seed)) for i, seed in draws]
+        crops = stack(pieces, self.crop_frames, self.store.frontend.silence)
+        return crops, torch.tensor([i for i, _ in draws])
 
 
 class EpochLoader:

@@ -1,0 +1,105 @@
+"""`decar report RUN`, and the page that a run makes of itself at its end."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decar.errors import DecarError
+
+if TYPE_CHECKING:
+    from decar.audio import LogMelStore
+    from decar.report import RunFiles
+
+log = logging.getLogger(__name__)
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """`decar report`."""
+    parser = commands.add_parser("report", help="one HTML page of a run, self-contained, to be opened offline")
+    parser.add_argument("folder", type=Path, metavar="RUN", help="the folder of a run of decar-train")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="RUN/report.html when not given")
+    parser.add_argument(
+        "--downstream",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="folders with result.json files: those of this run's encoder are shown, beside RUN's own",
+    )
+    parser.set_defaults(run=_report)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from decar.cli.eval import device_of
+    from decar.report import write_report
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    source = run_files(args.folder, args.downstream)
+    page = write_report(source, args.out, device=device_of("auto"), progress=sys.stderr.isatty())
+    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def run_files(run: Path, downstream: Sequence[Path] = ()) -> RunFiles:
+    """What a finished run's page is made from; clips that cannot be found again are a note on it.
+
+    Raises:
+        DecarError: It is no folder of a run, or one of `downstream` does not exist.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    from decar.downstream.results import FILE_NAME
+    from decar.report import RunFiles
+
+    if not (run / "config.yaml").is_file():
+        raise DecarError(f"{run}: no config.yaml in there; give the folder of a run of decar-train")
+    for folder in downstream:
+        if not folder.exists():
+            raise DecarError(f"--downstream {folder}: no such folder; give the one with the {FILE_NAME} files")
+    try:
+        cfg = OmegaConf.load(run / "config.yaml")
+        plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    except Exception as error:  # yaml and omegaconf each have kinds of their own
+        raise DecarError(f"{run / 'config.yaml'}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(cfg, DictConfig) or "data" not in cfg:
+        raise DecarError(f"{run / 'config.yaml'}: not of a pre-training run; give the folder of a run of decar-train")
+    return RunFiles(
+        run, plain, clips_of(cfg), label=OmegaConf.select(cfg, "data.label"), seed=int(cfg.get("seed") or 0),
+        downstream=tuple(downstream),
+    )  # fmt: skip
+
+
+def clips_of(cfg: Any) -> LogMelStore | str:
+    """The usable clips of a run, or why they are not to be had."""
+    from decar.cli.train import all_clips
+
+    for part in ("data.manifest", "frontend"):
+        target = str((cfg.data.manifest if part == "data.manifest" else cfg.frontend).get("_target_", ""))
+        if not target.startswith("decar."):  # a config.yaml may come from anybody, and a target is run
+            raise DecarError(f"config.yaml: {part}._target_={target or None}: only decar's own are run; correct it")
+    try:
+        return all_clips(cfg).usable()
+    except Exception as error:  # the files have moved, the table has changed, the cache is read-only
+        return f"the clips of the run are not to be had: {' '.join(str(error).split())[:300]}"
+
+
+def report_run(cfg: Any, output: Path, store: LogMelStore) -> None:
+    """Make the page of the run that has just ended; whatever fails is one line in the log and fails nothing."""
+    from omegaconf import OmegaConf
+
+    try:
+        from decar.cli.eval import device_of
+        from decar.report import RunFiles, write_environment, write_report
+
+        device = device_of("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
+        write_environment(output)
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        source = RunFiles(output, config, store, label=OmegaConf.select(cfg, "data.label"), seed=cfg.seed)
+        log.info("look at it:  %s", write_report(source, device=device, progress=False))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("no report.html (%s); the run is whole: try `decar report %s`", reason, output)

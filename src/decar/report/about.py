@@ -1,0 +1,75 @@
+"""With what a run was made: versions, hardware, date, command."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from decar import __version__
+from decar.errors import DecarError
+from decar.files import whole
+
+ENVIRONMENT = "environment.json"  # in the folder of a run
+PACKAGES = (
+    "torch", "torchaudio", "pytorch-lightning", "hydra-core", "timm", "faiss-cpu", "faiss-gpu", "numpy", "scipy",
+    "scikit-learn", "pandas", "pyarrow", "soundfile", "plotly",
+)  # fmt: skip
+
+
+def environment(command: Sequence[str]) -> dict[str, str]:
+    """What this process runs with, in words: no names of machines or people."""
+    import torch
+
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "date": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
+        "command": " ".join(command),
+        "decar": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": f"{_processor()}, {cores} cores, {torch.get_num_threads()} torch threads",
+        "accelerators": ", ".join(cards) or "none",
+        **{name: found for name in PACKAGES if (found := _version(name))},
+    }
+
+
+def write_environment(run: Path) -> None:
+    """Keep beside a run what it was made with."""
+    with whole(run / ENVIRONMENT) as part:
+        command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+        part.write_text(json.dumps(environment(command), indent=1), encoding="utf-8")
+
+
+def read_environment(run: Path) -> dict[str, str]:
+    """What a run was made with.
+
+    Raises:
+        DecarError: It was not written down, or cannot be read.
+    """
+    try:
+        found = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+        return {str(key): str(value) for key, value in found.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise DecarError(
+            f"{run / ENVIRONMENT}: not there or not readable: the run was made without a report"
+        ) from error
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

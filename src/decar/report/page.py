@@ -1,0 +1,263 @@
+"""`report.html`: one file with all that a run has to show, opened offline by any browser.
+
+The charts are plotly's. Compared by what a page has to carry: bokeh 1.3 MB (1.5 with WebGL), vega with vega-lite and
+embed 0.8 MB, plotly 4.8 MB (its partial bundles of 1.2 and 1.5 MB are on npm only, which a wheel cannot depend on).
+Plotly was chosen because one call re-draws a chart for another column, colour scheme or width without a server, because
+touch, zoom and hover are in it, and because its PyPI package holds the script and needs nothing but narwhals and
+packaging, which are there already. altair ships no script; bokeh needs tornado, contourpy and xyzservices.
+Embedding-atlas was not tried: it is an application of its own, beside which the curves would need another library.
+
+Nothing on the page is put together as HTML from names or labels: they travel as JSON and become text nodes. A content
+security policy keeps the page from asking anybody for anything.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from decar import __version__
+from decar.audio import LogMelStore
+from decar.errors import DecarError
+from decar.files import whole
+from decar.models import load_encoder
+from decar.models.encode import encode_store
+from decar.report import clusters as of
+from decar.report.about import read_environment
+from decar.report.curves import curves
+from decar.report.judged import as_rows, find_results, of_encoder
+from decar.report.sounds import order_of, sounds
+from decar.report.space import ends, sample, standardised, tsne
+
+log = logging.getLogger(__name__)
+
+FILE_NAME = "report.html"
+EXPLORED = 4  # label columns that a cluster's purity is shown against
+STATIC = files("decar.report") / "static"
+SCRIPTS = ("base.js", "charts.js", "clips.js", "tables.js")
+SECTIONS = {
+    "curves": "Curves", "clusters": "Clusters", "map": "Map", "explorer": "Explorer", "downstream": "Downstream",
+    "config": "Configuration", "environment": "Environment",
+}  # fmt: skip
+MAX_COLUMNS = 16  # label columns that travel with the clips
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What a page is made from.
+
+    Attributes:
+        run: Folder of the run.
+        config: All its options, as plain values.
+        store: Its usable clips; or why there are none, for the page to say.
+        label: The column that the run watched.
+        seed: Of the sample and of the map.
+        downstream: More folders to look for results in.
+    """
+
+    run: Path
+    config: Mapping[str, Any]
+    store: LogMelStore | str
+    label: str | None = None
+    seed: int = 0
+    downstream: Sequence[Path] = ()
+
+
+def write_report(source: RunFiles, out: Path | None = None, *, device: str = "cpu", progress: bool = True) -> Path:
+    """Make the page of a run; what is missing or damaged becomes a note on it.
+
+    Args:
+        source: The run.
+        out: Where to; `report.html` in the run's folder when None.
+        device: Where the encoder runs.
+        progress: Show how far the embedding pass is, on stderr.
+
+    Raises:
+        DecarError: The page cannot be written.
+    """
+    data = gather(source, device=device, progress=progress)
+    target = out or source.run / FILE_NAME
+    try:
+        with whole(target) as part:
+            part.write_bytes(render(data).encode("utf-8", "replace"))
+    except OSError as error:
+        raise DecarError(f"{target}: the page could not be written ({error.strerror or error})") from error
+    return target
+
+
+def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
+    """All that the page shows, as plain values; `notes` has a line, by section, for what there is not."""
+    notes: dict[str, str] = {}
+    run = source.run
+
+    def attempt(section: str, make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except DecarError as error:
+            notes[section] = str(error)
+        except Exception as error:  # one section that cannot be made costs that section
+            log.warning("report: section %s could not be made", section, exc_info=True)
+            notes[section] = f"could not be made: {type(error).__name__}: {error}"
+        return None
+
+    assignments: list[of.Assignments] | None = attempt(
+        "clusters", lambda: of.read_assignments(run / "clusters.parquet")
+    )
+    if assignments and assignments[0].skipped:
+        notes["clusters"] = f"The first {assignments[0].skipped} epochs of this long log of assignments are left out."
+    store = source.store if isinstance(source.store, LogMelStore) else None
+    clips = attempt("map", lambda: look(source, assignments, device=device, progress=progress))
+    return {
+        "title": run.resolve().name,
+        "version": __version__,
+        "n_clips": len(store) if store else len(assignments[0].clips) if assignments else None,
+        "curves": attempt("curves", lambda: curves(run)),
+        "clusterings": [clustering(found) for found in assignments or []],
+        **(clips or {"clips": None, "labels": [], "explorer": []}),
+        "results": attempt("downstream", lambda: results(source, notes)),
+        "config": source.config,
+        "environment": attempt("environment", lambda: read_environment(run)),
+        "notes": notes,
+    }
+
+
+def clustering(found: of.Assignments) -> dict[str, Any]:
+    """Sizes and flows of one clustering."""
+    return {"sizes": of.sizes(found), "flows": of.flows(found)}
+
+
+def look(source: RunFiles, assignments: list[of.Assignments] | None, *, device: str, progress: bool) -> dict[str, Any]:
+    """The sampled clips with their places, labels and sounds, and the clusters with theirs.
+
+    Raises:
+        DecarError: There are no clips, or no encoder.
+    """
+    if not isinstance(source.store, LogMelStore):
+        raise DecarError(source.store)
+    store, encoder = source.store, load_encoder(source.run, frontend=source.store.frontend)
+    chosen = sample(len(store), source.seed)
+    some = store.take(chosen)
+    unit = standardised(encode_store(encoder, some, device=device, progress=progress))
+    places = tsne(unit, source.seed)
+    table = store.manifest.table
+    names = of.label_columns(table, source.label)[:MAX_COLUMNS]
+    last = [found.labels[-1] for found in assignments or [] if _same_clips(found, store)]
+    explored = [explore(labels, chosen, unit, store, names[:EXPLORED]) for labels in last]
+    groups = [[c[end] for c in e["clusters"]] for e in explored[::-1] for end in ("near", "far")]
+    turns = order_of(groups, np.random.default_rng(source.seed).permutation(len(some)).tolist())
+    heard = sounds(some, turns)
+    return {
+        "n_sounds": sum(bool(sound.audio) for sound in heard.values()),
+        "explorer": explored,
+        "labels": names,
+        "clips": {
+            "name": some.manifest.table["path"].tolist(),
+            "at": [start for start, _ in some.manifest.stretches],
+            "seconds": (some.lengths * some.frontend.hop_length / some.frontend.sample_rate).round(2).tolist(),
+            "x": places[:, 0].round(4).tolist(),
+            "y": places[:, 1].round(4).tolist(),
+            "labels": {name: _coded(some.manifest.table[name].astype(str).tolist()) for name in names},
+            "clusters": [labels[chosen].tolist() for labels in last],
+            "sounds": {index: [s.audio, s.picture, s.fault] for index, s in heard.items()},
+        },
+    }  # fmt: skip
+
+
+def explore(
+    labels: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    unit: NDArray[np.float32],
+    store: LogMelStore,
+    names: list[str],
+) -> dict[str, Any]:
+    """The clusters of one assignment: sizes and purities over all clips, nearest and farthest among the sampled."""
+    table = store.manifest.table
+    middle = ends(unit, labels[chosen])
+    pure = {name: of.purity(labels, table[name]) for name in names}
+    clusters, counts = np.unique(labels, return_counts=True)
+    nobody: dict[str, Any] = {"near": [], "far": [], "cosine": None}
+    return {
+        "overall": {name: of.agreement(labels, table[name]) for name in names},
+        "clusters": [
+            {
+                "id": cluster, "size": count, **middle.get(cluster, nobody),
+                "purity": {name: [p[cluster].value, p[cluster].top, p[cluster].n] for name, p in pure.items()},
+            }
+            for cluster, count in zip(clusters.tolist(), counts.tolist(), strict=True)
+        ],
+    }  # fmt: skip
+
+
+def results(source: RunFiles, notes: dict[str, str]) -> list[dict[str, Any]]:
+    """What the run's encoder was judged to be.
+
+    Raises:
+        DecarError: Nothing was judged, or not this encoder.
+    """
+    found, faults = find_results(source.run, source.downstream)
+    own = of_encoder(found, load_encoder(source.run).hash()) if found else []
+    told = f"{len(faults)} cannot be read: {'; '.join(faults[:3])}" if faults else ""
+    if not own:
+        other = f"{len(found)} results there are of other encoders; " if found else ""
+        raise DecarError(
+            f"no results of this encoder: {other}judge it with decar-eval -m 'task=glob(*)' bundle=RUN, then "
+            f"decar report RUN --downstream DIR{'; ' if told else ''}{told}"
+        )
+    if told:
+        notes["downstream"] = told
+    return as_rows(own)
+
+
+def render(data: Mapping[str, Any]) -> str:
+    """The page as HTML."""
+    text = {name: (STATIC / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS)}
+    plotly = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text["page.html"])
+    return page.render(
+        data=data, sections=SECTIONS.items(), css=Markup(text["page.css"]), json=as_script(data), plotly=Markup(plotly),
+        js=Markup("\n".join(text[name] for name in SCRIPTS)),
+    )  # fmt: skip
+
+
+def as_script(data: Any) -> Markup:
+    """JSON that can stand in a script element: no `<`, no `&`, and null for what is not finite."""
+    text = json.dumps(_plain(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _plain(value: Any) -> Any:
+    """Keys as text; NaN and infinities, which JSON has not, as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _coded(words: list[str]) -> dict[str, Any]:
+    """Each word once, commonest first, and a number a clip; -1 where there is none."""
+    values, counts = np.unique([word for word in words if word] or [""], return_counts=True)
+    ranked = values[np.argsort(-counts, kind="stable")].tolist()
+    place = {word: i for i, word in enumerate(ranked)} | {"": -1}
+    return {"values": ranked, "codes": [place[word] for word in words]}
+
+
+def _same_clips(found: of.Assignments, store: LogMelStore) -> bool:
+    """Whether an assignment is of the clips of this store, in this order."""
+    same = len(found.clips) == len(store) and found.clips["clip"].tolist() == store.manifest.table["path"].tolist()
+    if not same:
+        log.warning("report: clusters.parquet is of other clips than the manifest lists now")
+    return same

@@ -1,0 +1,212 @@
+"""The page as a file: whole, bounded, safe, and made whatever is missing."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from decar.audio import Manifest
+from decar.downstream import Result
+from decar.models import Encoder
+from decar.report import RunFiles, page, render, write_environment, write_report
+from decar.report.sounds import NO_ROOM, sounds
+from tests.report.helpers import EVIL, N, small_run, sounds_in, write_clusters
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
+
+
+def gathered(source):
+    return page.gather(source, progress=False)
+
+
+def data_of(html: str):
+    [text] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
+    return json.loads(text)
+
+
+def result(encoder_hash, **changes):
+    given = {
+        "task": "kind", "mode": "frozen", "protocol": "search", "bundle": "x", "encoder": "decar",
+        "encoder_hash": encoder_hash, "seed": 0, "split_hash": "s", "value": 0.75, "valid_value": 0.5, "n_train": 8,
+        "n_valid": 4, "n_test": 4, "n_classes": 2, "dropped": {}, "confusion": [[2, 0], [1, 1]], "classes": ["a", EVIL],
+        "chosen": {}, "version": "0", "seconds": 1.0,
+    }  # fmt: skip
+    return Result(**{**given, **changes})
+
+
+def test_everything_there_makes_a_page_without_a_note(tmp_path, encoder):
+    source = small_run(tmp_path, encoder)
+    write_environment(source.run)
+    result(encoder.hash()).write(source.run / "result.json")
+    file = write_report(source, progress=False)
+    assert file == source.run / "report.html"
+    data = data_of(file.read_text(encoding="utf-8"))
+    assert data["notes"] == {}
+    assert data["n_clips"] == len(data["clips"]["x"]) == N
+    assert data["labels"] == ["kind"]
+    assert [c["sizes"]["epochs"] for c in data["clusterings"]] == [[0, 1], [0, 1]]
+    three, four = data["explorer"]
+    assert three["overall"]["kind"] == {"purity": 1.0, "nmi": 1.0}
+    assert [c["size"] for c in four["clusters"]] == [6] * 4
+    assert four["overall"]["kind"]["purity"] == pytest.approx(2 / 6)
+    assert data["environment"]["decar"] == data["version"]
+    [row] = data["results"]
+    assert row["confusion"] == [[2, 0], [1, 1]]
+    assert data["n_sounds"] == N
+    audio, picture, fault = data["clips"]["sounds"]["5"]
+    assert (audio[:22], picture[:23], fault) == ("data:audio/ogg;base64,", "data:image/webp;base64,", "")
+
+
+def test_names_and_labels_are_never_markup(tmp_path, encoder):
+    source = small_run(tmp_path, encoder)
+    evil = tmp_path / "<b onclick='x'>run"
+    source.run.rename(evil)
+    source = RunFiles(evil, {"note": "</script><script>bad()", "<i>key": 1}, source.store, label="kind")
+    html = write_report(source, progress=False).read_text(encoding="utf-8")
+    ours = html[: html.index("plotly.js v")] + html[html.rindex("setUpTheme();") :]
+    assert "<script>alert" not in html
+    assert "<img src=x" not in html
+    assert "<script>bad" not in html
+    assert "<b onclick" not in html
+    assert "&lt;b onclick=&#39;x&#39;&gt;run" in ours
+    data = data_of(html)
+    assert data["clips"]["name"][0] == EVIL
+    assert "</script><img src=x onerror=alert(2)>" in data["clips"]["labels"]["kind"]["values"]
+    assert data["config"]["note"] == "</script><script>bad()"
+
+
+def test_the_page_names_no_address_that_it_would_load_and_forbids_itself_any(tmp_path):
+    html = render(gathered(RunFiles(tmp_path, {}, "no clips")))
+    assert "default-src 'none'" in html
+    assert not re.findall(r"<(?:script|link|img|audio|iframe)[^>]+(?:src|href)=(?![\"']data:)", html)
+
+
+@pytest.mark.parametrize(
+    ("missing", "section", "says"),
+    [
+        ("metrics.csv", "curves", "not there"), ("clusters.parquet", "clusters", "not there"),
+        ("encoder.safetensors", "map", "no such bundle"), ("environment.json", "environment", "not there"),
+        ("nothing", "downstream", "no results of this encoder"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_a_note_and_the_rest_is_there(tmp_path, encoder, missing, section, says):
+    source = small_run(tmp_path, encoder)
+    write_environment(source.run)
+    path = source.run / missing
+    if path.exists():
+        path.rename(tmp_path / "away")
+    data = gathered(source)
+    assert says in data["notes"][section]
+    assert set(data["notes"]) == {section, "downstream"}
+    assert bool(data["curves"]) == (section != "curves")
+    assert bool(data["clips"]) == (section != "map")
+    assert bool(data["explorer"]) == (section not in ("map", "clusters"))
+    render(data)
+
+
+def test_damaged_files_are_notes_too(tmp_path, encoder):
+    source = small_run(tmp_path, encoder)
+    (source.run / "encoder.safetensors").write_bytes(b"\0" * 99)
+    next((source.run / "clusters.parquet").iterdir()).write_bytes(b"no parquet")
+    (source.run / "environment.json").write_text("[1")
+    (source.run / "result.json").write_text("{}")
+    (source.run / "metrics.csv").write_bytes(b"\xff\xfe\n\n")
+    assert set(gathered(source)["notes"]) == {"map", "clusters", "environment", "downstream", "curves"}
+
+
+def test_clips_that_are_not_to_be_had_leave_curves_and_flows(tmp_path, encoder):
+    source = small_run(tmp_path, encoder)
+    data = gathered(RunFiles(source.run, {}, "the folder is gone"))
+    assert data["notes"]["map"] == "the folder is gone"
+    assert data["n_clips"] == N
+    assert data["clusterings"][0]["flows"]
+
+
+def test_no_labels_one_epoch(tmp_path, encoder):
+    source = small_run(tmp_path, encoder, epochs=1)
+    table = source.store.manifest.table.drop(columns="kind")
+    source.store.manifest = Manifest(table, source.store.manifest.root)
+    data = gathered(source)
+    assert data["labels"] == []
+    assert data["clusterings"][0]["flows"] == []
+    assert data["explorer"][0]["overall"] == {}
+    assert data["explorer"][0]["clusters"][0]["purity"] == {}
+    render(data)
+
+
+def test_clusters_of_other_clips_are_not_laid_over_these(tmp_path, encoder, caplog):
+    source = small_run(tmp_path, encoder)
+    for part in (source.run / "clusters.parquet").iterdir():
+        part.unlink()
+    (source.run / "clusters.parquet").rmdir()
+    write_clusters(source.run, pd.DataFrame({"path": ["else"] * N}), np.zeros((1, 1, N), int))
+    data = gathered(source)
+    assert data["clusterings"]
+    assert data["explorer"] == []
+    assert "other clips" in caplog.text
+
+
+def test_sampled_clips_are_those_drawn_and_sizes_are_of_all(tmp_path, encoder, monkeypatch):
+    monkeypatch.setattr(page, "sample", lambda n, seed: np.array([3, 4, 8, 11]))
+    data = gathered(small_run(tmp_path, encoder))
+    assert data["clips"]["name"] == ["clip 3.wav", "clip 4.wav", "clip 8.wav", "clip 11.wav"]
+    assert data["n_clips"] == N
+    first = data["explorer"][0]["clusters"]
+    assert [c["size"] for c in first] == [8, 8, 8]
+    assert [sorted(c["near"] + c["far"]) for c in first] == [[0], [1], [2, 3]], "places in the sample"
+
+
+def test_sounds_stop_at_the_budget_and_pictures_go_on(tmp_path, encoder):
+    store = small_run(tmp_path, encoder).store
+    found = sounds(store, list(range(N)), budget=10**6, most=3)
+    assert [bool(s.audio) for s in found.values()] == [True] * 3 + [False] * (N - 3)
+    assert found[9].fault == NO_ROOM
+    assert found[9].picture
+    tight = sounds(store, list(range(N)), budget=20_000)
+    assert 1 < len(tight) < N
+    assert sum(s.size for s in tight.values()) <= 20_000
+
+
+def test_a_file_that_went_away_keeps_its_picture_and_says_why(tmp_path, encoder):
+    source = small_run(tmp_path, encoder)
+    (tmp_path / "sounds" / "clip 5.wav").unlink()
+    (tmp_path / "sounds" / "clip 6.wav").write_text("no sound")
+    heard = gathered(source)["clips"]["sounds"]
+    assert (heard[5][0], bool(heard[5][1]), heard[5][2]) == ("", True, "file not found")
+    assert "not audio" in heard[6][2]
+
+
+def test_only_results_of_this_encoder_and_what_compares_with_them(tmp_path, encoder):
+    source, other = small_run(tmp_path, encoder), tmp_path / "eval"
+    given = {
+        "own": result(encoder.hash()), "random": result("r", encoder="random"), "other": result("else"),
+        "far": result("r", encoder="random", task="unasked"),
+    }  # fmt: skip
+    for name, one in given.items():
+        (other / name).mkdir(parents=True)
+        one.write(other / name)
+    found = gathered(RunFiles(source.run, {}, source.store, downstream=(other,)))["results"]
+    assert [(row["task"], row["encoder"]) for row in found] == [("kind", "random weights"), ("kind", "this encoder")]
+
+
+def test_numbers_that_json_has_not_and_odd_names(tmp_path):
+    text = str(page.as_script({"a": float("nan"), 3: [float("inf"), np.float32(0.5)], "b": "\udcff & <"}))
+    assert json.loads(text) == {"a": None, "3": [None, 0.5], "b": "\udcff & <"}
+    assert not set("<&") & set(text)
+    assert len(sounds_in(tmp_path, 3)) == 3
+
+
+def test_a_fault_of_ours_costs_a_section_and_is_told_in_the_log(tmp_path, encoder, monkeypatch, caplog):
+    def broken(*args):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(page, "tsne", broken)
+    data = gathered(small_run(tmp_path, encoder))
+    assert data["notes"]["map"] == "could not be made: RuntimeError: no ink"
+    assert data["curves"]
+    assert "section map could not be made" in caplog.text

@@ -1,0 +1,251 @@
+"""The page in a browser: Debian's Chromium, headless, offline. `make test-web`."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from decar.audio import LogMelStore, Manifest
+from decar.models import Encoder
+from decar.report import RunFiles, write_environment, write_report
+from tests.report.helpers import EVIL, N, small_run
+from tests.report.test_page import result
+
+pytestmark = pytest.mark.web
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    assert CHROMIUM, "no Chromium on the path: apt-get install chromium, or make test-web"
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """A page of a whole run, with an attack in a file name, a label and a class."""
+    encoder = Encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
+    source = small_run(tmp_path_factory.mktemp("web"), encoder, epochs=3)
+    write_environment(source.run)
+    for name, changes in {"own": {}, "random": {"encoder": "random", "encoder_hash": "r", "value": 0.5}}.items():
+        (source.run / name).mkdir()
+        result(**{"encoder_hash": encoder.hash(), **changes}).write(source.run / name)
+    return write_report(source, progress=False)
+
+
+class Visit:
+    """A page that is looked at, and what it said and asked for meanwhile."""
+
+    def __init__(self, browser, file, width=1280, height=900, scheme="light"):
+        self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        self.page, self.said, self.asked = self.context.new_page(), [], []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.said.append(f"dialog {dialog.message}"), dialog.dismiss()))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(file.as_uri())
+        self.page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+
+    def js(self, code, argument=None):
+        return self.page.evaluate(code, argument)
+
+
+@pytest.fixture
+def visit(browser):
+    made = []
+
+    def open_page(file, **options):
+        made.append(Visit(browser, file, **options))
+        return made[-1]
+
+    yield open_page
+    for one in made:
+        one.context.close()
+        assert one.said == [], "the console is silent"
+        assert all(url.startswith(("file:", "data:", "blob:")) for url in one.asked)
+
+
+def test_every_part_is_drawn(visit, file):
+    seen = visit(file)
+    for chart in ("curve-loss_epoch", "quantiles", "sizes", "flow", "map-chart", "confusion"):
+        assert seen.js("id => document.getElementById(id).querySelectorAll('.main-svg').length", chart) > 0, chart
+    assert seen.js("[...document.querySelectorAll('[data-note]')].filter(n => !n.hidden).map(n => n.textContent)") == []
+    assert seen.js("document.querySelectorAll('#cluster-table tbody tr').length") == 4
+    assert seen.js("document.querySelectorAll('#environment-table tr').length") > 8
+    assert seen.js("document.getElementById('facts').textContent").startswith(f"Clips{N}Epochs3")
+
+
+def test_a_click_on_a_point_shows_its_clip_which_plays(visit, file):
+    seen = visit(file)
+    seen.page.locator("#map-chart").scroll_into_view_if_needed()
+    place = seen.js("""() => {
+        const chart = document.getElementById("map-chart"), box = chart.getBoundingClientRect();
+        const { xaxis, yaxis } = chart._fullLayout;
+        return [box.left + xaxis._offset + xaxis.d2p(CLIPS.x[7]), box.top + yaxis._offset + yaxis.d2p(CLIPS.y[7])];
+    }""")
+    seen.page.mouse.move(place[0], place[1])
+    seen.page.wait_for_selector("#map-chart .hoverlayer .hovertext")
+    seen.page.mouse.click(place[0], place[1])
+    seen.page.wait_for_selector("#clip audio")
+    told = seen.js("document.getElementById('clip').textContent")
+    assert "clip 7.wav" in told
+    assert "<img src=x onerror=alert(2)>" in told, "the label, as text"
+    assert seen.js("document.querySelectorAll('#clip img').length") == 1, "the spectrogram and no other"
+    picture = "document.querySelector('#clip img')"
+    assert seen.js(f"{picture}.decode().then(() => {picture}.naturalHeight)") == 64
+    played = seen.js("""async () => {
+        const player = document.querySelector("#clip audio");
+        await player.play();
+        const began = Date.now();
+        while (player.currentTime < 0.05 && Date.now() - began < 5000) await new Promise(r => setTimeout(r, 20));
+        return [player.currentTime, player.duration];
+    }""")
+    assert played[0] >= 0.05
+    assert played[1] == pytest.approx(0.5, abs=0.05)
+
+
+def test_colour_find_and_select(visit, file):
+    seen = visit(file)
+    traces = "document.getElementById('map-chart').data.map(t => [t.name, Array.isArray(t.marker.color)])"
+    assert {name for name, _ in seen.js(traces)} == {"low", "high", "&lt;/script&gt;&lt;img src=x onerror…"}
+    seen.page.select_option("#colour", "clustering:1")
+    assert seen.js(traces) == [["", True]]
+    seen.page.fill("#find", "clip 1")
+    found = [f"clip {i}.wav" for i in (1, *range(10, 20))]
+    assert seen.js("document.getElementById('found').textContent").startswith(f"{len(found)} found")
+    seen.page.locator("#found button").first.click()
+    assert "clip 1.wav" in seen.js("document.getElementById('clip').textContent")
+    seen.page.fill("#find", "alert(1)")
+    seen.page.locator("#found button").first.click()
+    assert seen.js("document.querySelector('#clip h3').textContent") == EVIL
+
+
+def test_tables_sort_filter_and_open(visit, file):
+    seen = visit(file)
+    column = "n => [...document.querySelectorAll('#cluster-table tbody tr')].map(r => r.cells[n].textContent)"
+    assert seen.js(column, 0) == ["0", "1", "2", "3"]
+    seen.page.locator("#cluster-table thead button").first.click()
+    assert seen.js(column, 0) == ["3", "2", "1", "0"]
+    assert seen.js("document.querySelector('#cluster-table th').ariaSort") == "descending"
+    seen.page.select_option("#explored", "0")
+    assert seen.js(column, 2) == ["100.0 %"] * 3
+    seen.page.fill("#cluster-filter", "high")
+    assert seen.js(column, 0) == ["2"]
+    seen.page.locator("#cluster-table tbody tr").click()
+    assert seen.js("document.querySelector('#cluster h3').textContent") == "Cluster 2: 8 clips"
+    assert seen.js("document.querySelectorAll('#cluster audio').length") == 6
+    seen.page.fill("#result-filter", "random")
+    assert seen.js("document.querySelectorAll('#result-table tbody tr').length") == 1
+    seen.page.locator("#result-table tbody tr").click()
+    assert "random weights" in seen.js("document.getElementById('confusion-title').textContent")
+    assert seen.js("document.getElementById('confusion').data[0].text") == [[2, 0], [1, 1]]
+
+
+def test_epochs_and_clusterings_are_chosen(visit, file):
+    seen = visit(file)
+    before = seen.js("document.getElementById('flow').data[0].z.length")
+    seen.page.select_option("#which", "0")
+    assert (before, seen.js("document.getElementById('flow').data[0].z.length")) == (4, 3)
+    seen.page.select_option("#flow-pair", "0")
+    assert "clusters of epoch 1;" in seen.js("document.getElementById('flow-told').textContent")
+    seen.page.select_option("#size-epoch", "0")
+    assert seen.js("document.getElementById('sizes').data[0].y") == [8, 8, 8]
+
+
+def test_the_configuration_is_searched(visit, file):
+    seen = visit(file)
+    shown = (
+        "[...document.querySelectorAll('#config-tree .leaf')].filter(l => l.checkVisibility()).map(l => l.textContent)"
+    )
+    assert seen.js(shown) == ["k: 3"]
+    seen.page.fill("#config-find", "encoder.na")
+    assert seen.js(shown) == ["name: small"]
+    seen.page.fill("#config-find", "")
+    seen.page.click("#config-open")
+    assert seen.js(shown) == ["k: 3", "name: small"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_never_scrolls_sideways(visit, file, scheme):
+    seen = visit(file, width=390, height=844, scheme=scheme)
+    seen.js("showClip(0)")
+    assert seen.js("document.documentElement.scrollWidth <= innerWidth")
+    too_wide = """[...document.querySelectorAll("section *")]
+        .filter(e => !e.closest(".scroll, svg, .js-plotly-plot, [hidden]"))
+        .filter(e => e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 90))"""
+    assert seen.js(too_wide) == []
+
+
+def contrast(seen, selector):
+    """WCAG 2: relative luminances of an element's text and of the page's cards."""
+    style = "getComputedStyle(document.querySelector({}))"
+    text, back = seen.js(f"s => [{style.format('s')}.color, {style.format('`section`')}.backgroundColor]", selector)
+    values = []
+    for colour in (text, back):
+        rgb = np.array([float(x) for x in colour[colour.index("(") + 1 : -1].split(",")[:3]]) / 255
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        values.append(float(linear @ [0.2126, 0.7152, 0.0722]))
+    return (max(values) + 0.05) / (min(values) + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark_can_be_read_and_switched(visit, file, scheme):
+    seen = visit(file, scheme=scheme)
+    for switched in (False, True):
+        if switched:
+            seen.page.click("#theme")
+        dark = (scheme == "dark") != switched
+        assert (seen.js("document.getElementById('flow')._fullLayout.font.color") == "#e8ebf0") == dark
+        for selector in ("h2", ".hint", "label", "td", "nav a", ".tree .key"):
+            assert contrast(seen, selector) >= 4.5, (selector, dark)
+
+
+def test_the_keyboard_reaches_everything_and_shows_where_it_is(visit, file):
+    seen = visit(file)
+    reached = []
+    for _ in range(120):
+        seen.page.keyboard.press("Tab")
+        name = seen.js("document.activeElement.id || document.activeElement.tagName")
+        outline = seen.js("getComputedStyle(document.activeElement).outlineStyle")
+        if name == "BODY":
+            break
+        reached.append(name)
+        assert outline not in ("none", "") or name == "AUDIO", f"{name}: no focus to be seen"
+    for name in ("theme", "which", "flow-pair", "colour", "find", "explored", "cluster-filter", "config-find", "AUDIO"):
+        assert name in reached
+    seen.page.locator("#cluster-table tbody tr").nth(0).focus()
+    seen.page.keyboard.press("ArrowDown")
+    seen.page.keyboard.press("Enter")
+    assert seen.js("document.querySelector('#cluster h3').textContent").startswith("Cluster 1:")
+    assert seen.js("document.activeElement.tagName") == "TR", "the place in the table is kept"
+
+
+def test_a_page_of_nothing_says_so(visit, tmp_path):
+    seen = visit(write_report(RunFiles(tmp_path, {}, "the folder is gone"), progress=False))
+    told = seen.js("[...document.querySelectorAll('[data-note]')].filter(n => !n.hidden).map(n => n.dataset.note)")
+    assert told == ["curves", "clusters", "map", "explorer", "downstream", "environment"]
+    assert seen.js("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_no_labels_one_epoch_one_cluster(visit, tmp_path):
+    encoder = Encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
+    source = small_run(tmp_path, encoder, epochs=1)
+    manifest = Manifest(pd.DataFrame(source.store.manifest.table["path"]), source.store.manifest.root)
+    source = RunFiles(source.run, {}, LogMelStore.open_or_build(manifest, cache_dir=tmp_path / "c", progress=False))
+    seen = visit(write_report(source, progress=False))
+    assert "nothing has moved yet" in seen.js("document.getElementById('flow-told').textContent")
+    assert "no label columns" in seen.js("document.getElementById('explorer-told').textContent")
+    assert seen.js("document.querySelectorAll('#cluster audio').length") == 6
