@@ -36,6 +36,7 @@ from decar.pretrain.embed import embed_dataset
 PAPER = ["experiment=paper", "k=64"]
 SMALL = ["experiment=small", "budget=null", "k=64", "sampler.every_n_steps=155", "trainer.max_epochs=4"]
 TEN_SECONDS = 998  # frames
+NOTE = "bare forward / ours"
 
 
 def settings(*words: str) -> DictConfig:
@@ -122,18 +123,25 @@ def bare_step(module: DecarModule, n: int, device: torch.device, whole: bool) ->
     """`n` steps of copies on one batch of 64 crops of a second: the encoder with SGD, or all that learns as it does."""
     twin = copy.deepcopy(module.encoder.network).train()
     crops: Tensor = torch.randn(64, 1, module.encoder.frontend.n_mels, 98, device=device) * 2 - 4
-    loss, optimizer = (lambda x: x.square().mean()), torch.optim.SGD(twin.parameters(), 1e-4, 0.9, weight_decay=1e-5)
     if whole:
-        g, heads = copy.deepcopy(module.projection).train(), copy.deepcopy(module.heads)
+        heads = copy.deepcopy(module.heads)
         heads.reset([64] * 6, seed=0)
-        twin, targets = nn.Sequential(twin, g), torch.zeros(64, dtype=torch.int64, device=device)
-        loss = lambda x: sum(functional.cross_entropy(scores, targets) for scores in heads(x))  # noqa: E731
+        twin, targets = nn.Sequential(twin, copy.deepcopy(module.projection).train()), torch.zeros(64).long().to(device)
         optimizer = module.make_optimizer([{"params": [*twin.parameters(), *heads.parameters()]}])
+
+        def loss() -> Tensor:
+            return torch.stack([functional.cross_entropy(scores, targets) for scores in heads(twin(crops))]).sum()
+    else:
+        optimizer = torch.optim.SGD(twin.parameters(), 1e-4, 0.9, weight_decay=1e-5)
+
+        def loss() -> Tensor:
+            out: Tensor = twin(crops)
+            return out.square().mean()
 
     def step() -> None:
         for _ in range(n):
             optimizer.zero_grad()
-            loss(twin(crops)).backward()
+            loss().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         settled(device)
 
@@ -177,8 +185,7 @@ def measure(runs: int = 5, device: str = "cpu") -> list[Line]:
             long = noise_store(48 if paper else 256, TEN_SECONDS, Path(folder))
             compare = Compare(long, runs, 0)
             with trained(settings(*words, "k=8", "trainer.max_epochs=1"), compare, store=long, device=device):
-                note = "bare forward / ours"
-                lines.append(line(f"pass, 10 s clips, {name}", compare.passes, target=_target(paper), note=note))
+                lines.append(line(f"pass, 10 s clips, {name}", compare.passes, target=_target(paper), note=NOTE))
     return lines
 
 

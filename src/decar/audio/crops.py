@@ -105,7 +105,7 @@ def centre_piece(mel: Frames, frames: int) -> Frames:
 
 
 def stack(pieces: Sequence[Frames], frames: int, silence: float) -> torch.Tensor:
-    """B pieces of (F, M), F up to `frames` → (B, 1, M, frames) float32, `silence` behind the short: one copy of each."""
+    """B pieces of (F, M), F up to `frames` → (B, 1, M, frames) float32, `silence` behind short ones; copied once."""
     batch = np.empty((len(pieces), 1, pieces[0].shape[1], frames), np.float32)
     for row, piece in zip(batch, pieces, strict=True):
         row[0, :, : len(piece)] = piece.T

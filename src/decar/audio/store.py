@@ -166,7 +166,8 @@ class LogMelStore:
     def __getitem__(self, index: int) -> npt.NDArray[np.float16]:
         """(F, M) float16 view of one clip's log-mel; F = 0 for a clip that cannot be used."""
         offset = self.offsets[index]
-        return self.mel[offset : offset + self.lengths[index]]
+        mel = np.asarray(self.mel)  # a slice of a memmap is a memmap, which costs more than the slice
+        return mel[offset : offset + self.lengths[index]]
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer | np.bool_]) -> LogMelStore:
         """The clips at `indices` (or where a mask is True), in that order, over the same memory map."""
