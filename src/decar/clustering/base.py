@@ -55,7 +55,7 @@ def row_blocks(n: int, size: int = ROWS_AT_ONCE, *, least: int = 1) -> Iterator[
 
 
 def query_blocks(n: int, size: int = ROWS_AT_ONCE) -> Iterator[slice]:
-    """Blocks in which faiss finds, to the bit, what it finds in one call over all: whole multiples of its own blocks."""
+    """Blocks in which faiss finds, to the bit, what it finds in one call over all: multiples of its own."""
     return row_blocks(n, size, least=_QUERIES_AT_ONCE)
 
 

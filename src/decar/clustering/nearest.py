@@ -83,7 +83,9 @@ def nearest_neighbours(
         if gpu:
             index = faiss.index_cpu_to_all_gpus(index)
         index.add(features)
-        return refine(features, np.arange(len(features)), n_neighbors, lambda rows, n: index.search(features[rows], n)[1])
+        return refine(
+            features, np.arange(len(features)), n_neighbors, lambda rows, n: index.search(features[rows], n)[1]
+        )
 
 
 def refine(
@@ -105,7 +107,8 @@ def refine(
         itself = found == rows[:, None]
         itself[~itself.any(axis=1), -1] = True  # crowded out by its duplicates: drop the farthest instead
         others = found[~itself].reshape(-1, n_neighbors)
-        difference = features[others] - features[rows, None]
+        difference = features[others]
+        difference -= features[rows, None]
         distances = np.einsum("nkd,nkd->nk", difference, difference)
         nearest = np.lexsort((others, distances), axis=-1)
         neighbours[rows] = np.take_along_axis(others, nearest, axis=1)

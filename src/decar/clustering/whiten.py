@@ -1,6 +1,6 @@
 """PCA, whitening and unit length: what is done to the vectors before they are clustered (paper, section 3.2).
 
-Everything passes over blocks of rows, in double precision: of vectors in a memory map no more than a block is in memory.
+Everything passes over blocks of rows, in double precision: of vectors in a memory map no more than a block is copied.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from decar.clustering.base import ROWS_AT_ONCE, check_table, require_at_least_one, row_blocks
 from decar.errors import ClusteringError
+
+_ROWS_AT_ONCE = ROWS_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,7 @@ def l2_normalize(features: NDArray[Any]) -> NDArray[np.float32]:
     return unit
 
 
-def prepare(
-    features: NDArray[Any], dim: int = 128, out: NDArray[np.float32] | None = None
-) -> NDArray[np.float32]:
+def prepare(features: NDArray[Any], dim: int = 128, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """What is clustered: `(N, P)` vectors reduced to `(N, min(dim, P))`, whitened, of length 1.
 
     Args:
@@ -125,5 +125,5 @@ def _mean(points: NDArray[Any]) -> NDArray[np.float64]:
 
 def _blocks(points: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
     """Rows and a copy of them in double precision, whose numbers are those of float32; a block at a time."""
-    for rows in row_blocks(len(points), ROWS_AT_ONCE):
+    for rows in row_blocks(len(points), _ROWS_AT_ONCE):
         yield rows, points[rows].astype(np.float32).astype(np.float64)
