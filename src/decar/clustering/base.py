@@ -1,5 +1,6 @@
 """What every clusterer is: features in, an `Assignment` out, nothing remembered in between."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -7,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decar.errors import ClusteringError
+
+ROWS_AT_ONCE = 65_536
+_QUERIES_AT_ONCE = 4096  # faiss takes so many itself
 
 
 @dataclass(frozen=True)
@@ -41,27 +45,68 @@ class Clusterer(Protocol):
         ...
 
 
-def check_features(features: NDArray[Any]) -> NDArray[np.float32]:
-    """Return features as a C-contiguous float32 array `(N, d)`, the input itself where it is one already.
+def row_blocks(n: int, size: int = ROWS_AT_ONCE, *, least: int = 1) -> Iterator[slice]:
+    """Slices of at most `size` rows that cover `n`; the last is longer where less than `least` would be left over."""
+    start = 0
+    while start < n:
+        stop = start + size if n - start - size >= least else n
+        yield slice(start, stop)
+        start = stop
+
+
+def query_blocks(n: int, size: int = ROWS_AT_ONCE) -> Iterator[slice]:
+    """Blocks in which faiss finds, to the bit, what it finds in one call over all: multiples of its own."""
+    return row_blocks(n, size, least=_QUERIES_AT_ONCE)
+
+
+def check_table(features: NDArray[Any]) -> NDArray[Any]:
+    """Refuse what cannot be clustered; a block of rows at a time, so that of a memory map nothing is kept.
+
+    Returns:
+        The features `(N, d)` as they are, in whatever type and layout.
 
     Raises:
         ClusteringError: Not two-dimensional, empty, or holding values of which no float32 distance can be taken.
     """
-    with np.errstate(over="ignore"):  # what does not fit becomes Inf and is refused by row below
-        array: NDArray[np.float32] = np.ascontiguousarray(features, dtype=np.float32)
-        if np.ndim(features) != 2 or array.size == 0:
-            found = np.shape(features)
-            raise ClusteringError(
-                f"features must be a table (N, d) with N, d >= 1, found shape {found}: give one row a clip"
-            )
-        norms = np.einsum("ij,ij->i", array, array)
-        bad = np.flatnonzero(~np.isfinite(4 * norms))  # two points are at most twice the longest vector apart
+    table = np.asarray(features)
+    if table.ndim != 2 or table.size == 0:
+        raise ClusteringError(
+            f"features must be a table (N, d) with N, d >= 1, found shape {table.shape}: give one row a clip"
+        )
+    bad = not_finite(table, reach=4)  # two points are at most twice the longest vector apart
     if len(bad):
-        what = "a value too large to square in float32" if np.isfinite(array[bad[0]]).all() else "NaN or Inf"
+        what = "a value too large to square in float32" if np.isfinite(_float32(table[bad[0]])).all() else "NaN or Inf"
         raise ClusteringError(
             f"row {bad[0]} of the features holds {what} ({len(bad)} such rows): leave these clips out"
         )
-    return array
+    return table
+
+
+def not_finite(table: NDArray[Any], reach: float = 1.0) -> NDArray[np.int64]:
+    """Rows of `(N, d)` whose squared length, times `reach`, is no number in float32."""
+    found = [np.empty(0, np.int64)]
+    for rows in row_blocks(len(table)):
+        block = _float32(table[rows])
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms = np.einsum("ij,ij->i", block, block)
+            found.append(rows.start + np.flatnonzero(~np.isfinite(reach * norms)))
+    return np.concatenate(found)
+
+
+def check_features(features: NDArray[Any]) -> NDArray[np.float32]:
+    """Return features as a C-contiguous float32 array `(N, d)`, the input itself where it is one already.
+
+    faiss takes nothing else: any other type or layout is copied whole, a memory map of float32 rows is not.
+
+    Raises:
+        ClusteringError: As of `check_table`.
+    """
+    return _float32(check_table(features))
+
+
+def _float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what does not fit becomes Inf, and is refused by row
+        return np.ascontiguousarray(values, dtype=np.float32)
 
 
 def require_at_least_one(**options: int) -> None:

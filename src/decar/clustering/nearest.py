@@ -1,15 +1,18 @@
-"""The only door to faiss: import, threads, GPUs, and exact nearest neighbours."""
+"""The only door to faiss: import, threads, GPUs, and exact nearest neighbours (approximate ones: `approximate.py`)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from decar.clustering.base import query_blocks
 from decar.errors import ClusteringError
 
-_ROWS_AT_ONCE = 16_384
+_ROWS_AT_ONCE = 16_384  # a quarter of the usual block: each row brings its neighbours along
+
+Search = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
 
 
 def load_faiss() -> Any:
@@ -80,19 +83,34 @@ def nearest_neighbours(
         if gpu:
             index = faiss.index_cpu_to_all_gpus(index)
         index.add(features)
-        found: NDArray[np.int64] = index.search(features, n_neighbors + 1)[1]
-    itself = found == np.arange(len(features))[:, None]
-    itself[~itself.any(axis=1), -1] = True  # crowded out by its duplicates: drop the farthest instead
-    neighbours = found[~itself].reshape(-1, n_neighbors)
-    squared = _squared_distances(features, neighbours)
-    order = np.lexsort((neighbours, squared), axis=-1)
-    return np.take_along_axis(neighbours, order, axis=1), np.take_along_axis(squared, order, axis=1)
+        return refine(
+            features, np.arange(len(features)), n_neighbors, lambda rows, n: index.search(features[rows], n)[1]
+        )
 
 
-def _squared_distances(features: NDArray[np.float32], neighbours: NDArray[np.int64]) -> NDArray[np.float32]:
+def refine(
+    features: NDArray[np.float32], order: NDArray[np.int64], n_neighbors: int, search: Search
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Search the neighbours of all points, a block at a time; leave out the point itself, measure anew, and sort.
+
+    Args:
+        features: `(N, d)`.
+        order: All `N` indices, in the order in which they are searched.
+        n_neighbors: Neighbours a point.
+        search: From `(b,)` indices and a number n to `(b, n)` neighbours, the point itself among them or not.
+    """
+    neighbours = np.empty((len(features), n_neighbors), np.int64)
     squared = np.empty(neighbours.shape, np.float32)
-    for start in range(0, len(features), _ROWS_AT_ONCE):  # bounds memory: (rows, n_neighbors, d)
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        difference = features[neighbours[rows]] - features[rows, None]
-        squared[rows] = np.einsum("nkd,nkd->nk", difference, difference)
-    return squared
+    for block in query_blocks(len(features), _ROWS_AT_ONCE):
+        rows = order[block]
+        found = search(rows, n_neighbors + 1)
+        itself = found == rows[:, None]
+        itself[~itself.any(axis=1), -1] = True  # crowded out by its duplicates: drop the farthest instead
+        others = found[~itself].reshape(-1, n_neighbors)
+        difference = features[others]
+        difference -= features[rows, None]
+        distances = np.einsum("nkd,nkd->nk", difference, difference)
+        nearest = np.lexsort((others, distances), axis=-1)
+        neighbours[rows] = np.take_along_axis(others, nearest, axis=1)
+        squared[rows] = np.take_along_axis(distances, nearest, axis=1)
+    return neighbours, squared

@@ -2,7 +2,7 @@
 
 Lin and Cohen, *Power Iteration Clustering* (ICML 2010), in the form of DeepCluster (Caron et al., ECCV 2018), which
 DECAR's released code takes over: clusters are the local maxima of the vector that a damped power iteration ends in.
-Everything is done on whole arrays; no loop runs over points.
+Everything is sparse and in arrays, in float32 and linear in N; no loop runs over points, only over blocks of them.
 """
 
 from __future__ import annotations  # scipy's sparse arrays take a type in brackets only for the type checker
@@ -15,25 +15,34 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from decar.clustering.base import Assignment, check_features, require_at_least_one
+from decar.clustering.approximate import approximate_neighbours
+from decar.clustering.base import Assignment, check_features, require_at_least_one, row_blocks
 from decar.clustering.nearest import nearest_neighbours, use_gpu
 from decar.errors import ClusteringError
 
 log = logging.getLogger(__name__)
 
+EXACT_UP_TO = (
+    100_000  # points; N² distances take a quarter of a minute on two cores then, and 100 times that at a million
+)
+EXACT_UP_TO_ON_GPU = 1_000_000  # as many as a GPU of 30 TFLOPS compares in some ten seconds; not measured
+_COLUMNS_AT_ONCE = 16
+
 
 @dataclass(frozen=True)
 class PIC:
-    """Power Iteration Clustering; deterministic.
+    """Power Iteration Clustering; deterministic, on any number of threads.
 
     Attributes:
         n_neighbors: Neighbours of a point in the graph.
         sigma: Width of the kernel exp(-d²/sigma²), in units of distance; `auto` is the median distance to a neighbour.
         alpha: Weight of the graph against the uniform vector in each power iteration, between 0 and 1.
         n_iter: Power iterations.
-        seed: Unused, since nothing is random; there because every clusterer has one.
-        gpu: Search neighbours on the GPU; `auto` does so when faiss sees one.
+        seed: Of the cells of the approximate search; the exact one has nothing random in it.
+        gpu: Search exact neighbours on the GPU; `auto` does so when faiss sees one. Approximate ones come from the CPU.
         n_threads: Threads of the search on the CPU; None leaves faiss's own number.
+        neighbors: `exact` compares every point with every other, `approximate` with those of nearby cells
+            (`approximate.py`). `auto` is exact up to 100,000 points (on a GPU 1,000,000), then approximate.
 
     >>> import numpy as np
     >>> PIC(n_neighbors=2).fit_predict(np.array([[0.0], [0.1], [0.2], [9.0], [9.1], [9.2]])).labels.tolist()
@@ -47,6 +56,7 @@ class PIC:
     seed: int = 0
     gpu: bool | Literal["auto"] = "auto"
     n_threads: int | None = None
+    neighbors: Literal["auto", "exact", "approximate"] = "auto"
 
     def with_seed(self, seed: int) -> PIC:
         """The same clusterer with another seed."""
@@ -64,9 +74,7 @@ class PIC:
             raise ClusteringError(
                 f"n_neighbors={self.n_neighbors} needs more clips than {len(points)}: lower it or add sounds"
             )
-        neighbours, squared = nearest_neighbours(
-            points, self.n_neighbors, gpu=use_gpu(self.gpu), n_threads=self.n_threads
-        )
+        neighbours, squared = self.search(points)
         sigma = median_distance(squared) if self.sigma == "auto" else float(self.sigma)
         graph = affinity(neighbours, squared, sigma)
         labels = climb(graph, power_iteration(graph, self.alpha, self.n_iter))
@@ -78,12 +86,26 @@ class PIC:
             )
         return Assignment(labels, n_clusters, _mean_squared_radius(points, labels))
 
+    def search(self, points: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Neighbours of `(N, d)` points and squared distances to them, each `(N, n_neighbors)`."""
+        gpu = use_gpu(self.gpu)
+        if self.is_exact(len(points), gpu):
+            return nearest_neighbours(points, self.n_neighbors, gpu=gpu, n_threads=self.n_threads)
+        return approximate_neighbours(points, self.n_neighbors, seed=self.seed, n_threads=self.n_threads)
+
+    def is_exact(self, n: int, gpu: bool = False) -> bool:
+        """Whether `n` points are all compared with one another."""
+        affordable = n <= (EXACT_UP_TO_ON_GPU if gpu else EXACT_UP_TO)
+        return self.neighbors == "exact" or (self.neighbors == "auto" and affordable)
+
     def _check_options(self) -> None:
         require_at_least_one(n_neighbors=self.n_neighbors, n_iter=self.n_iter)
         if self.sigma != "auto" and not (isinstance(self.sigma, int | float) and 0 < self.sigma < np.inf):
             raise ClusteringError(f"sigma={self.sigma} makes no sense: give a number above 0, or auto")
         if not 0 < self.alpha < 1:
             raise ClusteringError(f"alpha={self.alpha} makes no sense: give a number between 0 and 1")
+        if self.neighbors not in ("auto", "exact", "approximate"):
+            raise ClusteringError(f"neighbors={self.neighbors} makes no sense: give auto, exact or approximate")
 
 
 def median_distance(squared: NDArray[np.float32]) -> float:
@@ -127,8 +149,10 @@ def power_iteration(graph: sparse.csr_array[np.float32], alpha: float, n_iter: i
     uniform, step = np.float32((1 - alpha) / n_points), np.float32(alpha)
     v = np.full(n_points, 1 / n_points, np.float32)
     for _ in range(n_iter):
-        v = step * (graph @ v) + uniform  # W is symmetric
+        before, v = v, step * (graph @ v) + uniform  # W is symmetric
         v /= v.sum()
+        if np.array_equal(v, before):  # it stays where it is in all further steps
+            break
     return v
 
 
@@ -141,13 +165,16 @@ def climb(graph: sparse.csr_array[np.float32], v: NDArray[np.float32]) -> NDArra
     Returns:
         Labels `(N,)`, 0 to the number of local maxima - 1.
     """
-    rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
-    gain = graph.data * (v[graph.indices] - v[rows])
-    best = np.zeros_like(v)
-    np.maximum.at(best, rows, gain)
-    steps = np.flatnonzero((gain > 0) & (gain == best[rows]))
     target = np.arange(graph.shape[0])
-    target[rows[steps[::-1]]] = graph.indices[steps[::-1]]  # backwards: of equals the first is written last, and stays
+    for rows in row_blocks(len(target)):
+        edges = slice(graph.indptr[rows.start], graph.indptr[rows.stop])
+        degree = np.diff(graph.indptr[rows.start : rows.stop + 1])
+        row, column = np.repeat(np.arange(rows.start, rows.stop), degree), graph.indices[edges]
+        gain = graph.data[edges] * (v[column] - v[row])
+        degree = degree[degree > 0]
+        best = np.maximum.reduceat(gain, np.cumsum(degree) - degree) if len(gain) else gain
+        steps = np.flatnonzero((gain > 0) & (gain == np.repeat(best, degree)))[::-1]
+        target[row[steps]] = column[steps]  # backwards: of equals the first is written last, and stays
     while not np.array_equal(further := target[target], target):
         target = further
     return _compact(target)
@@ -170,12 +197,18 @@ def merge_singletons(labels: NDArray[np.int64], neighbours: NDArray[np.int64]) -
 
 
 def _compact(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.unique(labels, return_inverse=True)[1].astype(np.int64).reshape(-1)
+    """The same order of labels `(N,)` without gaps, from 0."""
+    occurs = np.bincount(labels) > 0
+    number: NDArray[np.int64] = np.cumsum(occurs) - 1
+    return number[labels]
 
 
 def _mean_squared_radius(points: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Mean squared distance of a point to the mean of its cluster: what K-Means calls its objective."""
-    members = sparse.csr_array((np.ones(len(labels)), labels, np.arange(len(labels) + 1)))
-    centres = np.asarray(members.T @ points) / np.bincount(labels)[:, None]
-    difference = points - centres[labels]
-    return float(np.einsum("ij,ij->", difference, difference) / len(points))
+    members = sparse.csr_array((np.ones(len(labels)), labels, np.arange(len(labels) + 1))).T.tocsr()
+    sizes, total = np.bincount(labels)[:, None], 0.0
+    for start in range(0, points.shape[1], _COLUMNS_AT_ONCE):  # bounds memory: the points in double precision
+        difference = points[:, start : start + _COLUMNS_AT_ONCE].astype(np.float64)
+        difference -= (np.asarray(members @ difference) / sizes)[labels]
+        total += float(np.einsum("ij,ij->", difference, difference))
+    return total / len(points)

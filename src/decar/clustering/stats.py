@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
-from decar.clustering.base import check_features
+from decar.clustering.base import check_table
 from decar.clustering.whiten import scatter
 from decar.errors import ClusteringError
 
@@ -66,7 +66,7 @@ def effective_rank(features: NDArray[Any]) -> float:
     Returns:
         1.0 (all on one line) to `min(N, d)` (all directions alike); 0.0 when all features are zero.
     """
-    values = np.sqrt(np.clip(np.linalg.eigvalsh(scatter(check_features(features))), 0.0, None))
+    values = np.sqrt(np.clip(np.linalg.eigvalsh(scatter(check_table(features))), 0.0, None))
     values = values[values > 1e-7 * values[-1]]  # the others are rounding of the squares
     return float(np.exp(_entropy(values))) if len(values) else 0.0
 

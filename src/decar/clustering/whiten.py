@@ -1,4 +1,7 @@
-"""PCA, whitening and unit length: what is done to the vectors before they are clustered (paper, section 3.2)."""
+"""PCA, whitening and unit length: what is done to the vectors before they are clustered (paper, section 3.2).
+
+Everything passes over blocks of rows, in double precision: of vectors in a memory map no more than a block is copied.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decar.clustering.base import check_features, require_at_least_one
+from decar.clustering.base import ROWS_AT_ONCE, check_table, require_at_least_one, row_blocks
+from decar.errors import ClusteringError
 
-_ROWS_AT_ONCE = 65_536
+_ROWS_AT_ONCE = ROWS_AT_ONCE
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,8 @@ class Whitening:
     def fit(cls, features: NDArray[Any], dim: int = 128) -> "Whitening":
         """Learn it from `(N, P)` features; see `whiten`."""
         require_at_least_one(dim=dim)
-        points = check_features(features)
-        mean = points.mean(axis=0, dtype=np.float64)
+        points = check_table(features)
+        mean = _mean(points)
         covariance = scatter(points, mean) / max(len(points) - 1, 1)
         variance, directions = np.linalg.eigh(covariance)  # ascending
         variance, directions = variance[::-1][:dim], directions[:, ::-1][:, :dim]
@@ -38,10 +42,28 @@ class Whitening:
         largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)
         return cls(mean, directions * np.sign(largest) * gain)
 
-    def __call__(self, features: NDArray[Any]) -> NDArray[np.float32]:
-        """`(N, P)` to `(N, d)`."""
-        blocks = _blocks(check_features(features))
-        return np.concatenate([((rows - self.mean) @ self.projection).astype(np.float32) for rows in blocks])
+    def __call__(self, features: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """`(N, P)` to `(N, d)`, into `out` where it is given: an array or a memory map."""
+        return self._write(features, out, unit=False)
+
+    def unit(self, features: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """As a call, with each row scaled to length 1."""
+        return self._write(features, out, unit=True)
+
+    def _write(self, features: NDArray[Any], out: NDArray[np.float32] | None, *, unit: bool) -> NDArray[np.float32]:
+        points = check_table(features)
+        shape = len(points), self.projection.shape[1]
+        if out is None:
+            out = np.empty(shape, np.float32)
+        if out.shape != shape or out.dtype != np.float32:
+            raise ClusteringError(
+                f"whitened vectors are {shape} float32, out is {out.shape} {out.dtype}: give one that fits"
+            )
+        for rows, block in _blocks(points):
+            block -= self.mean
+            white = (block @ self.projection).astype(np.float32)
+            out[rows] = l2_normalize(white) if unit else white
+        return out
 
 
 def whiten(features: NDArray[Any], dim: int = 128) -> NDArray[np.float32]:
@@ -72,21 +94,36 @@ def l2_normalize(features: NDArray[Any]) -> NDArray[np.float32]:
     return unit
 
 
-def prepare(features: NDArray[Any], dim: int = 128) -> NDArray[np.float32]:
-    """What is clustered: `(N, P)` vectors reduced to `(N, min(dim, P))`, whitened, of length 1."""
-    return l2_normalize(whiten(features, dim))
+def prepare(features: NDArray[Any], dim: int = 128, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """What is clustered: `(N, P)` vectors reduced to `(N, min(dim, P))`, whitened, of length 1.
+
+    Args:
+        features: In memory or in a memory map, which is never copied.
+        dim: As of `whiten`.
+        out: Where the rows are written, such as `numpy.lib.format.open_memmap(...)`; None: a new array.
+    """
+    return Whitening.fit(features, dim).unit(features, out)
 
 
-def scatter(points: NDArray[np.float32], centre: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
+def scatter(points: NDArray[Any], centre: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
     """Sum over the rows of `(x - centre)(x - centre)ᵀ`, `(P, P)`, in double precision."""
     total = np.zeros((points.shape[1], points.shape[1]))
-    for rows in _blocks(points):
-        centred = rows - centre
-        total += centred.T @ centred
+    for _, block in _blocks(points):
+        block -= centre
+        total += block.T @ block
     return total
 
 
-def _blocks(points: NDArray[np.float32]) -> Iterator[NDArray[np.float64]]:
-    """Rows in double precision, a block at a time: a whole copy of a large set would be several GB."""
-    for start in range(0, len(points), _ROWS_AT_ONCE):
-        yield points[start : start + _ROWS_AT_ONCE].astype(np.float64)
+def _mean(points: NDArray[Any]) -> NDArray[np.float64]:
+    """Mean of the rows: a running sum, so blocks do not change a bit of it."""
+    total = np.zeros(points.shape[1])
+    for _, block in _blocks(points):
+        block[0] += total
+        total = np.add.reduce(block, axis=0)
+    return total / len(points)
+
+
+def _blocks(points: NDArray[Any]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Rows and a copy of them in double precision, whose numbers are those of float32; a block at a time."""
+    for rows in row_blocks(len(points), _ROWS_AT_ONCE):
+        yield rows, points[rows].astype(np.float32).astype(np.float64)
