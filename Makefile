@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(EXTRA)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu test-web test-hear chaos lint types format bench seeds table2 table3 ready clean
+.PHONY: help setup demo test test-slow test-gpu test-web test-hear chaos lint types format bench bench-scale seeds table2 table3 ready clean
 
 # of make table2, table3
 RUNS ?= $(if $(filter table3,$(MAKECMDGOALS)),runs/table3,runs/eval)
@@ -62,6 +62,9 @@ format: $(READY) ## rewrite the code in the house style
 
 bench: $(READY) ## how fast it is, into benchmarks/RESULTS.md; leave the machine alone meanwhile (under 20 minutes)
 	$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
+
+bench-scale: $(READY) ## the same at two million clips, into benchmarks/scale.json (half an hour, 5 GB of disk)
+	$(BIN)/python benchmarks/scale.py --out benchmarks/scale.json --sizes 2000000 --arms kmeans pic
 
 seeds: $(READY) ## what the default reaches, three seeds, under both protocols (long)
 	$(BIN)/python benchmarks/demo_seeds.py

@@ -22,9 +22,7 @@ from decar.errors import ClusteringError
 
 log = logging.getLogger(__name__)
 
-EXACT_UP_TO = (
-    100_000  # points; N² distances take a quarter of a minute on two cores then, and 100 times that at a million
-)
+EXACT_UP_TO = 100_000  # points; comparing all takes a quarter of a minute on two cores, 100 times that at a million
 EXACT_UP_TO_ON_GPU = 1_000_000  # as many as a GPU of 30 TFLOPS compares in some ten seconds; not measured
 _COLUMNS_AT_ONCE = 16
 
