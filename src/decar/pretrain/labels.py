@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from decar.audio import LogMelStore
 from decar.audio.descriptors import describe
-from decar.clustering import Assignment, Centres, Clusterer, KMeans, Whitening, l2_normalize, nmi, prepare, whiten
+from decar.clustering import Assignment, Centres, Clusterer, KMeans, Whitening, nmi, prepare, whiten
+from decar.clustering.base import row_blocks
 from decar.clustering.stats import cluster_sizes, effective_rank, entropy
 from decar.errors import ClusteringError, ConfigError, check_whole
 from decar.pretrain.sampler import Stream, derive_seed
@@ -82,7 +83,8 @@ class LabelSource(Protocol):
 
 def _finite(features: Floats, store: LogMelStore, rows: Any) -> Floats:
     """The features, if all are numbers; else the clips are named, which a clusterer does not know."""
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    blocks = [r.start + np.flatnonzero(~np.isfinite(features[r]).all(axis=1)) for r in row_blocks(len(features))]
+    bad = np.concatenate(blocks)
     if len(bad):
         raise ClusteringError(
             f"the network's vectors of {store.named(np.arange(len(store))[rows][bad])} hold NaN or Inf: look at these "
@@ -102,12 +104,12 @@ class FittedLabels:
     def fit(cls, features: Floats, clusterers: Sequence[Clusterer], dim: int) -> "FittedLabels":
         """Learn them from `(n, P)` vectors."""
         whitening = Whitening.fit(features, dim)
-        points = l2_normalize(whitening(features))
+        points = whitening.unit(features)
         return cls(whitening, [clusterer.fit(points) for clusterer in clusterers if isinstance(clusterer, KMeans)])
 
     def __call__(self, features: Floats) -> NDArray[np.int64]:
         """The labels `(n, H)` of `(n, P)` vectors."""
-        points = l2_normalize(self.whitening(features))
+        points = self.whitening.unit(features)
         return np.stack([centres.assign(points)[0] for centres in self.centres], axis=1)
 
 
