@@ -22,8 +22,8 @@ class KMeans:
         gpu: `auto` takes the GPU when faiss sees one.
         n_threads: Threads on the CPU; None leaves faiss's own number.
         max_points: Centres are learned from at most so many points, drawn by the seed; all points are assigned. None:
-            from all. With several processes and more clips than this, vectors stay where they were made. The default
-            is the size up to which 20 iterations for 1024 centres take minutes on two cores.
+            from all. With several processes and more clips than this, vectors stay where they were made. `conf/`
+            gives two million: up to there 20 iterations for 1024 centres take minutes on two cores.
 
     >>> import numpy as np
     >>> KMeans(k=2).fit_predict(np.array([[0.0], [0.1], [9.0]])).n_clusters
@@ -35,7 +35,7 @@ class KMeans:
     seed: int = 0
     gpu: bool | Literal["auto"] = "auto"
     n_threads: int | None = None
-    max_points: int | None = 2_000_000
+    max_points: int | None = None
 
     def with_seed(self, seed: int) -> "KMeans":
         """The same clusterer with another seed."""
