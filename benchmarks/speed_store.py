@@ -6,6 +6,8 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import soundfile
 import torch
 from rig import Line, alternate, cores, line, seconds, times
 from speed_train import SMALL, settings
@@ -20,10 +22,9 @@ from decar.models.encode import encode_store
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def building(runs: int) -> Line:
-    """A store of the bundled sounds, against a loop of decode and LogMel in one thread, divided by the cores."""
-    manifest, log_mel = Manifest.from_folder(bundled("audio")), LogMel()
-    part = manifest.files[::4]
+def building(name: str, manifest: Manifest, runs: int) -> Line:
+    """A store against a loop of decode and LogMel in one thread, divided by the cores."""
+    log_mel, part = LogMel(), manifest.files[::4]
 
     def alone() -> None:
         for file in part:
@@ -40,9 +41,18 @@ def building(runs: int) -> Line:
     finally:
         torch.set_num_threads(before)
     return line(
-        "log-mel store, bundled sounds", pairs, target=">= 0.9",
+        f"log-mel store, {name}", pairs, target=">= 0.9",
         note=f"one-thread decode + LogMel / {cores()} cores / ours",
     )  # fmt: skip
+
+
+def long_clips(folder: Path, n: int = 200) -> Manifest:
+    """Ten seconds of noise each, as Ogg/Opus at 48 kHz."""
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        sound = rng.normal(0, 0.1, 480_000).astype(np.float32)
+        soundfile.write(folder / f"{i:03d}.opus", sound, 48_000, format="OGG", subtype="OPUS")
+    return Manifest.from_folder(folder)
 
 
 def probes(runs: int) -> Line:
@@ -65,10 +75,13 @@ def run(*words: str) -> None:
 
 
 def measure(runs: int = 5) -> list[Line]:
-    """All three."""
+    """All of them."""
     started = [seconds(lambda: run("train.py", "--cfg", "job")) for _ in range(runs)]
+    with tempfile.TemporaryDirectory() as folder:
+        long = building("10 s clips", long_clips(Path(folder)), runs)
     return [
-        building(runs),
+        building("bundled sounds, 0.8 s each", Manifest.from_folder(bundled("audio")), runs),
+        long,
         probes(min(runs, 3)),
         times("python train.py --cfg job (s)", started, target="<= 2"),
     ]
