@@ -37,6 +37,8 @@ ARMS = {  # clusterer and number of processes
     "pic-1": PIC,
     "kmeans-2": ["trainer=ddp", "trainer.devices=2"],
     "pic-2": [*PIC, "trainer=ddp", "trainer.devices=2"],
+    "bank-1": ["pretrain.features=bank"],
+    "bank-2": ["pretrain.features=bank", "trainer=ddp", "trainer.devices=2"],
 }
 
 
@@ -132,8 +134,8 @@ def broken_files(folder: Path) -> list[str]:
 def difference(a: Path, b: Path) -> str:
     """The first thing in which two finished runs differ; nothing if they are the same to the bit."""
     ours, theirs = (torch.load(x / "run/checkpoints/last.ckpt", weights_only=True) for x in (a, b))
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "PretrainData", "means", "epoch_row"):
-        if not same(ours[key], theirs[key]):
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "PretrainData", "means", "epoch_row", "bank"):
+        if not same(ours.get(key), theirs.get(key)):
             return f"{key} of the checkpoint"
     for name in ("encoder.safetensors", "metrics.csv"):
         if (a / "run" / name).read_bytes() != (b / "run" / name).read_bytes():
@@ -177,19 +179,20 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=32, help="at least this many")
     parser.add_argument("--per-run", type=int, default=2, help="kills of one run before it may end")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="clusterer or bank, and processes")
     parser.add_argument("--keep", type=Path, help="a folder for the runs (default: a temporary one)")
     args = parser.parse_args()
     rng, count = random.Random(args.seed), Count()
     root = (args.keep or Path(tempfile.mkdtemp(prefix="decar-chaos-"))).resolve()
     wholes = {}
-    for i, (name, options) in enumerate(ARMS.items()):
+    for i, (name, options) in enumerate((name, ARMS[name]) for name in args.arms):
         began = time.monotonic()
         finish(root / f"whole{i}", options)
         wholes[name] = (root / f"whole{i}", time.monotonic() - began)
         print(f"{name}: {wholes[name][1]:.0f} s unbroken", flush=True)
     turn = 0
     while count.kills < args.kills:
-        name = list(ARMS)[turn % len(ARMS)]
+        name = args.arms[turn % len(args.arms)]
         whole, duration = wholes[name]
         ordeal(root / f"{turn:02d}-{name}", whole, ARMS[name], duration, args.per_run, rng, count)
         turn += 1

@@ -19,7 +19,7 @@ def cut(blocks: Iterator[Waveform], size: int, hop: int, least: int) -> Iterator
     Every sample is in a window (where `hop` ≤ `size`), but for an end that would bring fewer than `least` new ones in a
     window that is not full. A first window is given however short it is.
 
-    >>> [list(w) for w in cut(iter([np.arange(3), np.arange(3, 7)]), 4, 2, 1)]
+    >>> [w.tolist() for w in cut(iter([np.arange(3), np.arange(3, 7)]), 4, 2, 1)]
     [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6]]
     """
     held, skip, first, end = np.zeros(0, np.float32), 0, True, False
