@@ -21,7 +21,8 @@ python eval.py -m task=instrument_family,mandarin_tone mode=finetune protocol=pa
 
 step "4/4 the table"
 decar table2 "$RUN" --csv "$RUN/table2.csv"
-printf '\nDone in %d s. The run lies in %s: the encoder is pretrain/encoder.safetensors, the table table2.csv.\n' \
+decar report "$RUN/pretrain" --downstream "$RUN" # the page of the run, now with what was judged
+printf '\nDone in %d s. The run lies in %s: the encoder is pretrain/encoder.safetensors, the table table2.csv, the page pretrain/report.html.\n' \
   $((SECONDS - began)) "$RUN"
 printf "The other fine-tuned cells (an hour on two cores):\n  %s/python eval.py -m 'task=glob(*)' mode=finetune protocol=paper,search bundle=random,%s/pretrain hydra.sweep.dir=%s/finetuned-all\n" \
   "$(dirname "$(command -v python)")" "$RUN" "$RUN"
