@@ -3,6 +3,7 @@ import os
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import decar
@@ -93,3 +94,20 @@ def test_a_failed_write_leaves_the_old_bundle_and_no_litter(bundle, monkeypatch)
         save_bundle(Encoder(SMALL, seed=0), bundle)
     assert bundle.read_bytes() == before
     assert os.listdir(bundle.parent) == [bundle.name]
+
+
+@pytest.mark.parametrize(
+    "change", [{"hidden": 10**6}, {"widths": [4, 10**6, 10**6]}, {"min_frames": 10**9}, {"frontend": {"n_fft": 10**10}}]
+)
+def test_sizes_that_the_weights_do_not_bear_out_are_refused_before_they_are_made(tmp_path, change):
+    """A header of some bytes could else ask for terabytes."""
+    file = save_bundle(Encoder("conv", widths=[4, 4, 8], hidden=16, seed=0), tmp_path / "encoder.safetensors")
+    with safe_open(file, framework="pt") as old:
+        header = json.loads(old.metadata()["decar"])
+    weights = load_file(file)
+    settings = header["encoder"]
+    for key, value in change.items():
+        settings[key] = {**settings[key], **value} if isinstance(value, dict) else value
+    save_file(weights, file, metadata={"decar": json.dumps(header)})
+    with pytest.raises(BundleError, match="the header does not describe an encoder"):
+        load_encoder(file)

@@ -8,8 +8,11 @@ meaning; a file or folder of that name is `./small`, or a `Path`.
 """
 
 import json
+import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +27,8 @@ from decar.models import hub
 from decar.models.encoder import Encoder
 
 FORMAT = 1
+MOST = {"n_fft": 2**16, "win_length": 2**16, "hop_length": 2**16, "n_mels": 1024}  # of a front-end
+MOST_INPUT = 2**20  # bands times frames of a shortest clip: 160 times the usual
 READY = "small"  # the name of the bundle that comes with the package
 READY_FILE = Path(__file__).parents[1] / "data" / READY / "encoder.safetensors"
 
@@ -128,12 +133,37 @@ def _build(path: Path, settings: object) -> Encoder:
     try:
         if not isinstance(settings, dict):
             raise TypeError("no encoder settings")
+        _check_sizes(settings, _shapes(path))
         return Encoder(**{**settings, "frontend": FrontEnd(**settings["frontend"])}, seed=0)
     except Exception as error:  # a foreign header can make the builders of networks raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BundleError(
             f"{path}: the header does not describe an encoder ({reason}); export the bundle anew"
         ) from error
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Shapes of the weights, from the file's header alone."""
+    with safe_open(path, framework="pt") as file:
+        return {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+def _check_sizes(settings: Mapping[str, Any], shapes: Mapping[str, list[int]]) -> None:
+    """Refuse sizes that the file does not bear out, before a network of them takes all the memory there is."""
+    front = settings["frontend"]
+    for key, most in MOST.items():
+        if key in front and not (isinstance(front[key], int) and front[key] <= most):
+            raise ValueError(f"frontend.{key}={front[key]} is no whole number up to {most}")
+    frames = settings["min_frames"]
+    if not (isinstance(frames, int) and frames * front["n_mels"] <= MOST_INPUT):
+        raise ValueError(f"min_frames={frames} is no sensible number")
+    held = sum(math.prod(shape) for shape in shapes.values())
+    widths, hidden = settings.get("widths", []), settings.get("hidden", 0)
+    if not all(isinstance(size, int) and abs(size) <= held for size in [hidden, *widths]):
+        raise ValueError(f"widths={widths} and hidden={hidden} are no sizes of these weights")
+    wanted = hidden**2 + 9 * sum(a * b for a, b in pairwise(widths))
+    if wanted > held:
+        raise ValueError(f"widths={widths} and hidden={hidden} make more weights than the {held} that are there")
 
 
 def _check_frontend(path: Path, ours: FrontEnd, theirs: FrontEnd | None) -> None:
