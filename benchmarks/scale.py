@@ -10,8 +10,6 @@ its own (RssAnon, looked at every 50 ms), which is what a smaller machine must h
 
 import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -19,12 +17,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from rig import machine, versions
 
 from decar.audio import FrontEnd, LogMelStore, Manifest
 from decar.clustering import KMeans, Whitening, nmi
@@ -61,7 +59,7 @@ def main() -> None:
         rows += [told(fresh(arm, LARGEST, Path(temporary))) for arm in options.arms if arm not in NEED_VECTORS]
     fitted = {arm: exponent([r for r in rows if r["arm"] == arm]) for arm in options.arms if arm in NEED_VECTORS}
     print("cost grows as N to the power of", fitted)
-    save(options.out, {"machine": machine(), "rows": rows, "exponents": fitted})
+    save(options.out, {"machine": machine(), "versions": versions(), "rows": rows, "exponents": fitted})
 
 
 def write_mixture(folder: Path, n: int) -> None:
@@ -252,18 +250,6 @@ def exponent(rows: Sequence[Row]) -> float | None:
     if len({row["n"] for row in rows}) < 2:
         return None
     return float(np.polyfit(np.log([row["n"] for row in rows]), np.log([row["total_s"] for row in rows]), 1)[0])
-
-
-def machine() -> Row:
-    """What the figures were taken on."""
-    model = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    packages = {name: version(name) for name in ("numpy", "scipy", "faiss-cpu", "torch", "pandas")}
-    return {"cpu": model, "cores": os.cpu_count(), "memory_gb": round(memory, 1), "python": platform.python_version(),
-            "threads": os.environ.get("OMP_NUM_THREADS", "one a core"), "versions": packages}  # fmt: skip
 
 
 def save(path: Path, figures: Row) -> None:

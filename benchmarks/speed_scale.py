@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rig import Line, times
 
 HERE = Path(__file__).parent
@@ -58,8 +59,6 @@ def lines_of(row: dict[str, Any], note: str = "") -> list[Line]:
 
 def exponent(arm: str, points: list[tuple[int, float]]) -> Line:
     """Slope of log seconds over log N."""
-    import numpy as np
-
     sizes, seconds = np.log(np.array(sorted(points), float)).T
     slope = float(np.polyfit(sizes, seconds, 1)[0])
     note = ", ".join(f"{n:,}" for n, _ in sorted(points))

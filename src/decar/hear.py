@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from decar.errors import AudioError
 from decar.models import Encoder, load_encoder
 
-READY = "small"  # the encoder that comes with decar
-
 INTERVAL = 0.05
 """s between timestamps, at most: what HEAR asks for, so that onsets can be told within its tolerance."""
 
@@ -45,7 +43,7 @@ def load_model(model_file_path: str = "") -> HearModel:
     Raises:
         BundleError: There is no such bundle, or it is damaged.
     """
-    return HearModel(load_encoder(model_file_path or READY)).eval()
+    return HearModel(load_encoder(model_file_path or None)).eval()
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from decar.audio.scan import AUDIO_SUFFIXES, find_audio, labels_from_folders
 from decar.errors import ManifestError
 
 STRETCH_COLUMNS = ("start", "duration")
+PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +140,22 @@ class Manifest:
         except Exception as error:  # a damaged file makes pandas and pyarrow raise half a dozen kinds
             raise ManifestError(f"the table {source} cannot be read as Parquet: {_one_line(error)}") from error
         return cls._from_table(pd.DataFrame(columns), source, root, path_column).where(where)
+
+    @classmethod
+    def from_path(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        root: str | os.PathLike[str] | None = None,
+        path_column: str = "path",
+        where: str | None = None,
+    ) -> Manifest:
+        """`from_folder` of a folder, which knows no options; `from_parquet` of .parquet and .pq, else `from_csv`."""
+        if Path(path).expanduser().is_dir():
+            return cls.from_folder(path)
+        parquet = Path(path).suffix.lower() in PARQUET_SUFFIXES
+        read = cls.from_parquet if parquet else cls.from_csv
+        return read(path, root=root, path_column=path_column, where=where)
 
     @classmethod
     def _from_table(

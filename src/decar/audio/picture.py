@@ -47,14 +47,24 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 
 def png_uri(picture: NDArray[np.uint8]) -> str:
     """The same as a data URI."""
-    return f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"
+    return data_uri("image/png", png(picture))
 
 
-def opus_uri(waveform: NDArray[np.float32], sample_rate: int = SAMPLE_RATE) -> str:
-    """A mono waveform `(T,)` as an Ogg Opus data URI; `sample_rate` (Hz) is one that Opus has, as 16000."""
+def opus_uri(waveform: NDArray[np.float32], sample_rate: int = SAMPLE_RATE, compression: float | None = None) -> str:
+    """A mono waveform `(T,)` as an Ogg Opus data URI; `sample_rate` (Hz) is one that Opus has, as 16000.
+
+    libsndfile makes `compression`, 0 to 1, a rate of (1 - compression) * 250 + 6 kbit/s; None is its own choice.
+    """
     file = io.BytesIO()
-    soundfile.write(file, np.clip(waveform, -1, 1), sample_rate, format="OGG", subtype="OPUS")
-    return f"data:audio/ogg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    soundfile.write(
+        file, np.clip(waveform, -1, 1), sample_rate, format="OGG", subtype="OPUS", compression_level=compression
+    )
+    return data_uri("audio/ogg", file.getvalue())
+
+
+def data_uri(kind: str, data: bytes) -> str:
+    """A file of a MIME type as a data URI."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def waveform_of(file: Path, start: float, duration: float | None, max_seconds: float = 20.0) -> NDArray[np.float32]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from decar.audio.manifest import Manifest
+from decar.audio.manifest import PARQUET_SUFFIXES, Manifest
 from decar.errors import ManifestError
 
-TABLES = (".csv", ".tsv", ".parquet", ".pq")
+TABLES = (".csv", ".tsv", *PARQUET_SUFFIXES)
 STDIN = "-"
 
 
@@ -38,8 +38,7 @@ def read_source(source: str | Path, *, root: str | Path | None = None, stdin: It
     if path.is_dir():
         return Manifest.from_folder(path)
     if path.suffix.lower() in TABLES and not (glob.has_magic(text) and not path.exists()):
-        parquet = path.suffix.lower() in (".parquet", ".pq")
-        return (Manifest.from_parquet if parquet else Manifest.from_csv)(path, root=root)
+        return Manifest.from_path(path, root=root)
     if path.exists():
         return _listed([text if path == Path(text) else str(path)], None, "")
     if glob.has_magic(text):

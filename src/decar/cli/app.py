@@ -108,11 +108,7 @@ def _doctor(args: argparse.Namespace) -> None:
     from decar.audio import Manifest
     from decar.audio.doctor import examine
 
-    if args.source.is_dir():
-        clips = Manifest.from_folder(args.source)
-    else:
-        parquet = args.source.suffix.lower() in (".parquet", ".pq")
-        clips = (Manifest.from_parquet if parquet else Manifest.from_csv)(args.source, root=args.root)
+    clips = Manifest.from_path(args.source, root=args.root)
     found = examine(clips, apart=args.apart)
     for severity, path, problem, detail in found[["severity", "path", "problem", "detail"]].to_numpy():
         print(f"{severity}: {path}: {problem}: {detail}")

@@ -208,7 +208,7 @@ def _find(spec: TaskSpec, clips: Manifest) -> tuple[Manifest, NDArray[np.int64]]
     Raises:
         TaskError: Some of the clips are not in it.
     """
-    source = _read(str(spec.source), spec.root, "path")
+    source = Manifest.from_path(str(spec.source), root=spec.root)
     place = {key: i for i, key in enumerate(_keys(source))}
     found = [place.get(key, -1) for key in _keys(clips)]
     lost = [path for path, i in zip(clips.files, found, strict=True) if i < 0]
@@ -227,15 +227,7 @@ def _keys(manifest: Manifest) -> list[tuple[Path, float, float | None]]:
 def _read_table(spec: TaskSpec) -> Manifest:
     if not spec.path:
         raise TaskError(f"task {spec.name}: no source given; set task.path to a CSV or Parquet table or to a folder")
-    return _read(spec.path, spec.root, spec.path_column)
-
-
-def _read(given: str, root: str | None, path_column: str) -> Manifest:
-    path = Path(given).expanduser()
-    if path.is_dir():
-        return Manifest.from_folder(path)
-    read = Manifest.from_parquet if path.suffix.lower() in (".parquet", ".pq") else Manifest.from_csv
-    return read(path, root=root, path_column=path_column)
+    return Manifest.from_path(spec.path, root=spec.root, path_column=spec.path_column)
 
 
 def _is_folder(spec: TaskSpec) -> bool:

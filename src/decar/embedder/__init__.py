@@ -26,13 +26,14 @@ import decar
 from decar.audio import LogMel, Manifest
 from decar.audio.build import cpu_count, one_torch_thread
 from decar.audio.progress import progress_bar
-from decar.embedder.engine import BLOCK_FRAMES, Memory, evaluate
+from decar.embedder.engine import BLOCK_FRAMES, Memory, run
 from decar.embedder.output import beside, check_out, write_bad, write_rows
 from decar.embedder.partial import Parts
 from decar.embedder.reading import ClipEnd, events
 from decar.embedder.windows import Windows
 from decar.errors import AudioError, DecarError, check_whole
 from decar.models import Encoder, load_encoder
+from decar.models.encode import embed_long
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,6 @@ class Embedder:
             AudioError: One is too short, or not finite; the message says which.
         """
         out, rate = np.empty((len(waveforms), self.encoder.dim), np.float32), self.encoder.sample_rate
-        whole_clips = Windows(None, None, self.encoder.frontend, self.encoder.max_frames)
         for i, given in enumerate(waveforms):
             wave = np.asarray(given, np.float32)
             wave = wave.mean(axis=1) if wave.ndim == 2 else wave
@@ -105,10 +105,7 @@ class Embedder:
             wave = wave if sample_rate in (None, rate) else soxr.resample(wave, sample_rate, rate)
             if len(wave) < self.encoder.frontend.win_length:
                 raise AudioError(f"waveform {i}: too short, {len(wave) / rate:.3f} s")
-            pieces = [torch.from_numpy(np.ascontiguousarray(p)) for p in next(whole_clips.rows(iter([wave])))]
-            weights = [self.encoder.frontend.n_frames(len(p)) for p in pieces]
-            vectors = [self.encoder.embed(p[None])[0].double().numpy() for p in pieces]
-            out[i] = np.average(vectors, axis=0, weights=weights) if len(vectors) > 1 else vectors[0]
+            out[i] = embed_long(self.encoder, np.ascontiguousarray(wave))
         return out
 
     def files(self, clips: Manifest | Sequence[str | Path], *, progress: bool = False) -> Embedded:
@@ -176,7 +173,7 @@ class Embedder:
         with progress_bar("embed", len(clips), enabled=progress) as advance, one_torch_thread():
             advance(done)
             stream = events(jobs, self.windows, LogMel(self.encoder.frontend), self.num_workers)
-            evaluate(stream, self.encoder, sink, batch_size=self.batch_size, device=self.device, advance=advance)
+            run(stream, self.encoder, sink, batch_size=self.batch_size, device=self.device, advance=advance)
 
     def _tables(
         self, clips: Manifest, counts: list[int], ends: list[ClipEnd], vectors: NDArray[np.float32]

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from decar.audio.crops import collate, length_batches, padded_frames, whole
+from decar.audio.crops import length_batches, padded_frames
 from decar.embedder.reading import ClipEnd, Event, Piece, RowEnd
 from decar.models import Encoder
+from decar.models.encode import padded_batch
 from decar.models.encoder import evaluating
 
 BLOCK_FRAMES = 64 * 998  # ten minutes of sound: what is in memory at once, and what a kill costs at most
@@ -43,7 +43,19 @@ def run(
     device: str,
     advance: Callable[[int], None],
 ) -> None:
-    """Embed all that comes; the encoder is in eval mode, on `device`, and without gradients."""
+    """Embed all that comes, with the encoder in eval mode on `device`; it is put back after that."""
+    home = next(encoder.parameters()).device
+    encoder.to(device)
+    try:
+        with evaluating(encoder):
+            _embed_blocks(events, encoder, sink, batch_size, device, advance)
+    finally:
+        encoder.to(home)
+
+
+def _embed_blocks(
+    events: Iterable[Event], encoder: Encoder, sink: Sink, batch_size: int, device: str, advance: Callable[[int], None]
+) -> None:
     block: list[Event] = []
     held = since = 0
     mean = _Mean(encoder.dim)
@@ -76,8 +88,7 @@ def _forward(mels: list[NDArray[np.float32]], encoder: Encoder, batch_size: int,
     lengths = np.array([len(mel) for mel in mels], np.int64)
     bounds = {"min_frames": encoder.min_frames, "max_frames": encoder.max_frames}
     for batch in length_batches(lengths, batch_size, **bounds):
-        frames = int(padded_frames(int(lengths[batch[0]]), **bounds))
-        clips = collate([whole(mels[i], frames, encoder.frontend.silence) for i in batch])
+        clips = padded_batch([mels[i] for i in batch], encoder)
         out[batch] = encoder(clips.to(device)).float().cpu().numpy()
     return out
 
@@ -137,22 +148,3 @@ class Memory:
 
     def commit(self) -> None:
         """Nothing to be done."""
-
-
-def evaluate(
-    events: Iterable[Event],
-    encoder: Encoder,
-    sink: Sink,
-    *,
-    batch_size: int,
-    device: str,
-    advance: Callable[[int], None],
-) -> None:
-    """`run`, with the encoder in eval mode on the device, and put back after it."""
-    home = next(encoder.parameters()).device
-    encoder.to(device)
-    try:
-        with evaluating(encoder), torch.no_grad():
-            run(events, encoder, sink, batch_size=batch_size, device=device, advance=advance)
-    finally:
-        encoder.to(home)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decar.audio import LogMelStore
-from decar.audio.crops import centre_piece, length_batches, padded_frames, stack
+from decar.audio.crops import Frames, centre_piece, length_batches, padded_frames, stack
 from decar.audio.progress import progress_bar
 from decar.models.encoder import Encoder, evaluating
 
@@ -33,9 +33,28 @@ def batches_by_length(
 
 def whole_clips(store: LogMelStore, batch: NDArray[np.int64], encoder: Encoder) -> Tensor:
     """The clips of one such batch, whole, as `(B, 1, M, F)` float32."""
-    frames = padded_frames(store.lengths[batch], min_frames=encoder.min_frames, max_frames=encoder.max_frames)
-    length = int(frames[0])
-    return stack([centre_piece(store[int(i)], length) for i in batch], length, encoder.frontend.silence)
+    return padded_batch([store[int(i)] for i in batch], encoder)
+
+
+def padded_batch(mels: Sequence[Frames], encoder: Encoder) -> Tensor:
+    """Log-mels `(F, M)` of one padded length, as `Encoder.embed` pads and cuts them: `(B, 1, M, F)` float32."""
+    frames = padded_frames(len(mels[0]), min_frames=encoder.min_frames, max_frames=encoder.max_frames)
+    return stack([centre_piece(mel, frames) for mel in mels], frames, encoder.frontend.silence)
+
+
+def embed_long(encoder: Encoder, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`(D,)` of a mono waveform `(T,)` of any length: the mean of its pieces, by their frames.
+
+    Pieces are as long as the encoder takes and lie end to end; no last one is shorter than a window.
+    """
+    front = encoder.frontend
+    step = encoder.max_frames * front.hop_length
+    size = step - front.hop_length + front.win_length
+    least = size - step + front.win_length
+    pieces = [waveform[start : start + size] for start in (0, *range(step, len(waveform) - least + 1, step))]
+    weights = [max(1, front.n_frames(len(piece))) for piece in pieces]
+    vectors = [encoder.embed(torch.from_numpy(piece)[None])[0].double().cpu().numpy() for piece in pieces]
+    return np.average(vectors, axis=0, weights=weights).astype(np.float32)
 
 
 def run_pass(

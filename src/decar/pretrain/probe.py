@@ -111,11 +111,7 @@ class OnlineProbe(Callback):
     def _open(self, frontend: FrontEnd) -> LogMelStore:
         assert self.path is not None
         path = Path(self.path).expanduser()
-        if path.is_dir():
-            manifest = Manifest.from_folder(path)
-        else:
-            read = Manifest.from_parquet if path.suffix.lower() in (".parquet", ".pq") else Manifest.from_csv
-            manifest = read(path, root=self.root, path_column=self.path_column)
+        manifest = Manifest.from_path(path, root=self.root, path_column=self.path_column)
         for option, column in (("label", self.label), ("group", self.group)):
             if column is not None and column not in manifest.table:
                 there = ", ".join(map(str, manifest.table))

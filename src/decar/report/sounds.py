@@ -4,18 +4,17 @@ Measured on the bundled clips (1.3 s on average): 3.6 kB of text for the sound, 
 than 1 kB for the picture; hence few sounds and many pictures.
 """
 
-import base64
 import io
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 from PIL import Image
 
 from decar.audio import LogMelStore, decode
+from decar.audio.picture import data_uri, opus_uri
 from decar.errors import AudioError
 
 log = logging.getLogger(__name__)
@@ -112,7 +111,7 @@ def spectrogram(mel: NDArray[np.float16], low: float, high: float, frames: int) 
         image = image.resize((WIDTH, image.height), Image.Resampling.BOX)
     with io.BytesIO() as file:
         image.save(file, "WEBP", quality=35, method=3)
-        return _url("image/webp", file.getvalue())
+        return data_uri("image/webp", file.getvalue())
 
 
 def opus(wave: NDArray[np.float32]) -> str:
@@ -121,10 +120,4 @@ def opus(wave: NDArray[np.float32]) -> str:
         raise AudioError("holds no samples")
     peak = float(np.abs(wave).max())
     loud = wave * (0.9 / peak) if peak > 0 else wave
-    with io.BytesIO() as file:
-        soundfile.write(file, loud, RATE, format="OGG", subtype="OPUS", compression_level=QUALITY)
-        return _url("audio/ogg", file.getvalue())
-
-
-def _url(kind: str, data: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return opus_uri(loud, RATE, QUALITY)

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from decar.audio import decode
 from decar.errors import AudioError, BundleError, SearchError
 from decar.models import Encoder, load_encoder
+from decar.models.encode import embed_long
 from decar.search.table import EmbeddingTable
 
 
@@ -89,17 +89,4 @@ def _embed(encoder: Encoder, sound: str) -> NDArray[np.float32]:
         raise SearchError(f"{sound}: cannot be searched for, {error}") from error
     if not len(waveform) or not np.abs(waveform).max() > 0:
         raise SearchError(f"{sound}: cannot be searched for, it is silent or empty")
-    pieces = _pieces(encoder, waveform)
-    weights = [max(1, encoder.frontend.n_frames(len(piece))) for piece in pieces]
-    vectors = [encoder.embed(torch.from_numpy(piece)[None])[0].double().numpy() for piece in pieces]
-    return np.average(vectors, axis=0, weights=weights).astype(np.float32)
-
-
-def _pieces(encoder: Encoder, waveform: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    """A sound in pieces that the encoder takes whole, as tables are made: end to end, no end shorter than a window."""
-    front = encoder.frontend
-    step = encoder.max_frames * front.hop_length
-    size = step - front.hop_length + front.win_length
-    least = size - step + front.win_length
-    starts = [0, *range(step, len(waveform) - least + 1, step)]
-    return [waveform[start : start + size] for start in starts]
+    return embed_long(encoder, waveform)
