@@ -42,7 +42,7 @@ def building(name: str, manifest: Manifest, runs: int) -> Line:
         torch.set_num_threads(before)
     return line(
         f"log-mel store, {name}", pairs, target=">= 0.9",
-        note=f"one-thread decode + LogMel / {cores()} cores / ours",
+        note=f"one-thread decode + LogMel, clip by clip, / {cores()} cores / ours",
     )  # fmt: skip
 
 

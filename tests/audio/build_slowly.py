@@ -24,7 +24,7 @@ def main(root: str, cache: str, seconds: str) -> None:
         return decode(*args, **options)  # type: ignore[arg-type]
 
     build.decode = slow_decode  # type: ignore[assignment]
-    build.FLUSH_SECONDS = 0.0  # each clip a chunk of its own
+    build.FLUSH_SECONDS, build.GROUP_CLIPS = 0.0, 1  # each clip a chunk of its own
     store = LogMelStore.open_or_build(Manifest.from_folder(root), cache_dir=cache, num_workers=2, progress=False)
     print(store.fingerprint)
 

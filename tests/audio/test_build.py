@@ -112,7 +112,7 @@ def test_a_full_disk_is_told_and_the_next_try_goes_on(
 
     def write_until_full(descriptor: int, data: memoryview) -> int:
         written[0] += len(data)
-        if written[0] > 60_000:
+        if written[0] > 200_000:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(descriptor, data)
 
@@ -219,6 +219,29 @@ def test_workers_and_chunks_change_nothing(root: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(build, "FLUSH_BYTES", 1)
     LogMelStore.open_or_build(manifest, cache_dir=tmp_path / "5", num_workers=5, progress=False)
     assert contents(tmp_path / "1") == contents(tmp_path / "5")
+
+
+def test_short_clips_are_worked_on_together_and_long_ones_alone(tmp_path: Path) -> None:
+    def job(name: str, size: int, duration: float | None = None) -> build.Job:
+        (tmp_path / name).write_bytes(bytes(size))
+        return tmp_path / name, 0.0, duration
+
+    jobs = [job(f"short{i}", 10) for i in range(11)]
+    jobs += [job("long", build.GROUP_BYTES + 1), job("a", build.GROUP_BYTES // 2), job("b", build.GROUP_BYTES // 2)]
+    jobs += [job("stretch", 10**6, 0.5), (tmp_path / "missing", 0.0, None), job("long stretch", 10, 60.0)]
+    parts = list(build.groups(jobs))
+    assert [job for part in parts for job in part] == jobs
+    assert [len(part) for part in parts] == [8, 3, 1, 2, 2, 1]
+
+
+@pytest.mark.parametrize("clips", [1, 3, 100])
+def test_groups_change_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clips: int) -> None:
+    manifest = Manifest.from_folder(root)
+    LogMelStore.open_or_build(manifest, cache_dir=tmp_path / "before", progress=False)
+    monkeypatch.setattr(build, "GROUP_CLIPS", clips)
+    monkeypatch.setattr(build, "GROUP_BYTES", 2**40)
+    LogMelStore.open_or_build(manifest, cache_dir=tmp_path / "after", progress=False)
+    assert contents(tmp_path / "before") == contents(tmp_path / "after")
 
 
 def test_torch_threads_are_restored_also_after_an_error(

@@ -7,7 +7,7 @@ import torch
 
 from decar.audio import FrontEnd, LogMel
 from decar.audio import logmel as module
-from decar.audio.logmel import waveform_to_frames
+from decar.audio.logmel import waveform_to_frames, waveforms_to_frames
 from decar.errors import AudioError, ConfigError
 from tests.audio.sounds import tone
 
@@ -124,3 +124,24 @@ def test_long_clips_in_blocks_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_allclose(
         in_blocks.astype(np.float32), at_once.astype(np.float32), atol=0.008
     )  # a step of float16
+
+
+@pytest.mark.parametrize("block", [37, 1000])
+def test_several_at_once_are_bit_for_bit_what_each_gives_alone(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    rng = np.random.default_rng(4)
+    lengths = [400, 559, 560, 561, 16_000, 401, 7999, *rng.integers(400, 30_000, 30)]
+    waves = [(rng.normal(size=n) * 0.1).astype(np.float32) for n in lengths]
+    alone = [waveform_to_frames(LogMel(), wave) for wave in waves]
+    monkeypatch.setattr(module, "BLOCK_FRAMES", block)
+    together = waveforms_to_frames(LogMel(), waves)
+    assert [len(frames) for frames in together] == [FrontEnd().n_frames(n) for n in lengths]
+    for a, b in zip(alone, together, strict=True):
+        if block == 1000:
+            np.testing.assert_array_equal(a, b)
+        else:
+            np.testing.assert_allclose(a.astype(np.float32), b.astype(np.float32), atol=0.008)  # a step of float16
+
+
+def test_one_that_is_too_short_among_several() -> None:
+    with pytest.raises(AudioError, match=r"too short: 0\.025 s"):
+        waveforms_to_frames(LogMel(), [np.zeros(16_000, np.float32), np.zeros(399, np.float32)])
