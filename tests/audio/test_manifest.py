@@ -1,3 +1,4 @@
+import hashlib
 import os
 import subprocess
 import sys
@@ -134,6 +135,22 @@ def test_take_by_index_and_by_mask() -> None:
     assert table.index.tolist() == [9, 8, 7, 6]  # the caller's table is left alone
     with pytest.raises(ValueError, match="mask needs 4"):
         manifest.take(np.array([True]))
+
+
+def test_fingerprint_is_the_hash_of_its_definition(tmp_path: Path) -> None:
+    """A store of another version is found by it, so that it may be computed otherwise, but never be another."""
+    (tmp_path / "a").mkdir()
+    for name in ("a/1.wav", "ü.wav"):
+        (tmp_path / name).write_bytes(b"12345")
+    paths = ["a/1.wav", "a//1.wav", "./ü.wav", "a/../ü.wav", str(tmp_path / "a" / "1.wav"), "missing.wav", "a/1.wav"]
+    table = pd.DataFrame({"path": paths, "start": [0.0, 0.5, np.nan, 0.0, 0.0, 0.0, 1.0]})
+    parts: list[str] = []
+    for path, start in zip(paths, table["start"].tolist(), strict=True):
+        file = tmp_path / path
+        state = f"5,{file.stat().st_mtime_ns}" if file.exists() else "-1"
+        parts += [os.path.normpath(file), state, repr(start), "nan"]
+    text = "".join(f"{len(part.encode())}:{part}" for part in parts)
+    assert Manifest(table, tmp_path).fingerprint() == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_fingerprint_follows_the_audio_and_nothing_else(tmp_path: Path) -> None:

@@ -240,12 +240,14 @@ class Manifest:
         Labels do not enter: a new label column leaves the log-mels as they are.
         """
         digest = hashlib.sha256()
-        known: dict[Path, str] = {}  # many clips of one file: ask the disk once
+        root = os.path.abspath(self.root)
+        known: dict[str, tuple[str, str]] = {}  # many clips of one file: ask the disk once
         stretches = zip(*(self._seconds_of(name).tolist() for name in STRETCH_COLUMNS), strict=True)
-        for file, (start, duration) in zip(self.files, stretches, strict=True):
-            if file not in known:
-                known[file] = _file_state(file)
-            _update(digest, (os.path.normpath(file), known[file], repr(start), repr(duration)))
+        for path, (start, duration) in zip(self.table["path"].tolist(), stretches, strict=True):
+            if path not in known:
+                file = os.path.join(root, path)  # text: two million Path objects take ten seconds
+                known[path] = os.path.normpath(file), _file_state(file)
+            _update(digest, (*known[path], repr(start), repr(duration)))
         return digest.hexdigest()
 
     def content_hash(self, *columns: str) -> str:
@@ -312,9 +314,9 @@ def _as_text(column: pd.Series) -> pd.Series:
     return pd.Series(["" if pd.isna(value) else str(value) for value in column], dtype=str)
 
 
-def _file_state(file: Path) -> str:
+def _file_state(file: str) -> str:
     try:
-        stat = file.stat()
+        stat = os.stat(file)
     except OSError:
         return "-1"
     return f"{stat.st_size},{stat.st_mtime_ns}"
@@ -322,10 +324,8 @@ def _file_state(file: Path) -> str:
 
 def _update(digest: hashlib._Hash, parts: Iterable[str]) -> None:
     """Length before text, so that ("ab", "c") and ("a", "bc") differ."""
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass")
-        digest.update(f"{len(data)}:".encode())
-        digest.update(data)
+    encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
+    digest.update(b"".join(b"%d:%b" % (len(data), data) for data in encoded))
 
 
 def _names(table: pd.DataFrame) -> str:
