@@ -62,11 +62,18 @@ def test_far_more_neighbours_than_a_cell_holds() -> None:
     np.testing.assert_array_equal(squared, distances)
 
 
-def test_duplicates_do_not_crowd_one_cell() -> None:
-    points = np.concatenate([np.ones((3000, 8), np.float32), noise(3000)])
+def test_duplicates_do_not_crowd_one_cell_and_stay_one_cluster() -> None:
+    """All look in the first piece of their cell: each searching its own, they fell apart into as many clusters."""
+    points = np.concatenate([np.full((12_000, 32), 0.3, np.float32), kinds(8000)])
     found, squared = approximate_neighbours(points, 5)
-    assert (found[:3000] < 3000).all()
-    assert not squared[:3000].any()
+    assert (found[:12_000] < 12_000).all()
+    assert not squared[:12_000].any()
+    labels = [PIC(sigma="auto", neighbors=how).fit_predict(points).labels for how in ("approximate", "exact")]
+    assert len(np.unique(labels[0][:12_000])) == 1
+    assert nmi(*labels) > 0.95
+
+
+def test_a_crowded_cell_is_cut() -> None:
     probes = np.concatenate([np.zeros(900, np.int32), np.arange(100, dtype=np.int32) % 9 + 1])[:, None]
     cells = _Cells.cut(probes, 10)
     sizes = np.bincount(cells.own)

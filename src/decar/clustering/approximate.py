@@ -55,7 +55,6 @@ def approximate_neighbours(
 
         def search(rows: NDArray[np.int64], n: int) -> NDArray[np.int64]:
             lists = cells.first[probes[rows]]
-            lists[:, 0] = cells.own[rows]
             found: NDArray[np.int64] = index.search_preassigned(features[rows], n, lists, distances[rows])[1]
             short = np.flatnonzero(found[:, -1] < 0)  # its cells hold too few points: compare these with all
             if len(short):
@@ -89,7 +88,8 @@ class _Cells:
 
     Attributes:
         own: `(N,)` cell of each point.
-        first: `(n_cells,)` for each cell before, the first of its pieces: there other cells' points look.
+        first: `(n_cells,)` for each cell before, the first of its pieces. All look there, also the points of the other
+            pieces: else those would know nothing of each other, and a million silent clips fell into many clusters.
         number: Pieces in all.
     """
 
