@@ -1,11 +1,12 @@
 """Builds a store in a process of its own, slowly, so that a test can kill it or run two of them at once.
 
-Arguments: folder of sounds, cache, seconds to wait at each clip.
+Arguments: folder of sounds, cache, seconds to wait at each clip, how many processes begin together.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from decar.audio import LogMelStore, Manifest, build
 from decar.audio.decode import decode
 
 
-def main(root: str, cache: str, seconds: str) -> None:
+def main(root: str, cache: str, seconds: str, together: str) -> None:
     logging.basicConfig(level=logging.INFO)
 
     def slow_decode(*args: object, **options: object) -> object:
@@ -25,6 +26,9 @@ def main(root: str, cache: str, seconds: str) -> None:
 
     build.decode = slow_decode  # type: ignore[assignment]
     build.FLUSH_SECONDS, build.GROUP_CLIPS = 0.0, 1  # each clip a chunk of its own
+    (Path(cache) / f"ready-{os.getpid()}").touch()
+    while len(list(Path(cache).glob("ready-*"))) < int(together):  # imports take one longer than the other
+        time.sleep(0.01)
     store = LogMelStore.open_or_build(Manifest.from_folder(root), cache_dir=cache, num_workers=2, progress=False)
     print(store.fingerprint)
 

@@ -44,9 +44,9 @@ def contents(cache: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def start(root: Path, cache: Path, seconds: float) -> "subprocess.Popen[str]":
+def start(root: Path, cache: Path, seconds: float, together: int = 1) -> "subprocess.Popen[str]":
     cache.mkdir(exist_ok=True)
-    command = [sys.executable, str(build_slowly.__file__), str(root), str(cache), str(seconds)]
+    command = [sys.executable, str(build_slowly.__file__), str(root), str(cache), str(seconds), str(together)]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -94,7 +94,7 @@ def test_killed_builds_resume_and_end_bit_for_bit_as_an_unbroken_one(root: Path,
 def test_two_processes_at_once_build_one_store(root: Path, tmp_path: Path) -> None:
     build_in(tmp_path / "alone", root)
     both = tmp_path / "both"
-    processes = [start(root, both, 0.05) for _ in range(2)]
+    processes = [start(root, both, 0.05, together=2) for _ in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
