@@ -108,6 +108,8 @@ def draw(parts: Mapping[str, Mapping[str, object]], file: Path) -> None:
         axes.plot(float(x.target.split()[1]), y, "|", color="black", markersize=14)
     axes.set_yticks(range(len(lines)), [f"{x.name}  ({x.target})" for x in lines], fontsize=8)
     axes.set_xscale("log")
+    axes.set_xticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+    axes.minorticks_off()
     axes.set_xlabel("ratio; bar: what was asked")
     figure.savefig(file, dpi=110)
     plt.close(figure)
