@@ -151,7 +151,7 @@ def _weight(job: Job) -> int:
         return round(duration * BYTES_PER_SECOND)
     try:
         return os.stat(file).st_size
-    except OSError:  # it is told when the clip is read
+    except (OSError, ValueError):  # it is told when the clip is read
         return 0
 
 

@@ -164,7 +164,7 @@ def _rows(waveforms: Sequence[npt.NDArray[np.float32]], spec: FrontEnd) -> Itera
 
 def _hops(waveform: npt.NDArray[np.float32], spec: FrontEnd) -> int:
     """From its begin to the next one's."""
-    return -(-max(len(waveform), spec.win_length) // spec.hop_length)
+    return -(-len(waveform) // spec.hop_length)
 
 
 def _row_to_frames(log_mel: LogMel, row: list[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float16]]:

@@ -89,7 +89,7 @@ class _Cells:
     Attributes:
         own: `(N,)` cell of each point.
         first: `(n_cells,)` for each cell before, the first of its pieces. All look there, also the points of the other
-            pieces: else those would know nothing of each other, and a million silent clips fell into many clusters.
+            pieces: else those would know nothing of each other, and a million silent clips would make many clusters.
         number: Pieces in all.
     """
 
