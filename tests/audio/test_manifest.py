@@ -77,6 +77,7 @@ def test_path_column_wins_over_an_old_path(tmp_path: Path) -> None:
         ("path,duration\na.wav,0\n", "column 'duration', row 1: '0' is not a number of seconds > 0"),
         ("path,duration\na.wav,inf\n", "column 'duration', row 1"),
         ("path,duration\na.wav,nan\n", "column 'duration', row 1"),
+        ("path\na.wav," + 200_000 * "x" + "\n", "cannot be read as CSV: field larger than field limit"),
     ],
 )
 def test_bad_csv_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:

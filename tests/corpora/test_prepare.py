@@ -9,7 +9,7 @@ import pytest
 
 from decar.audio import LogMelStore
 from decar.corpora import CORPORA, load_prepared, prepared_manifest
-from decar.corpora.base import Size
+from decar.corpora.base import Size, rows
 from decar.corpora.download import download
 from decar.corpora.prepare import prepare
 from decar.corpora.table1 import table1
@@ -24,7 +24,7 @@ def test_what_is_prepared_is_found_again(replica, tmp_path):
     assert found.seconds == pytest.approx(0.5, abs=0.02)
     store = LogMelStore.open_or_build(found.manifest, cache_dir=tmp_path)
     assert len(store) == 30
-    assert len(list((tmp_path / "logmel").glob("*/"))) == 1  # the one that prepare made
+    assert sum(path.is_dir() for path in (tmp_path / "logmel").iterdir()) == 1  # the one that prepare made
     assert len(prepared_manifest(tmp_path, "esc50", "fold=3")) == 6
     assert load_prepared(tmp_path, "nsynth") is None
     with pytest.raises(CorpusError, match="run `decar prepare nsynth ROOT` first"):
@@ -194,3 +194,19 @@ def test_the_manifest_hash_is_that_of_the_content(replica, tmp_path):
     again = prepare(CORPORA["esc50"], moved, tmp_path / "cache2", store=False)
     assert json.loads(again.file.with_name("facts.json").read_text())["hash"] == facts["hash"]
     assert made.seconds is None  # no store, nothing measured
+
+
+def test_a_quote_without_its_end_in_a_long_list_is_told(tmp_path):
+    """It swallows all that follows; a short list is then cut off, in a long one the csv module gives up."""
+    table = tmp_path / "t.csv"
+    table.write_text('path,label\na.wav,x\n"b.wav,y\n' + "c.wav,z\n" * 20_000)
+    with pytest.raises(CorpusError, match=r"t\.csv, line \d+: field larger than field limit .*; download it again"):
+        list(rows(table, "T", ["path"]))
+    table.write_text('path,label\na.wav,x\n"b.wav,y\nc.wav,z\n')
+    with pytest.raises(CorpusError, match=r"t\.csv, line 3 is cut off; download it again"):
+        list(rows(table, "T", ["path", "label"]))
+    table.write_text('path,label,more\na.wav,"x,y"\nb.wav,z,,,\n')
+    assert list(rows(table, "T", ["path", "label"])) == [
+        {"path": "a.wav", "label": "x,y"},
+        {"path": "b.wav", "label": "z", "more": ""},
+    ]

@@ -41,3 +41,11 @@ def test_a_row_that_a_kill_has_cut_is_left_out(tmp_path):
     path.write_text(path.read_text() + "0.")
     run(tmp_path, 29)
     assert steps(tmp_path) == [9, 19, 29]
+
+
+def test_rows_that_a_power_cut_has_filled_with_nuls_are_left_out(tmp_path):
+    run(tmp_path, 9, 19)
+    path = tmp_path / "metrics.csv"
+    path.write_text(path.read_text() + "\0" * 50 + "\n")
+    run(tmp_path, 29)
+    assert steps(tmp_path) == [9, 19, 29]

@@ -116,7 +116,7 @@ class Manifest:
                 _refuse_lost_cells(source, separator, len(table.columns))
         except FileNotFoundError:
             raise ManifestError(f"the table {source} does not exist") from None
-        except (OSError, ValueError) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
+        except (OSError, ValueError, csv.Error) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
             raise ManifestError(f"the table {source} cannot be read as CSV: {_one_line(error)}") from error
         return cls._from_table(table.fillna(""), source, root, path_column).where(where)
 

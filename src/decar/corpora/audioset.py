@@ -5,7 +5,6 @@
 `YTID.wav`, `Y….wav`, `YTID_START.wav`, `YTID_START_END.flac`. Many videos are gone: the missing ones are counted.
 """
 
-import csv
 import logging
 import re
 from collections import defaultdict
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from decar.audio.manifest import Manifest
 from decar.audio.scan import find_audio
-from decar.corpora.base import Corpus, find, lines, manifest
+from decar.corpora.base import Corpus, cells, find, lines, manifest
 from decar.errors import CorpusError
 
 TITLE = "AudioSet"
@@ -49,7 +48,8 @@ def read(root: Path) -> Manifest:
 
 def segments(file: Path) -> list[tuple[str, list[str]]]:
     """Video and labels of each row of a list of segments."""
-    rows = csv.reader((line for line in lines(file, TITLE) if not line.startswith("#")), skipinitialspace=True)
+    text = (line for line in lines(file, TITLE) if not line.startswith("#"))
+    rows = cells(text, file, TITLE, skipinitialspace=True)
     found = []
     for number, row in enumerate(rows, 1):
         if len(row) != 4 or not _LABELS.fullmatch(row[3]):

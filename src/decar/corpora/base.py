@@ -129,23 +129,36 @@ def lines(file: Path, title: str) -> list[str]:
     return found
 
 
+def cells(text: Iterable[str], file: Path, title: str, **dialect: Any) -> Iterator[list[str]]:
+    """The rows of a table without a header line, from its lines.
+
+    Raises:
+        CorpusError: It cannot be read: mostly a quote without its end, which swallows all that follows.
+    """
+    reader = csv.reader(text, **dialect)
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise CorpusError(f"{title}: {file}, line {reader.line_num}: {error}; download it again") from error
+
+
 def rows(file: Path, title: str, columns: Sequence[str], *, delimiter: str = ",") -> Iterator[dict[str, str]]:
     """The rows of a table with a header line; it must have these columns.
 
     Raises:
         CorpusError: It cannot be read, lacks a column (another release?), or a row is cut off.
     """
-    reader = csv.DictReader(lines(file, title), delimiter=delimiter)
-    missing = [column for column in columns if column not in (reader.fieldnames or [])]
+    table = cells(lines(file, title), file, title, delimiter=delimiter)
+    header = next(table)
+    missing = [column for column in columns if column not in header]
     if missing:
         raise CorpusError(
-            f"{title}: {file} has no column '{missing[0]}' (columns: {', '.join(reader.fieldnames or [])}); "
-            "is it another release?"
+            f"{title}: {file} has no column '{missing[0]}' (columns: {', '.join(header)}); is it another release?"
         )
-    for row in reader:
-        if any(row[column] is None for column in columns):
-            raise CorpusError(f"{title}: {file}, line {reader.line_num} is cut off; download it again")
-        yield row
+    for number, row in enumerate(table, 2):
+        if len(row) <= max(map(header.index, columns)):
+            raise CorpusError(f"{title}: {file}, line {number} is cut off; download it again")
+        yield dict(zip(header, row, strict=False))
 
 
 def known(label: str, labels: Iterable[str], where: str, title: str) -> str:

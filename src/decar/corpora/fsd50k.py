@@ -5,11 +5,10 @@ mids, split: train or val), `eval.csv` (fname, labels, mids) and `vocabulary.csv
 is in both dev and eval.
 """
 
-import csv
 from pathlib import Path
 
 from decar.audio.manifest import Manifest
-from decar.corpora.base import Archive, Corpus, find, known, lines, manifest, rows
+from decar.corpora.base import Archive, Corpus, cells, find, known, lines, manifest, rows
 
 TITLE = "FSD50K"
 SPLITS = {"train": "train", "val": "valid"}
@@ -18,7 +17,8 @@ SPLITS = {"train": "train", "val": "valid"}
 def read(root: Path) -> Manifest:
     """Columns `labels` (200, joined by commas), `split`."""
     truth = find(root, TITLE, "FSD50K.ground_truth")
-    vocabulary = {row[1] for row in csv.reader(lines(find(truth, TITLE, "vocabulary.csv"), TITLE))}
+    words = find(truth, TITLE, "vocabulary.csv")
+    vocabulary = {row[1] for row in cells(lines(words, TITLE), words, TITLE) if len(row) > 1}
     found = []
     for part, columns in (("dev", ("fname", "labels", "split")), ("eval", ("fname", "labels"))):
         table = find(truth, TITLE, f"{part}.csv")

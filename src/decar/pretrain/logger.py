@@ -118,10 +118,10 @@ def _plain(value: Any) -> Any:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics file, without their empty cells; a kill may have cut the last one."""
+    """The whole rows of a metrics file, without empty cells; a kill may have cut the last, a power cut left NULs."""
     if not path.is_file():
         return []
     lines = path.read_text().splitlines(keepends=True)
-    rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+    rows = csv.DictReader(line for line in lines if line.endswith("\n") and "\0" not in line)
     kept = [{name: value for name, value in row.items() if name and value} for row in rows]
     return [row for row in kept if str(row.get("step", "")).isdigit()]
