@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from decar.cores import cpu_count
+
 PACKAGES = ("torch", "pytorch-lightning", "timm", "faiss-cpu", "numpy", "scipy")
 
 
@@ -52,11 +54,6 @@ class Line:
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -103,7 +100,7 @@ def machine() -> str:
         found = re.search(r"model name\s*:\s*(.+)", info.read_text())
         model = found[1] if found else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {cores()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
+    return f"{model}, {cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
 
 
 def versions() -> str:

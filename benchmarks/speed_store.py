@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from rig import Line, alternate, cores, line, seconds, times
+from rig import Line, alternate, line, seconds, times
 from speed_train import SMALL, settings
 
 from decar.audio import LogMel, LogMelStore, Manifest
@@ -17,6 +17,7 @@ from decar.audio.decode import decode
 from decar.audio.logmel import waveform_to_frames
 from decar.cli.config import bundled
 from decar.cli.train import all_clips, build_encoder
+from decar.cores import cpu_count
 from decar.models.encode import encode_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,12 +38,12 @@ def building(name: str, manifest: Manifest, runs: int) -> Line:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        pairs = [(a, b * len(manifest) / len(part) / cores()) for a, b in alternate(ours, alone, runs)]
+        pairs = [(a, b * len(manifest) / len(part) / cpu_count()) for a, b in alternate(ours, alone, runs)]
     finally:
         torch.set_num_threads(before)
     return line(
         f"log-mel store, {name}", pairs, target=">= 0.9",
-        note=f"one-thread decode + LogMel, clip by clip, / {cores()} cores / ours",
+        note=f"one-thread decode + LogMel, clip by clip, / {cpu_count()} cores / ours",
     )  # fmt: skip
 
 

@@ -25,8 +25,10 @@ import torch
 from decar.audio.decode import Waveform, decode
 from decar.audio.logmel import FrontEnd, LogMel, too_short, waveforms_to_frames
 from decar.audio.manifest import Manifest
+from decar.audio.packing import packed
 from decar.audio.partial import JOURNAL_FILE, MEL_FILE, Frames, PartialStore
 from decar.audio.progress import progress_bar
+from decar.cores import cpu_count
 from decar.errors import AudioError, StoreError
 
 log = logging.getLogger(__name__)
@@ -90,11 +92,6 @@ def first_reasons(manifest: Manifest, reasons: list[str], n: int = 3) -> str:
     return "; ".join(f"{path} ({reason})" for path, reason in bad[:n]) + more
 
 
-def cpu_count() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
     """Each worker thread would else start torch's own threads, one for every core."""
@@ -131,17 +128,7 @@ def _fill(
 
 def groups(jobs: Iterable[Job]) -> Iterator[list[Job]]:
     """Neighbours that are worked on together: a few short clips, or one long one alone."""
-    group: list[Job] = []
-    size = 0
-    for job in jobs:
-        weight = _weight(job)
-        if group and (len(group) == GROUP_CLIPS or size + weight > GROUP_BYTES):
-            yield group
-            group, size = [], 0
-        group.append(job)
-        size += weight
-    if group:
-        yield group
+    return packed(jobs, _weight, GROUP_BYTES, most=GROUP_CLIPS)
 
 
 def _weight(job: Job) -> int:

@@ -16,11 +16,12 @@ import numpy.typing as npt
 import pandas as pd
 import soundfile
 
-from decar.audio.build import SILENCE_PEAK, SILENT, cpu_count, in_order
+from decar.audio.build import SILENCE_PEAK, SILENT, in_order
 from decar.audio.decode import decode
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Manifest
 from decar.audio.progress import progress_bar
+from decar.cores import cpu_count
 from decar.errors import AudioError
 
 ERRORS = ("unreadable", "empty", "silent", "too short", "same content across splits", "group across splits")

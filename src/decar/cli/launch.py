@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decar.cli.checks import require
+from decar.cores import cpu_count
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -112,7 +113,7 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[N
         return
     settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
     if trainer.strategy.root_device.type == "cpu":  # each would take all cores
-        share = str(max(1, _cores() // trainer.world_size))
+        share = str(max(1, cpu_count() // trainer.world_size))
         settings["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", share)
     command = [sys.executable, "-m", "decar.cli.rank", str(config), checkpoint or ""]
     with _environment({**settings, "LOCAL_RANK": "0"}), _threads(settings.get("OMP_NUM_THREADS")):
@@ -191,10 +192,6 @@ def _threads(number: str | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _free_port() -> int:

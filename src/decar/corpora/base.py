@@ -155,8 +155,9 @@ def rows(file: Path, title: str, columns: Sequence[str], *, delimiter: str = ","
         raise CorpusError(
             f"{title}: {file} has no column '{missing[0]}' (columns: {', '.join(header)}); is it another release?"
         )
+    last = max(map(header.index, columns))
     for number, row in enumerate(table, 2):
-        if len(row) <= max(map(header.index, columns)):
+        if len(row) <= last:
             raise CorpusError(f"{title}: {file}, line {number} is cut off; download it again")
         yield dict(zip(header, row, strict=False))
 

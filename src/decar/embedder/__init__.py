@@ -24,8 +24,9 @@ from numpy.typing import ArrayLike, NDArray
 
 import decar
 from decar.audio import LogMel, Manifest
-from decar.audio.build import cpu_count, one_torch_thread
+from decar.audio.build import one_torch_thread
 from decar.audio.progress import progress_bar
+from decar.cores import cpu_count
 from decar.embedder.engine import BLOCK_FRAMES, Memory, run
 from decar.embedder.output import beside, check_out, write_bad, write_rows
 from decar.embedder.partial import Parts

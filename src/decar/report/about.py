@@ -1,7 +1,6 @@
 """With what a run was made: versions, hardware, date, command."""
 
 import json
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from decar import __version__
+from decar.cores import cpu_count
 from decar.errors import DecarError
 from decar.files import whole
 
@@ -25,14 +25,13 @@ def environment(command: Sequence[str]) -> dict[str, str]:
     import torch
 
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
         "command": " ".join(command),
         "decar": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "processor": f"{_processor()}, {cores} cores, {torch.get_num_threads()} torch threads",
+        "processor": f"{_processor()}, {cpu_count()} cores, {torch.get_num_threads()} torch threads",
         "accelerators": ", ".join(cards) or "none",
         **{name: found for name in PACKAGES if (found := _version(name))},
     }
