@@ -1,10 +1,11 @@
 """The approximate graph against the exact one, and the search's corner cases."""
 
+import faiss
 import numpy as np
 import pytest
 
 from decar.clustering import PIC, l2_normalize, nmi, pic
-from decar.clustering.approximate import _Cells, approximate_neighbours
+from decar.clustering.approximate import _Cells, _nearest_cells, approximate_neighbours, first_of_duplicates
 from decar.clustering.nearest import nearest_neighbours
 from decar.errors import ClusteringError
 from tests.clustering.test_base import noise
@@ -71,6 +72,22 @@ def test_duplicates_do_not_crowd_one_cell_and_stay_one_cluster() -> None:
     labels = [PIC(sigma="auto", neighbors=how).fit_predict(points).labels for how in ("approximate", "exact")]
     assert len(np.unique(labels[0][:12_000])) == 1
     assert nmi(*labels) > 0.95
+
+
+def test_copies_are_found_whatever_their_place() -> None:
+    points = kinds(5000)
+    points[[700, 4999]], points[4096] = points[3], points[4095]
+    first = first_of_duplicates(points)
+    assert (np.flatnonzero(first != np.arange(5000)).tolist(), first[[700, 4096, 4999]].tolist()) == (
+        [700, 4096, 4999], [3, 4095, 3],
+    )  # fmt: skip
+
+
+def test_copies_have_the_same_cells_though_faiss_rounds_otherwise_at_the_end_of_a_block() -> None:
+    points = np.concatenate([np.full((12_000, 32), 0.3, np.float32), kinds(8000)])
+    cells, distances = _nearest_cells(faiss, points, 100, seed=0)
+    assert (cells[:12_000] == cells[0]).all()
+    assert (distances[:12_000] == distances[0]).all()
 
 
 def test_a_crowded_cell_is_cut() -> None:

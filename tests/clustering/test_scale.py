@@ -159,7 +159,7 @@ def test_faiss_finds_in_blocks_what_it_finds_at_once(monkeypatch: pytest.MonkeyP
 
 def test_climbing_in_blocks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     neighbours, squared = nearest_neighbours(noise(2000), 5)
-    graph, v = affinity(neighbours, squared, 1.0), np.random.default_rng(0).random(2000).astype(np.float32)
+    graph, v = affinity(neighbours, squared, 1.0), np.random.default_rng(0).random(2000)
     whole = climb(graph, v)
     monkeypatch.setattr(row_blocks, "__defaults__", (77,))
     np.testing.assert_array_equal(climb(graph, v), whole)
@@ -177,8 +177,8 @@ def test_the_objective_in_blocks_of_columns(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_power_iteration_that_stands_still_is_not_gone_on_with() -> None:
     neighbours, squared = nearest_neighbours(noise(200), 5)
     graph = affinity(neighbours, squared, 1.0)
-    v = np.full(200, 1 / 200, np.float32)
+    v = np.full(200, 1 / 200)
     for _ in range(300):
-        v = np.float32(0.001) * (graph @ v) + np.float32((1 - 0.001) / 200)
+        v = 0.001 * (graph @ v) + (1 - 0.001) / 200
         v /= v.sum()
     np.testing.assert_array_equal(pic.power_iteration(graph, 0.001, 300), v)

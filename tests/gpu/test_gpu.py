@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from decar.clustering import PIC, KMeans, nmi
-from decar.clustering.nearest import use_gpu
+from decar.clustering.nearest import gpu_index
 from decar.models import load_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def blobs(n=4000, kinds=10):
 
 @pytest.mark.parametrize("clusterer", [KMeans(k=10, gpu=True), PIC(gpu=True)], ids=["kmeans", "pic"])
 def test_faiss_on_the_gpu_finds_what_it_finds_on_the_cpu(clusterer):
-    if not use_gpu("auto"):
+    if gpu_index("auto") is None:
         pytest.skip("faiss sees no GPU: make setup EXTRA=gpu")
     from dataclasses import replace
 

@@ -2,6 +2,7 @@
 
 from decar.clustering.base import Assignment, Clusterer
 from decar.clustering.kmeans import Centres, KMeans
+from decar.clustering.nearest import faiss_on
 from decar.clustering.pic import PIC
 from decar.clustering.stats import nmi
 from decar.clustering.whiten import Whitening, l2_normalize, prepare, whiten
@@ -13,6 +14,7 @@ __all__ = [
     "Clusterer",
     "KMeans",
     "Whitening",
+    "faiss_on",
     "l2_normalize",
     "nmi",
     "prepare",

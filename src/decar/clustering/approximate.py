@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from decar.clustering.base import query_blocks
+from decar.clustering.base import query_blocks, row_blocks
 from decar.clustering.nearest import faiss_threads, refine
 
 PROBES = 8  # cells that a point is compared with
@@ -79,7 +79,25 @@ def _nearest_cells(
     cells, distances = np.empty((len(features), n_probes), np.int32), np.empty((len(features), n_probes), np.float32)
     for rows in query_blocks(len(features)):
         distances[rows], cells[rows] = kmeans.index.search(features[rows], n_probes)
+    first = first_of_duplicates(features)
+    copies = np.flatnonzero(first != np.arange(len(first)))
+    cells[copies], distances[copies] = cells[first[copies]], distances[first[copies]]
     return cells, distances
+
+
+def first_of_duplicates(features: NDArray[np.float32]) -> NDArray[np.int64]:
+    """For each of `(N, d)` points, the index of the first point that equals it bit for bit, mostly itself: `(N,)`.
+
+    faiss measures distances by matrix products, whose rounding depends on a point's place in its block. Copies of one
+    point may fall into different cells, and would be islands in the graph. Points are compared by a 64-bit hash: a sum
+    of products of integers, which is exact in any order.
+    """
+    odd = np.random.default_rng(0).integers(2**63, size=features.shape[1], dtype=np.uint64) * 2 + 1
+    hashes = np.empty(len(features), np.uint64)
+    for rows in row_blocks(len(features)):
+        hashes[rows] = (features[rows].view(np.uint32) * odd).sum(axis=1)
+    _, first, own = np.unique(hashes, return_index=True, return_inverse=True)
+    return first[own]
 
 
 @dataclass(frozen=True)

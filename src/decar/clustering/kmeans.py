@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decar.clustering.base import Assignment, check_features, check_table, query_blocks, require_at_least_one
-from decar.clustering.nearest import faiss_threads, use_gpu
+from decar.clustering.nearest import faiss_threads, flat_index
 from decar.errors import ClusteringError
 
 
@@ -19,7 +19,7 @@ class KMeans:
         k: Clusters; some may end up empty.
         n_iter: Lloyd iterations (20 in the released code).
         seed: Chooses the first centres.
-        gpu: `auto` takes the GPU when faiss sees one.
+        gpu: `auto` takes the GPU that this process trains on, if faiss sees it; see `gpu_index`.
         n_threads: Threads on the CPU; None leaves faiss's own number.
         max_points: Centres are learned from at most so many points, drawn by the seed; all points are assigned. None:
             from all. With several processes and more clips than this, vectors stay where they were made. `conf/`
@@ -68,18 +68,15 @@ class KMeans:
                 f"k={self.k} is larger than the number of clips ({len(points)}): lower k or add sounds"
             )
         with faiss_threads(self.n_threads) as faiss:
-            kmeans = faiss.Kmeans(
-                points.shape[1],
-                self.k,
-                niter=self.n_iter,
-                seed=self.seed % 2**31,  # a C int in faiss
-                gpu=use_gpu(self.gpu),
-                verbose=False,
-                min_points_per_centroid=1,
-                max_points_per_centroid=len(points),  # its default of 256 would silently train on a sub-sample
-            )
-            kmeans.train(points)
-        return Centres(kmeans.centroids, self.gpu, self.n_threads)
+            options = faiss.ClusteringParameters()
+            options.niter = self.n_iter
+            options.seed = self.seed % 2**31  # a C int in faiss
+            options.min_points_per_centroid = 1
+            options.max_points_per_centroid = len(points)  # the default, 256, would silently train on a sub-sample
+            clustering = faiss.Clustering(points.shape[1], self.k, options)
+            clustering.train(points, flat_index(faiss, points.shape[1], self.gpu))
+            centres = faiss.vector_to_array(clustering.centroids).reshape(self.k, -1)
+        return Centres(centres, self.gpu, self.n_threads)
 
 
 @dataclass(frozen=True)
@@ -101,9 +98,7 @@ class Centres:
         points = check_table(features)
         labels, squared = np.empty(len(points), np.int64), np.empty(len(points), np.float32)
         with faiss_threads(self.n_threads) as faiss:
-            index = faiss.IndexFlatL2(points.shape[1])
-            if use_gpu(self.gpu):
-                index = faiss.index_cpu_to_all_gpus(index)
+            index = flat_index(faiss, points.shape[1], self.gpu)
             index.add(self.points)
             for rows in query_blocks(len(points)):
                 block = np.ascontiguousarray(points[rows], np.float32)

@@ -1,7 +1,9 @@
 """The only door to faiss: import, threads, GPUs, and exact nearest neighbours (approximate ones: `approximate.py`)."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +13,10 @@ from decar.clustering.base import query_blocks
 from decar.errors import ClusteringError
 
 _ROWS_AT_ONCE = 16_384  # a quarter of the usual block: each row brings its neighbours along
+
+GPU_TEMP_BYTES = 2**29  # scratch memory of faiss on its GPU; its own default is 1.5 GB, beside the network's tensors
+
+_device: ContextVar[int | None] = ContextVar("device of faiss")
 
 Search = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
 
@@ -47,22 +53,70 @@ def faiss_threads(n_threads: int | None) -> Iterator[Any]:
         faiss.omp_set_num_threads(before)
 
 
-def use_gpu(gpu: bool | Literal["auto"]) -> bool:
-    """Whether faiss is to run on the GPU; faiss itself would silently take the CPU when asked for a GPU it cannot see.
+@contextmanager
+def faiss_on(device: int | None) -> Iterator[None]:
+    """Within this context `gpu="auto"` means one CUDA device, the one that this process trains on.
+
+    Args:
+        device: Its index among the visible ones; None: the process trains on the CPU, and so faiss stays there.
+    """
+    token = _device.set(device)
+    try:
+        yield
+    finally:
+        _device.reset(token)
+
+
+def gpu_index(gpu: bool | Literal["auto"]) -> int | None:
+    """The CUDA device that faiss is to run on, None for the CPU.
+
+    One device, never all of them: each rank of a job has its own, and the others belong to other ranks or jobs. Outside
+    of `faiss_on` it is torch's current device.
+
+    Args:
+        gpu: False: the CPU; `auto`: the GPU of this process where it has one and faiss sees it; True: as `auto`, but a
+            missing GPU is an error, since faiss itself would silently take the CPU.
 
     Raises:
         ClusteringError: A GPU is demanded and faiss sees none.
     """
-    seen = load_faiss().get_num_gpus() > 0
+    seen = load_faiss().get_num_gpus()
     if gpu is True and not seen:
         raise ClusteringError(
             'gpu=true, but faiss sees no GPU: install "decar[gpu]" instead of "decar[cpu]", or set gpu=auto'
         )
-    return bool(gpu) and seen
+    if gpu is False or not seen:
+        return None
+    device = _device.get(_current_device())
+    if device is None:
+        return _current_device() if gpu is True else None
+    return device
+
+
+def _current_device() -> int:
+    """Torch's current CUDA device; 0 where torch is not in use."""
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.current_device()) if torch is not None and torch.cuda.is_available() else 0
+
+
+def flat_index(faiss: Any, dim: int, gpu: bool | Literal["auto"]) -> Any:
+    """An empty exact L2 index of vectors of width `dim`, on the CPU or on one GPU with bounded scratch memory."""
+    device = gpu_index(gpu)
+    if device is None:
+        return faiss.IndexFlatL2(dim)
+    resources = faiss.StandardGpuResources()
+    resources.setTempMemory(GPU_TEMP_BYTES)
+    config = faiss.GpuIndexFlatConfig()
+    config.device = device
+    return faiss.GpuIndexFlatL2(resources, dim, config)
 
 
 def nearest_neighbours(
-    features: NDArray[np.float32], n_neighbors: int, *, gpu: bool = False, n_threads: int | None = None
+    features: NDArray[np.float32],
+    n_neighbors: int,
+    *,
+    gpu: bool | Literal["auto"] = False,
+    n_threads: int | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Exact nearest neighbours of every point among the others.
 
@@ -72,16 +126,14 @@ def nearest_neighbours(
     Args:
         features: `(N, d)` with `N > n_neighbors`.
         n_neighbors: Neighbours a point; itself never counts, its duplicates do.
-        gpu: Search on all GPUs that faiss sees.
+        gpu: As of `gpu_index`.
         n_threads: Threads on the CPU; None leaves faiss's own number.
 
     Returns:
         Indices `(N, n_neighbors)`, nearest first, and squared L2 distances of the same shape.
     """
     with faiss_threads(n_threads) as faiss:
-        index = faiss.IndexFlatL2(features.shape[1])
-        if gpu:
-            index = faiss.index_cpu_to_all_gpus(index)
+        index = flat_index(faiss, features.shape[1], gpu)
         index.add(features)
         return refine(
             features, np.arange(len(features)), n_neighbors, lambda rows, n: index.search(features[rows], n)[1]

@@ -2,7 +2,12 @@
 
 Lin and Cohen, *Power Iteration Clustering* (ICML 2010), in the form of DeepCluster (Caron et al., ECCV 2018), which
 DECAR's released code takes over: clusters are the local maxima of the vector that a damped power iteration ends in.
-Everything is sparse and in arrays, in float32 and linear in N; no loop runs over points, only over blocks of them.
+Everything is sparse and in arrays and linear in N; no loop runs over points, only over blocks of them.
+
+Weights, power iteration and climb are in float64, as in the released code. With its sigma of 0.2 the weight of two
+whitened unit vectors, exp(-d²/0.04), is some 1e-13 and its share of `v` 1e-16, the rounding error of float64: there the
+last bit decides which points stand out. In float32 none does: each of 600 random 48-d unit vectors is a local maximum,
+where float64 has 45.
 """
 
 from __future__ import annotations  # scipy's sparse arrays take a type in brackets only for the type checker
@@ -17,7 +22,7 @@ from scipy import sparse
 
 from decar.clustering.approximate import approximate_neighbours
 from decar.clustering.base import Assignment, check_features, require_at_least_one, row_blocks
-from decar.clustering.nearest import nearest_neighbours, use_gpu
+from decar.clustering.nearest import gpu_index, nearest_neighbours
 from decar.errors import ClusteringError
 
 log = logging.getLogger(__name__)
@@ -34,10 +39,13 @@ class PIC:
     Attributes:
         n_neighbors: Neighbours of a point in the graph.
         sigma: Width of the kernel exp(-d²/sigma²), in units of distance; `auto` is the median distance to a neighbour.
+            It hardly moves the number of clusters. That is the method: `v` follows the degrees of the graph, and each
+            hub is a local maximum, so their number grows with N at a fixed `n_neighbors`. Of 12 clean blobs of 50, 100,
+            500 points it makes 24, 35, 106 clusters (`auto`) and 24, 35, 100 (0.2); with 45 neighbours 12, 12, 16.
         alpha: Weight of the graph against the uniform vector in each power iteration, between 0 and 1.
         n_iter: Power iterations.
         seed: Of the cells of the approximate search; the exact one has nothing random in it.
-        gpu: Search exact neighbours on the GPU; `auto` does so when faiss sees one. Approximate ones come from the CPU.
+        gpu: Search exact neighbours on the GPU; see `gpu_index`. Approximate ones come from the CPU.
         n_threads: Threads of the search on the CPU; None leaves faiss's own number.
         neighbors: `exact` compares every point with every other, `approximate` with those of nearby cells
             (`approximate.py`). `auto` is exact up to 100,000 points (on a GPU 1,000,000), then approximate.
@@ -86,9 +94,8 @@ class PIC:
 
     def search(self, points: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Neighbours of `(N, d)` points and squared distances to them, each `(N, n_neighbors)`."""
-        gpu = use_gpu(self.gpu)
-        if self.is_exact(len(points), gpu):
-            return nearest_neighbours(points, self.n_neighbors, gpu=gpu, n_threads=self.n_threads)
+        if self.is_exact(len(points), gpu_index(self.gpu) is not None):
+            return nearest_neighbours(points, self.n_neighbors, gpu=self.gpu, n_threads=self.n_threads)
         return approximate_neighbours(points, self.n_neighbors, seed=self.seed, n_threads=self.n_threads)
 
     def is_exact(self, n: int, gpu: bool = False) -> bool:
@@ -114,7 +121,7 @@ def median_distance(squared: NDArray[np.float32]) -> float:
     return float(np.median(np.sqrt(squared)) or np.median(np.sqrt(apart)))
 
 
-def affinity(neighbours: NDArray[np.int64], squared: NDArray[np.float32], sigma: float) -> sparse.csr_array[np.float32]:
+def affinity(neighbours: NDArray[np.int64], squared: NDArray[np.float32], sigma: float) -> sparse.csr_array[np.float64]:
     """Symmetric graph `W = A + Aᵀ`, `A_ij = exp(-d²_ij / sigma²)` for the neighbours j of i; rows sorted by column.
 
     Args:
@@ -123,17 +130,18 @@ def affinity(neighbours: NDArray[np.int64], squared: NDArray[np.float32], sigma:
         sigma: Width.
     """
     n_points, n = neighbours.shape
-    width = max(sigma**2, float(np.finfo(np.float32).tiny))
-    weights = np.exp(-squared.astype(np.float64) / width).astype(np.float32)  # float32 exp differs between processors
+    width = max(sigma**2, float(np.finfo(np.float64).tiny))
+    with np.errstate(over="ignore"):  # -inf, whose weight is 0
+        weights = np.exp(squared.astype(np.float64) / -width)
     starts = np.arange(0, n_points * n + 1, n)
     directed = sparse.csr_array((weights.ravel(), neighbours.ravel(), starts), shape=(n_points, n_points))
-    graph: sparse.csr_array[np.float32] = (directed + directed.T).tocsr()
+    graph: sparse.csr_array[np.float64] = (directed + directed.T).tocsr()
     graph.sort_indices()
     return graph
 
 
-def power_iteration(graph: sparse.csr_array[np.float32], alpha: float, n_iter: int) -> NDArray[np.float32]:
-    """`v ← alpha Wᵀ v + (1 - alpha) / N`, scaled to sum 1, `n_iter` times from the uniform vector, in float32.
+def power_iteration(graph: sparse.csr_array[np.float64], alpha: float, n_iter: int) -> NDArray[np.float64]:
+    """`v ← alpha Wᵀ v + (1 - alpha) / N`, scaled to sum 1, `n_iter` times from the uniform vector.
 
     Args:
         graph: Symmetric `W` `(N, N)`.
@@ -144,17 +152,17 @@ def power_iteration(graph: sparse.csr_array[np.float32], alpha: float, n_iter: i
         `v` `(N,)`, high in the dense parts of the graph.
     """
     n_points = graph.shape[0]
-    uniform, step = np.float32((1 - alpha) / n_points), np.float32(alpha)
-    v = np.full(n_points, 1 / n_points, np.float32)
+    uniform = (1 - alpha) / n_points
+    v = np.full(n_points, 1 / n_points)
     for _ in range(n_iter):
-        before, v = v, step * (graph @ v) + uniform  # W is symmetric
+        before, v = v, alpha * (graph @ v) + uniform  # W is symmetric
         v /= v.sum()
         if np.array_equal(v, before):  # it stays where it is in all further steps
             break
     return v
 
 
-def climb(graph: sparse.csr_array[np.float32], v: NDArray[np.float32]) -> NDArray[np.int64]:
+def climb(graph: sparse.csr_array[np.float64], v: NDArray[np.float64]) -> NDArray[np.int64]:
     """Walk every point uphill on `v` to a local maximum; those who meet there are one cluster.
 
     A point steps to the neighbour of largest `W_ij (v_j - v_i)`, the first in its row among equals, and stays where

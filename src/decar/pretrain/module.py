@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from decar.clustering import faiss_on
 from decar.errors import ConfigError, TrainingError
 from decar.models import Encoder, Projection, PseudoLabelHeads
 from decar.pretrain.bank import FeatureBank
@@ -115,7 +116,9 @@ class DecarModule(LightningModule):
         def cluster(ask: Callable[[Any], Any]) -> EpochLabels:
             return self.source.assign(Situation(ask, data.store, epoch=epoch, seed=self.seed, previous=previous))
 
-        data.set_labels(conduct(cluster, Shards(self._vectors, self._root_device).work))
+        device = self._root_device
+        with faiss_on((device.index or 0) if device.type == "cuda" else None):
+            data.set_labels(conduct(cluster, Shards(self._vectors, device).work))
         assert data.labels is not None
         self._renew_heads(data.labels.sizes, data.labels.kept)
 
