@@ -92,5 +92,5 @@ def test_mistakes_are_told_in_a_line(run, decar, tmp_path):
     (run / "config.yaml").write_text(json.dumps(config))
     outcome = decar("report", str(run))
     assert outcome.code == 2
-    assert "os.mkdir: only decar's own are run" in outcome.errors[0]
+    assert "_target_='os.mkdir': a found configuration is never run" in outcome.errors[0]
     assert not Path(tmp_path / "ran").exists()

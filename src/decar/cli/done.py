@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decar.cli.found import read_config
+from decar.errors import ConfigError
 from decar.files import whole
 
 if TYPE_CHECKING:
@@ -21,8 +23,8 @@ def same_job(cfg: DictConfig, output: Path) -> bool:
     from omegaconf import OmegaConf
 
     try:
-        before = dict(_flat(OmegaConf.to_container(OmegaConf.load(output / "config.yaml"))))
-    except Exception:  # none there, or not one of ours: then it is not the same
+        before = dict(_flat(read_config(output / "config.yaml")))
+    except ConfigError:  # none there, or not one of ours: then it is not the same
         return False
     now = dict(_flat(OmegaConf.to_container(cfg, resolve=True)))
     keys = {key for key in before.keys() | now.keys() if not key.startswith(ASIDE)}

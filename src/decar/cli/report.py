@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.errors import DecarError
+from decar.cli.config import cache_home
+from decar.cli.found import cache_of, frontend_of, manifest_of, read_config
+from decar.errors import ConfigError, DecarError
 
 if TYPE_CHECKING:
     from decar.audio import LogMelStore
@@ -50,8 +52,6 @@ def run_files(run: Path, downstream: Sequence[Path] = ()) -> RunFiles:
     Raises:
         DecarError: It is no folder of a run, or one of `downstream` does not exist.
     """
-    from omegaconf import DictConfig, OmegaConf
-
     from decar.downstream.results import FILE_NAME
     from decar.report import RunFiles
 
@@ -60,31 +60,34 @@ def run_files(run: Path, downstream: Sequence[Path] = ()) -> RunFiles:
     for folder in downstream:
         if not folder.exists():
             raise DecarError(f"--downstream {folder}: no such folder; give the one with the {FILE_NAME} files")
-    try:
-        cfg = OmegaConf.load(run / "config.yaml")
-        plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    except Exception as error:  # yaml and omegaconf each have kinds of their own
-        raise DecarError(f"{run / 'config.yaml'}: cannot be read ({' '.join(str(error).split())[:200]})") from error
-    if not isinstance(cfg, DictConfig) or "data" not in cfg:
+    config = read_config(run / "config.yaml")
+    data, seed = config.get("data"), config.get("seed")
+    if not isinstance(data, dict):
         raise DecarError(f"{run / 'config.yaml'}: not of a pre-training run; give the folder of a run of decar-train")
+    label = data.get("label")
     return RunFiles(
-        run, plain, clips_of(cfg), label=OmegaConf.select(cfg, "data.label"), seed=int(cfg.get("seed") or 0),
-        downstream=tuple(downstream),
+        run, config, clips_of(config), label=label if isinstance(label, str) else None,
+        seed=seed if isinstance(seed, int) else 0, downstream=tuple(downstream),
     )  # fmt: skip
 
 
-def clips_of(cfg: Any) -> LogMelStore | str:
-    """The usable clips of a run, or why they are not to be had."""
-    from decar.cli.train import all_clips
+def clips_of(config: Mapping[str, Any]) -> LogMelStore | str:
+    """The usable clips of a found run, or why they cannot be loaded.
 
-    for part in ("data.manifest", "frontend"):
-        target = str((cfg.data.manifest if part == "data.manifest" else cfg.frontend).get("_target_", ""))
-        if not target.startswith("decar."):  # a config.yaml may come from anybody, and a target is run
-            raise DecarError(f"config.yaml: {part}._target_={target or None}: only decar's own are run; correct it")
+    Raises:
+        ConfigError: The configuration names something that is not decar's own.
+    """
+    from decar.audio import LogMelStore
+
+    frontend = frontend_of(config)
     try:
-        return all_clips(cfg).usable()
+        clips = manifest_of(config)
+        log.warning("reading the sounds of %s", clips.root)
+        return LogMelStore.open_or_build(clips, frontend, cache_of(config, cache_home())).usable()
+    except ConfigError:
+        raise
     except Exception as error:  # the files have moved, the table has changed, the cache is read-only
-        return f"the clips of the run are not to be had: {' '.join(str(error).split())[:300]}"
+        return f"cannot load the run's clips: {' '.join(str(error).split())[:300]}"
 
 
 def report_run(cfg: Any, output: Path, store: LogMelStore) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.checks import require
+from decar.cli.found import read_config, select
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -63,11 +64,8 @@ def _time(cfg: DictConfig) -> dict[str, float]:
 
 def _picked_before(checkpoint: str | None) -> dict[str, Any]:
     """What the run of a checkpoint trains with; nothing when it is not known."""
-    from omegaconf import OmegaConf
-
     config = Path(checkpoint).parents[1] / "config.yaml" if checkpoint else None
     if config is None or not config.is_file():
         return {}
-    old = OmegaConf.load(config)
-    found = {key: OmegaConf.select(old, key) for key in OPEN}
-    return {key: value for key, value in found.items() if value is not None}
+    found = {key: select(read_config(config), key) for key in OPEN}
+    return {key: value for key, value in found.items() if isinstance(value, int)}

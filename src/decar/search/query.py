@@ -10,6 +10,7 @@ from decar.audio import decode
 from decar.errors import AudioError, BundleError, SearchError
 from decar.models import Encoder, load_encoder
 from decar.models.encode import embed_long
+from decar.models.hub import PREFIX
 from decar.search.table import EmbeddingTable
 
 
@@ -69,6 +70,10 @@ def _encoder_of(table: EmbeddingTable, bundle: str | None) -> Encoder:
             f"{table.file} does not say which bundle made it"
             + (f" (it says '{path}')" if path else "")
             + ": pass --bundle, or search for a path of the table"
+        )
+    if bundle is None and str(path).startswith(PREFIX):
+        raise SearchError(
+            f"{table.file} was made by {path}: nothing is downloaded because a file says so; pass --bundle {path}"
         )
     try:
         encoder = load_encoder(str(path))
