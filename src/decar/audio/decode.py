@@ -62,6 +62,7 @@ class _Sound(soundfile.SoundFile):  # type: ignore[misc]  # soundfile ships no t
                 self._opened.close()
             raise
         self._fault: Exception | None = None
+        self._position = 0
         self.note = link.note
         self.length = None if link.endless or self.frames >= UNKNOWN else int(self.frames)
 
@@ -78,27 +79,25 @@ class _Sound(soundfile.SoundFile):  # type: ignore[misc]  # soundfile ships no t
         if self._fault:
             raise self._fault
         block = np.empty((frames, self.channels), np.float32)
-        before = self.tell()
         try:
-            return np.asarray(self.read(frames, out=block), np.float32)
+            block = np.asarray(self.read(frames, out=block), np.float32)
         except soundfile.LibsndfileError as error:
             after = self.tell()
             # the last packet of an Opus stream without an end flag fails
             if not (self.format == "OGG" and self.frames - after < TRUNCATION_TOLERANCE * self.samplerate):
                 self._fault = error
-            return block[: max(0, after - before)]
+            block = block[: max(0, after - self._position)]
+        self._position += len(block)
+        return block
 
     def seek_to(self, first: int) -> int:
         """Moves to sample `first` and returns where it got to: by reading where a seek is not exact."""
-        position = 0
-        if first and super().seekable() and not self.subtype.startswith(READ_UP_TO):
-            position = int(self.seek(max(0, first - self.samplerate * SETTLING.get(self.subtype, 0))))
-        while position < first:
-            got = len(self.read_block(min(first - position, BLOCK_SECONDS * self.samplerate)))
-            if got == 0:
+        if first and self.length is not None and super().seekable() and not self.subtype.startswith(READ_UP_TO):
+            self._position = int(self.seek(max(0, first - self.samplerate * SETTLING.get(self.subtype, 0))))
+        while self._position < first:
+            if len(self.read_block(min(first - self._position, BLOCK_SECONDS * self.samplerate))) == 0:
                 break
-            position += got
-        return position
+        return self._position
 
 
 def decode(
@@ -283,7 +282,6 @@ class _Part:
         except soundfile.LibsndfileError as error:
             if self.first > 0 and self.position == 0:
                 raise AudioError(f"truncated: {self._header()}, {self.first / rate:.3f} s is not there") from error
-            self.position = max(self.position, sound.tell())
             raise self._truncated() from error
         if sound.length is not None and (self.last or 0) - self.position > TRUNCATION_TOLERANCE * rate:
             raise self._truncated()

@@ -16,36 +16,20 @@ from decar.errors import AudioError
 
 PROGRAM = "ffmpeg"
 INSTALL = "install the program ffmpeg (apt install ffmpeg, brew install ffmpeg), or convert it to flac"
-SUFFIXES = [
-    ".m4a",
-    ".m4b",
-    ".mp4",
-    ".m4v",
-    ".mov",
-    ".3gp",
-    ".3g2",
-    ".aac",
-    ".ac3",
-    ".amr",
-    ".awb",
-    ".wma",
-    ".wmv",
-    ".asf",
-    ".webm",
-    ".weba",
-    ".mkv",
-    ".mka",
-    ".avi",
-    ".flv",
-    ".mpg",
-    ".mpeg",
-    ".ape",
-    ".wv",
-    ".tta",
-    ".spx",
-    ".mpc",
-    ".dts",
-]
+SUFFIXES = (
+    *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".aac", ".ac3", ".dts", ".amr", ".awb", ".wma", ".wmv"),
+    *(".asf", ".webm", ".weba", ".mkv", ".mka", ".avi", ".flv", ".mpg", ".mpeg", ".ape", ".wv", ".tta", ".spx", ".mpc"),
+)
+BEFORE = ("-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-i")
+AFTER = (
+    "-map",
+    "0:a:0",
+    "-c:a",
+    "pcm_f32be",
+    "-f",
+    "au",
+    "-",
+)  # the first sound stream; the header tells rate, channels
 # The first bytes of a file, and what it is; (offset, bytes)
 AUDIO_KINDS = (
     (4, b"ftyp", "MPEG-4 or QuickTime (m4a, mp4, mov, 3gp)"),
@@ -121,17 +105,8 @@ class FfmpegSound:
     note = ""
 
     def __init__(self, file: Path) -> None:
-        command: list[str | bytes] = [PROGRAM, "-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-i"]
-        command += [
-            b"file:" + os.fsencode(os.path.abspath(file)),
-            "-map",
-            "0:a:0",
-            "-c:a",
-            "pcm_f32be",
-            "-f",
-            "au",
-            "-",
-        ]
+        self._name = f"file:{os.path.abspath(file)}"
+        command = [PROGRAM, *BEFORE, os.fsencode(self._name), *AFTER]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`; a pipe could fill and block
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors)
         header = self._bytes(AU_HEADER)
@@ -139,6 +114,8 @@ class FfmpegSound:
             self._process.wait()
             reason = self._last_line() or "no sound in it"
             self.close()
+            if "matches no streams" in reason or "ignore this" in reason:
+                raise AudioError("no sound in it: ffmpeg finds no audio stream")
             raise AudioError(f"not audio that ffmpeg can read ({reason})")
         offset, _, _, self.samplerate, self.channels = (
             int.from_bytes(header[i : i + 4], "big") for i in range(4, 24, 4)

@@ -22,6 +22,7 @@ HEAD_BYTES = 64
 ENDLESS = 2**40  # bytes: what a stream of unknown length claims, so that libmpg123 does not stop at a guess
 STREAMING = 0x7FFF0000  # WAV sizes from here on mean "not known", as ffmpeg, sox and arecord write them into a pipe
 CAF_UNKNOWN = 2**64 - 1
+WAV_MOST = 2**32 - 1  # bytes of sound that libsndfile reads
 TRAILING = 512  # bytes behind the data of a WAV that are padding or junk, not sound
 ID3V1 = 128  # bytes of a tag at the end of an mp3
 FLAC_START = b"fLaC\0\0\0\x22"
@@ -128,12 +129,14 @@ def _link(file: BinaryIO, begin: int, size: int) -> tuple[Link | None, int | Non
         return _flac(file, begin, start, head, size)
     if head[:4] == b"RIFF":
         return _wav(file, begin, size)
+    if head[:4] in (b".snd", b"RF64"):
+        return _unfilled(file, begin, head, size), None
     if head[:4] == b"caff":
         return _caf(file, begin, size), None
     if begin > 0 or start > 0 or head[:1] == b"\xff":
         frame = first_frame(file, start, size)
         if frame is not None:
-            return _mpeg(file, begin, frame, size)
+            return _mpeg(file, frame if begin else 0, frame, size)  # behind the tags of the one before
     return (None if begin else Link()), None
 
 
@@ -232,6 +235,10 @@ def _wav(file: BinaryIO, begin: int, size: int) -> tuple[Link, int | None]:
     if found is None:
         return Link(begin), None
     data, length = found
+    if size - data > WAV_MOST:
+        return Link(
+            begin, note=f"cut short: of a wav 4 GiB are read, this has {size - data} bytes; save it as w64"
+        ), None
     missing = data + length - size
     if missing >= 0:
         cut = "" if missing <= 1 or length >= STREAMING else f"cut short: {missing} of {length} bytes are missing"
@@ -273,6 +280,16 @@ def _after_chunks(file: BinaryIO, position: int, size: int) -> int | None:
         if not re.fullmatch(rb"[A-Za-z_][A-Za-z0-9_ \-]{3}", head[:4]) or position > size + 1:
             return None
     return size
+
+
+def _unfilled(file: BinaryIO, begin: int, head: bytes, size: int) -> Link:
+    """An AU or RF64 file whose writer did not come back to fill in how long the data are."""
+    if head[:4] == b".snd":
+        return Link(begin, None, (8, b"\xff\xff\xff\xff") if head[8:12] == bytes(4) else (0, b""))
+    found = _chunk(file, begin + 12, size, "little", 4)
+    if found is None or head[12:16] != b"ds64" or head[28:36] not in (bytes(8), b"\xff" * 8):
+        return Link(begin)
+    return Link(begin, None, (28, (size - found[0]).to_bytes(8, "little")))
 
 
 def _caf(file: BinaryIO, begin: int, size: int) -> Link:
