@@ -38,6 +38,53 @@ def test_channels_are_averaged(tmp_path: Path) -> None:
     np.testing.assert_array_equal(decode(tmp_path / "s.wav"), np.full(800, 0.125, np.float32))
 
 
+def stereo(path: Path, left: np.ndarray, right: np.ndarray) -> Path:
+    soundfile.write(path, np.stack([left, right], axis=1), 16_000, subtype="FLOAT")
+    return path
+
+
+def test_channels_that_cancel(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Opposite polarity: the mean would be silence. One channel is taken, and a line says so, once a file."""
+    wave = tone(25.4).astype(np.float32)
+    path = stereo(tmp_path / "o.wav", wave, -wave)
+    np.testing.assert_array_equal(decode(path), wave)
+    np.testing.assert_array_equal(decode(path, start=7.3, duration=11.1), wave[116_800 : 116_800 + 177_600])
+    assert caplog.text.count(f"{path}: channels cancel: they are of opposite polarity") == 1
+    quiet = 1e-3 * np.random.default_rng(0).normal(size=len(wave)).astype(np.float32)  # -51 dB of the tone
+    notes: list[str] = []
+    np.testing.assert_array_equal(decode(stereo(tmp_path / "o.wav", wave, quiet - wave), note=notes.append), wave)
+    assert set(notes) == {"channels cancel: they are of opposite polarity, one of them is taken"}
+
+
+def test_cancelling_is_decided_second_by_second(tmp_path: Path) -> None:
+    """So that it depends neither on the blocks nor on the stretch."""
+    wave = tone(13.0).astype(np.float32)
+    right = np.concatenate([0.5 * wave[:64_000], -wave[64_000:]])
+    path = stereo(tmp_path / "o.wav", wave, right)
+    whole = decode(path, note=lambda text: None)
+    np.testing.assert_allclose(whole[:64_000], 0.75 * wave[:64_000], atol=1e-7)
+    np.testing.assert_array_equal(whole[64_000:], wave[64_000:])
+    for start, duration in ((3.9, 0.05), (3.99, 0.3), (4.5, 6.2), (12.9, None)):
+        piece = decode(path, start=start, duration=duration, note=lambda text: None)
+        first = round(start * 16_000)
+        np.testing.assert_array_equal(piece, whole[first : first + len(piece)])
+
+
+def test_ordinary_channels_are_not_said_to_cancel(tmp_path: Path) -> None:
+    """Silence, one silent channel, independent noise, and a mean 20 dB down."""
+    rng, wave, notes = np.random.default_rng(1), tone(2.0), []
+    for left, right in ((0 * wave, 0 * wave), (wave, 0 * wave), rng.normal(size=(2, 32_000)), (wave, -0.8 * wave)):
+        got = decode(stereo(tmp_path / "o.wav", left, right), note=notes.append)
+        np.testing.assert_allclose(got, (left + right) / 2, atol=1e-6)
+    assert not notes
+
+
+def test_of_channels_that_cancel_one_with_sound_is_taken(tmp_path: Path) -> None:
+    wave = tone(1.5).astype(np.float32)
+    soundfile.write(tmp_path / "o.wav", np.stack([0 * wave, wave, -wave], axis=1), 16_000, subtype="FLOAT")
+    np.testing.assert_array_equal(decode(tmp_path / "o.wav", note=lambda text: None), wave)
+
+
 @pytest.mark.parametrize("rate", [44_100, 48_000, 8_000])
 def test_blocks_resample_as_the_whole_does(tmp_path: Path, rate: int) -> None:
     rng = np.random.default_rng(1)

@@ -26,6 +26,10 @@ def sounds(tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
     soundfile.write(tmp_path / "blip.wav", tone[:48], RATE)
     soundfile.write(tmp_path / "phone.wav", noise["b"], 8_000)
+    soundfile.write(tmp_path / "opposite.wav", np.stack([noise["c"][::-1], -noise["c"][::-1]], axis=1), RATE)
+    soundfile.write(tmp_path / "integers.wav", 20_000 * noise["a"][::-1], RATE, subtype="FLOAT")
+    soundfile.write(tmp_path / "cut.wav", noise["b"][::-1], RATE)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "cut.wav").read_bytes()[:-4_000])
     (tmp_path / "zero.wav").write_bytes(b"")
     (tmp_path / "text.wav").write_text("no sound " * 100)
     return tmp_path
@@ -37,6 +41,9 @@ FAULTS = {
     "silent.wav": ("error", "silent", "no sample above"),
     "blip.wav": ("error", "too short", "0.003 s, one window is 0.025 s"),
     "phone.wav": ("warning", "low rate", "8000 Hz: nothing above 4000 Hz"),
+    "opposite.wav": ("warning", "channels cancel", "opposite polarity"),
+    "integers.wav": ("warning", "beyond full scale", "full scale is 1"),
+    "cut.wav": ("warning", "cut short", "4000 of 16000 bytes are missing"),
     "zero.wav": ("error", "empty", "0 bytes"),
     "text.wav": ("error", "unreadable", "not audio"),
 }

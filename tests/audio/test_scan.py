@@ -29,6 +29,25 @@ def test_finds_audio_of_any_case_sorted_and_skips_the_rest(tmp_path: Path) -> No
     assert find_audio(tmp_path, recursive=False) == ["b.WAV", "z.mp3"]
 
 
+def test_all_that_libsndfile_reads_is_found(tmp_path: Path) -> None:
+    endings = ("WAVE", "aif", "AIFF", "aifc", "au", "snd", "caf", "w64", "rf64", "oga", "Mp2", "voc")
+    names = [f"{i}.{ending}" for i, ending in enumerate(endings)]
+    touch(tmp_path, *names)
+    assert find_audio(tmp_path, recursive=True) == sorted(names)
+
+
+def test_what_is_passed_over_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "a.wav", *(f"{i}/b.M4a" for i in range(12)), "c.txt", "d.txt", "e.txt", "README", ".hidden.m4a")
+    monkeypatch.setenv("PATH", "")
+    assert find_audio(tmp_path, recursive=True) == ["a.wav"]
+    line = f"passed over in {tmp_path}: 12 .m4a, 3 .txt, 1 without an ending; install the program ffmpeg"
+    assert [record.levelname for record in caplog.records if record.message.startswith(line)] == ["WARNING"]
+    monkeypatch.setattr("decar.audio.ffmpeg.available", lambda: True)
+    assert len(find_audio(tmp_path, recursive=True)) == 13
+
+
 def test_links_are_followed_once_and_dangling_ones_are_kept(tmp_path: Path) -> None:
     touch(tmp_path, "real/a.wav")
     (tmp_path / "real" / "loop").symlink_to(tmp_path)

@@ -33,7 +33,7 @@ from decar.errors import AudioError, StoreError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Of a store's files; raise it when they, or what is computed into them, change: old stores are then built anew."""
 
 INDEX_FILE = "index.parquet"

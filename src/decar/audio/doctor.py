@@ -6,7 +6,6 @@ An *error* leaves the clip out of training, or makes a score a lie; a *warning* 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import soundfile
 
 from decar.audio.build import SILENCE_PEAK, SILENT, in_order
-from decar.audio.decode import decode
+from decar.audio.decode import decode, file_rate
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Manifest
 from decar.audio.progress import progress_bar
@@ -25,9 +23,10 @@ from decar.cores import cpu_count
 from decar.errors import AudioError
 
 ERRORS = ("unreadable", "empty", "silent", "too short", "same content across splits", "group across splits")
-WARNINGS = ("clipped", "low rate", "duplicate")
+WARNINGS = ("channels cancel", "cut short", "beyond full scale", "clipped", "low rate", "duplicate")
 GROUPS = ("speaker", "recording", "source", "actor", "video", "artist", "instrument", "location", "session", "group")
 FULL_SCALE = 0.999
+BEYOND = 2.0  # times full scale: more than the overshoot of a lossy coding
 CLIPPED_SHARE = 1e-3  # of all samples, at full scale beside another that is
 COLUMNS = ["path", "start", "severity", "problem", "detail"]
 
@@ -89,25 +88,42 @@ def examine(
 def examine_clip(job: Job, spec: FrontEnd) -> ClipFacts:
     """One clip at its file's own rate."""
     file, start, duration = job
+    notes: list[str] = []
     try:
-        rate = _rate(file, spec)
-        waveform = decode(file, start=start, duration=duration, sample_rate=rate)
+        rate = file_rate(file)
+        waveform = decode(file, start=start, duration=duration, sample_rate=rate, note=notes.append)
     except AudioError as error:
-        return ClipFacts("empty" if "empty" in str(error) else "unreadable", str(error), "")
+        return ClipFacts("empty" if str(error).startswith("empty") else "unreadable", str(error), "")
     if not len(waveform):
         return ClipFacts("empty", "no samples", "")
     seconds, least = len(waveform) / rate, spec.win_length / spec.sample_rate
     if seconds < least:
         return ClipFacts("too short", f"{seconds:.3f} s, one window is {least:.3f} s", "")
-    if np.abs(waveform).max() <= SILENCE_PEAK:
+    peak = float(np.abs(waveform).max())
+    if peak <= SILENCE_PEAK:
         return ClipFacts("silent", SILENT.partition(": ")[2], "")
+    problem, detail = _oddity(waveform, peak, rate, spec, notes)
+    return ClipFacts(problem, detail, _content(waveform, rate))
+
+
+def _oddity(
+    waveform: npt.NDArray[np.float32], peak: float, rate: int, spec: FrontEnd, notes: list[str]
+) -> tuple[str, str]:
+    """The first of `WARNINGS` that holds for a clip that can be used, and its detail."""
+    if notes:
+        problem, _, detail = sorted(notes)[0].partition(": ")
+        return problem, detail
+    if peak > BEYOND:
+        return (
+            "beyond full scale",
+            f"the peak is {peak:.4g}, full scale is 1: numbers of another scale stored as float?",
+        )
     share = clipped_share(waveform)
     if share > CLIPPED_SHARE:
-        return ClipFacts("clipped", f"{share:.1%} of the samples stand at full scale", _content(waveform, rate))
+        return "clipped", f"{share:.1%} of the samples stand at full scale or above"
     if rate < spec.sample_rate:
-        wanted = f"{rate} Hz: nothing above {rate // 2} Hz, the log-mel goes to {spec.f_max:.0f} Hz"
-        return ClipFacts("low rate", wanted, _content(waveform, rate))
-    return ClipFacts("", "", _content(waveform, rate))
+        return "low rate", f"{rate} Hz: nothing above {rate // 2} Hz, the log-mel goes to {spec.f_max:.0f} Hz"
+    return "", ""
 
 
 def clipped_share(waveform: npt.NDArray[np.float32]) -> float:
@@ -117,13 +133,6 @@ def clipped_share(waveform: npt.NDArray[np.float32]) -> float:
     beside[1:] |= high[:-1]
     beside[:-1] |= high[1:]
     return float(np.mean(high & beside))
-
-
-def _rate(file: Path, spec: FrontEnd) -> int:
-    try:
-        return int(soundfile.info(os.fsencode(file) if os.name == "posix" else str(file)).samplerate)
-    except (soundfile.LibsndfileError, OSError):
-        return spec.sample_rate  # decoding it will say what is wrong
 
 
 def _content(waveform: npt.NDArray[np.float32], rate: int) -> str:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from decar.audio import ffmpeg
+
 log = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+# What libsndfile reads. Left out are endings that are mostly something else: mat, raw, htk, mpc, iff, sd2, xi.
+AUDIO_SUFFIXES = (
+    *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga"),
+    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".voc", ".nist", ".sph", ".avr", ".paf", ".pvf", ".svx", ".sds"),
+    *(".ircam", ".wve"),
+)
+KINDS_NAMED = 8  # endings in the line about what is passed over
 SPLIT_NAMES = {
     "train": "train",
     "valid": "valid",
@@ -23,21 +32,43 @@ SPLIT_NAMES = {
 def find_audio(folder: Path, *, recursive: bool) -> list[str]:
     """Paths below `folder` of all audio files, with forward slashes, sorted.
 
-    Hidden files and folders are left out. Links to folders are followed, each real folder once, so that a loop of
-    links ends. A folder that may not be read and a name that is not valid Unicode are left out with a warning.
+    Files that libsndfile reads, and where the program ffmpeg is installed those that it reads, by their endings. One
+    line of the log counts the others by ending; it is a warning when ffmpeg would read some of them. Hidden files and
+    folders are left out. Links to folders are followed, each real folder once, so that a loop of links ends. A folder
+    that may not be read and a name that is not valid Unicode are left out with a warning.
     """
     found = []
+    passed_over: Counter[str] = Counter()
+    suffixes = (*AUDIO_SUFFIXES, *(ffmpeg.SUFFIXES if ffmpeg.available() else ()))
     for path in _walk(folder, "", recursive, set()):
+        if not path.lower().endswith(suffixes):
+            passed_over[os.path.splitext(path)[1].lower()] += 1
+            continue
         try:
             path.encode("utf-8")
         except UnicodeEncodeError:  # no table or log could ever hold it
             log.warning("left out, the name is not valid Unicode, rename it: %s", ascii(path))
             continue
         found.append(path)
+    _report(folder, passed_over)
     return sorted(found)
 
 
+def _report(folder: Path, passed_over: Counter[str]) -> None:
+    """One line: how many files of which ending are not read."""
+    if not passed_over:
+        return
+    kinds = sorted(passed_over, key=lambda suffix: (suffix not in ffmpeg.SUFFIXES, -passed_over[suffix], suffix))
+    named = [f"{passed_over[suffix]} {ascii(suffix)[1:-1] or 'without an ending'}" for suffix in kinds[:KINDS_NAMED]]
+    if rest := sum(passed_over[suffix] for suffix in kinds[KINDS_NAMED:]):
+        named.append(f"{rest} of other endings")
+    sound = kinds[0] in ffmpeg.SUFFIXES  # then it is not installed
+    cure = f"; {ffmpeg.INSTALL}" if sound else ""
+    log.log(logging.WARNING if sound else logging.INFO, "passed over in %s: %s%s", folder, ", ".join(named), cure)
+
+
 def _walk(folder: Path, prefix: str, recursive: bool, seen: set[tuple[int, int]]) -> Iterator[str]:
+    """Every file below a folder that is not hidden."""
     try:
         stat = folder.stat()
         entries = list(os.scandir(folder))
@@ -53,7 +84,7 @@ def _walk(folder: Path, prefix: str, recursive: bool, seen: set[tuple[int, int]]
         if entry.is_dir():
             if recursive:
                 yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", recursive, seen)
-        elif entry.name.lower().endswith(AUDIO_SUFFIXES) and (entry.is_file() or entry.is_symlink()):
+        elif entry.is_file() or entry.is_symlink():
             yield prefix + entry.name  # a dangling link is kept: the store then names it as a bad clip
 
 

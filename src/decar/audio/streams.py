@@ -1,0 +1,312 @@
+"""Where the sound of a file lies when its header does not know: links, and lengths that are wrong or missing.
+
+libsndfile believes the length in a header and reads one stream a file. A file may hold more: an MP3 without a Xing
+header (its length is a guess from the first frames), a WAV or CAF whose writer never came back to fill in the size, a
+FLAC that is longer than its STREAMINFO says, several Ogg, FLAC, MP3 or WAV streams one after another ("chained").
+`links` finds them, `View` shows each to libsndfile with a header that is right. An ordinary file costs a few reads.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Literal
+
+from decar.audio.mpeg import first_frame, frames_end, id3_size, xing
+
+CHUNK = 2**20
+HEAD_BYTES = 64
+ENDLESS = 2**40  # bytes: what a stream of unknown length claims, so that libmpg123 does not stop at a guess
+STREAMING = 0x7FFF0000  # WAV sizes from here on mean "not known", as ffmpeg, sox and arecord write them into a pipe
+CAF_UNKNOWN = 2**64 - 1
+WAV_MOST = 2**32 - 1  # bytes of sound that libsndfile reads
+TRAILING = 512  # bytes behind the data of a WAV that are padding or junk, not sound
+ID3V1 = 128  # bytes of a tag at the end of an mp3
+FLAC_START = b"fLaC\0\0\0\x22"
+FLAC_LEAST = 42  # bytes of its marker and STREAMINFO
+FLAC_TAIL = 2**16  # bytes in which the last frame begins
+OGG_START = b"OggS\0\x02"  # a first page
+UNSOUGHT = -1  # where the next link begins is looked for only when it is asked for
+
+
+@dataclass(frozen=True)
+class Link:
+    """One stream of a file.
+
+    Attributes:
+        begin: Offset of its first byte.
+        end: Offset behind its last byte; None: the end of the file.
+        patch: An offset from `begin`, and the bytes to read there in place of the file's.
+        endless: The length in samples is not known before all is read.
+        note: What a user should know about it, "" for nothing.
+    """
+
+    begin: int = 0
+    end: int | None = None
+    patch: tuple[int, bytes] = (0, b"")
+    endless: bool = False
+    note: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether libsndfile reads it right from the file itself."""
+        return self.begin == 0 and self.end is None and not self.patch[1] and not self.endless
+
+
+class View:
+    """A link as a file of its own, for `soundfile.SoundFile`."""
+
+    def __init__(self, file: BinaryIO, link: Link) -> None:
+        self._file, self._link = file, link
+        self._size = (file.seek(0, os.SEEK_END) if link.end is None else link.end) - link.begin
+        self._claimed = ENDLESS if link.endless else self._size
+        self._position = 0
+
+    def readinto(self, buffer: memoryview) -> int:
+        """The bytes of the link; zeros at its claimed end, where libmpg123 looks for a tag."""
+        start = self._position
+        if start > self._size:
+            count = max(0, min(len(buffer), self._claimed - start))
+            buffer[:count] = bytes(count)
+        else:
+            self._file.seek(self._link.begin + start)
+            data = bytearray(self._file.read(min(len(buffer), self._size - start)))
+            for i, value in enumerate(self._link.patch[1], self._link.patch[0] - start):
+                if 0 <= i < len(data):
+                    data[i] = value
+            count = len(data)
+            buffer[:count] = data
+        self._position += count
+        return count
+
+    def read(self, count: int) -> bytes:
+        """As `readinto`; soundfile asks for both."""
+        buffer = bytearray(count)
+        return bytes(buffer[: self.readinto(memoryview(buffer))])
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """As of any file."""
+        self._position = offset + (0, self._position, self._claimed)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        """As of any file."""
+        return self._position
+
+
+def links(file: BinaryIO) -> Iterator[Link]:
+    """The streams of a file, in order; each is looked for when the one before it is over.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    size = file.seek(0, os.SEEK_END)
+    begin: int | None = 0
+    while begin is not None and begin < size:
+        link, begin = _link(file, begin, size)
+        if link is None:
+            return
+        yield link
+        if begin == UNSOUGHT:
+            begin = _next(file, link)
+
+
+def _link(file: BinaryIO, begin: int, size: int) -> tuple[Link | None, int | None]:
+    """The link that begins at an offset, None if none does, and where the next one may begin."""
+    start = begin
+    file.seek(begin)
+    head = file.read(HEAD_BYTES)
+    while tag := id3_size(head):
+        start += tag
+        file.seek(start)
+        head = file.read(HEAD_BYTES)
+    if head[:4] == b"OggS":
+        return Link(begin), UNSOUGHT
+    if head[:4] == b"fLaC":
+        return _flac(file, begin, start, head, size)
+    if head[:4] == b"RIFF":
+        return _wav(file, begin, size)
+    if head[:4] in (b".snd", b"RF64"):
+        return _unfilled(file, begin, head, size), None
+    if head[:4] == b"caff":
+        return _caf(file, begin, size), None
+    if begin > 0 or start > 0 or head[:1] == b"\xff":
+        frame = first_frame(file, start, size)
+        if frame is not None:
+            return _mpeg(file, frame if begin else 0, frame, size)  # behind the tags of the one before
+    return (None if begin else Link()), None
+
+
+def _next(file: BinaryIO, link: Link) -> int | None:
+    """The stream that follows an Ogg or FLAC stream, which is recognised by how it starts."""
+    file.seek(link.begin)
+    return _next_ogg(file, link.begin) if file.read(4) == b"OggS" else _find(file, FLAC_START, link.begin + FLAC_LEAST)
+
+
+def _find(file: BinaryIO, pattern: bytes, begin: int) -> int | None:
+    """Offset of the first occurrence from `begin` on, a chunk at a time."""
+    file.seek(begin)
+    kept = b""
+    while data := file.read(CHUNK):
+        at = (kept + data).find(pattern)
+        if at >= 0:
+            return begin - len(kept) + at
+        begin += len(data)
+        kept = (kept + data)[1 - len(pattern) :]
+    return None
+
+
+def _next_ogg(file: BinaryIO, begin: int) -> int | None:
+    """The first page of the next link: a "beginning of stream" that comes after other pages."""
+    while True:  # the first pages of all streams of a link stand together
+        file.seek(begin)
+        page = file.read(27 + 255)
+        if page[:6] != OGG_START:
+            return _find(file, OGG_START, begin)
+        begin += 27 + page[26] + sum(page[27 : 27 + page[26]])
+
+
+def _flac(file: BinaryIO, begin: int, start: int, head: bytes, size: int) -> tuple[Link, int | None]:
+    """The link, and the next one where it had to be looked for.
+
+    The number of samples in STREAMINFO may be 0 (not known) or too small; the number of the last frame tells.
+    """
+    fields = int.from_bytes(head[18:26], "big")
+    total = fields % 2**36
+    if total and _flac_last_sample(file, max(start + FLAC_LEAST, size - FLAC_TAIL), head) < total:
+        return Link(begin), UNSOUGHT
+    following = _find(file, FLAC_START, start + FLAC_LEAST)
+    unknown = (start - begin + 18, (fields - total).to_bytes(8, "big")) if total else (0, b"")
+    return Link(begin, following, unknown), following
+
+
+def _flac_last_sample(file: BinaryIO, begin: int, head: bytes) -> int:
+    """Number of the first sample of the last frame that begins behind `begin`; 0 if none is seen.
+
+    A false sync makes a header disbelieved that was right, which costs time and changes nothing.
+    """
+    file.seek(begin)
+    tail = file.read()
+    smallest, largest = int.from_bytes(head[8:10], "big"), int.from_bytes(head[10:12], "big")
+    for match in reversed(list(re.finditer(rb"\xff[\xf8\xf9]", tail))):
+        header = tail[match.start() : match.start() + 16]
+        if len(header) < 6 or header[2] >> 4 == 0 or header[2] & 15 == 15 or header[3] & 1:
+            continue
+        number, length = _flac_number(header[4:])
+        end = 4 + length + {6: 1, 7: 2}.get(header[2] >> 4, 0) + {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
+        if length and end < len(header) and _crc8(header[:end]) == header[end]:
+            return number if header[1] & 1 or smallest != largest else number * largest
+    return 0
+
+
+def _flac_number(data: bytes) -> tuple[int, int]:
+    """A frame or sample number, coded as UTF-8 codes characters, and the bytes it takes; 0 bytes if it is none."""
+    ones = 8 - (data[0] ^ 0xFF).bit_length()
+    if ones == 0:
+        return data[0], 1
+    if ones == 1 or ones > 7 or len(data) < ones or any(byte >> 6 != 2 for byte in data[1:ones]):
+        return 0, 0
+    number = data[0] & (0x7F >> ones)
+    for byte in data[1:ones]:
+        number = number << 6 | byte & 0x3F
+    return number, ones
+
+
+def _crc8(data: bytes) -> int:
+    """Of a FLAC frame header: polynomial x^8 + x^2 + x + 1."""
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x107) if crc & 0x80 else crc << 1
+    return crc
+
+
+def _wav(file: BinaryIO, begin: int, size: int) -> tuple[Link, int | None]:
+    """The link, and where another RIFF file follows it.
+
+    The size of the data is believed where other chunks, or the end of the file, follow. Else it is one that was never
+    filled in, or one of more than 4 GiB.
+    """
+    found = _chunk(file, begin + 12, size, "little", 4)
+    if found is None:
+        return Link(begin), None
+    data, length = found
+    if size - data > WAV_MOST:
+        return Link(
+            begin, note=f"cut short: of a wav 4 GiB are read, this has {size - data} bytes; save it as w64"
+        ), None
+    missing = data + length - size
+    if missing >= 0:
+        cut = "" if missing <= 1 or length >= STREAMING else f"cut short: {missing} of {length} bytes are missing"
+        return Link(begin, note=cut), None
+    following = _after_chunks(file, data + length + length % 2, size)
+    if following is None and length % 2:  # some writers forget the byte that pads a chunk
+        following = _after_chunks(file, data + length, size)
+    if following is not None and following < size:
+        return Link(begin, following), following
+    if following is not None or (length and -missing < TRAILING):
+        return Link(begin), None
+    return Link(begin, None, (data - 4 - begin, b"\xff\xff\xff\xff")), None
+
+
+def _chunk(
+    file: BinaryIO, position: int, size: int, order: Literal["little", "big"], width: int
+) -> tuple[int, int] | None:
+    """Where the chunk `data` has its first byte, and the length that it says."""
+    while position + 4 + width <= size:
+        file.seek(position)
+        head = file.read(4 + width)
+        length = int.from_bytes(head[4:], order)
+        position += 4 + width
+        if head[:4] == b"data":
+            return position, length
+        position += length + (length % 2 if order == "little" else 0)
+    return None
+
+
+def _after_chunks(file: BinaryIO, position: int, size: int) -> int | None:
+    """Walks whole chunks from an offset: where they end, at another RIFF file or the end; None if there are none."""
+    while position + 8 <= size:
+        file.seek(position)
+        head = file.read(12)
+        if head[:4] == b"RIFF" and head[8:] == b"WAVE":
+            return position
+        length = int.from_bytes(head[4:8], "little")
+        position += 8 + length + length % 2
+        if not re.fullmatch(rb"[A-Za-z_][A-Za-z0-9_ \-]{3}", head[:4]) or position > size + 1:
+            return None
+    return size
+
+
+def _unfilled(file: BinaryIO, begin: int, head: bytes, size: int) -> Link:
+    """An AU or RF64 file whose writer did not come back to fill in how long the data are."""
+    if head[:4] == b".snd":
+        return Link(begin, None, (8, b"\xff\xff\xff\xff") if head[8:12] == bytes(4) else (0, b""))
+    found = _chunk(file, begin + 12, size, "little", 4)
+    if found is None or head[12:16] != b"ds64" or head[28:36] not in (bytes(8), b"\xff" * 8):
+        return Link(begin)
+    return Link(begin, None, (28, (size - found[0]).to_bytes(8, "little")))
+
+
+def _caf(file: BinaryIO, begin: int, size: int) -> Link:
+    """CAF allows a size of -1, "to the end", which libsndfile calls malformed."""
+    found = _chunk(file, begin + 8, size, "big", 8)
+    if found is None or found[1] != CAF_UNKNOWN:
+        return Link(begin)
+    return Link(begin, None, (found[0] - 8 - begin, (size - found[0]).to_bytes(8, "big")))
+
+
+def _mpeg(file: BinaryIO, begin: int, frame: int, size: int) -> tuple[Link, int | None]:
+    """The link, and where the next one may begin. Without a Xing header the number of frames is not known."""
+    known = xing(file, frame)
+    if known is None:
+        end = frames_end(file, frame, size, None)
+        return Link(begin, end if end < size else None, endless=True), end
+    if known.size and frame + known.size >= size - ID3V1:
+        return Link(begin), None
+    end = frames_end(file, frame, size, 1 + known.frames)
+    return (Link(begin), None) if end >= size else (Link(begin, end), end)
