@@ -22,9 +22,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "sounds", nargs="+", metavar="SOUND", help="a file, or, where there is no such file, a path of the table"
     )
     parser.add_argument("embeddings", type=Path, metavar="EMBEDDINGS", help="what `decar embed` wrote (.parquet)")
-    parser.add_argument(
-        "--row", action="store_true", help="each SOUND is a path of the table, no file"
-    )
+    parser.add_argument("--row", action="store_true", help="each SOUND is a path of the table, no file")
     parser.add_argument("-n", type=int, default=10, help="how many (default: %(default)s)")
     parser.add_argument("--bundle", metavar="PATH", help="the encoder that made the table; where it does not say")
     parser.add_argument(
