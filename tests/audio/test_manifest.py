@@ -68,7 +68,7 @@ def test_path_column_wins_over_an_old_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na.wav,x\n", r"no column 'path' \(columns: file, label\)"),
+        ("clip,label\na.wav,x\n", r"no column 'path' \(columns: clip, label\)"),
         ("path,label\n", "has no rows"),
         ("", "cannot be read as CSV"),
         ("path,label\na.wav,x\n,y\n", "row 2 has no path"),

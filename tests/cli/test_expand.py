@@ -1,5 +1,12 @@
-import pytest
+import sys
 
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+
+from decar.cli.config import conf_dir
+from decar.cli.eval import many_tasks
 from decar.cli.expand import expand_tasks
 from decar.errors import ConfigError
 
@@ -29,3 +36,16 @@ def test_what_cannot_be_expanded_says_why(root):
         expand_tasks(["-m", f"task.root={root}", "task.name=x*"])
     with pytest.raises(ConfigError, match=r"means 3 tasks: add -m"):
         expand_tasks([f"task.root={root}", "task.name=*"])
+
+
+@pytest.mark.parametrize(("word", "skips"), [("task=glob(*)", True), ("task=kind,event", False)])
+def test_a_job_in_another_process_knows_that_the_sweep_is_over_all_tasks(monkeypatch, word, skips):
+    """As submitit's worker composes its job: from the sweep's configuration, with a command line of its own."""
+    typed = [argument for argument in expand_tasks(["-m", word, "mode=frozen"]) if argument != "-m"]
+    monkeypatch.setattr(sys, "argv", ["worker.py"])
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        sweep = loader.load_configuration("eval", [*typed, "hydra.mode=MULTIRUN"], run_mode=RunMode.MULTIRUN)
+        job = loader.load_sweep_config(sweep, ["task=esc50", "mode=frozen"])
+    assert many_tasks(job.hydra) is skips
+    assert not [option for option in job.hydra.overrides.task if "SKIP" in option]

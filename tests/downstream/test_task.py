@@ -114,11 +114,15 @@ GOOD = {"label": ["a", "b", "a", "b", "a", "b"], "split": ["train", "train", "va
 @pytest.mark.parametrize(
     ("columns", "changes", "words"),
     [
-        (GOOD, {"label": "labl"}, "no label column 'labl'.*columns: path, label, split"),
+        (
+            GOOD,
+            {"label": "labl"},
+            "has no column 'labl' .columns: path, label, split.; is 'label' meant.*task.label",
+        ),
         (
             GOOD,
             {"split": "fold"},
-            "no split column 'fold'.*columns: path, label, split.*set task.split, or task.split=null",
+            "has no column 'fold' .columns: path, label, split.*set task.split, or task.split=null",
         ),
         ({**GOOD, "split": ["train", "train", "valid", "fold3", "test", "x"]}, {}, "unknown values 'fold3', 'x'"),
         ({**GOOD, "label": ["a", "b", "a", "b", "a", "c"]}, {}, "no training clip of class 'c'"),
@@ -208,3 +212,57 @@ def test_a_clip_that_the_table_of_all_does_not_have_is_named(tmp_path: Path) -> 
     pd.DataFrame({"path": ["0.wav", "1.wav"]}).to_csv(tmp_path / "index.csv", index=False)
     with pytest.raises(TaskError, match=r"2 of its 4 clips are not in .*index.csv, first: .*2\.wav"):
         load_task(TaskSpec("t", "label", path, source=str(tmp_path / "index.csv")))
+
+
+def grouped(tmp_path: Path, n: int = 240) -> tuple[str, pd.DataFrame]:
+    """Twelve speakers in four places (three speakers each), two recordings of each speaker; all speak every class."""
+    clip = np.arange(n)
+    table = pd.DataFrame({"path": [f"{i}.wav" for i in clip], "label": np.array(["a", "b", "c"])[clip % 3]})
+    speaker = clip // 3 % 12
+    table["Speaker_ID"] = [f"s{i}" for i in speaker]
+    table["recording"] = [f"s{i}-{j}" for i, j in zip(speaker, clip // 36 % 2, strict=True)]
+    table["location"] = [f"l{i // 3}" for i in speaker]
+    table["split"] = np.where(speaker < 9, "train", "test")
+    table.to_csv(tmp_path / "g.csv", index=False)
+    return str(tmp_path / "g.csv"), table
+
+
+@pytest.mark.parametrize("split", ["split", None])
+@pytest.mark.parametrize("group", ["auto", "Speaker_ID", "location"])
+def test_what_belongs_together_is_on_one_side_of_a_drawn_split(tmp_path: Path, split: str | None, group: str) -> None:
+    path, table = grouped(tmp_path)
+    for seed in range(5):
+        task = load_task(TaskSpec("t", "label", path, split, group=group, split_seed=seed))
+        for column in ["Speaker_ID", "recording", "location"] if group == "auto" else [group]:
+            assert pd.Series(task.split).groupby(table[column]).nunique().max() == 1, column
+        counts = pd.crosstab(task.split, task.y)
+        assert (counts.to_numpy() > 0).all(), "every class is in every split"
+        assert (counts.max(axis=1) - counts.min(axis=1)).max() <= 2, "the classes' shares are alike"
+    if group == "Speaker_ID" and split is None:
+        sizes = [len(set(table["Speaker_ID"][task.split == name])) for name in ("train", "valid", "test")]
+        assert sizes == [9, 1, 2]
+
+
+def test_a_draw_by_files_alone_is_what_it_was(tmp_path: Path) -> None:
+    path, table = grouped(tmp_path)
+    drawn = load_task(TaskSpec("t", "label", path, group=None))
+    assert (pd.Series(drawn.split).groupby(table["Speaker_ID"]).nunique() > 1).any()
+    table[["path", "label", "split"]].to_csv(tmp_path / "bare.csv", index=False)
+    assert load_task(TaskSpec("t", "label", str(tmp_path / "bare.csv"))).hash() == drawn.hash()
+    assert drawn.hash()[:16] == "4ea6e96cd9f364bb"
+
+
+def test_columns_that_leave_nothing_to_draw(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, table = grouped(tmp_path)
+    task = load_task(TaskSpec("t", "Speaker_ID", path, None))  # two recordings a speaker: too few
+    assert set(task.split[task.y == 0]) == {"train", "valid", "test"}
+    table.assign(source="zoo").to_csv(path, index=False)
+    with caplog.at_level(logging.INFO):
+        load_task(TaskSpec("t", "label", path, None))
+    assert "no file, Speaker_ID, recording, location is in two of them" in caplog.text
+    assert "source not kept apart in the draw" in caplog.text
+    with pytest.raises(TaskError, match="too few values of source to draw a split that divides none"):
+        load_task(TaskSpec("t", "label", path, None, group="source"))
+    with pytest.raises(TaskError, match=r"task.group=sorce: no column 'sorce' .*; is 'source' meant"):
+        load_task(TaskSpec("t", "label", path, None, group="sorce"))
+    load_task(TaskSpec("t", "label", path, None, group=None))

@@ -78,10 +78,11 @@ def test_what_is_plain_to_see_is_seen_and_what_is_noise_is_not(make_store, table
     assert noise == pytest.approx(1 / 3, abs=0.1)
 
 
-def test_groups_are_not_divided(make_store, table, tmp_path):
+@pytest.mark.parametrize(("column", "group"), [("herd", "herd"), ("Speaker", "auto")])
+def test_groups_are_not_divided(make_store, table, tmp_path, column, group):
     frame = pd.read_csv(table).assign(herd=[f"h{i // 2}" for i in range(13)])
-    frame.to_csv(table, index=False)
-    watch = probe(table, tmp_path, split=None, group="herd")
+    frame.rename(columns={"herd": column}).to_csv(table, index=False)
+    watch = probe(table, tmp_path, split=None, group=group)
     model, data = build(make_store(LENGTHS))
     fit(model, data, tmp_path, epochs=1, callbacks=[watch])
     herd = frame["herd"].to_numpy()
@@ -145,6 +146,7 @@ def test_two_processes_find_the_same(make_store, table, tmp_path):
             r"callbacks\.probe\.label=animal: .*labels\.csv has no such column; there are path, sort",
         ),
         ({"group": "herd"}, r"callbacks\.probe\.group=herd"),
+        ({"split": "part"}, r"callbacks\.probe\.split=part: .* no such column"),
         ({"split": "sort"}, "column 'sort' has 0 labelled clips in train and 0 in valid"),
         ({"kind": "tree"}, r"callbacks\.probe\.kind=tree: choose one of knn, linear"),
         ({"every_n_epochs": 0}, r"callbacks\.probe\.every_n_epochs=0"),

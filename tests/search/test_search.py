@@ -128,6 +128,27 @@ def test_a_row_of_the_table_needs_no_encoder_and_a_file_finds_itself(decar, embe
     assert re.search(r"1  0\.0000  noise/2\.wav", done.out)
 
 
+def test_a_file_that_lies_here_is_searched_for_and_a_row_where_it_is_asked_for(decar, embedded, sound_folder, tmp_path):
+    """The file here has the name of a row and another sound."""
+    (tmp_path / "low").mkdir()
+    (tmp_path / "low/0.wav").write_bytes((sound_folder / "noise/2.wav").read_bytes())
+    for options in ([], ["--root", str(sound_folder)]):
+        done = decar("search", "low/0.wav", *options, str(embedded), "-n", "3", "--csv", "file.csv")
+        found = pd.read_csv(tmp_path / "file.csv")
+        assert found["path"][0] == "noise/2.wav"
+        assert found["distance"][0] < 1e-5
+        assert f"low/0.wav  (the file {tmp_path}/low/0.wav, not the row of {embedded}: pass --row" in done.out
+    done = decar("search", "low/0.wav", str(embedded), "--row", "-n", "3", "--csv", "row.csv")
+    found = pd.read_csv(tmp_path / "row.csv")
+    assert set(found["label"]) == {"low"}
+    assert "low/0.wav" not in set(found["path"])
+    assert f"low/0.wav  (row 5 of {embedded}; 1 - cosine" in done.out
+    (tmp_path / "low/0.wav").unlink()
+    (tmp_path / "low/0.wav").symlink_to(sound_folder / "low/0.wav")
+    done = decar("search", "low/0.wav", str(embedded), "-n", "3", "--root", str(sound_folder))
+    assert "low/0.wav  (row 5 of" in done.out  # the same file: no encoder is needed
+
+
 def test_the_page_holds_all_it_shows_and_escapes_what_it_says(decar, embedded, sound_folder, tmp_path):
     odd = 'low/<b onload="x">&.wav'
     (sound_folder / "low/3.wav").rename(sound_folder / odd)
@@ -180,6 +201,7 @@ def test_a_wrong_question_is_one_line(decar, embedded, sound_folder, tmp_path):
         ([str(tmp_path / "silent.wav"), table], "silent.wav: cannot be searched for, it is silent"),
         ([real, table, "--bundle", other], "other.safetensors is another encoder"),
         (["low/0.wav", table, "--bundle", other], "other.safetensors is another encoder"),
+        (["--row", real, table], "0.wav: no path of"),
         (["low/0.wav", table, "-n", "12"], "has 11 clips to find"),
         (["low/0.wav", str(tmp_path / "no.parquet")], "no.parquet: no such file"),
     ):

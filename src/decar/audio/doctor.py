@@ -16,6 +16,7 @@ import pandas as pd
 
 from decar.audio.build import SILENCE_PEAK, SILENT, in_order
 from decar.audio.decode import decode, file_rate
+from decar.audio.groups import group_columns
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Manifest
 from decar.audio.progress import progress_bar
@@ -24,7 +25,6 @@ from decar.errors import AudioError
 
 ERRORS = ("unreadable", "empty", "silent", "too short", "same content across splits", "group across splits")
 WARNINGS = ("channels cancel", "cut short", "beyond full scale", "clipped", "low rate", "duplicate")
-GROUPS = ("speaker", "recording", "source", "actor", "video", "artist", "instrument", "location", "session", "group")
 FULL_SCALE = 0.999
 BEYOND = 2.0  # times full scale: more than the overshoot of a lossy coding
 CLIPPED_SHARE = 1e-3  # of all samples, at full scale beside another that is
@@ -157,7 +157,7 @@ def _repeated(manifest: Manifest, contents: Sequence[str]) -> Iterator[tuple[int
 def _leaking(manifest: Manifest, apart: Sequence[str]) -> Iterator[tuple[int, str, str]]:
     """The first clip of each value of a grouping column that comes a second time in another split."""
     splits = _splits(manifest)
-    for name in apart or [name for name in GROUPS if name in manifest.table]:
+    for name in apart or group_columns(manifest.table.columns):
         home: dict[str, str] = {}
         told: set[str] = set()
         for i, value in enumerate(manifest.column(name).astype(str)):

@@ -8,10 +8,9 @@ audio is read here, and no torch.
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import logging
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +18,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from pandas.errors import ParserWarning
 
+from decar.audio.columns import find_column, no_column, on_this_system, path_columns, with_path, with_stretches
+from decar.audio.conditions import matching
 from decar.audio.scan import AUDIO_SUFFIXES, find_audio, labels_from_folders
+from decar.audio.tables import PARQUET_SUFFIXES, one_line, read_text_table
 from decar.errors import ManifestError
 
+log = logging.getLogger(__name__)
+
 STRETCH_COLUMNS = ("start", "duration")
-PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +36,8 @@ class Manifest:
 
     Attributes:
         table: one row a clip, RangeIndex. `path` as the source writes it; optional `start` and `duration` (s, NaN =
-            from the beginning, to the end), `split`, and label columns of text.
+            from the beginning, to the end), `split`, and label columns of text. Other names of times are understood
+            where they are clear; see `decar.audio.columns`.
         root: the folder under which relative paths lie.
     """
 
@@ -51,9 +54,9 @@ class Manifest:
             raise ManifestError(
                 f"row {nul[0] + 1}: the path {table['path'][nul[0]]!r} holds a NUL byte: no file has that"
             )
-        for name in STRETCH_COLUMNS:
-            if name in table.columns:
-                table[name] = _seconds(table[name], name)
+        table, notes = with_stretches(table)
+        if notes:
+            log.info("table: %s", ", ".join(notes))
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "root", Path(self.root))
 
@@ -88,37 +91,24 @@ class Manifest:
         path_column: str = "path",
         where: str | None = None,
     ) -> Manifest:
-        """A table with a header line, separated by commas (`.tsv`: by tabs), UTF-8 with or without a byte-order mark.
+        """A table with a header line: commas, semicolons or tabs; UTF-8, or UTF-16 with a byte-order mark.
+
+        `start` and `end`, `onset` and `offset`, `Begin Time (s)` and the like become `start` and `duration`.
 
         Args:
             path: the table.
             root: the folder under which relative paths lie; the folder of the table when None.
-            path_column: the column that names the files; it is called `path` from here on.
+            path_column: the column that names the files; it is called `path` from here on. Where there is no `path`,
+                the only column of a usual name (`file`, `filename`, `audio` and so on) is taken.
             where: only rows for which this holds; see the method `where`.
 
         Raises:
-            ManifestError: the file is missing, cannot be read as a table, has no rows, no such column, or bad numbers.
+            ManifestError: the file is missing, cannot be read as a table, has no rows, no such column, bad numbers, or
+                columns whose meaning is not clear.
         """
         source = Path(path).expanduser()
-        separator = "\t" if source.suffix.lower() == ".tsv" else ","
-        try:
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always", ParserWarning)
-                table = pd.read_csv(
-                    source,
-                    sep=separator,
-                    dtype=str,
-                    keep_default_na=False,
-                    index_col=False,  # else a trailing comma in every row turns the first column into the index
-                    encoding="utf-8-sig",
-                )
-            if told:
-                _refuse_lost_cells(source, separator, len(table.columns))
-        except FileNotFoundError:
-            raise ManifestError(f"the table {source} does not exist") from None
-        except (OSError, ValueError, csv.Error) as error:  # pandas' parser errors and bad UTF-8 are ValueErrors
-            raise ManifestError(f"the table {source} cannot be read as CSV: {_one_line(error)}") from error
-        return cls._from_table(table.fillna(""), source, root, path_column).where(where)
+        table, notes = read_text_table(source, lambda names: bool(path_columns(names, path_column)))
+        return cls._from_table(table, source, root, path_column, notes).where(where)
 
     @classmethod
     def from_parquet(
@@ -138,8 +128,8 @@ class Manifest:
         except FileNotFoundError:
             raise ManifestError(f"the table {source} does not exist") from None
         except Exception as error:  # a damaged file makes pandas and pyarrow raise half a dozen kinds
-            raise ManifestError(f"the table {source} cannot be read as Parquet: {_one_line(error)}") from error
-        return cls._from_table(pd.DataFrame(columns), source, root, path_column).where(where)
+            raise ManifestError(f"the table {source} cannot be read as Parquet: {one_line(error)}") from error
+        return cls._from_table(pd.DataFrame(columns), source, root, path_column, []).where(where)
 
     @classmethod
     def from_path(
@@ -159,23 +149,30 @@ class Manifest:
 
     @classmethod
     def _from_table(
-        cls, table: pd.DataFrame, source: Path, root: str | os.PathLike[str] | None, path_column: str
+        cls,
+        table: pd.DataFrame,
+        source: Path,
+        root: str | os.PathLike[str] | None,
+        path_column: str,
+        notes: list[str],
     ) -> Manifest:
-        if path_column not in table.columns:
-            raise ManifestError(
-                f"{source} has no column '{path_column}' (columns: {_names(table)}): name the one with the paths"
-            )
-        if len(table) == 0:
-            raise ManifestError(f"{source} has no rows: one row a clip is expected")
-        if path_column != "path":  # the column asked for is the path, whatever else is called so
-            table = table.drop(columns="path", errors="ignore").rename(columns={path_column: "path"})
-        empty = np.flatnonzero((table["path"] == "").to_numpy())
-        if len(empty):
-            raise ManifestError(f"{source}: row {empty[0] + 1} has no path ({len(empty)} such rows)")
+        folder = Path(root).expanduser() if root is not None else source.parent
         try:
-            return cls(table, Path(root).expanduser() if root is not None else source.parent)
+            if len(table) == 0:
+                raise ManifestError("has no rows: one row a clip is expected")
+            table, paths = with_path(table, path_column)
+            empty = np.flatnonzero((table["path"] == "").to_numpy())
+            if len(empty):
+                raise ManifestError(f"row {empty[0] + 1} has no path ({len(empty)} such rows)")
+            table, times = with_stretches(table)
+            table["path"], spelling = on_this_system(table["path"], folder)
+            clips = cls(table, folder)
         except ManifestError as error:
             raise ManifestError(f"{source}: {error}") from None
+        notes = [*notes, *paths, *times, *spelling]
+        if notes:
+            log.info("%s: %s", source, "; ".join(notes))
+        return clips
 
     def __len__(self) -> int:
         return len(self.table)
@@ -194,27 +191,17 @@ class Manifest:
         return list(zip(np.nan_to_num(starts).tolist(), whole, strict=True))
 
     def where(self, condition: str | None) -> Manifest:
-        """The clips for which conditions hold, several joined by " and "; None: all.
+        """The clips for which a condition holds, such as `split=train and kind != "dog and cat"`; None: all.
 
-        A condition is `COLUMN=VALUE`, `COLUMN!=VALUE`, or `COLUMN` for one whose value is true, yes or 1. Quotes around
-        a value are not part of it.
+        The grammar is that of `decar.audio.conditions`.
 
         Raises:
-            ManifestError: there is no such column, no clip has the value, or no clip is left.
+            ManifestError: the condition cannot be read, there is no such column, no clip has the value, or no clip is
+                left.
         """
-        keep = np.ones(len(self), bool)
-        for part in condition.split(" and ") if condition else ():
-            name, sign, value = part.strip().partition("=")
-            unlike, name = name.endswith("!"), name.removesuffix("!").strip()
-            if name not in self.table:
-                raise ManifestError(f"where={condition}: no column '{name}' (columns: {_names(self.table)})")
-            words = self.table[name].astype(str).str.strip()
-            value = value.strip().strip("\"'")
-            wanted = words == value if sign else words.str.lower().isin(("true", "yes", "1"))
-            if not wanted.any():  # also of !=, which a misspelt value would make a condition that does nothing
-                values = ", ".join(map(repr, words.value_counts().index[:6]))
-                raise ManifestError(f"where={condition}: no clip has {name}={value or 'true'} (values: {values}, …)")
-            keep &= (wanted != unlike).to_numpy(bool)
+        if not condition:
+            return self
+        keep = matching(self.table, condition)
         if not keep.any():
             raise ManifestError(f"where={condition}: holds for none of {len(self)} clips")
         return self.take(keep)
@@ -224,14 +211,15 @@ class Manifest:
         return Manifest(self.table.iloc[positions(indices, len(self))], self.root)
 
     def column(self, name: str) -> pd.Series:
-        """One column.
+        """One column; capitals, spaces and punctuation of the name do not count where only one can be meant.
 
         Raises:
             ManifestError: there is none of that name; the message lists those there are.
         """
-        if name not in self.table.columns:
-            raise ManifestError(f"the manifest has no column '{name}' (columns: {_names(self.table)})")
-        return self.table[name]
+        found = find_column(self.table.columns, name)
+        if found is None:
+            raise ManifestError(f"the manifest has {no_column(self.table.columns, name)}")
+        return self.table[found]
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) of what the audio of the clips depends on.
@@ -278,32 +266,6 @@ def positions(indices: Sequence[int] | npt.NDArray[np.integer | np.bool_], n: in
     return array.astype(np.int64)
 
 
-def _seconds(column: pd.Series, name: str) -> pd.Series:
-    """Text or numbers → float64 seconds; an empty text is NaN."""
-    blank = column.isna() | (column.astype(str).str.strip() == "")
-    numbers = pd.to_numeric(column.where(~blank), errors="coerce").astype(np.float64)
-    floor_broken = (numbers < 0) if name == "start" else (numbers <= 0)
-    bad = np.flatnonzero((~blank & (numbers.isna() | np.isinf(numbers) | floor_broken)).to_numpy())
-    if len(bad):
-        rule = "a number of seconds ≥ 0" if name == "start" else "a number of seconds > 0"
-        raise ManifestError(
-            f"column '{name}', row {bad[0] + 1}: {column.iloc[bad[0]]!r} is not {rule} "
-            "(leave it empty for the whole file)"
-        )
-    return numbers
-
-
-def _refuse_lost_cells(source: Path, separator: str, width: int) -> None:
-    """More cells than columns: empty ones are a spreadsheet's, others are mostly a comma in a name without quotes."""
-    with open(source, newline="", encoding="utf-8-sig") as file:
-        for row in csv.reader(file, delimiter=separator):
-            if any(cell.strip() for cell in row[width:]):
-                raise ManifestError(
-                    f"the table {source} has {width} columns, but a row of {len(row)} cells "
-                    f"({separator.join(row)[:80]}): put names that hold commas into quotes"
-                )
-
-
 def _is_nested(column: pd.Series) -> bool:
     """Lists and structs (an `embedding` column, say) are no labels."""
     kind = getattr(column.dtype, "pyarrow_dtype", None)
@@ -330,7 +292,3 @@ def _update(digest: hashlib._Hash, parts: Iterable[str]) -> None:
 
 def _names(table: pd.DataFrame) -> str:
     return ", ".join(map(str, table.columns)) or "none"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -9,20 +9,28 @@ from pathlib import Path
 
 import pandas as pd
 
-from decar.audio.manifest import PARQUET_SUFFIXES, Manifest
+from decar.audio.manifest import Manifest
+from decar.audio.tables import is_table
 from decar.errors import ManifestError
 
-TABLES = (".csv", ".tsv", *PARQUET_SUFFIXES)
 STDIN = "-"
 
 
-def read_source(source: str | Path, *, root: str | Path | None = None, stdin: Iterable[str] | None = None) -> Manifest:
+def read_source(
+    source: str | Path,
+    *,
+    root: str | Path | None = None,
+    path_column: str = "path",
+    stdin: Iterable[str] | None = None,
+) -> Manifest:
     """The clips of a source.
 
     Args:
-        source: A folder; a CSV, TSV or Parquet table with a column `path`; a pattern with `*`, `?` or `[]` (`**` for
-            folders at any depth), whose files are all taken; one audio file; or "-": a path a line on stdin.
+        source: A folder; a table with a column of paths (.csv, .tsv, .txt, .parquet); a pattern with `*`, `?` or
+            `[]` (`**` for folders at any depth), whose files are all taken; one audio file; or "-": a path a line on
+            stdin.
         root: Where relative paths of a table or of stdin start from; the table's folder, or this one.
+        path_column: The column of a table that names the files.
         stdin: What "-" reads.
 
     Raises:
@@ -37,8 +45,8 @@ def read_source(source: str | Path, *, root: str | Path | None = None, stdin: It
     path = Path(text).expanduser()
     if path.is_dir():
         return Manifest.from_folder(path)
-    if path.suffix.lower() in TABLES and not (glob.has_magic(text) and not path.exists()):
-        return Manifest.from_path(path, root=root)
+    if is_table(path) and not (glob.has_magic(text) and not path.exists()):
+        return Manifest.from_path(path, root=root, path_column=path_column)
     if path.exists():
         return _listed([text if path == Path(text) else str(path)], None, "")
     if glob.has_magic(text):

@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("source", type=Path, metavar="SOURCE", help="a folder, or a table with a column path")
     doctor.add_argument("--root", type=Path, metavar="DIR", help="where relative paths of a table start from")
     doctor.add_argument(
+        "--path-column", default="path", metavar="NAME", help="the column of a table that names the files"
+    )
+    doctor.add_argument(
         "--apart",
         nargs="+",
         default=[],
@@ -108,7 +111,8 @@ def _doctor(args: argparse.Namespace) -> None:
     from decar.audio import Manifest
     from decar.audio.doctor import examine
 
-    clips = Manifest.from_path(args.source, root=args.root)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    clips = Manifest.from_path(args.source, root=args.root, path_column=args.path_column)
     found = examine(clips, apart=args.apart)
     for severity, path, problem, detail in found[["severity", "path", "problem", "detail"]].to_numpy():
         print(f"{severity}: {path}: {problem}: {detail}")

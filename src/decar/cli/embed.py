@@ -21,8 +21,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "of a table are kept. The same command goes on after a stop, and gives the same bytes.",
     )
     embed.add_argument(
-        "source", metavar="SOURCE", help="a folder, a CSV, TSV or Parquet table with a column path (start and duration "
-        "in seconds where stretches are meant), a quoted pattern, an audio file, or - for paths on stdin",
+        "source", metavar="SOURCE", help="a folder, a table with a column of paths (.csv, .tsv, .txt, .parquet; start "
+        "and end or duration in seconds where stretches are meant), a quoted pattern, an audio file, or - for paths on "
+        "stdin",
     )  # fmt: skip
     embed.add_argument(
         "--bundle", default="small", metavar="NAME",
@@ -34,6 +35,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )  # fmt: skip
     embed.add_argument(
         "--root", type=Path, metavar="DIR", help="where relative paths of a table or of stdin start from"
+    )
+    embed.add_argument(
+        "--path-column", default="path", metavar="NAME", help="the column of a table that names the files"
     )
     embed.add_argument("--windows", type=float, metavar="SECONDS", help="a row a window, with start and duration")
     embed.add_argument("--hop", type=float, metavar="SECONDS", help="from window to window (default: end to end)")
@@ -57,7 +61,7 @@ def _embed(args: argparse.Namespace) -> None:
     if args.workers is not None:
         check_whole("--workers", args.workers, 1)
     check_whole("--batch-size", args.batch_size, 1)
-    clips = read_source(args.source, root=args.root)
+    clips = read_source(args.source, root=args.root, path_column=args.path_column)
     embedder = Embedder(
         _encoder(args.bundle), windows=args.windows, hop=args.hop, device=args.device, batch_size=args.batch_size,
         num_workers=args.workers,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from decar.cli.checks import check, require
 from decar.cli.done import same_job
+from decar.cli.expand import SKIP
 from decar.cli.main import run_hydra
 from decar.cli.obtain import obtain
 
@@ -89,11 +89,12 @@ def has_source(cfg: DictConfig, choice: str, *, skip: bool) -> bool:
 def many_tasks(conf: Any) -> bool:
     """Whether this job is of a sweep over all tasks there are, or all of a table: what cannot be judged is skipped.
 
-    `task=glob(*)` names the tasks that need a source of the user's, and corpora that are not here, as well.
+    `task=glob(*)` names the tasks that need a source of the user's, and corpora that are not here, as well. The job may
+    run in another process (submitit), which does not have the command line that was typed.
     """
     from hydra.types import RunMode
 
-    named = any("glob(" in word for word in sys.argv) or "task" in (conf.sweeper.get("params") or {})
+    named = SKIP in conf.job.env_set or "task" in (conf.sweeper.get("params") or {})
     return conf.mode == RunMode.MULTIRUN and named
 
 

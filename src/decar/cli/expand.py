@@ -1,4 +1,4 @@
-"""`task.name=*` on the command line: all tables of a folder of tasks, in one sweep."""
+"""`task.name=*` and `task=glob(*)` on the command line: all tables of a folder of tasks, or all tasks, in one sweep."""
 
 from __future__ import annotations
 
@@ -7,15 +7,21 @@ from pathlib import Path
 
 from decar.cli.checks import require
 
+SKIP = "DECAR_SKIP_TASKS"  # in hydra.job.env_set: the one place that a job in another process is handed, and no option
+
 
 def expand_tasks(arguments: list[str]) -> list[str]:
     """Replace a pattern in `task.name=` by the names of the tables in `task.root=DIR`'s folder `tasks` that fit it.
 
-    Hydra's own `glob(*)` looks at files of the configuration, not of the user.
+    Hydra's own `glob(*)` looks at files of the configuration, not of the user. It also names tasks whose clips are not
+    here: a sweep over it carries the mark `SKIP`, also into jobs of other processes.
 
     Raises:
         ConfigError: There is no such table, or the command is no sweep.
     """
+    several = any(word in ("-m", "--multirun") for word in arguments)
+    if several and any(word.startswith("task=") and "glob(" in word for word in arguments):
+        arguments = [*arguments, f"++hydra.job.env_set.{SKIP}=1"]
     given = dict(word.split("=", 1) for word in arguments if word.startswith(("task.root=", "task.name=")))
     pattern, root = given.get("task.name", ""), given.get("task.root")
     if not any(sign in pattern for sign in "*?") or root is None:
@@ -23,6 +29,5 @@ def expand_tasks(arguments: list[str]) -> list[str]:
     folder = Path(root).expanduser() / "tasks"
     names = sorted(path.stem for path in folder.glob("*.csv") if fnmatch.fnmatch(path.stem, pattern))
     require(bool(names), f"task.name={pattern}: no such table in {folder}; DIR/tasks/NAME.csv is looked for")
-    several = any(word in ("-m", "--multirun") for word in arguments)
     require(several, f"task.name={pattern} means {len(names)} tasks: add -m")
     return [f"task.name={','.join(names)}" if word.startswith("task.name=") else word for word in arguments]

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Make the command known."""
     parser = commands.add_parser("search", help="the nearest clips to a sound in a table of embeddings")
-    parser.add_argument("sounds", nargs="+", metavar="SOUND", help="a file, or a path of the table")
+    parser.add_argument(
+        "sounds", nargs="+", metavar="SOUND", help="a file, or, where there is no such file, a path of the table"
+    )
     parser.add_argument("embeddings", type=Path, metavar="EMBEDDINGS", help="what `decar embed` wrote (.parquet)")
+    parser.add_argument("--row", action="store_true", help="each SOUND is a path of the table, no file")
     parser.add_argument("-n", type=int, default=10, help="how many (default: %(default)s)")
     parser.add_argument("--bundle", metavar="PATH", help="the encoder that made the table; where it does not say")
     parser.add_argument(
@@ -28,7 +31,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         default="cosine",
         help="cosine of the embeddings as they are, minus the table's mean, or standardised (default: %(default)s)",
     )
-    parser.add_argument("--root", type=Path, metavar="DIR", help="where the table's paths start from, for --html")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="where the table's paths start from")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with players and spectrograms")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write what was found as a table")
     parser.set_defaults(run=_search)
@@ -39,10 +42,11 @@ def _search(args: argparse.Namespace) -> None:
     from decar.search.query import find_queries
 
     index = Index.from_parquet(args.embeddings, args.measure)
-    queries = find_queries(list(dict.fromkeys(args.sounds)), index.table, args.bundle)
-    found = search(index, queries, args.n)
+    sounds = list(dict.fromkeys(args.sounds))
+    queries = find_queries(sounds, index.table, args.bundle, in_table=args.row, root=args.root)
+    found, origin = search(index, queries, args.n), {query.name: query.origin for query in queries}
     for name, clips in found.groupby("query", sort=False):
-        print(f"{name}  (1 - cosine, {args.measure})")
+        print(f"{name}  ({origin[str(name)]}; 1 - cosine, {args.measure})")
         for clip in clips[clips["rank"] > 0].to_dict("records"):
             print(f"{clip['rank']:4d}  {clip['distance']:.4f}  {clip['path']}{_told(clip)}")
     _write(args, found, index)

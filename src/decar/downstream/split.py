@@ -3,49 +3,81 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 SPLITS = ("train", "valid", "test")
 
 
 def hold_out(
-    labels: NDArray[np.str_], files: NDArray[np.str_], share: float, rng: np.random.Generator
+    labels: NDArray[np.str_], groups: NDArray[np.str_], share: float, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Draw a share of every class to set aside, whole files at a time so that no file is on both sides.
+    """Draw a share of every class to set aside, whole groups at a time so that no group is on both sides.
 
-    Of a class with one file nothing is taken, of a class with more at least one file and never all.
+    Where each group has one class, the share holds for the groups of a class: nothing is taken of one group, and of
+    more at least one and never all. Where groups have clips of several classes (a speaker says all words), groups are
+    taken while that brings the classes' shares nearer to the one asked for; no class loses all its clips.
 
     Args:
         labels: `(N,)` class of each clip.
-        files: `(N,)` file that each clip is a stretch of; a file counts for the class of its first clip.
-        share: Part of the files of a class, 0 to 1.
+        groups: `(N,)` name of the group of each clip, its file say.
+        share: Part to set aside, 0 to 1.
         rng: Where the draw comes from.
 
     Returns:
         `(N,)` mask of the clips that are set aside.
     """
-    first = pd.Series(labels).groupby(files).first()  # sorted by file: the draw does not hang on the table's order
-    taken: list[str] = []
-    for label in sorted(set(first)):
-        members = first.index[first == label].to_numpy(str)
+    names, group = np.unique(groups, return_inverse=True)  # sorted: the draw does not depend on the table's order
+    _, y = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(names), y.max(initial=-1) + 1), np.int64)
+    np.add.at(counts, (group, y), 1)
+    draw = _by_class if ((counts > 0).sum(axis=1) == 1).all() else _by_balance
+    return np.isin(group, draw(counts, share, rng))
+
+
+def _by_class(counts: NDArray[np.int64], share: float, rng: np.random.Generator) -> list[int]:
+    """Groups to set aside, of `(G, C)` clips a group and class, where each has one class."""
+    taken: list[int] = []
+    for column in counts.T:
+        members = np.flatnonzero(column)
         count = min(max(1, round(share * len(members))), len(members) - 1)
         taken += rng.permutation(members)[:count].tolist()
-    return np.isin(files, taken)
+    return taken
+
+
+def _by_balance(counts: NDArray[np.int64], share: float, rng: np.random.Generator) -> list[int]:
+    """Groups to set aside, of `(G, C)` clips a group and class, where some have several classes.
+
+    In random order a group is taken if the sum over classes of |part set aside - share| shrinks.
+    """
+    total = counts.sum(axis=0)
+    now = np.zeros(counts.shape[1])
+
+    def distance(held: NDArray[np.float64]) -> float:
+        return float(np.abs(held / total - share).sum()) if (held < total).all() else np.inf
+
+    taken: list[int] = []
+    order = rng.permutation(len(counts)).tolist()
+    for i in order:
+        if distance(now + counts[i]) < distance(now):
+            taken, now = [*taken, i], now + counts[i]
+    if not taken:  # all are larger than the share: the one that is nearest to it
+        best = min(order, key=lambda i: distance(counts[i].astype(np.float64)))
+        taken = [best] if np.isfinite(distance(counts[best].astype(np.float64))) else []
+    return taken
 
 
 def complete(
-    labels: NDArray[np.str_], files: NDArray[np.str_], given: NDArray[np.str_] | None, seed: int
+    labels: NDArray[np.str_], groups: NDArray[np.str_], given: NDArray[np.str_] | None, seed: int
 ) -> NDArray[np.str_]:
-    """Draw what is missing of train, valid and test: all (70/10/20), or validation (15 % of train)."""
+    """Draw the parts that are missing by whole groups: train, valid and test (70/10/20), or valid (15 % of train)."""
     rng = np.random.default_rng(seed)
     split = np.full(len(labels), "train") if given is None else given.copy()
     if given is None:
-        split[hold_out(labels, files, 0.2, rng)] = "test"
+        split[hold_out(labels, groups, 0.2, rng)] = "test"
     if "valid" not in split:
         rest = np.flatnonzero(split == "train")
         share = 0.1 / 0.8 if given is None else 0.15
-        split[rest[hold_out(labels[rest], files[rest], share, rng)]] = "valid"
+        split[rest[hold_out(labels[rest], groups[rest], share, rng)]] = "valid"
     return split
 
 

@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from decar.audio.columns import find_column, no_column
+from decar.audio.groups import AUTO, together
 from decar.audio.manifest import Manifest
 from decar.downstream.split import SPLITS, by_fold, complete, draw_shots
-from decar.errors import TaskError
+from decar.errors import ManifestError, TaskError
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,9 @@ class TaskSpec:
         shots: Few-shot: so many training clips a class, and as many for validation, drawn by the run's seed.
         multilabel: `label` holds several labels joined by commas; judged by mAP.
         split_seed: Seeds the drawing of a split that was not given.
+        group: Column of which no value is divided when a split is drawn; "auto": those called speaker, recording,
+            location and the like, where they leave something to draw; None: none. Clips of one file stay together
+            always.
     """
 
     name: str
@@ -56,6 +61,7 @@ class TaskSpec:
     shots: int | None = None
     multilabel: bool = False
     split_seed: int = 0
+    group: str | None = AUTO
 
     def typed(self, choice: str | None = None) -> dict[str, str | None]:
         """What a user types to name this task: `task` and the options that are not as conf/task/<choice>.yaml has them.
@@ -66,6 +72,7 @@ class TaskSpec:
             return {"task": choice, "task.root": self.root, "task.name": self.name}
         choice = choice or ("folder" if _is_folder(self) else "csv")
         usual: dict[str, Any] = {"name": self.label if choice == "csv" else choice, "fold": None, "shots": None}
+        usual["group"] = AUTO
         if choice in ("csv", "folder"):
             split = "split" if choice == "csv" else None
             usual = {"path": None, "label": "label", "split": split, "multilabel": False} | usual
@@ -129,7 +136,8 @@ def load_task(spec: TaskSpec) -> Task:
     """Load a task: the rows of its source that have a label and a split.
 
     A missing validation split is carved out of train (15 % of each class, drawn by `spec.split_seed`), since selection
-    must never look at the test split.
+    must never look at the test split. Clips of one file, speaker, recording or place stay on one side of a drawn split;
+    see `TaskSpec.group`.
 
     Raises:
         TaskError: No source given, a column is missing, a split value is unknown, a split is empty, there are fewer
@@ -142,13 +150,46 @@ def load_task(spec: TaskSpec) -> Task:
     rows = np.flatnonzero((labels != "") & (given != "")) if given is not None else np.flatnonzero(labels != "")
     if not len(rows):
         raise TaskError(f"task {spec.name}: no clip of {spec.path} has a value in '{spec.label}'; nothing to learn")
-    labels, files = labels[rows], table.table["path"].to_numpy(str)[rows]
-    split = complete(labels, files, None if given is None else given[rows], spec.split_seed)
+    if len(rows) < len(table):
+        log.info("task %s: %d of %d clips have no %s or no split and are left out", spec.name, len(table) - len(rows),
+                 len(table), spec.label)  # fmt: skip
+    labels = labels[rows]
+    split = _completed(spec, table.take(rows), labels, None if given is None else given[rows])
     classes, y = _classes(labels, spec.multilabel)
     source, places = (table, rows) if spec.source is None else _find(spec, table.take(rows))
     task = Task(spec, source, places, source.take(places), y, classes, split)
     _check(task)
     return task
+
+
+def _completed(
+    spec: TaskSpec, clips: Manifest, labels: NDArray[np.str_], given: NDArray[np.str_] | None
+) -> NDArray[np.str_]:
+    """The split of each clip, with what was not given drawn by whole groups."""
+    if given is not None and "valid" in given:
+        return given
+    try:
+        groups, used, left_out = together(
+            clips.table, labels, spec.group, label=find_column(clips.table.columns, spec.label),
+            parts=3 if given is None else 2,
+        )  # fmt: skip
+    except ManifestError as error:
+        raise TaskError(f"task {spec.name}: task.group={spec.group}: {error}") from None
+    split = complete(labels, groups, given, spec.split_seed)
+    what = "train, valid and test are drawn" if given is None else "valid is drawn from train"
+    apart = ", ".join(["file", *used])
+    log.info("task %s: %s, no %s is in two of them", spec.name, what, apart)
+    if left_out:
+        log.warning(
+            "task %s: %s not kept apart in the draw: most clips, or most classes, have one value of it; "
+            "task.group=COLUMN says what to keep apart", spec.name, ", ".join(left_out),
+        )  # fmt: skip
+    if used and "valid" not in split and "train" in split:
+        raise TaskError(
+            f"task {spec.name}: too few values of {', '.join(used)} to draw a split that divides none; give a column "
+            "task.split with train, valid and test, or pass task.group=null"
+        )
+    return split
 
 
 def _classes(labels: NDArray[np.str_], several: bool) -> tuple[list[str], NDArray[np.int64] | NDArray[np.bool_]]:
@@ -236,13 +277,13 @@ def _is_folder(spec: TaskSpec) -> bool:
 
 def _column(spec: TaskSpec, source: Manifest, column: str, key: str) -> NDArray[np.str_]:
     """One column as stripped strings, "" where it is empty."""
-    if column not in source.table:
-        found = ", ".join(map(str, source.table.columns))
+    found = find_column(source.table.columns, column)
+    if found is None:
         draw = ", or task.split=null to have one drawn" if key == "split" else ""
         raise TaskError(
-            f"task {spec.name}: no {key} column '{column}' in {spec.path} (columns: {found}); set task.{key}{draw}"
+            f"task {spec.name}: {spec.path} has {no_column(source.table.columns, column)}; set task.{key}{draw}"
         )
-    return source.table[column].fillna("").astype(str).str.strip().to_numpy(str)
+    return source.table[found].fillna("").astype(str).str.strip().to_numpy(str)
 
 
 def _given_split(spec: TaskSpec, source: Manifest) -> NDArray[np.str_] | None:

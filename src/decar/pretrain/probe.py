@@ -21,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from decar.audio import FrontEnd, LogMelStore, Manifest
+from decar.audio.groups import AUTO, together
 from decar.audio.store import DEFAULT_CACHE
 from decar.errors import ConfigError, TrainingError, check_positive, check_whole
 from decar.pretrain.embed import embed_dataset
@@ -51,7 +52,8 @@ class OnlineProbe(Callback):
         path_column: Its column of paths.
         split: Its column with `train` and `valid`, where it has one; other rows, as `test`, are not looked at. None or
             not there: a quarter is held out, whole groups at a time.
-        group: Column whose values are not divided over both parts, as speaker or recording; None: clips of one file.
+        group: Column whose values are not divided over both parts; "auto": those called speaker, recording, location
+            and the like, where they leave something to hold out; None: clips of one file.
         kind: `knn`, or `linear`: logistic regression; both on standardised embeddings.
         every_n_epochs: How often; after the last epoch too.
         neighbours: That vote, of `knn`.
@@ -68,7 +70,7 @@ class OnlineProbe(Callback):
         root: str | None = None,
         path_column: str = "path",
         split: str | None = "split",
-        group: str | None = None,
+        group: str | None = AUTO,
         kind: Kind = "knn",
         every_n_epochs: int = 5,
         neighbours: int = 10,
@@ -112,7 +114,9 @@ class OnlineProbe(Callback):
         assert self.path is not None
         path = Path(self.path).expanduser()
         manifest = Manifest.from_path(path, root=self.root, path_column=self.path_column)
-        for option, column in (("label", self.label), ("group", self.group)):
+        group = None if self.group == AUTO else self.group
+        split = None if self.split == "split" else self.split  # the default may be missing, what is asked for may not
+        for option, column in (("label", self.label), ("group", group), ("split", split)):
             if column is not None and column not in manifest.table:
                 there = ", ".join(map(str, manifest.table))
                 raise ConfigError(f"callbacks.probe.{option}={column}: {path} has no such column; there are {there}")
@@ -142,7 +146,10 @@ class OnlineProbe(Callback):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of rare classes
-                groups = self._column(self.group or "path")
+                assert self._store is not None
+                table = self._store.manifest.table
+                groups, used, _ = together(table, self._column(self.label), self.group, label=self.label)
+                log.info("probe: a quarter is held out, no %s is in both parts", ", ".join(["file", *used]))
                 train, valid = next(folds.split(self._classes, self._classes, groups))
         except ValueError:  # fewer groups than folds
             return nothing, nothing

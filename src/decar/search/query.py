@@ -21,39 +21,71 @@ class Query:
     Attributes:
         name: As it was asked for, with its place in the file where the table has several clips of one.
         vector: `(D,)`.
-        row: Its row of the table; None for a file from elsewhere.
+        row: Its row of the table; None for a file.
+        origin: Which of the two was used, in words.
     """
 
     name: str
     vector: NDArray[np.float32]
     row: int | None = None
+    origin: str = ""
 
 
-def find_queries(sounds: list[str], table: EmbeddingTable, bundle: str | None = None) -> list[Query]:
+def find_queries(
+    sounds: list[str],
+    table: EmbeddingTable,
+    bundle: str | None = None,
+    *,
+    in_table: bool = False,
+    root: Path | None = None,
+) -> list[Query]:
     """A query for each sound, or for each clip of it that the table has.
 
+    A file that exists is what is searched for, also where the table has a row of that name: its sound may be another.
+    The row is taken, and needs no encoder, where there is no such file or where `root` shows that both are one file.
+
     Args:
-        sounds: Paths as the table writes them, which need no encoder; else files.
+        sounds: Files, or paths as the table writes them.
         table: Where they are going to be looked for.
         bundle: The encoder; None: the one that the table was made by, as it says.
+        in_table: Whether all sounds are paths of the table, whatever files there are.
+        root: Where relative paths of the table start from; None: as the table says, if it does.
 
     Raises:
         SearchError: There is no such sound, it cannot be read, or the encoder is not the table's.
     """
-    in_table = {sound: np.flatnonzero(table.rows["path"].astype(str) == sound) for sound in sounds}
-    files = [sound for sound in sounds if not len(in_table[sound])]
-    for sound in files:
-        if not Path(sound).is_file():
-            raise SearchError(f"{sound}: no such file, and no path of {table.file} (such as {table.rows['path'][0]})")
+    root = root or (Path(table.facts["root"]) if table.facts.get("root") else None)
+    paths = table.rows["path"].astype(str).to_numpy()
+    places = {sound: np.flatnonzero(paths == sound) for sound in sounds}
+    files = [sound for sound in sounds if not in_table and _is_file(sound, root if len(places[sound]) else None)]
+    for sound in sounds:
+        if sound not in files and not len(places[sound]):
+            what = "no path of" if in_table else "no such file, and no path of"
+            raise SearchError(f"{sound}: {what} {table.file} (such as {paths[0]})")
     if bundle is not None or files:
         encoder = _encoder_of(table, bundle)
-    made = {sound: [Query(sound, _embed(encoder, sound))] for sound in files}
-    rows = np.concatenate([np.empty(0, np.int64), *in_table.values()])
+    made = {sound: [_file_query(sound, encoder, table, len(places[sound]))] for sound in files}
+    rows = np.concatenate([np.empty(0, np.int64), *(places[sound] for sound in sounds if sound not in files)])
     vectors = dict(zip(rows.tolist(), table.take(rows), strict=True)) if len(rows) else {}
-    for sound, places in in_table.items():
-        if len(places):
-            made[sound] = [Query(_named(table, row), vectors[row], row) for row in places.tolist()]
+    for sound in sounds:
+        if sound not in files:
+            made[sound] = [
+                Query(_named(table, row), vectors[row], row, f"row {row + 1} of {table.file}")
+                for row in places[sound].tolist()
+            ]
     return [query for sound in sounds for query in made[sound]]
+
+
+def _is_file(sound: str, root: Path | None) -> bool:
+    """Whether a file of this name exists that is not known to be the one under `root`."""
+    file = Path(sound)
+    return file.is_file() and not (root is not None and (root / sound).is_file() and file.samefile(root / sound))
+
+
+def _file_query(sound: str, encoder: Encoder, table: EmbeddingTable, n_rows: int) -> Query:
+    """A file to search for; says so where the table has rows of its name."""
+    also = f", not the row of {table.file}: pass --row for that" if n_rows else ""
+    return Query(sound, _embed(encoder, sound), None, f"the file {Path(sound).absolute()}{also}")
 
 
 def _named(table: EmbeddingTable, row: int) -> str:
