@@ -33,7 +33,7 @@ def settle(cfg: DictConfig, n_clips: int, checkpoint: str | None, processes: int
     if not steps_open and cfg.k is not None:
         return
     before = _picked_before(checkpoint)
-    made = plan(n_clips, processes * cfg.loader.batch_size, **(_time(cfg) if steps_open and not before else {}))
+    made = plan(n_clips, cfg.loader.batch_size, **(_time(cfg, processes) if steps_open and not before else {}))
     picked: dict[str, Any] = {"k": made.k}
     if steps_open:
         picked |= {"sampler.every_n_steps": made.every_n_steps, "trainer.max_epochs": made.max_epochs}
@@ -45,11 +45,12 @@ def settle(cfg: DictConfig, n_clips: int, checkpoint: str | None, processes: int
     log.info("picked %s (%s)", told, why)
 
 
-def _time(cfg: DictConfig) -> dict[str, float]:
-    """What the budget allows and what a step costs here; nothing without a budget."""
+def _time(cfg: DictConfig, processes: int) -> dict[str, float]:
+    """What the budget allows and what a step costs each of the processes; nothing without a budget."""
     import torch
     from hydra.utils import instantiate
 
+    from decar.pretrain.datamodule import share_of_batch
     from decar.pretrain.plan import measure_step, parse_budget
 
     if cfg.budget is None:
@@ -57,7 +58,8 @@ def _time(cfg: DictConfig) -> dict[str, float]:
     seconds = parse_budget(cfg.budget)
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu")
     encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
-    cost = measure_step(encoder, cfg.loader.batch_size, cfg.loader.crop_frames, "cuda" if on_gpu else "cpu")
+    share = share_of_batch(cfg.loader.batch_size, processes)
+    cost = measure_step(encoder, share, cfg.loader.crop_frames, "cuda" if on_gpu else "cpu")
     return {"seconds": seconds, "step_seconds": cost}
 
 
