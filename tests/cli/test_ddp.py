@@ -8,7 +8,10 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -23,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["debug=fast", "sampler.every_n_steps=20", "trainer.accelerator=cpu"]
 
 
-def start(folder, *words, runner=(sys.executable, "train.py")):
-    command = [*runner, *SMALL, *words, f"hydra.run.dir={folder}/run"]
+def start(folder, *words, runner=(sys.executable, "train.py"), small=SMALL):
+    command = [*runner, *small, *words, f"hydra.run.dir={folder}/run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -99,8 +102,10 @@ def test_a_sweep_over_several_processes_leaves_the_environment_as_it_was(train, 
         (["trainer.strategy=deepspeed_stage_2"], "trainer.strategy=deepspeed_stage_2: heads are renewed"),
         (["trainer.devices=2", "trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn: heads are renewed"),
         (["trainer=ddp", "trainer.devices=3"], "loader.batch_size=64 is the batch of all 3 processes"),
-        *((["trainer.precision=" + name], f"trainer.precision={name}: weights are trained in float32 only")
-          for name in ("bf16-true", "16-true", "64-true", "transformer-engine", "64")),
+        *(
+            (["trainer.precision=" + name], f"trainer.precision={name}: weights are trained in float32 only")
+            for name in ("bf16-true", "16-true", "64-true", "transformer-engine", "64")
+        ),
         (["trainer=ddp", "trainer.devices=2", "+trainer.num_nodes=2"], "start it with torchrun or srun on every node"),
     ],
 )
@@ -146,3 +151,31 @@ def test_same_sees_the_smallest_difference():
     b = {"x": [torch.tensor([0.0, 0.0, 1e-30]), 1.0], "y": {"z": "w"}}
     assert same(a, a)
     assert not same(a, b)
+
+
+@pytest.mark.slow
+def test_the_paper_on_two_processes_is_the_paper(tmp_path):
+    """SGD, SpecAugment, SyncBatchNorm over three epochs; only `trainer.devices` differs.
+
+    An untrained EfficientNet-B0 multiplies the rounding of float32 too much to compare curves; its gradients are
+    compared in float64, in tests/pretrain/test_ranks.py. Clusters of the network are there too.
+    """
+    rng = np.random.default_rng(0)
+    for i in range(64):
+        tone = np.sin(2 * np.pi * (200 * 1.5 ** (i % 8)) * np.arange(20_000) / 16_000)
+        path = tmp_path / "sounds" / f"{i}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, 0.2 * tone + rng.uniform(0.001, 0.1) * rng.normal(size=len(tone)), 16_000)
+    words = ["experiment=paper", "encoder=conv", "encoder.dropout=0", "labels=descriptors", "labels.dim=4", "k=8",
+             "data=folder", f"data.root={tmp_path}/sounds", f"cache_dir={tmp_path}/cache", "trainer.accelerator=cpu",
+             "trainer.max_epochs=3", "sampler.every_n_steps=4", "loader.batch_size=16", "optimizer.lr=0.005",
+             "report=false", "trainer.log_every_n_steps=1"]  # fmt: skip
+    curves = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        finish(folder, *words, f"trainer.devices={devices}", small=())
+        rows = pd.read_csv(folder / "run/metrics.csv")
+        curves.append([rows[key].dropna().to_numpy() for key in ("loss_step", "loss_epoch", "n_clusters")])
+    assert [len(values) for values in curves[0]] == [12, 3, 3]
+    for mine, theirs in zip(*curves, strict=True):
+        np.testing.assert_allclose(theirs, mine, rtol=1e-4)

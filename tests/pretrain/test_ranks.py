@@ -14,7 +14,8 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 from timm.layers import BatchNormAct2d
-from torch import nn
+from torch import distributed, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from decar.clustering import PIC, KMeans
@@ -24,6 +25,7 @@ from decar.models.encode import run_pass
 from decar.pretrain import EpochLabels, NetworkLabels
 from decar.pretrain import embed as embed_module
 from decar.pretrain.datamodule import share_of_batch
+from decar.pretrain.ranks import average_gradients, deal_batch, mean_over_ranks
 from decar.pretrain.sync import SyncedLayer, SyncLayers
 from tests.pretrain.helpers import build
 
@@ -131,7 +133,9 @@ def test_ranks_agree_to_the_bit(make_store, tmp_path, pic, sample):
         first = ranks[0]["epochs"][0]
         assert np.array_equal(first["labels"], found[1][0]["epochs"][0]["labels"]), "the same weights, the same labels"
     sizes = [epoch["sizes"] for epoch in found[2][0]["epochs"]]
-    assert not pic or len(set(map(tuple, sizes))) > 1, f"{sizes}: PIC's number of clusters must change or this shows nothing"
+    assert not pic or len(set(map(tuple, sizes))) > 1, (
+        f"{sizes}: PIC's number of clusters must change or this shows nothing"
+    )
 
 
 def test_two_processes_learn_what_one_does(make_store, tmp_path):
@@ -182,18 +186,10 @@ def test_synced_layers_keep_all_that_they_are():
     assert [type(layer) for layer in reverted.modules()] == [type(layer) for layer in plain.modules()]
 
 
-class Alone:
-    """Stands in for `torch.distributed` of two ranks that have the same batch."""
-
-    @staticmethod
-    def all_reduce(x):
-        return x + x
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_statistics_over_ranks_are_those_of_the_whole_batch(monkeypatch, dtype):
     monkeypatch.setattr("decar.pretrain.sync.rank_and_size", lambda: (0, 2))
-    monkeypatch.setattr("decar.pretrain.sync.all_reduce", Alone.all_reduce)
+    monkeypatch.setattr("decar.pretrain.sync.sum_over_ranks", lambda x: x + x)  # two ranks with the same batch
     torch.manual_seed(0)
     x = torch.randn(6, 3, 5, 4).to(dtype) * 3 + 100
     for layer in (nn.BatchNorm2d(3), BatchNormAct2d(3, act_layer=nn.SiLU), nn.BatchNorm2d(3, affine=False),
@@ -238,3 +234,43 @@ def test_a_batch_that_does_not_divide_is_refused(batch, size, pass_):
     assert share_of_batch(64, 8) == 8
     with pytest.raises(ConfigError, match=rf"batch_size={batch} .* {size} processes .*pass loader.batch_size={pass_},"):
         share_of_batch(batch, size)
+
+
+def test_a_checkpoint_of_other_batches_is_refused(make_store):
+    before, after = (build(make_store(LENGTHS))[1] for _ in range(2))
+    for data, size in ((before, 12), (after, 6)):
+        data.batch_size, data.every_n_steps = size, 5
+    before.set_labels(EpochLabels(np.zeros((41, 1), np.int64), [1], 0))
+    with pytest.raises(TrainingError, match=r"batches of 12 crops .* here they have 6: give loader\.batch_size=12"):
+        after.load_state_dict(before.state_dict())
+    after.batch_size = 12
+    after.load_state_dict(before.state_dict())
+
+
+def gradients(rank, size, port, path):
+    """Loss and gradient of EfficientNet-B0 in float64 on this rank's share of a batch; over ranks, as DDP has them."""
+    torch.set_num_threads(1)
+    encoder = Encoder("efficientnet_b0", seed=0).double().train()
+    if size > 1:
+        where = {"init_method": f"tcp://127.0.0.1:{port}", "rank": rank, "world_size": size}
+        distributed.init_process_group("gloo", **where)
+        SyncLayers().apply(encoder)
+    x = torch.randn(8, 1, 64, 98, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    loss = functional.cross_entropy(encoder(deal_batch(x)), deal_batch(torch.arange(8)))
+    loss.backward()
+    average_gradients(encoder.parameters())
+    found = {"loss": mean_over_ranks(loss), **{name: p.grad for name, p in encoder.named_parameters()}}
+    torch.save({**found, **dict(encoder.named_buffers())}, f"{path}/{rank}of{size}.pt")
+
+
+@pytest.mark.slow
+def test_efficientnet_learns_the_same_from_shares_of_a_batch(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    gradients(0, 1, port, tmp_path)
+    torch.multiprocessing.spawn(gradients, (2, port, tmp_path), nprocs=2)
+    one, two = (torch.load(tmp_path / f"0of{size}.pt") for size in (1, 2))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-6, atol=1e-9, msg=lambda text, name=name: name + text)

@@ -190,7 +190,7 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[N
         share = str(max(1, cpu_count() // trainer.world_size))
         settings["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", share)
     command = [sys.executable, "-m", "decar.cli.rank", str(config), checkpoint or ""]
-    with _environment({**settings, "LOCAL_RANK": "0"}), _threads(settings.get("OMP_NUM_THREADS")):
+    with _environment({**settings, "LOCAL_RANK": "0"}), threads(settings.get("OMP_NUM_THREADS")):
         children = [
             subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())})
             for rank in range(1, trainer.world_size)
@@ -257,7 +257,8 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(number: str | None) -> Iterator[None]:
+def threads(number: str | int | None) -> Iterator[None]:
+    """As many threads for torch, for a while; None: no change."""
     import torch
 
     before = torch.get_num_threads()

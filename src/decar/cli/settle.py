@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.checks import require
+from decar.cli.launch import threads
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -59,7 +60,8 @@ def _time(cfg: DictConfig, processes: int) -> dict[str, float]:
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu")
     encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
     share = share_of_batch(cfg.loader.batch_size, processes)
-    cost = measure_step(encoder, share, cfg.loader.crop_frames, "cuda" if on_gpu else "cpu")
+    with threads(max(1, torch.get_num_threads() // processes)):  # each process of several takes its share of the cores
+        cost = measure_step(encoder, share, cfg.loader.crop_frames, "cuda" if on_gpu else "cpu")
     return {"seconds": seconds, "step_seconds": cost}
 
 

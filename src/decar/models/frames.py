@@ -7,7 +7,7 @@ each band has weights of its own.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -97,13 +97,11 @@ def wide_at_the_end(layers: nn.Sequential, x: Tensor) -> Tensor:
     whitening then scales up the rounding.
     """
     if not torch.is_autocast_enabled(x.device.type):
-        out: Tensor = layers(x)
-        return out
+        return cast(Tensor, layers(x))
     last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
     x = layers[:last](x)
     with torch.autocast(x.device.type, enabled=False):
-        out = layers[last:](x.float())
-    return out
+        return cast(Tensor, layers[last:](x.float()))
 
 
 def plain_trunk(widths: Sequence[int]) -> nn.Sequential:

@@ -235,13 +235,14 @@ class PretrainData(LightningDataModule):
             "kept": now.kept,
             "clips": self._clips_hash(),
             "steps_per_epoch": self.steps_per_epoch,
+            "batch_size": self.batch_size,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the labels of a checkpoint.
 
         Raises:
-            TrainingError: It was made with other clips, or with epochs of another length.
+            TrainingError: It was made with other clips, epochs of another length or batches of another size.
         """
         if state:
             if state["clips"] != self._clips_hash():
@@ -253,6 +254,11 @@ class PretrainData(LightningDataModule):
                 raise TrainingError(
                     f"the checkpoint has epochs of {state['steps_per_epoch']} steps, here they have "
                     f"{self.steps_per_epoch}: give the loader.batch_size and sampler options it was made with"
+                )
+            if state.get("batch_size", self.batch_size) != self.batch_size:
+                raise TrainingError(
+                    f"the checkpoint was made with batches of {state['batch_size']} crops over all processes, here "
+                    f"they have {self.batch_size}: give loader.batch_size={state['batch_size']}"
                 )
             labels = state["labels"].numpy().astype(np.int64)
             sizes, health, kept = list(state["sizes"]), dict(state["health"]), int(state.get("kept", 0))

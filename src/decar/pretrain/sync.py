@@ -5,13 +5,11 @@ adds is lost, such as the activation inside timm's `BatchNormAct2d`, 49 layers o
 keeps its class, weights, hooks and `forward`; only the call of `functional.batch_norm` in it is replaced.
 """
 
-from functools import cache
 from typing import Any, cast
 
 import torch
 from pytorch_lightning.plugins.layer_sync import LayerSync
-from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.nn.modules._functions import SyncBatchNorm as FusedSyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -60,7 +58,6 @@ class SyncedLayer(nn.Module):
         return out
 
 
-@cache
 def _synced(cls: type[nn.Module]) -> type[nn.Module]:
     return type(f"Synced{cls.__name__}", (SyncedLayer, cls), {})
 
@@ -101,16 +98,16 @@ def batch_norm_over_ranks(
     """
     assert training
     if x.is_cuda:
-        size, group = rank_and_size()[1], torch.distributed.group.WORLD
-        fused = FusedSyncBatchNorm.apply(x, weight, bias, running_mean, running_var, eps, momentum, group, size)  # type: ignore[no-untyped-call]
-        return cast(Tensor, fused)
+        size, group = rank_and_size()[1], distributed.group.WORLD
+        numbers = (running_mean, running_var, eps, momentum)
+        return cast(Tensor, FusedSyncBatchNorm.apply(x, weight, bias, *numbers, group, size))
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     rest, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
     local = torch.cat([wide.new_tensor([x.numel() / x.shape[1]]), wide.sum(rest)])
-    count, total = all_reduce(local).split([1, x.shape[1]])  # type: ignore[no-untyped-call]
+    count, total = sum_over_ranks(local).split([1, x.shape[1]])
     mean = total / count
     centred = wide - mean.view(shape)  # two sums rather than E[x²] − E[x]²: that loses digits
-    var = all_reduce(centred.square().sum(rest)) / count  # type: ignore[no-untyped-call]
+    var = sum_over_ranks(centred.square().sum(rest)) / count
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(mean, momentum)
@@ -118,3 +115,22 @@ def batch_norm_over_ranks(
     out: Tensor = centred * (var + eps).rsqrt().view(shape)
     out = out if weight is None else out * weight.view(shape)
     return (out if bias is None else out + bias.view(shape)).to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()  # each rank's loss depends on this rank's part
+        distributed.all_reduce(total)
+        return total
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of a tensor of every rank, through which gradients flow."""
+    return cast(Tensor, _Sum.apply(x))
