@@ -5,13 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import soundfile
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from benchmarks.chaos import difference, same
+from decar.cli.config import conf_dir
 from decar.cli.launch import trainer_options
 from decar.pretrain.sync import SyncLayers
 
@@ -19,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["debug=fast", "sampler.every_n_steps=20", "trainer.accelerator=cpu"]
 
 
-def start(folder, *words, runner=(sys.executable,)):
-    command = [*runner, "train.py", *SMALL, *words, f"hydra.run.dir={folder}/run"]
+def start(folder, *words, runner=(sys.executable, "train.py"), small=SMALL):
+    command = [*runner, *small, *words, f"hydra.run.dir={folder}/run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -42,10 +49,11 @@ def wait_for(path, process):
 
 def test_two_processes_started_here_or_by_torchrun_are_the_same_run_and_a_kill_changes_nothing(tmp_path):
     ddp = ["trainer=ddp", "trainer.devices=2", "sampler.every_n_steps=40"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "train.py", "-m"]
     finish(tmp_path / "whole", *ddp)
-    finish(tmp_path / "torchrun", *ddp, runner=torchrun)
-    assert not difference(tmp_path / "torchrun", tmp_path / "whole")
+    sweep = [f"hydra.sweep.dir={tmp_path}/torchrun", "hydra.sweep.subdir=${sampler.every_n_steps}/run"]
+    finish(tmp_path / "torchrun", *ddp[:2], "sampler.every_n_steps=5,40", *sweep, runner=torchrun)
+    assert not difference(tmp_path / "torchrun/40", tmp_path / "whole")
     process = start(tmp_path / "cut", *ddp, "resume=auto", "callbacks.inside.minutes=0")
     wait_for(tmp_path / "cut/run/checkpoints/last.ckpt", process)
     process.kill()
@@ -90,7 +98,14 @@ def test_a_sweep_over_several_processes_leaves_the_environment_as_it_was(train, 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["trainer.devices=2", "trainer.strategy=fsdp", "trainer.accelerator=cpu"], "trainer"),
+        (["trainer.devices=2", "trainer.strategy=fsdp"], "trainer.strategy=fsdp: heads are renewed every epoch"),
+        (["trainer.strategy=deepspeed_stage_2"], "trainer.strategy=deepspeed_stage_2: heads are renewed"),
+        (["trainer.devices=2", "trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn: heads are renewed"),
+        (["trainer=ddp", "trainer.devices=3"], "loader.batch_size=64 is the batch of all 3 processes"),
+        *(
+            (["trainer.precision=" + name], f"trainer.precision={name}: weights are trained in float32 only")
+            for name in ("bf16-true", "16-true", "64-true", "transformer-engine", "64")
+        ),
         (["trainer=ddp", "trainer.devices=2", "+trainer.num_nodes=2"], "start it with torchrun or srun on every node"),
     ],
 )
@@ -101,10 +116,34 @@ def test_what_cannot_be_is_said(train, words, told):
 
 
 def test_sync_batchnorm_becomes_the_plugin_that_works_everywhere():
-    cfg = OmegaConf.create({"trainer": {"sync_batchnorm": True, "plugins": [{"_target_": "x"}]}})
+    cfg = OmegaConf.create({"trainer": {"strategy": "ddp", "sync_batchnorm": True, "plugins": [{"_target_": "x"}]}})
     made = trainer_options(cfg)
     assert "sync_batchnorm" not in made
     assert [plugin["_target_"] for plugin in made.plugins] == ["x", f"{SyncLayers.__module__}.SyncLayers"]
+
+
+CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.enable_progress_bar=false"]
+
+
+def options_of(*words):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return trainer_options(compose("train", [*CPU, *words]))
+
+
+@pytest.mark.parametrize("strategy", [None, "auto", "ddp", "ddp_find_unused_parameters_true"])
+def test_however_several_processes_are_asked_for_the_settings_are_those_of_ddp(strategy):
+    """Lightning's own give up after 30 minutes, while rank 0 may cluster for longer."""
+    word = [] if strategy is None else [f"trainer.strategy={strategy}"]
+    by_gpu, by_ddp = (options_of(f"trainer={name}", "trainer.devices=8", *word) for name in ("gpu", "ddp"))
+    assert by_gpu == by_ddp
+    made = instantiate(by_gpu.strategy)
+    assert type(made).__name__ == "DDPStrategy"
+    assert made._timeout == timedelta(hours=24)
+    assert made._ddp_kwargs == {"find_unused_parameters": True}
+    assert options_of("trainer=gpu", "trainer.devices=1").strategy == "auto"
+    own = "trainer.strategy={_target_:pytorch_lightning.strategies.DDPStrategy,find_unused_parameters:false}"
+    assert instantiate(options_of(own).strategy)._timeout == timedelta(hours=24)
+    assert instantiate(options_of(own).strategy)._ddp_kwargs == {"find_unused_parameters": False}
 
 
 def test_same_sees_the_smallest_difference():
@@ -112,3 +151,31 @@ def test_same_sees_the_smallest_difference():
     b = {"x": [torch.tensor([0.0, 0.0, 1e-30]), 1.0], "y": {"z": "w"}}
     assert same(a, a)
     assert not same(a, b)
+
+
+@pytest.mark.slow
+def test_the_paper_on_two_processes_is_the_paper(tmp_path):
+    """SGD, SpecAugment, SyncBatchNorm over three epochs; only `trainer.devices` differs.
+
+    An untrained EfficientNet-B0 multiplies the rounding of float32 too much to compare curves; its gradients are
+    compared in float64, in tests/pretrain/test_ranks.py. Clusters of the network are there too.
+    """
+    rng = np.random.default_rng(0)
+    for i in range(64):
+        tone = np.sin(2 * np.pi * (200 * 1.5 ** (i % 8)) * np.arange(20_000) / 16_000)
+        path = tmp_path / "sounds" / f"{i}.wav"
+        path.parent.mkdir(exist_ok=True)
+        soundfile.write(path, 0.2 * tone + rng.uniform(0.001, 0.1) * rng.normal(size=len(tone)), 16_000)
+    words = ["experiment=paper", "encoder=conv", "encoder.dropout=0", "labels=descriptors", "labels.dim=4", "k=8",
+             "data=folder", f"data.root={tmp_path}/sounds", f"cache_dir={tmp_path}/cache", "trainer.accelerator=cpu",
+             "trainer.max_epochs=3", "sampler.every_n_steps=4", "loader.batch_size=16", "optimizer.lr=0.005",
+             "report=false", "trainer.log_every_n_steps=1"]  # fmt: skip
+    curves = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        finish(folder, *words, f"trainer.devices={devices}", small=())
+        rows = pd.read_csv(folder / "run/metrics.csv")
+        curves.append([rows[key].dropna().to_numpy() for key in ("loss_step", "loss_epoch", "n_clusters")])
+    assert [len(values) for values in curves[0]] == [12, 3, 3]
+    for mine, theirs in zip(*curves, strict=True):
+        np.testing.assert_allclose(theirs, mine, rtol=1e-4)

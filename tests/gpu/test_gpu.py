@@ -74,3 +74,26 @@ def test_nccl(tmp_path):
         pytest.skip("one device: NCCL between two was not tried")
     run = train(tmp_path / "two", *SMALL, "trainer=ddp", "trainer.devices=2")
     assert (run / "finished.json").is_file()
+
+
+def test_fused_batchnorm_over_ranks_is_batchnorm():
+    """Of one rank; what it computes over several is tested on CPUs, with the other kernel."""
+    from torch import distributed
+    from torch.nn import functional
+
+    from decar.pretrain.sync import batch_norm_over_ranks
+
+    distributed.init_process_group("nccl", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        x = torch.randn(6, 3, 5, 4, device="cuda") * 3 + 10
+        found = []
+        for norm in (functional.batch_norm, batch_norm_over_ranks):
+            mean, var = torch.zeros(3, device="cuda"), torch.ones(3, device="cuda")
+            weight = torch.full((3,), 2.0, device="cuda", requires_grad=True)
+            out = norm(x, mean, var, weight, None if norm is functional.batch_norm else torch.zeros_like(mean), True)
+            out.square().sum().backward()
+            found.append([out.detach(), mean, var, weight.grad])
+        for mine, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    finally:
+        distributed.destroy_process_group()

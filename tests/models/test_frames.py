@@ -7,7 +7,7 @@ from decar.audio import FrontEnd
 from decar.errors import BundleError, ConfigError
 from decar.models import Encoder, encode_store, load_encoder, save_bundle
 from decar.models.encoder import evaluating
-from decar.models.frames import FrequencyKeeping
+from decar.models.frames import FrequencyKeeping, plain_trunk
 from tests.conftest import SMALL
 
 KEEPING = [{"name": "conv"}, {"name": SMALL, "stride": 8}]
@@ -272,3 +272,16 @@ def test_what_cannot_be_built_gets_one_line(options, message):
 def test_a_trunk_must_give_maps():
     with pytest.raises(ConfigError, match="not \\(B, C"):
         FrequencyKeeping(torch.nn.Flatten(), 64, 98)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_under_autocast_the_last_layer_and_the_pooling_are_float32(local):
+    network = FrequencyKeeping(plain_trunk([8, 8]), 64, 98, hidden=16, pool="avg", local=local).eval()
+    x = torch.randn(2, 1, 64, 98)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = network(x)
+        frames = network.trunk((x - network.mean) / network.std).permute(0, 3, 1, 2).flatten(2)
+        hidden = network.mlp[:3](frames)
+    assert out.dtype == torch.float32
+    expected = torch.relu(hidden.float() @ network.mlp[3].weight.T + network.mlp[3].bias).mean(1)
+    torch.testing.assert_close(out[:, :16], expected.detach(), rtol=1e-5, atol=1e-6)

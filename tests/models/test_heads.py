@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from decar.clustering.stats import effective_rank
 from decar.models import Projection, PseudoLabelHeads
 
 
@@ -60,3 +61,20 @@ def test_the_projection_with_batchnorm_is_clustered_before_its_relu():
     expected = (x @ linear.weight.T - 0.3) / (4.0 + norm.eps) ** 0.5
     torch.testing.assert_close(g.features(x), expected)
     torch.testing.assert_close(g(x), expected.clamp(min=0))
+
+
+@pytest.mark.parametrize("kind", ["paper", "batchnorm", "released"])
+def test_under_autocast_the_last_layer_is_float32(kind):
+    """Clips that differ by a hundredth of what they share: rounding of `z` must not look like further directions."""
+    g = Projection(32, 64, kind=kind, seed=0).eval()
+    torch.manual_seed(0)
+    x = torch.rand(1, 32) * 10 + torch.randn(200, 3) @ torch.randn(3, 32) * 0.03
+    plain = g.features(x).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        projected, z = g.both(x)
+    assert z.dtype == projected.dtype == torch.float32
+    if kind != "released":
+        assert torch.equal(z, plain)
+        ranks = [effective_rank((v - v.mean(0)).numpy()) for v in (plain, z.detach())]
+        assert ranks[1] == pytest.approx(ranks[0], rel=0.01)
+        assert ranks[0] < 4

@@ -5,19 +5,28 @@ import multiprocessing
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
-from torch import nn
+from timm.layers import BatchNormAct2d
+from torch import distributed, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from decar.clustering import PIC, KMeans
+from decar.errors import ConfigError, TrainingError
+from decar.models import Encoder
 from decar.models.encode import run_pass
-from decar.pretrain import NetworkLabels
+from decar.pretrain import EpochLabels, NetworkLabels
 from decar.pretrain import embed as embed_module
-from decar.pretrain.sync import SyncBatchNorm, SyncLayers
+from decar.pretrain.datamodule import share_of_batch
+from decar.pretrain.ranks import average_gradients, deal_batch, mean_over_ranks
+from decar.pretrain.sync import SyncedLayer, SyncLayers
 from tests.pretrain.helpers import build
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5 + [77]  # 41 clips: not a multiple of 2 or 3
@@ -31,12 +40,14 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         labels = trainer.datamodule.labels
-        if len(self.epochs) == trainer.current_epoch:
-            self.epochs.append({"labels": labels.labels.copy(), "sizes": labels.sizes, "index": [], "loss": []})
+        while len(self.epochs) <= trainer.current_epoch:
+            made = {"labels": labels.labels.copy(), "sizes": labels.sizes}
+            self.epochs.append({**made, "index": [], "loss": [], "logged": []})
         self.epochs[-1]["index"].append(batch[1].numpy().copy())
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.epochs[-1]["loss"].append(float(outputs["loss"]))
+        self.epochs[-1]["logged"].append(float(trainer.logged_metrics["loss_step"]))
 
     def on_train_epoch_start(self, trainer, pl_module):
         self._state(pl_module)
@@ -65,30 +76,31 @@ def one_rank(rank, size, port, store, folder, options):
 
     embed_module.run_pass = spy
     k_means = KMeans(k=4, n_iter=5, max_points=options["sample"])
-    clusterer = PIC(n_neighbors=3, sigma="auto", n_iter=20) if options["pic"] else k_means
+    clusterer = PIC(n_neighbors=2, sigma="auto", n_iter=20) if options["pic"] else k_means
     model, data = build(store, source=NetworkLabels([clusterer], dim=4), features=options["features"])
-    data.batch_size = options["batch"] // size
-    if options["plain"]:  # nothing random within a step, so that one process and two do the same
-        model.augment = nn.Identity()
+    data.batch_size = options["batch"]
+    if options["sync"]:  # a norm with an activation in it, as in EfficientNet
+        model.encoder.network = nn.Sequential(model.encoder.network[0], BatchNormAct2d(8, act_layer=nn.SiLU))
     watch = Watch()
     trainer = Trainer(
         max_epochs=3, accelerator="cpu", devices=size, logger=False, enable_progress_bar=False,
-        strategy=DDPStrategy(process_group_backend="gloo") if size > 1 else "auto", enable_checkpointing=False,
-        enable_model_summary=False, use_distributed_sampler=False, callbacks=[watch], default_root_dir=folder,
-        plugins=[SyncLayers(on_gpu=False)] if options["sync"] else [],
+        strategy=DDPStrategy(process_group_backend="gloo") if size > 1 else "auto", log_every_n_steps=1,
+        enable_model_summary=False, use_distributed_sampler=False, default_root_dir=folder,
+        callbacks=[watch, ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=4)],
+        plugins=[SyncLayers()] if options["sync"] else [],
     )  # fmt: skip
-    trainer.fit(model, datamodule=data)
+    trainer.fit(model, datamodule=data, ckpt_path=options["resume"], weights_only=True)
     bank = model.bank.share(torch.device("cpu"))[0] if model.bank else None
     torch.save({"epochs": watch.epochs, "embedded": embedded, "bank": bank}, Path(folder) / f"rank{rank}of{size}.pt")
 
 
-def run(size, store, folder, *, pic=False, batch=12, plain=False, sync=False, sample=None, features="pass"):
+def run(size, store, folder, *, pic=False, batch=12, sync=False, sample=None, features="pass", resume=None):
     """What every rank of a run wrote down."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir(exist_ok=True)
-    options = {"pic": pic, "batch": batch, "plain": plain, "sync": sync, "sample": sample, "features": features}
+    options = {"pic": pic, "batch": batch, "sync": sync, "sample": sample, "features": features, "resume": resume}
     if size == 1:
         one_rank(0, 1, port, store, str(folder), options)
         embed_module.run_pass = run_pass
@@ -121,13 +133,18 @@ def test_ranks_agree_to_the_bit(make_store, tmp_path, pic, sample):
         first = ranks[0]["epochs"][0]
         assert np.array_equal(first["labels"], found[1][0]["epochs"][0]["labels"]), "the same weights, the same labels"
     sizes = [epoch["sizes"] for epoch in found[2][0]["epochs"]]
-    assert not pic or len(set(map(tuple, sizes))) > 1, "PIC's number of clusters must change or this shows nothing"
+    assert not pic or len(set(map(tuple, sizes))) > 1, (
+        f"{sizes}: PIC's number of clusters must change or this shows nothing"
+    )
 
 
 def test_two_processes_learn_what_one_does(make_store, tmp_path):
-    """SyncBatchNorm, equal global batch, nothing random within a step: one loss curve (mean over ranks)."""
+    """Nothing but the number of processes changed: the batches, SpecAugment too, and the loss curve are the same.
+
+    So are they when one process goes on, in the middle of an epoch, from a checkpoint of two.
+    """
     store = make_store(LENGTHS)
-    one, two = (run(size, store, tmp_path / str(size), plain=True, sync=True) for size in (1, 2))
+    one, two = (run(size, store, tmp_path / str(size), sync=True) for size in (1, 2))
     for e in range(3):
         dealt = [np.stack(rank["epochs"][e]["index"]) for rank in two]
         whole = np.stack(one[0]["epochs"][e]["index"])
@@ -135,17 +152,125 @@ def test_two_processes_learn_what_one_does(make_store, tmp_path):
         assert np.array_equal(whole[:, 1::2], dealt[1])
         curve = np.mean([rank["epochs"][e]["loss"] for rank in two], axis=0)
         np.testing.assert_allclose(curve, one[0]["epochs"][e]["loss"], rtol=1e-4)
+        np.testing.assert_allclose(two[0]["epochs"][e]["logged"], curve, rtol=1e-6)
+    later = run(1, store, tmp_path / "later", sync=True, resume=str(tmp_path / "2/step=8.ckpt"))[0]["epochs"]
+    assert len(curve) == 6
+    assert np.array_equal(later[1]["index"], one[0]["epochs"][1]["index"][2:])
+    np.testing.assert_allclose(later[1]["loss"], one[0]["epochs"][1]["loss"][2:], rtol=1e-4)
+    np.testing.assert_allclose(later[2]["loss"], one[0]["epochs"][2]["loss"], rtol=1e-4)
 
 
-def test_sync_batchnorm_alone_is_batchnorm():
-    """Converted layers keep weights and statistics, and with one process do what they did."""
+def synced(model):
+    return SyncLayers().apply(copy.deepcopy(model))
+
+
+def test_synced_layers_keep_all_that_they_are():
+    """EfficientNet-B0 has a SiLU in 49 of its BatchNorm layers: with one process it computes what it did."""
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(1), nn.LazyBatchNorm1d())
-    x = torch.randn(5, 1, 6, 6)
-    plain(x)
-    converted = SyncLayers(on_gpu=False).apply(copy.deepcopy(plain))
-    assert sum(isinstance(layer, SyncBatchNorm) for layer in converted.modules()) == 2
+    plain = Encoder("efficientnet_b0", seed=0)
+    called = []
+    plain.network.bn1.register_forward_hook(lambda *_: called.append(1))
+    converted = synced(plain)
+    layers = [layer for layer in converted.modules() if isinstance(layer, _BatchNorm)]
+    assert sum(isinstance(layer, SyncedLayer) for layer in layers) == len(layers) == 49
+    assert sum(isinstance(layer, BatchNormAct2d) for layer in layers) == 49
+    assert sum(isinstance(layer.act, nn.SiLU) for layer in layers) == 33, "the others have the identity"
     assert converted.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(2, 1, 64, 98)
     for train in (True, False):
         assert torch.equal(converted.train(train)(x), plain.train(train)(x))
-    assert torch.equal(converted[1].running_var, plain[1].running_var)
+    assert len(called) == 4
+    for mine, theirs in zip(converted.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+    reverted = SyncLayers().revert(converted)
+    assert [type(layer) for layer in reverted.modules()] == [type(layer) for layer in plain.modules()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_statistics_over_ranks_are_those_of_the_whole_batch(monkeypatch, dtype):
+    monkeypatch.setattr("decar.pretrain.sync.rank_and_size", lambda: (0, 2))
+    monkeypatch.setattr("decar.pretrain.sync.sum_over_ranks", lambda x: x + x)  # two ranks with the same batch
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, 5, 4).to(dtype) * 3 + 100
+    for layer in (nn.BatchNorm2d(3), BatchNormAct2d(3, act_layer=nn.SiLU), nn.BatchNorm2d(3, affine=False),
+                  nn.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm2d(3, momentum=None)):  # fmt: skip
+        layer = layer.double() if dtype == torch.float64 else layer
+        mine = synced(layer)
+        out, expected = mine(x), layer(torch.cat([x, x]))[:6]
+        assert out.dtype == expected.dtype
+        torch.testing.assert_close(out, expected, rtol=1.6e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-4)
+        for a, b in zip(mine.buffers(), layer.buffers(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+class OwnMath(nn.BatchNorm1d):
+    def forward(self, x):
+        return (x - x.mean(0)) * self.weight
+
+
+def test_a_norm_that_cannot_be_synced_is_refused_by_name(monkeypatch):
+    assert synced(OwnMath(2))(torch.ones(3, 2)).sum() == 0
+    monkeypatch.setattr("decar.pretrain.sync.rank_and_size", lambda: (0, 2))
+    with pytest.raises(TrainingError, match="BatchNorm subclass OwnMath does not call"):
+        synced(OwnMath(2))(torch.ones(3, 2))
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_batches_do_not_depend_on_the_number_of_processes(make_store, size):
+    data = build(make_store(LENGTHS))[1]
+    data.batch_size = 12
+    data.set_labels(EpochLabels(np.arange(82).reshape(41, 2) % 5, [5, 5], 0))
+    whole = data.batches(3)
+    dealt = []
+    for rank in range(size):
+        data.trainer = SimpleNamespace(world_size=size, global_rank=rank)
+        assert len(data.train_dataloader()) == len(whole)
+        dealt.append(data.batches(3))
+    assert [[b[p % size][p // size] for p in range(12)] for b in zip(*dealt, strict=True)] == whole
+
+
+@pytest.mark.parametrize(("batch", "size", "pass_"), [(64, 3, "63 or 66"), (2, 4, "4")])
+def test_a_batch_that_does_not_divide_is_refused(batch, size, pass_):
+    assert share_of_batch(64, 8) == 8
+    with pytest.raises(ConfigError, match=rf"batch_size={batch} .* {size} processes .*pass loader.batch_size={pass_},"):
+        share_of_batch(batch, size)
+
+
+def test_a_checkpoint_of_other_batches_is_refused(make_store):
+    before, after = (build(make_store(LENGTHS))[1] for _ in range(2))
+    for data, size in ((before, 12), (after, 6)):
+        data.batch_size, data.every_n_steps = size, 5
+    before.set_labels(EpochLabels(np.zeros((41, 1), np.int64), [1], 0))
+    with pytest.raises(TrainingError, match=r"batches of 12 crops .* here they have 6: give loader\.batch_size=12"):
+        after.load_state_dict(before.state_dict())
+    after.batch_size = 12
+    after.load_state_dict(before.state_dict())
+
+
+def gradients(rank, size, port, path):
+    """Loss and gradient of EfficientNet-B0 in float64 on this rank's share of a batch; over ranks, as DDP has them."""
+    torch.set_num_threads(1)
+    encoder = Encoder("efficientnet_b0", seed=0).double().train()
+    if size > 1:
+        where = {"init_method": f"tcp://127.0.0.1:{port}", "rank": rank, "world_size": size}
+        distributed.init_process_group("gloo", **where)
+        SyncLayers().apply(encoder)
+    x = torch.randn(8, 1, 64, 98, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    loss = functional.cross_entropy(encoder(deal_batch(x)), deal_batch(torch.arange(8)))
+    loss.backward()
+    average_gradients(encoder.parameters())
+    found = {"loss": mean_over_ranks(loss), **{name: p.grad for name, p in encoder.named_parameters()}}
+    torch.save({**found, **dict(encoder.named_buffers())}, f"{path}/{rank}of{size}.pt")
+
+
+@pytest.mark.slow
+def test_efficientnet_learns_the_same_from_shares_of_a_batch(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    gradients(0, 1, port, tmp_path)
+    torch.multiprocessing.spawn(gradients, (2, port, tmp_path), nprocs=2)
+    one, two = (torch.load(tmp_path / f"0of{size}.pt") for size in (1, 2))
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-6, atol=1e-9, msg=lambda text, name=name: name + text)

@@ -26,38 +26,90 @@ log = logging.getLogger(__name__)
 NOTICE_SECONDS = 20  # that this process has to see by itself that another one is gone
 PARENT = "DECAR_PARENT"  # environment variable of a child: the process that it ends with
 
+DDP = {  # whichever option asks for several processes; Lightning's own defaults would end a run that clusters for long
+    "_target_": "pytorch_lightning.strategies.DDPStrategy",
+    "find_unused_parameters": True,  # else sums change their order after the first step, and a resume is not exact
+    "timeout": {"_target_": "datetime.timedelta", "hours": 24},  # the other ranks wait while rank 0 clusters
+}
+STRATEGIES = {  # values of trainer.strategy, and what they set
+    "auto": {},
+    "ddp": {},
+    "ddp_find_unused_parameters_true": {"find_unused_parameters": True},
+    "ddp_find_unused_parameters_false": {"find_unused_parameters": False},
+}
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+SHORT = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # as Lightning reads them
+
 
 def bare_trainer(cfg: DictConfig) -> Trainer:
     """The configured trainer without loggers and callbacks: it knows how many processes there are, and whose.
 
     Raises:
-        ConfigError: It is a kind of training in which heads cannot be renewed.
+        ConfigError: Its strategy, precision or number of processes is one that training here cannot have.
     """
-    from hydra.utils import instantiate
-    from pytorch_lightning.strategies import DDPStrategy
+    from decar.pretrain.datamodule import share_of_batch
 
-    trainer: Trainer = instantiate(trainer_options(cfg), logger=False, callbacks=[], enable_checkpointing=False)
-    require(
-        trainer.world_size == 1 or isinstance(trainer.strategy, DDPStrategy),
-        f"trainer.strategy={type(trainer.strategy).__name__}: with several devices only DDP; pass trainer=ddp",
-    )
+    trainer = _bare(trainer_options(cfg))
+    _require_precision(trainer.precision)
+    share_of_batch(cfg.loader.batch_size, trainer.world_size)
+    return trainer
+
+
+def _bare(options: DictConfig) -> Trainer:
+    from hydra.utils import instantiate
+
+    trainer: Trainer = instantiate(options, logger=False, callbacks=[], enable_checkpointing=False)
     return trainer
 
 
 def trainer_options(cfg: DictConfig) -> DictConfig:
-    """`cfg.trainer` with `sync_batchnorm` turned into the plugin that also works on CPUs."""
+    """`cfg.trainer` as Lightning takes it: the settings of DDP complete, `sync_batchnorm` as a plugin.
+
+    Raises:
+        ConfigError: The strategy is another than DDP, or weights would not be float32.
+    """
     from omegaconf import DictConfig, OmegaConf
 
     options = OmegaConf.create(OmegaConf.to_container(cfg.trainer, resolve=True))
     assert isinstance(options, DictConfig)
+    _require_precision(options.get("precision"))
+    asked = options.get("strategy") or "auto"
+    given = dict(asked) if isinstance(asked, DictConfig) else STRATEGIES.get(asked)
+    require(
+        given is not None and given.get("_target_", DDP["_target_"]) == DDP["_target_"]
+        and given.get("start_method", "popen") == "popen",
+        f"trainer.strategy={asked}: heads are renewed every epoch, which only DDP in processes of its own can follow; "
+        f"choose one of {', '.join(STRATEGIES)}, and the number of processes with trainer.devices",
+    )  # fmt: skip
     if options.pop("sync_batchnorm", False):
         options.plugins = [*options.get("plugins", []), {"_target_": "decar.pretrain.sync.SyncLayers"}]
+    if asked != "auto" or _several(options):
+        options.strategy = {**DDP, **(given or {})}
     return options
+
+
+def _several(options: DictConfig) -> bool:
+    """Whether Lightning would start several processes for these options."""
+    from pytorch_lightning.strategies import ParallelStrategy
+
+    return isinstance(_bare(options).strategy, ParallelStrategy)
+
+
+def _require_precision(asked: object) -> None:
+    """Refuse weights in another type than float32: BatchNorm's statistics and whitening need its digits."""
+    name = SHORT.get(str(asked), str(asked))
+    require(
+        name in PRECISIONS,
+        f"trainer.precision={asked}: weights are trained in float32 only; choose one of {', '.join(PRECISIONS)}",
+    )
 
 
 @contextmanager
 def joined(cfg: DictConfig) -> Iterator[Trainer]:
-    """Join the processes that torchrun, SLURM and the like have started, if they did; gives a bare trainer."""
+    """Join the processes that torchrun, SLURM and the like have started, if they did; gives a bare trainer.
+
+    These stay joined until they end: a second group would read the addresses of the first from torchrun's store.
+    """
     from torch import distributed
 
     trainer = bare_trainer(cfg)
@@ -68,13 +120,14 @@ def joined(cfg: DictConfig) -> Iterator[Trainer]:
     )
     if started and trainer.world_size > 1:
         _require_named_folder()
+        _require_same_group(trainer)
         trainer.strategy.setup_environment()
         if trainer.global_rank:
             logging.getLogger().setLevel(logging.ERROR)
     try:
         yield trainer
     finally:
-        if distributed.is_available() and distributed.is_initialized():
+        if not started and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
 
 
@@ -94,9 +147,30 @@ def _require_named_folder() -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    conf = HydraConfig.get()  # a sweep's folders were named before its jobs were sent off
-    named = conf.mode == RunMode.MULTIRUN or any(word.startswith("hydra.run.dir=") for word in conf.overrides.hydra)
-    require(named, "under torchrun or srun pass hydra.run.dir=RUN: else each process would choose a folder of its own")
+    conf = HydraConfig.get()
+    if "SUBMITIT_EXECUTOR" in os.environ:  # the folders of its jobs were named before they were sent off
+        return
+    key = "hydra.sweep.dir" if conf.mode == RunMode.MULTIRUN else "hydra.run.dir"
+    named = any(word.startswith(f"{key}=") for word in conf.overrides.hydra)
+    require(named, f"under torchrun or srun pass {key}=RUN: else each process would choose a folder of its own")
+
+
+def _require_same_group(trainer: Trainer) -> None:
+    """In a later job of a sweep: it has the processes of the first, which exchange tensors in one way."""
+    from pytorch_lightning.strategies import DDPStrategy
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        return
+    assert isinstance(trainer.strategy, DDPStrategy)
+    backend = "nccl" if trainer.strategy.root_device.type == "cuda" else "gloo"
+    backend = trainer.strategy.process_group_backend or backend
+    there = (distributed.get_world_size(), distributed.get_backend())
+    require(
+        there == (trainer.world_size, backend),
+        f"under torchrun or srun all jobs of a sweep share {there[0]} processes and {there[1]}: leave "
+        "trainer.accelerator and trainer.devices out of the sweep, or run it without torchrun",
+    )
 
 
 @contextmanager
@@ -116,7 +190,7 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[N
         share = str(max(1, cpu_count() // trainer.world_size))
         settings["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", share)
     command = [sys.executable, "-m", "decar.cli.rank", str(config), checkpoint or ""]
-    with _environment({**settings, "LOCAL_RANK": "0"}), _threads(settings.get("OMP_NUM_THREADS")):
+    with _environment({**settings, "LOCAL_RANK": "0"}), threads(settings.get("OMP_NUM_THREADS")):
         children = [
             subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())})
             for rank in range(1, trainer.world_size)
@@ -183,7 +257,8 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(number: str | None) -> Iterator[None]:
+def threads(number: str | int | None) -> Iterator[None]:
+    """As many threads for torch, for a while; None: no change."""
     import torch
 
     before = torch.get_num_threads()

@@ -27,7 +27,7 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
     In a sweep the other jobs go on, and the last lines say which failed and why.
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to here
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of what conf/trainer/ddp.yaml does on purpose
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of find_unused_parameters
     register_resolvers()
     warnings.filterwarnings("ignore", message=r"(?s).*validated against ConfigStore schema")  # of the launchers
 

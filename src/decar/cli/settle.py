@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from decar.cli.checks import require
 from decar.cli.found import read_config, select
+from decar.cli.launch import threads
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,7 +35,7 @@ def settle(cfg: DictConfig, n_clips: int, checkpoint: str | None, processes: int
     if not steps_open and cfg.k is not None:
         return
     before = _picked_before(checkpoint)
-    made = plan(n_clips, processes * cfg.loader.batch_size, **(_time(cfg) if steps_open and not before else {}))
+    made = plan(n_clips, cfg.loader.batch_size, **(_time(cfg, processes) if steps_open and not before else {}))
     picked: dict[str, Any] = {"k": made.k}
     if steps_open:
         picked |= {"sampler.every_n_steps": made.every_n_steps, "trainer.max_epochs": made.max_epochs}
@@ -46,11 +47,12 @@ def settle(cfg: DictConfig, n_clips: int, checkpoint: str | None, processes: int
     log.info("picked %s (%s)", told, why)
 
 
-def _time(cfg: DictConfig) -> dict[str, float]:
-    """What the budget allows and what a step costs here; nothing without a budget."""
+def _time(cfg: DictConfig, processes: int) -> dict[str, float]:
+    """What the budget allows and what a step costs each of the processes; nothing without a budget."""
     import torch
     from hydra.utils import instantiate
 
+    from decar.pretrain.datamodule import share_of_batch
     from decar.pretrain.plan import measure_step, parse_budget
 
     if cfg.budget is None:
@@ -58,7 +60,9 @@ def _time(cfg: DictConfig) -> dict[str, float]:
     seconds = parse_budget(cfg.budget)
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu")
     encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
-    cost = measure_step(encoder, cfg.loader.batch_size, cfg.loader.crop_frames, "cuda" if on_gpu else "cpu")
+    share = share_of_batch(cfg.loader.batch_size, processes)
+    with threads(max(1, torch.get_num_threads() // processes)):  # each process of several takes its share of the cores
+        cost = measure_step(encoder, share, cfg.loader.crop_frames, "cuda" if on_gpu else "cpu")
     return {"seconds": seconds, "step_seconds": cost}
 
 

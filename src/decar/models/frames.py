@@ -7,7 +7,7 @@ each band has weights of its own.
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class FrequencyKeeping(nn.Module):
         """Embed log-mels `(B, 1, M, F)` as `(B, D)`: `hidden`, `C * M'` more if local; twice that for `catavgmax`."""
         features: Tensor = self.trunk((logmel - self.mean) / self.std)
         by_frame = features.permute(0, 3, 1, 2).flatten(2)  # (B, C, M', F') to (B, F', C * M')
-        deep = self.mlp(by_frame)
+        deep = wide_at_the_end(self.mlp, by_frame)
         return _pool_over_time(torch.cat([deep, by_frame], dim=2) if self.local else deep, self.pool)
 
     def set_input_statistics(self, mean: float, std: float) -> None:
@@ -88,6 +88,20 @@ class FrequencyKeeping(nn.Module):
             raise ConfigError(f"log-mels of mean {mean} and deviation {std} cannot be normalised; are they all silent?")
         self.mean.copy_(given[0])
         self.std.copy_(given[1])
+
+
+def wide_at_the_end(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """`layers(x)`, under autocast in float32 from the last linear layer on.
+
+    Clips differ by little against what all vectors have in common. A last layer that rounds to bfloat16 hides it, and
+    whitening then scales up the rounding.
+    """
+    if not torch.is_autocast_enabled(x.device.type):
+        return cast(Tensor, layers(x))
+    last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
+    x = layers[:last](x)
+    with torch.autocast(x.device.type, enabled=False):
+        return cast(Tensor, layers[last:](x.float()))
 
 
 def plain_trunk(widths: Sequence[int]) -> nn.Sequential:

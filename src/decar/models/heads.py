@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from decar.errors import ConfigError
+from decar.models.frames import wide_at_the_end
 
 Kind = Literal["paper", "released", "batchnorm"]
 
@@ -48,8 +49,8 @@ class Projection(nn.Module):
         return self.both(embedding)[1]
 
     def both(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """What the heads read, and `z`, each `(B, P)`."""
-        before: Tensor = self.layers(embedding)
+        """What the heads read, and `z`, each `(B, P)`, in float32 under autocast too."""
+        before = wide_at_the_end(self.layers, embedding)
         after = torch.relu(before)
         return after, after if self.kind == "paper" else before
 

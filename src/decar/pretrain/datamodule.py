@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from decar.audio import LogMelStore
 from decar.audio.crops import random_piece, stack
-from decar.errors import StoreError, TrainingError
+from decar.errors import ConfigError, StoreError, TrainingError
 from decar.pretrain.labels import EpochLabels
 from decar.pretrain.sampler import Stream, UniformClusterSampler, derive_seed
 
@@ -105,13 +105,29 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
+def share_of_batch(batch_size: int, processes: int) -> int:
+    """Crops of a step that each process takes.
+
+    Raises:
+        ConfigError: The batch does not divide; unequal shares would not weigh alike in the mean gradient.
+    """
+    share, rest = divmod(batch_size, processes)
+    if rest:
+        sizes = [str(processes * n) for n in (share, share + 1) if n]
+        raise ConfigError(
+            f"loader.batch_size={batch_size} is the batch of all {processes} processes together and does not divide "
+            f"among them: pass loader.batch_size={' or '.join(sizes)}, or another trainer.devices"
+        )
+    return share
+
+
 class PretrainData(LightningDataModule):
     """Balanced batches of crops, and the labels that go with them.
 
     Args:
         store: Log-mels of the `N` clips to learn from.
         crop_frames: Length of a crop in frames (98 = 1 s).
-        batch_size: Crops a step, per process.
+        batch_size: Crops a step, over all processes.
         draws_per_clip: An epoch is `N × draws_per_clip` crops: the distance between two clusterings. The paper passes
             once over the data; on a small set that is too few steps for a fresh head to learn anything.
         every_n_steps: The same distance in steps, which then counts instead.
@@ -144,12 +160,16 @@ class PretrainData(LightningDataModule):
         self.need_labels: Callable[[], None] = lambda: None  # the module puts its own clustering here
         self._targets = torch.empty(0, 0, dtype=torch.int64)
 
+    def setup(self, stage: str) -> None:
+        """Refuse a batch that cannot be dealt out evenly (raises ConfigError)."""
+        share_of_batch(self.batch_size, self.world_size)
+
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in an epoch, at least one. Never changes during a run."""
         if self.every_n_steps is not None:
             return self.every_n_steps
-        return max(1, int(len(self.store) * self.draws_per_clip) // (self.batch_size * self.world_size))
+        return max(1, int(len(self.store) * self.draws_per_clip) // self.batch_size)
 
     @property
     def world_size(self) -> int:
@@ -173,17 +193,17 @@ class PretrainData(LightningDataModule):
         return self._targets[index]
 
     def batches(self, epoch: int) -> list[list[Draw]]:
-        """This process's batches of an epoch: a pure function of seed, epoch, labels, rank and number of ranks.
+        """This process's share of the batches of an epoch, which are a pure function of seed, epoch and labels.
 
-        Batch `b` is drawn evenly over the clusters of clustering `b mod H`. With several processes one global batch, of
-        `B × world_size` crops, is drawn and dealt out in turn.
+        Batch `b` is drawn evenly over the clusters of clustering `b mod H`. Several processes deal out the batch that
+        one process would train on: the crop at place `p` goes to rank `p mod world_size`.
         """
         if self.labels is None:
             raise StoreError("batches were asked for before there were labels")
         columns = self.labels.labels.T
         steps, rounds = self.steps_per_epoch, -(-self.steps_per_epoch // len(columns))
         drawn = [self._draw(column, h, epoch, rounds) for h, column in enumerate(columns)]
-        indices = np.stack(drawn, axis=1).reshape(-1, self.batch_size * self.world_size)[:steps]
+        indices = np.stack(drawn, axis=1).reshape(-1, self.batch_size)[:steps]
         seeds: NDArray[np.int64] = np.random.default_rng(derive_seed(Stream.CROPS, self.seed, epoch)).integers(
             2**62, size=indices.shape
         )
@@ -192,12 +212,11 @@ class PretrainData(LightningDataModule):
         return [list(zip(i, s, strict=True)) for i, s in dealt]
 
     def _draw(self, column: NDArray[np.int64], h: int, epoch: int, n_batches: int) -> NDArray[np.int64]:
-        """Indices `(n_batches, B × world_size)`, balanced over the clusters of one clustering."""
+        """Indices `(n_batches, batch_size)`, balanced over the clusters of one clustering."""
         seed = derive_seed(Stream.ORDER, self.seed, h) if h else self.seed
-        size = self.batch_size * self.world_size
-        sampler = UniformClusterSampler(column, n_batches * size, seed=seed)
+        sampler = UniformClusterSampler(column, n_batches * self.batch_size, seed=seed)
         sampler.set_epoch(epoch)
-        return sampler.draw().reshape(n_batches, size)
+        return sampler.draw().reshape(n_batches, self.batch_size)
 
     def train_dataloader(self) -> EpochLoader:
         """The loader that starts late."""
@@ -216,13 +235,14 @@ class PretrainData(LightningDataModule):
             "kept": now.kept,
             "clips": self._clips_hash(),
             "steps_per_epoch": self.steps_per_epoch,
+            "batch_size": self.batch_size,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the labels of a checkpoint.
 
         Raises:
-            TrainingError: It was made with other clips, or with epochs of another length.
+            TrainingError: It was made with other clips, epochs of another length or batches of another size.
         """
         if state:
             if state["clips"] != self._clips_hash():
@@ -234,6 +254,11 @@ class PretrainData(LightningDataModule):
                 raise TrainingError(
                     f"the checkpoint has epochs of {state['steps_per_epoch']} steps, here they have "
                     f"{self.steps_per_epoch}: give the loader.batch_size and sampler options it was made with"
+                )
+            if state.get("batch_size", self.batch_size) != self.batch_size:
+                raise TrainingError(
+                    f"the checkpoint was made with batches of {state['batch_size']} crops over all processes, here "
+                    f"they have {self.batch_size}: give loader.batch_size={state['batch_size']}"
                 )
             labels = state["labels"].numpy().astype(np.int64)
             sizes, health, kept = list(state["sizes"]), dict(state["health"]), int(state.get("kept", 0))

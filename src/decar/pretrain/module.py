@@ -20,7 +20,15 @@ from decar.pretrain.datamodule import Batch, PretrainData
 from decar.pretrain.embed import Share, embed_share
 from decar.pretrain.labels import EpochLabels, LabelSource, Situation
 from decar.pretrain.means import EpochMeans
-from decar.pretrain.ranks import average_gradients, collect_rows, conduct, share_buffers
+from decar.pretrain.ranks import (
+    average_gradients,
+    collect_rows,
+    conduct,
+    deal_batch,
+    gather_batch,
+    mean_over_ranks,
+    share_buffers,
+)
 from decar.pretrain.sampler import Stream, derive_seed
 from decar.pretrain.shards import Shards
 
@@ -45,7 +53,8 @@ class DecarModule(LightningModule):
         warmup_steps: Linear warm-up before either.
         features: What the network's own clusters are made of: `pass`, a pass over the whole set (paper, section 3.1),
             or `bank`, the vectors that training has seen since; see `FeatureBank`.
-        seed: All randomness of a step derives from `(seed, epoch, step)`, so a resumed run repeats it.
+        seed: All randomness of a step derives from `(seed, epoch, step)`, so a resumed run repeats it; dropout's from
+            the rank too.
     """
 
     def __init__(
@@ -152,10 +161,8 @@ class DecarModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the clusterings."""
         crops, index = batch
-        rank = [self.global_rank] if self.global_rank else []  # ranks draw masks and dropout of their own
-        torch.manual_seed(derive_seed(Stream.STEP, self.seed, self.current_epoch, batch_idx, *rank))
         targets = self.data.targets(index)
-        projected, z = self.projection.both(self.encoder(self.augment(crops)))
+        projected, z = self.projection.both(self.encoder(self._augmented(crops, batch_idx)))
         if self.bank is not None:
             self.bank.add(index, z)
         logits = self.heads(projected)
@@ -165,12 +172,24 @@ class DecarModule(LightningModule):
         last = batch_idx + 1 == self.data.steps_per_epoch
         if loss.device.type == "cpu" or last or (batch_idx + 1) % _CHECK_EVERY == 0:
             self._require_finite(loss, index)
-        # a step's loss is rank 0's own: to average it over ranks would make all wait for all, every step
-        self.log("loss_step", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=len(index))
+        self.log("loss_step", mean_over_ranks(loss), on_step=True, on_epoch=False, prog_bar=True, batch_size=len(index))
         self.means.add(loss, torch.stack(hits).mean())
         if last:
             self.log_dict(self.means.take(), on_step=False, on_epoch=True, batch_size=1)
         return loss
+
+    def _augmented(self, crops: Tensor, step: int) -> Tensor:
+        """This rank's share `(B / size, 1, M, F)` of the augmented batch, which one process would train on too.
+
+        Every rank augments the whole batch from one seed: what a module draws then depends on a crop's place in the
+        batch, not on its rank. Dropout further on is drawn by each rank for itself.
+        """
+        place = (Stream.STEP, self.seed, self.current_epoch, step)
+        torch.manual_seed(derive_seed(*place))
+        share = deal_batch(self.augment(gather_batch(crops)))
+        if self.global_rank:
+            torch.manual_seed(derive_seed(*place, self.global_rank))
+        return share
 
     def on_after_backward(self) -> None:
         """Average what DistributedDataParallel leaves alone."""

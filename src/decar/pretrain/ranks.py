@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from decar.errors import DecarError, TrainingError
 
@@ -116,6 +116,32 @@ def collect_rows(rows: NDArray[Any], places: Sequence[NDArray[np.int64]], device
     for place, part in zip(places, parts, strict=True):
         out[place] = part[: len(place)].cpu().numpy()
     return out
+
+
+def gather_batch(share: Tensor) -> Tensor:
+    """The batch `(B, …)` that was dealt out in turn to the ranks, in its order, from every rank's `(B / size, …)`."""
+    size = rank_and_size()[1]
+    if size == 1:
+        return share
+    parts = [torch.empty_like(share, memory_format=torch.contiguous_format) for _ in range(size)]
+    distributed.all_gather(parts, share.contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1)
+
+
+def deal_batch(batch: Tensor) -> Tensor:
+    """This rank's share `(B / size, …)` of a batch `(B, …)`."""
+    rank, size = rank_and_size()
+    return batch if size == 1 else batch[rank::size].contiguous()
+
+
+def mean_over_ranks(value: Tensor) -> Tensor:
+    """The mean of a value that each rank has, without a gradient."""
+    size = rank_and_size()[1]
+    if size == 1:
+        return value.detach()
+    total = value.detach().clone()
+    distributed.all_reduce(total)
+    return total / size
 
 
 def share_buffers(module: nn.Module) -> None:

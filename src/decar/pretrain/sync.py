@@ -1,67 +1,136 @@
-"""BatchNorm over all ranks. torch's SyncBatchNorm runs on GPUs only; this one on anything, CPUs with gloo included."""
+"""BatchNorm over the batches of all ranks, on any device.
 
-from typing import cast
+torch's `SyncBatchNorm` runs on GPUs only, and its conversion replaces a layer by a bare normalisation: what a subclass
+adds is lost, such as the activation inside timm's `BatchNormAct2d`, 49 layers of EfficientNet-B0. Here every layer
+keeps its class, weights, hooks and `forward`; only the call of `functional.batch_norm` in it is replaced.
+"""
+
+from typing import Any, cast
 
 import torch
 from pytorch_lightning.plugins.layer_sync import LayerSync
-from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
+from torch import Tensor, distributed, nn
+from torch.nn import functional
+from torch.nn.modules._functions import SyncBatchNorm as FusedSyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
+from decar.errors import TrainingError
 from decar.pretrain.ranks import rank_and_size
 
 
-class SyncBatchNorm(_BatchNorm):
-    """Normalises by mean and variance of the batches of all ranks together, through which gradients flow."""
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        """Any number of dimensions will do."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, …)` to the same shape."""
-        if not self.training or rank_and_size()[1] == 1:
-            return super().forward(x)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        rest = [0, *range(2, x.ndim)]
-        shape = [1, -1] + [1] * (x.ndim - 2)
-        local = torch.cat([x.new_tensor([x.numel() / x.shape[1]]), x.sum(rest)])
-        count, total = all_reduce(local).split([1, x.shape[1]])  # type: ignore[no-untyped-call]
-        mean = total / count
-        centred = x - mean.view(shape)  # two sums rather than E[x²] − E[x]²: that loses digits
-        var = all_reduce(centred.square().sum(rest)) / count  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean, share)
-            self.running_var.lerp_(var * count / (count - 1), share)
-        out: Tensor = centred * (var + self.eps).rsqrt().view(shape)
-        return out if self.weight is None else out * self.weight.view(shape) + self.bias.view(shape)
-
-
 class SyncLayers(LayerSync):
-    """Plugin for Lightning's trainer, in place of `sync_batchnorm=True`: torch's own on GPUs, ours elsewhere."""
-
-    def __init__(self, on_gpu: bool | None = None) -> None:
-        self.on_gpu = torch.cuda.is_available() if on_gpu is None else on_gpu
+    """Plugin for Lightning's trainer, in place of `sync_batchnorm=True`."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """The module with all its BatchNorm layers exchanged; weights and statistics stay."""
-        if not self.on_gpu:
-            return _convert(model)
-        return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model))  # type: ignore[no-untyped-call]
+        """The same module; its BatchNorm layers, of whatever subclass, now use the statistics of all ranks."""
+        for layer in model.modules():
+            if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm | SyncedLayer):
+                layer.__class__ = _synced(type(layer))
+        return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """As it is: the layers are the same outside of training."""
+        """The same module; its layers have their own classes back."""
+        for layer in model.modules():
+            if isinstance(layer, SyncedLayer):
+                layer.__class__ = type(layer).__bases__[1]
         return model
 
 
-def _convert(module: nn.Module) -> nn.Module:
-    for name, child in module.named_children():
-        setattr(module, name, _convert(child))
-    if not isinstance(module, _BatchNorm) or isinstance(module, SyncBatchNorm):
-        return module
-    made = SyncBatchNorm(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
-    made.__dict__.update({key: module.__dict__[key] for key in ("_parameters", "_buffers", "training")})
-    return made
+class SyncedLayer(nn.Module):
+    """Goes before the class of a BatchNorm layer: in train mode its `forward` normalises over all ranks."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As of the layer's own class.
+
+        Raises:
+            TrainingError: That does not normalise with `functional.batch_norm`.
+        """
+        if not self.training or rank_and_size()[1] == 1:
+            return super().forward(*args, **kwargs)
+        with _OverRanks() as over_ranks:
+            out = super().forward(*args, **kwargs)
+        if not over_ranks.called:
+            raise TrainingError(
+                f"trainer.sync_batchnorm=true: the BatchNorm subclass {type(self).__bases__[1].__name__} does not call "
+                "torch.nn.functional.batch_norm, so its statistics cannot be shared; pass trainer.sync_batchnorm=false"
+            )
+        return out
+
+
+def _synced(cls: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Synced{cls.__name__}", (SyncedLayer, cls), {})
+
+
+class _OverRanks(TorchFunctionMode):
+    """Within it, `functional.batch_norm` is `batch_norm_over_ranks`."""
+
+    called = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not functional.batch_norm:
+            return func(*args, **(kwargs or {}))
+        self.called = True
+        return batch_norm_over_ranks(*args, **(kwargs or {}))
+
+
+def batch_norm_over_ranks(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """`functional.batch_norm` with mean and variance of the batches of all ranks, through which gradients flow.
+
+    Args:
+        x: `(B, C, …)`, of any float type; statistics are float32 at least.
+        running_mean: `(C,)`, updated in place; None: not tracked.
+        running_var: Likewise.
+        weight: `(C,)`.
+        bias: `(C,)`.
+        training: Must be true.
+        momentum: Share of this batch in the running statistics.
+        eps: Added to the variance.
+    """
+    assert training
+    if x.is_cuda:
+        size, group = rank_and_size()[1], distributed.group.WORLD
+        numbers = (running_mean, running_var, eps, momentum)
+        return cast(Tensor, FusedSyncBatchNorm.apply(x, weight, bias, *numbers, group, size))
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    rest, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
+    local = torch.cat([wide.new_tensor([x.numel() / x.shape[1]]), wide.sum(rest)])
+    count, total = sum_over_ranks(local).split([1, x.shape[1]])
+    mean = total / count
+    centred = wide - mean.view(shape)  # two sums rather than E[x²] − E[x]²: that loses digits
+    var = sum_over_ranks(centred.square().sum(rest)) / count
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(var * count / (count - 1), momentum)
+    out: Tensor = centred * (var + eps).rsqrt().view(shape)
+    out = out if weight is None else out * weight.view(shape)
+    return (out if bias is None else out + bias.view(shape)).to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()  # each rank's loss depends on this rank's part
+        distributed.all_reduce(total)
+        return total
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of a tensor of every rank, through which gradients flow."""
+    return cast(Tensor, _Sum.apply(x))
