@@ -4,7 +4,7 @@ from decar.clustering.base import Assignment, Clusterer
 from decar.clustering.kmeans import Centres, KMeans
 from decar.clustering.pic import PIC
 from decar.clustering.stats import nmi
-from decar.clustering.whiten import Whitening, l2_normalize, prepare, whiten
+from decar.clustering.whiten import Whitening, affordable_dim, l2_normalize, prepare, whiten
 
 __all__ = [
     "PIC",
@@ -13,6 +13,7 @@ __all__ = [
     "Clusterer",
     "KMeans",
     "Whitening",
+    "affordable_dim",
     "l2_normalize",
     "nmi",
     "prepare",
