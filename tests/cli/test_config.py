@@ -110,7 +110,7 @@ def test_several_loggers_at_once():
 
 
 def test_what_yaml_names_can_be_built():
-    cfg = composed("train", "logger=[csv,tensorboard]", "k=5")
+    cfg = composed("train", "logger=[csv,tensorboard]", "k=5", "labels.network_from=2")
     for node in (cfg.frontend, cfg.augment, cfg.clusterer, *cfg.logger.values(), *filter(None, cfg.callbacks.values())):
         instantiate(node)
     labels = instantiate(cfg.labels, _convert_="all")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import adjusted_mutual_info_score
 
-from decar.clustering import l2_normalize, prepare, whiten
+from decar.clustering import KMeans, Whitening, affordable_dim, l2_normalize, prepare, whiten
 from decar.clustering import whiten as whiten_module_function
 from decar.errors import ClusteringError
 from tests.clustering.test_base import noise
@@ -21,9 +22,9 @@ def correlated(n: int = 500, p: int = 12, seed: int = 0) -> np.ndarray:
 def test_mean_is_zero_and_covariance_the_identity(seed: int, p: int, dim: int) -> None:
     rng = np.random.default_rng(seed)
     basis = np.linalg.qr(rng.normal(size=(p, p)))[0]
-    points = rng.normal(size=(100, p)) * np.linspace(0.1, 3, p) @ basis + rng.normal(size=p)
+    points = rng.normal(size=(400, p)) * np.linspace(0.1, 3, p) @ basis + rng.normal(size=p)
     white = whiten(points, dim)
-    assert white.shape == (100, min(dim, p))
+    assert white.shape == (400, min(dim, p))
     assert white.dtype == np.float32
     np.testing.assert_allclose(white.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(np.atleast_2d(np.cov(white.T)), np.eye(min(dim, p)), atol=1e-4)
@@ -53,9 +54,37 @@ def test_directions_without_variance_become_zero_columns() -> None:
     assert not white[:, 3:].any()
 
 
-def test_fewer_points_than_directions() -> None:
-    white = whiten(noise(6, 20))
+@pytest.mark.parametrize(
+    ("n", "kept"), [(1, 1), (6, 2), (30, 4), (45, 4), (150, 5), (470, 15), (1991, 66), (3839, 127), (3840, 128)]
+)
+def test_dimensions_follow_the_number_of_points(n: int, kept: int) -> None:
+    assert affordable_dim(n) == kept
+    assert affordable_dim(n, 3) == min(3, kept)
+    assert affordable_dim(10**9) == 128
+
+
+@pytest.mark.parametrize("n", [6, 10, 45, 100, 129])
+def test_few_points_never_become_a_simplex(n: int) -> None:
+    points = noise(n, 256)
+    cosines = (prepare(points) @ prepare(points).T)[~np.eye(n, dtype=bool)]
+    assert np.std(cosines) > 0.2, "all pairs at -1 / (N - 1): nothing is left to cluster"
+    np.testing.assert_allclose(np.cov(whiten(points).T), np.eye(affordable_dim(n)), atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [45, 100, 150, 470])
+def test_kinds_are_found_in_few_points(n: int) -> None:
+    rng = np.random.default_rng(0)
+    kinds = np.arange(n) % 5
+    points = 3 * rng.normal(size=(5, 512))[kinds] / np.sqrt(8) + rng.normal(size=(n, 512))
+    found = KMeans(k=8).fit_predict(prepare(points)).labels
+    assert adjusted_mutual_info_score(kinds, found) > 0.6
+
+
+def test_as_many_dimensions_as_asked_for_on_demand() -> None:
+    white = Whitening.fit_exactly(noise(6, 20), 128)(noise(6, 20))
     np.testing.assert_allclose(np.cov(white.T), np.diag([1.0] * 5 + [0.0] * 15), atol=1e-4)
+    with pytest.raises(ClusteringError, match="dim"):
+        Whitening.fit_exactly(noise(6, 20), 0)
 
 
 @pytest.mark.parametrize("points", [np.full((12345, 4), 0.1), np.zeros((50, 4)), noise(1)])

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from decar.audio.descriptors import describe
-from decar.clustering import Assignment, KMeans, Whitening, l2_normalize, nmi, prepare, whiten
+from decar.clustering import Assignment, KMeans, Whitening, affordable_dim, l2_normalize, nmi, prepare, whiten
 from decar.errors import ConfigError
 from decar.pretrain import BothLabels, DescriptorLabels, NetworkLabels, Situation
+from decar.pretrain.labels import FittedLabels
 from decar.pretrain.sampler import Stream, derive_seed
 from decar.pretrain.shards import Sample
 
@@ -38,9 +39,9 @@ def never():
 
 def test_what_is_clustered_is_whitened_reduced_and_of_length_one(features):
     spy = Spy()
-    NetworkLabels([spy], dim=5).assign(situation(features))
-    np.testing.assert_allclose(spy.calls[0][1], prepare(features, 5), rtol=1e-6)
-    assert spy.calls[0][1].shape == (60, 5)
+    NetworkLabels([spy], dim=4).assign(situation(features))
+    np.testing.assert_allclose(spy.calls[0][1], prepare(features, 4), rtol=1e-6)
+    assert spy.calls[0][1].shape == (60, 4)
 
 
 def test_every_epoch_and_every_head_has_a_seed_of_its_own(features):
@@ -68,6 +69,25 @@ def test_one_column_and_one_size_a_clusterer_and_nmi_to_the_assignment_before(fe
     assert 0 < second.health["nmi"] < 1
     assert first.health["n_clusters"] == pytest.approx(np.mean([len(np.unique(c)) for c in first.labels.T]))
     assert (first.kept, second.kept) == (0, 0)
+
+
+def test_fewer_dimensions_than_asked_for_are_reported_once(features, caplog):
+    spy = Spy()
+    source = NetworkLabels([spy], dim=64)
+    first = source.assign(situation(features[:45]))
+    source.assign(situation(features[:45], 1, previous=first))
+    assert [clustered.shape for _, clustered in spy.calls] == [(45, 4), (45, 4)]
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert "whitened to 4 dimensions, not dim=64, since there are only 45 clips (dim=64 needs 1920)" in warning
+    caplog.clear()
+    NetworkLabels([spy], dim=4).assign(situation(features[:45]))
+    assert not caplog.records
+
+
+def test_a_sample_is_whitened_by_the_rule_of_its_size(features):
+    fitted = FittedLabels.fit(features[:45], [KMeans(k=4)], 64)
+    assert fitted.whitening.projection.shape == (12, affordable_dim(45, 64)) == (12, 4)
+    np.testing.assert_array_equal(fitted(features[:45])[:, 0], KMeans(k=4).fit_predict(prepare(features[:45])).labels)
 
 
 NAMES = ("spectrum", "envelope")

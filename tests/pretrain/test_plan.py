@@ -29,6 +29,21 @@ def test_few_clips_or_little_time_still_make_a_plan():
         assert made.k >= 2
 
 
+@pytest.mark.parametrize("n", [1, 45, 150, 470, 991, 992, 1_400, 1_487, 1_488, 1_991, 50_000])
+def test_every_set_has_a_stage_of_the_networks_own_clusters(n):
+    free = plan(n, 64)
+    assert free.network_from == (1 if free.max_epochs == 2 else 2)
+    for made, first in ((free, free.network_from), (plan(n, 64, network_from=5), 5), (plan(n, 64, network_from=0), 0)):
+        assert made.network_from == first < made.max_epochs
+        assert made.every_n_steps >= STAGE_STEPS
+
+
+def test_a_budget_without_time_for_own_clusters_has_none():
+    made = plan(10_000, 64, seconds=STAGE_STEPS, step_seconds=1.0)
+    assert made.max_epochs <= made.network_from
+    assert made.steps < STAGE_STEPS
+
+
 def test_clusters_grow_with_the_clips_up_to_a_limit():
     ks = [clusters_for(n) for n in (1, 50, 200, 1_000, 2_000, 5_000, 10_000, 100_000)]
     assert ks == sorted(ks)
@@ -36,6 +51,8 @@ def test_clusters_grow_with_the_clips_up_to_a_limit():
     assert ks[-1] == 128
     for n in (200, 1_000, 3_000):
         assert 15 <= n / clusters_for(n) <= 60
+    for n in (30, 45, 100):
+        assert 5 <= n / clusters_for(n) <= 15
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from decar.clustering.kmeans import Centres, KMeans
 from decar.clustering.nearest import faiss_on
 from decar.clustering.pic import PIC
 from decar.clustering.stats import nmi
-from decar.clustering.whiten import Whitening, l2_normalize, prepare, whiten
+from decar.clustering.whiten import Whitening, affordable_dim, l2_normalize, prepare, whiten
 
 __all__ = [
     "PIC",
@@ -14,6 +14,7 @@ __all__ = [
     "Clusterer",
     "KMeans",
     "Whitening",
+    "affordable_dim",
     "faiss_on",
     "l2_normalize",
     "nmi",

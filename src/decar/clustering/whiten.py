@@ -14,6 +14,21 @@ from decar.clustering.base import ROWS_AT_ONCE, check_table, require_at_least_on
 from decar.errors import ClusteringError
 
 _ROWS_AT_ONCE = ROWS_AT_ONCE
+CLIPS_PER_DIM = 30  # measured: docs/recipe.md, "How many whitened dimensions"
+LEAST_DIM = 4  # best for 30 to 150 clips
+
+
+def affordable_dim(n: int, dim: int = 128) -> int:
+    """How many of `dim` principal directions `N` points can whiten: one per 30 points, or up to 4 of fewer points.
+
+    Whitening scales a direction of sampling noise up as much as any other. With `N <= dim + 1` nothing else is left:
+    all pairwise cosines of the whitened points are -1 / (N - 1). The paper's 128 need 3,840 points.
+
+    >>> [affordable_dim(n) for n in (8, 45, 470, 1_991, 3_840, 100_000)]
+    [2, 4, 15, 66, 128, 128]
+    """
+    require_at_least_one(dim=dim)
+    return min(dim, max(n // CLIPS_PER_DIM, min(LEAST_DIM, 1 + n // 5)))
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,12 @@ class Whitening:
     @classmethod
     def fit(cls, features: NDArray[Any], dim: int = 128) -> "Whitening":
         """Learn it from `(N, P)` features; see `whiten`."""
+        points = check_table(features)
+        return cls.fit_exactly(points, affordable_dim(len(points), dim))
+
+    @classmethod
+    def fit_exactly(cls, features: NDArray[Any], dim: int) -> "Whitening":
+        """As `fit`, but with `min(dim, P)` directions however few the points are."""
         require_at_least_one(dim=dim)
         points = check_table(features)
         mean = _mean(points)
@@ -74,10 +95,12 @@ def whiten(features: NDArray[Any], dim: int = 128) -> NDArray[np.float32]:
 
     Args:
         features: `(N, P)`.
-        dim: Directions to keep, from the one of largest variance downwards.
+        dim: Directions to keep at most, from the one of largest variance downwards. Fewer than 30 dim points get fewer,
+            see `affordable_dim`.
 
     Returns:
-        `(N, min(dim, P))`: zero mean, and identity covariance (over N - 1) on the columns that are not zero.
+        `(N, min(affordable_dim(N, dim), P))`: zero mean, and identity covariance (over N - 1) on the columns that are
+        not zero.
 
     Raises:
         ClusteringError: Unusable features, or `dim < 1`.
@@ -95,7 +118,7 @@ def l2_normalize(features: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def prepare(features: NDArray[Any], dim: int = 128, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """What is clustered: `(N, P)` vectors reduced to `(N, min(dim, P))`, whitened, of length 1.
+    """What is clustered: `(N, P)` vectors reduced by `whiten`, each scaled to length 1.
 
     Args:
         features: In memory or in a memory map, which is never copied.

@@ -6,6 +6,7 @@ clustering only once; `BothLabels` starts with those and lets clusterings of the
 is the distance between two clusterings; how many steps that is, the data module says.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -15,12 +16,15 @@ from numpy.typing import NDArray
 
 from decar.audio import LogMelStore
 from decar.audio.descriptors import describe
-from decar.clustering import Assignment, Centres, Clusterer, KMeans, Whitening, nmi, prepare, whiten
+from decar.clustering import Assignment, Centres, Clusterer, KMeans, Whitening, affordable_dim, nmi, prepare, whiten
 from decar.clustering.base import row_blocks
 from decar.clustering.stats import cluster_sizes, effective_rank, entropy
+from decar.clustering.whiten import CLIPS_PER_DIM
 from decar.errors import ClusteringError, ConfigError, check_whole
 from decar.pretrain.sampler import Stream, derive_seed
 from decar.pretrain.shards import Sample
+
+log = logging.getLogger(__name__)
 
 Floats = NDArray[np.float32]
 
@@ -93,6 +97,17 @@ def _finite(features: Floats, store: LogMelStore, rows: Any) -> Floats:
     return features
 
 
+def _warn_if_lowered(what: str, dim: int, n: int) -> None:
+    """Log that whitening keeps fewer dimensions than `dim`, once per run: callers call it at their first clustering."""
+    kept = affordable_dim(n, dim)
+    if kept < dim:
+        log.warning(
+            "%s: whitened to %d dimensions, not dim=%d, since there are only %d clips (dim=%d needs %d): "
+            "more dimensions would be noise, and the clusters random",
+            *(what, kept, dim, n, dim, dim * CLIPS_PER_DIM),
+        )
+
+
 @dataclass(frozen=True)
 class FittedLabels:
     """Whitening and centres that were learned from a sample; each process labels its own vectors with them."""
@@ -126,7 +141,8 @@ class NetworkLabels:
 
     Attributes:
         clusterers: One a head; the paper has one.
-        dim: `z` is reduced to this many PCA-whitened dimensions, then L2-normalised.
+        dim: `z` is reduced to at most this many PCA-whitened dimensions (fewer for a small set: see
+            `decar.clustering.affordable_dim`), then L2-normalised.
     """
 
     clusterers: Sequence[Clusterer]
@@ -147,6 +163,8 @@ class NetworkLabels:
             found = [Assignment(column, len(c.points), 0.0) for column, c in zip(columns, label.centres, strict=True)]
         made = _stack(found, situation.epoch)
         before = situation.previous
+        if before is None:
+            _warn_if_lowered("the network's vectors", self.dim, len(features))
         compared = _mean_nmi(made.labels, before.labels) if before is not None else 0.0
         return replace(made, health={**made.health, "effective_rank": effective_rank(features), "nmi": compared})
 
@@ -158,7 +176,7 @@ class DescriptorLabels:
     Attributes:
         clusterer: Used for each of them.
         descriptors: Names, see `decar.audio.descriptors`; one head each.
-        dim: Each is reduced to this many PCA-whitened dimensions.
+        dim: Each is reduced to at most this many PCA-whitened dimensions, as in `NetworkLabels`.
     """
 
     clusterer: Clusterer
@@ -180,6 +198,7 @@ class DescriptorLabels:
         if before is not None:
             health = {**before.health, "nmi": 1.0}
             return replace(before, epoch=situation.epoch, kept=len(before.sizes), health=health)
+        _warn_if_lowered("descriptors", self.dim, len(situation.store))
         found = [
             self.clusterer.with_seed(_seed(situation, h)).fit_predict(whiten(features, self.dim))
             for h, features in enumerate(describe(situation.store, self.descriptors).values())

@@ -1,0 +1,69 @@
+"""What is picked for options left open, and what is logged when own clusters are never made."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from decar.cli.settle import settle
+
+LATE = "the network's own clusters are never made"
+
+
+def settled(caplog, *, n_clips=45, max_epochs=None, checkpoint=None, k=None, budget=None, **labels):
+    cfg = OmegaConf.create({
+        "k": k, "budget": budget, "sampler": {"every_n_steps": None}, "trainer": {"max_epochs": max_epochs},
+        "loader": {"batch_size": 64}, "labels": labels,
+    })  # fmt: skip
+    with caplog.at_level("INFO"):
+        settle(cfg, n_clips, checkpoint)
+    return cfg
+
+
+@pytest.mark.parametrize(("n_clips", "epochs", "joins"), [(45, 2, 1), (991, 2, 1), (1_487, 2, 1), (1_991, 4, 2)])
+def test_own_clusters_join_before_the_end(caplog, n_clips, epochs, joins):
+    cfg = settled(caplog, n_clips=n_clips, network_from=None)
+    assert (cfg.trainer.max_epochs, cfg.labels.network_from) == (epochs, joins)
+    assert f"trainer.max_epochs={epochs}, labels.network_from={joins}" in caplog.text
+    assert LATE not in caplog.text
+
+
+def test_a_given_epoch_is_waited_for(caplog):
+    cfg = settled(caplog, network_from=3)
+    assert (cfg.trainer.max_epochs, cfg.labels.network_from) == (4, 3)
+    assert LATE not in caplog.text
+
+
+@pytest.mark.parametrize(("epochs", "joins"), [(2, 1), (50, 2), (-1, 2)])
+def test_given_epochs_are_kept_and_own_clusters_join_within_them(caplog, epochs, joins):
+    cfg = settled(caplog, max_epochs=epochs, k=8, network_from=None)
+    assert (cfg.trainer.max_epochs, cfg.labels.network_from, cfg.k) == (epochs, joins, 8)
+    assert cfg.sampler.every_n_steps is None
+    assert LATE not in caplog.text
+
+
+@pytest.mark.parametrize(("epochs", "joins"), [(1, None), (1, 1), (3, 3), (2, 5)])
+def test_a_run_that_ends_before_own_clusters_join_is_named(caplog, epochs, joins):
+    cfg = settled(caplog, max_epochs=epochs, k=8, network_from=joins)
+    least = cfg.labels.network_from + 1
+    assert f"they join in epoch {least} and the run has {epochs}; pass trainer.max_epochs={least}" in caplog.text
+
+
+def test_a_budget_too_small_for_own_clusters_is_named(caplog, monkeypatch):
+    monkeypatch.setattr("decar.cli.settle._time", lambda cfg: {"seconds": 1.0, "step_seconds": 1.0})
+    settled(caplog, budget="1s", network_from=None)
+    assert LATE in caplog.text
+    assert "raise budget=1s" in caplog.text
+
+
+def test_labels_that_nothing_joins_need_one_stage(caplog):
+    cfg = settled(caplog, dim=128)
+    assert (cfg.trainer.max_epochs, "network_from" in cfg.labels) == (1, False)
+    assert LATE not in caplog.text
+
+
+def test_a_resumed_run_keeps_its_epochs(caplog, tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "{k: 4, sampler: {every_n_steps: 9}, trainer: {max_epochs: 3}, labels: {network_from: 2}}"
+    )
+    cfg = settled(caplog, checkpoint=str(tmp_path / "checkpoints" / "last.ckpt"), network_from=None)
+    assert (cfg.k, cfg.sampler.every_n_steps, cfg.trainer.max_epochs, cfg.labels.network_from) == (4, 9, 3, 2)
+    assert "as when this run began" in caplog.text
