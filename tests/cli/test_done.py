@@ -1,6 +1,7 @@
 """What is done is not done again, and a table in one sweep."""
 
 import json
+import os
 
 import pandas as pd
 import pytest
@@ -15,6 +16,15 @@ FAST = [
     "experiment=paper", "report=false", f"encoder.name={SMALL}", "trainer=cpu", "trainer.max_epochs=1",
     "loader.batch_size=8",
 ]  # fmt: skip
+
+
+def exchange(folder):
+    """Low and high tones change places, at equal sizes and modification times."""
+    for low, high in zip(sorted((folder / "low").iterdir()), sorted((folder / "high").iterdir()), strict=True):
+        contents, times = (high.read_bytes(), low.read_bytes()), (low.stat().st_mtime_ns, high.stat().st_mtime_ns)
+        for path, content, time in zip((low, high), contents, times, strict=True):
+            path.write_bytes(content)
+            os.utime(path, ns=(time, time))
 
 
 @pytest.fixture
@@ -83,7 +93,15 @@ def test_judged_once(evaluate, sound_folder, tmp_path):
     save_bundle(Encoder(SMALL, seed=6), bundle)
     assert "judged already" not in evaluate(*words, "seed=1").out, "another encoder under the same name"
     table.touch()
-    assert "judged already" not in evaluate(*words, "seed=1").out, "the table may have changed"
+    assert "judged already" in evaluate(*words, "seed=1").out, "the table holds the same"
+    times, content = table.stat(), pd.read_csv(table)
+    content.loc[[0, len(content) - 1], "label"] = content.loc[[len(content) - 1, 0], "label"].tolist()
+    content.to_csv(table, index=False)
+    os.utime(table, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert "other labels and splits: judging again" in evaluate(*words, "seed=1").out
+    exchange(sound_folder)
+    assert "other sounds: judging again" in evaluate(*words, "seed=1").out
+    assert "judged already" in evaluate(*words, "seed=1").out
 
 
 def test_table3_in_one_sweep(evaluate, decar, sound_folder, tmp_path):

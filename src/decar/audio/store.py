@@ -2,8 +2,8 @@
 
 `CACHE/logmel/<fingerprint>/` holds `mel.f16`, (ΣF, M) float16 as it stands in memory, frame after frame, clip after
 clip; `index.parquet`, a row a clip: path, offset, frames, status, reason; and `meta.json`. The fingerprint is made
-from the manifest (paths, stretches, sizes, times of change) and the front-end's numbers, so a change of either makes
-another store. A folder of that name is always whole: it is built under another name (see `build.py`) and renamed.
+from the clips (paths as the source writes them, stretches, content; see `identity.py`) and the front-end's numbers, so
+a change of either makes another store, and a copy of the sounds finds the same one. A folder of that name is always whole: it is built under another name (see `build.py`) and renamed.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class LogMelStore:
         lengths: (N,) int64, frames of each clip, 0 for one that cannot be used.
         reasons: what is wrong with each clip, "" for nothing. A silent clip has a reason and frames.
         fingerprint: of the clips, their order and the front-end: equal fingerprints have equal log-mels.
+        content: of the sounds in their order, whatever the files are called; "" where they are not known.
     """
 
     manifest: Manifest
@@ -61,6 +62,7 @@ class LogMelStore:
     lengths: npt.NDArray[np.int64]
     reasons: list[str]
     fingerprint: str
+    content: str = ""
 
     @classmethod
     def open_or_build(
@@ -85,12 +87,13 @@ class LogMelStore:
             progress: show how far it is, on stderr.
 
         Raises:
-            StoreError: no clips, none that can be used, or the cache cannot be written.
+            StoreError: no clips, none that can be used, files that change meanwhile, or the cache cannot be written.
         """
         spec = frontend or FrontEnd()
         if len(manifest) == 0:
             raise StoreError("the manifest has no clips: nothing to store")
-        fingerprint = _sha256(f"{FORMAT} {manifest.fingerprint()} {spec.hash()}")
+        identity = manifest.identity(cache_dir)
+        fingerprint = _sha256(f"{FORMAT} {identity.fingerprint} {spec.hash()}")
         folder = Path(cache_dir).expanduser() / "logmel" / fingerprint
         try:
             store = cls._open(folder, manifest, spec, fingerprint)
@@ -99,8 +102,15 @@ class LogMelStore:
         if store is None:
             try:
                 store = cls._build_locked(folder, manifest, spec, fingerprint, num_workers, progress)
+                if manifest.identity(cache_dir) != identity:
+                    shutil.rmtree(folder)
+                    raise StoreError(
+                        f"files below {manifest.root} were changed while their log-mels were computed: run it again "
+                        "when nothing writes to them"
+                    )
             except (OSError, NotImplementedError) as error:  # the second is a file system without locks
                 raise _cannot_write(folder.parent, error) from error
+        store.content = identity.content
         store._log_bad()
         return store
 
@@ -181,6 +191,7 @@ class LogMelStore:
             self.lengths[chosen],
             [self.reasons[i] for i in chosen],
             self.fingerprint if everything else _sha256(self.fingerprint, (chosen % max(len(self), 1)).tobytes()),
+            self.content if everything else _sha256(self.content, (chosen % max(len(self), 1)).tobytes()),
         )
 
     def usable(self, allow_silent: bool = False) -> LogMelStore:

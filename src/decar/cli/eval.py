@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +12,7 @@ from decar.cli.done import same_job
 from decar.cli.expand import SKIP
 from decar.cli.main import run_hydra
 from decar.cli.obtain import obtain
+from decar.files import whole
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
@@ -21,6 +23,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
 
 log = logging.getLogger(__name__)
 
+JUDGED = "judged.json"  # beside result.json: hashes of what was judged
 NO_BUNDLE = ("random", "logmel")
 
 
@@ -42,11 +45,13 @@ def evaluate(cfg: DictConfig) -> float | None:
     obtain(cfg)
     frontend = instantiate(cfg.frontend)
     encoder = choose_encoder(cfg, frontend)
-    before = judged_before(cfg, output, encoder) if cfg.resume == "auto" else None
+    judged = what_is_judged(cfg, encoder)
+    before = judged_before(cfg, output, judged) if cfg.resume == "auto" else None
     if before:
         log.info("%s: judged already, nothing to do", output)
         return before.value
-    (output / "result.json").unlink(missing_ok=True)  # of other options: config.yaml speaks for this job from here on
+    for name in ("result.json", JUDGED):  # of other options: config.yaml speaks for this job from here on
+        (output / name).unlink(missing_ok=True)
     (output / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     fine = cfg.mode if cfg.mode.name == "finetune" else {"crop_frames": 98, "num_workers": 0}
     trainer = {"accelerator": cfg.accelerator, "precision": cfg.precision, "enable_progress_bar": cfg.progress}
@@ -67,6 +72,8 @@ def evaluate(cfg: DictConfig) -> float | None:
         pretrained={} if cfg.bundle in NO_BUNDLE else read_facts(cfg.bundle),
     )
     result.write(output / "result.json")
+    with whole(output / JUDGED) as part:
+        part.write_text(json.dumps(judged))
     log.info(
         "%s, %s, protocol %s, %s: %.1f %% on test (%.1f on validation; %d classes, %d clips to learn from), %.0f s",
         result.task, result.mode, result.protocol, result.bundle, 100 * result.value, 100 * result.valid_value,
@@ -98,16 +105,35 @@ def many_tasks(conf: Any) -> bool:
     return conf.mode == RunMode.MULTIRUN and named
 
 
-def judged_before(cfg: DictConfig, output: Path, encoder: Encoder | Literal["logmel"]) -> Result | None:
-    """The result in this folder, if it is of the same options and encoder, and the table of clips is no newer."""
-    from decar.downstream import Result
+def what_is_judged(cfg: DictConfig, encoder: Encoder | Literal["logmel"]) -> dict[str, str]:
+    """What a result depends on beside the options, as hashes: the encoder, the sounds, their labels and splits."""
     from decar.downstream.embeddings import encoder_hash
+    from decar.downstream.task import load_task
 
-    path, source = output / "result.json", Path(cfg.task.path)
-    if not path.is_file() or not same_job(cfg, output) or source.stat().st_mtime > path.stat().st_mtime:
+    task = load_task(task_spec(cfg))
+    return {
+        "encoder": encoder_hash(encoder),
+        "sounds": task.source.fingerprint(cfg.cache_dir),
+        "labels and splits": task.hash(),
+    }
+
+
+def judged_before(cfg: DictConfig, output: Path, judged: dict[str, str]) -> Result | None:
+    """The result in this folder, if it has the same options and judged the same; else a log line says what differs."""
+    from decar.downstream import Result
+
+    path = output / "result.json"
+    if not path.is_file() or not same_job(cfg, output):
         return None
-    found = Result.read(path)
-    return found if found.encoder_hash == encoder_hash(encoder) else None
+    try:
+        before = json.loads((output / JUDGED).read_text())
+        other = [name for name, value in judged.items() if before[name] != value]
+    except (OSError, ValueError, KeyError, TypeError):
+        other = ["unknown sounds"]
+    if other:
+        log.info("%s holds a result of other %s: judging again", output, " and ".join(other))
+        return None
+    return Result.read(path)
 
 
 def find_corpus(cfg: DictConfig) -> None:
