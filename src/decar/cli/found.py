@@ -78,7 +78,8 @@ def manifest_of(config: Mapping[str, Any]) -> Manifest:
         "decar.audio.Manifest.from_parquet": Manifest.from_parquet,
         "decar.corpora.prepared_manifest": prepared_manifest,
     }
-    return _call(known, select(config, "data.manifest"), "data.manifest")
+    made: Manifest = _call(known, select(config, "data.manifest"), "data.manifest")
+    return made
 
 
 def frontend_of(config: Mapping[str, Any]) -> FrontEnd:
@@ -90,7 +91,7 @@ def frontend_of(config: Mapping[str, Any]) -> FrontEnd:
     from decar.audio import FrontEnd
 
     numbers = config.get("frontend")
-    made = _call({FRONT_END: FrontEnd}, numbers, "frontend")
+    made: FrontEnd = _call({FRONT_END: FrontEnd}, numbers, "frontend")
     for key, value in made.as_dict().items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"config.yaml: frontend.{key}={value!r} is not a number; correct it")
