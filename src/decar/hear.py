@@ -1,7 +1,7 @@
 """The common API of HEAR 2021 (Turian et al., arXiv:2203.03022): the functions its evaluation calls a model by.
 
 `hear-validator decar.hear -m encoder.safetensors` checks it. Everything goes through `Encoder.embed`, so that a
-sound's embedding is the one that every other door of decar gives; where that would cut, windows stand in.
+sound's embedding is the one that every other door of decar gives.
 """
 
 import torch
@@ -50,25 +50,14 @@ def load_model(model_file_path: str = "") -> HearModel:
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """One embedding a sound: `(n_sounds, n_samples)` to `(n_sounds, D)` float32, on the device of `audio`.
 
-    Of a sound that is longer than `Encoder.max_frames` nothing is cut: it is covered by windows of that length, as few
-    and as evenly as can be, and their embeddings are averaged. A short one is padded with silence.
+    A sound longer than `Encoder.max_frames` is the mean of its pieces, as everywhere in decar. A short one is padded
+    with silence.
 
     Raises:
-        AudioError: `audio` is not `(n_sounds, n_samples)`.
+        AudioError: `audio` is not `(n_sounds, n_samples)`, holds no samples, or is not finite.
     """
     _check(audio)
-    encoder = model.encoder
-    length = _samples(encoder, encoder.max_frames)
-    frames = encoder.frontend.n_frames(audio.shape[1])
-    if frames <= encoder.max_frames:
-        return _embed(audio.unsqueeze(1), encoder)[:, 0]
-    hop = encoder.frontend.hop_length
-    windows, last = -(-frames // encoder.max_frames), frames - encoder.max_frames
-    total = audio.new_zeros(len(audio), encoder.dim, dtype=torch.float32)
-    for i in range(windows):
-        first = hop * round(last * i / (windows - 1))
-        total += _embed(audio[:, None, first : first + length], encoder)[:, 0]
-    return total / windows
+    return _embed(audio.unsqueeze(1), model.encoder)[:, 0]
 
 
 @torch.no_grad()
@@ -98,13 +87,12 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
 def _embed(windows: Tensor, encoder: Encoder) -> Tensor:
     """`(n_sounds, W, T)` to `(n_sounds, W, D)`, so many windows at a time as `BATCH_FRAMES` allows."""
     n_sounds, n_windows, length = windows.shape
-    home = next(encoder.parameters()).device
     batch = max(1, BATCH_FRAMES // max(encoder.min_frames, encoder.frontend.n_frames(length)))
     out = torch.empty(n_sounds * n_windows, encoder.dim, device=windows.device)
     for first in range(0, len(out), batch):
         part = torch.arange(first, min(first + batch, len(out)), device=windows.device)
         piece = windows[part // n_windows, part % n_windows]
-        out[part] = encoder.embed(piece.to(home, torch.float32)).to(out)
+        out[part] = encoder.embed(piece).to(out)
     return out.view(n_sounds, n_windows, encoder.dim)
 
 

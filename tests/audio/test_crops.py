@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decar.audio.crops import centre_crop, collate, length_batches, padded_frames, random_crop, whole
+from decar.audio.crops import collate, length_batches, padded_frames, pieces, random_crop, stack
 
 SILENCE = -11.5
 
@@ -38,25 +38,20 @@ def test_random_crop_is_a_function_of_its_generator() -> None:
     np.testing.assert_array_equal(*crops)
 
 
-def test_centre_crop() -> None:
-    assert centre_crop(ramp(10), 4, silence=SILENCE)[:, 0].tolist() == [3, 4, 5, 6]
-
-
 @pytest.mark.parametrize("frames", [0, 3, 5])
 def test_short_clips_are_padded_with_silence_at_the_end(frames: int) -> None:
     rng = np.random.default_rng(0)
-    for crop in (
-        random_crop(ramp(frames), 5, rng, silence=SILENCE),
-        centre_crop(ramp(frames), 5, silence=SILENCE),
-        whole(ramp(frames), 5, SILENCE),
-    ):
+    for crop in (random_crop(ramp(frames), 5, rng, silence=SILENCE), stack([ramp(frames)], 5, SILENCE)[0, 0].numpy().T):
         assert crop.dtype == np.float32
         assert crop.shape == (5, 4)
         assert crop[:, 0].tolist() == [*range(frames), *[SILENCE] * (5 - frames)]
 
 
-def test_whole_takes_the_middle_of_what_is_too_long() -> None:
-    assert whole(ramp(9), 5, SILENCE)[:, 0].tolist() == [2, 3, 4, 5, 6]
+@given(st.integers(1, 5_000), st.integers(1, 1_200))
+def test_pieces_lie_end_to_end(frames: int, size: int) -> None:
+    cuts = pieces(frames, size)
+    assert np.concatenate([np.arange(frames)[cut] for cut in cuts]).tolist() == list(range(frames))
+    assert [cut.stop - cut.start for cut in cuts[:-1]] == [size] * (len(cuts) - 1)
 
 
 @given(st.lists(st.integers(1, 2_000), max_size=60), st.integers(1, 9))

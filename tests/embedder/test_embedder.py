@@ -118,7 +118,7 @@ def test_parquet_says_what_made_it(tmp_path, encoder):
 
 
 def test_waveforms_that_cannot_be_embedded(encoder):
-    with pytest.raises(AudioError, match="waveform 1: finite samples"):
+    with pytest.raises(AudioError, match="waveform 1: samples that are not finite"):
         Embedder(encoder).waveforms([np.zeros(16_000), np.full(16_000, np.nan)])
     with pytest.raises(AudioError, match="waveform 0: too short"):
         Embedder(encoder).waveforms([np.zeros(10)])

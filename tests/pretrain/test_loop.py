@@ -255,12 +255,12 @@ def test_the_pass_sees_every_clip_once_in_order_and_changes_nothing(make_store, 
     features, after, training = seen[0]
     assert training
     assert all(torch.equal(before[key], after[key]) for key in before)
-    from decar.models.encode import whole_clips
+    from decar.models.pieces import clip_vectors
 
     fresh, _ = build(store)
     fresh.eval()
     with torch.no_grad():
-        expected = [fresh(whole_clips(store, np.array([i]), fresh.encoder)) for i in range(len(store))]
+        expected = [clip_vectors(fresh, [store[i]], fresh.encoder, 1) for i in range(len(store))]
     torch.testing.assert_close(torch.from_numpy(features), torch.cat(expected))
 
 

@@ -1,4 +1,4 @@
-"""Clip → the piece of it that enters a batch: random, the middle, or whole; padded with silence, never with 0.0."""
+"""Clip → the pieces of it that enter a batch: random, or all of it end to end; padded with silence, never with 0.0."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def padded_frames(
 def padded_frames(
     frames: int | npt.NDArray[np.int64], *, min_frames: int = 98, max_frames: int = 998, multiple: int = 32
 ) -> int | npt.NDArray[np.int64]:
-    """How many frames a clip of F frames is padded, or cut, to when it is embedded whole.
+    """How many frames a piece of F frames is padded to when it is embedded.
 
     It depends on that clip alone: padded to the longest of its batch, a clip's embedding would depend on its
     neighbours.
@@ -29,7 +29,7 @@ def padded_frames(
     Args:
         frames: F, one number or an array of them.
         min_frames: clips up to this are padded to it; 98 is 1 s.
-        max_frames: of longer clips the middle is taken; 998 is 10 s.
+        max_frames: nothing is padded beyond it; longer clips are cut into pieces of it (`pieces`). 998 is 10 s.
         multiple: lengths in between are rounded up to one of its multiples, so that a few lengths serve all clips.
     """
     given = np.asarray(frames, np.int64)
@@ -43,14 +43,13 @@ def random_crop(mel: Frames, frames: int, rng: np.random.Generator, *, silence: 
     return _padded(random_piece(mel, frames, rng), frames, silence)
 
 
-def centre_crop(mel: Frames, frames: int, *, silence: float) -> npt.NDArray[np.float32]:
-    """(F, M) → (frames, M) float32 from the middle; a shorter clip gets `silence` at its end."""
-    return _padded(centre_piece(mel, frames), frames, silence)
+def pieces(frames: int, max_frames: int) -> list[slice]:
+    """Where a clip of F frames is cut into pieces of `max_frames`: end to end, the last as short as it comes.
 
-
-def whole(mel: Frames, frames_padded: int, silence: float) -> npt.NDArray[np.float32]:
-    """(F, M) → (frames_padded, M) float32: all of the clip and padding, or the middle of one that is longer."""
-    return centre_crop(mel, frames_padded, silence=silence)
+    >>> pieces(25, 10), pieces(10, 10), pieces(0, 10)
+    ([slice(0, 10, None), slice(10, 20, None), slice(20, 25, None)], [slice(0, 10, None)], [slice(0, 0, None)])
+    """
+    return [slice(first, min(first + max_frames, frames)) for first in range(0, max(frames, 1), max_frames)]
 
 
 def _padded(piece: Frames, frames: int, silence: float) -> npt.NDArray[np.float32]:
@@ -95,12 +94,6 @@ def collate(crops: Sequence[Frames]) -> torch.Tensor:
 def random_piece(mel: Frames, frames: int, rng: np.random.Generator) -> Frames:
     """A view of `frames` frames at a uniformly random place, or of all there are: `random_crop` before its padding."""
     first = int(rng.integers(max(len(mel) - frames, 0) + 1))
-    return mel[first : first + frames]
-
-
-def centre_piece(mel: Frames, frames: int) -> Frames:
-    """A view of the middle, or of all there is: `centre_crop` before its padding."""
-    first = max(len(mel) - frames, 0) // 2
     return mel[first : first + frames]
 
 

@@ -5,7 +5,7 @@ with the clip numbers, so that neither workers nor prefetching can give a batch 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +14,15 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from decar.audio.crops import collate, length_batches, padded_frames, random_crop, whole
+from decar.audio.crops import collate, length_batches, random_crop
 from decar.audio.store import LogMelStore
 from decar.downstream.task import Task, drop_unreadable
 
+T = TypeVar("T")
 Indices: TypeAlias = NDArray[np.int64]
 BatchKey: TypeAlias = tuple[int, Indices]  # the epoch, and which clips of the task
 Batch: TypeAlias = tuple[Tensor, Tensor]  # x (B, 1, M, F) float32, y (B,) int64 or (B, C) bool
+WholeBatch: TypeAlias = tuple[list[NDArray[np.float16]], Tensor]  # B log-mels (F, M) of any length, y
 
 
 class EpochBatches(Sampler[BatchKey]):
@@ -67,17 +69,14 @@ class Crops(Dataset[Batch]):
         return random_crop(self.store[index], self.frames, rng, silence=self.store.frontend.silence)
 
 
-class WholeClips(Dataset[Batch]):
-    """Whole batches of whole clips, asked for by clip numbers; the clips of a batch share one padded length."""
+class WholeClips(Dataset[WholeBatch]):
+    """Whole clips, as they lie in the store, asked for by clip numbers."""
 
-    def __init__(self, task: Task, store: LogMelStore, min_frames: int, max_frames: int) -> None:
-        self.task, self.store, self.min_frames, self.max_frames = task, store, min_frames, max_frames
+    def __init__(self, task: Task, store: LogMelStore) -> None:
+        self.task, self.store = task, store
 
-    def __getitem__(self, batch: Indices) -> Batch:
-        frames = padded_frames(self.store.lengths[batch], min_frames=self.min_frames, max_frames=self.max_frames)
-        silence = self.store.frontend.silence
-        clips = [whole(self.store[int(i)], int(f), silence) for i, f in zip(batch, frames, strict=True)]
-        return collate(clips), torch.from_numpy(self.task.y[batch])
+    def __getitem__(self, batch: Indices) -> WholeBatch:
+        return [np.asarray(self.store[int(i)]) for i in batch], torch.from_numpy(self.task.y[batch])
 
 
 class TaskData(LightningDataModule):
@@ -90,8 +89,8 @@ class TaskData(LightningDataModule):
         batch_size: Clips a batch.
         crop_frames: Frames of a training crop.
         seed: Seeds order and crops of training, together with the epoch.
-        min_frames: Whole clips are padded with silence to at least this many frames: the encoder's.
-        max_frames: Of longer whole clips the middle is taken: the encoder's.
+        min_frames: Whole clips are batched by the length that the encoder pads them to: its `min_frames`,
+        max_frames: and its `max_frames`.
         num_workers: Loader processes; 0 reads in the main process, which a memory map makes cheap.
     """
 
@@ -120,23 +119,22 @@ class TaskData(LightningDataModule):
         order = EpochBatches(self.task.indices("train"), self.batch_size, self.seed)
         return self._loader(Crops(self.task, self.store, self.crop_frames, self.seed), order)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[WholeBatch]:
         """Whole clips of the validation split."""
         return self._whole("valid")
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader[WholeBatch]:
         """Whole clips of the test split; to be asked for once."""
         return self._whole("test")
 
-    def _whole(self, split: str) -> DataLoader[Batch]:
+    def _whole(self, split: str) -> DataLoader[WholeBatch]:
         indices = self.task.indices(split)
         groups = length_batches(
             self.store.lengths[indices], self.batch_size, min_frames=self.min_frames, max_frames=self.max_frames
         )
-        clips = WholeClips(self.task, self.store, self.min_frames, self.max_frames)
-        return self._loader(clips, [indices[group] for group in groups])
+        return self._loader(WholeClips(self.task, self.store), [indices[group] for group in groups])
 
-    def _loader(self, dataset: Dataset[Batch], keys: Sampler[BatchKey] | Sequence[Indices]) -> DataLoader[Batch]:
+    def _loader(self, dataset: Dataset[T], keys: Sampler[BatchKey] | Sequence[Indices]) -> DataLoader[T]:
         return DataLoader(
             dataset,
             batch_size=None,  # the data set makes whole batches

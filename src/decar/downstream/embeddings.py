@@ -18,7 +18,7 @@ from decar.models.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # to be raised whenever padding, statistics or layout change: older files are not read any more
+FORMAT = 2  # to be raised whenever padding, statistics or layout change: older files are not read any more
 
 Source = Encoder | Literal["logmel"]
 

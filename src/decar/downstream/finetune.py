@@ -16,7 +16,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from decar.audio.store import LogMelStore
-from decar.downstream.datamodule import Batch, TaskData
+from decar.downstream.datamodule import Batch, TaskData, WholeBatch
 from decar.downstream.known import Truth
 from decar.downstream.outcome import Outcome, measure, score
 from decar.downstream.probe import classification_loss
@@ -24,6 +24,7 @@ from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol
 from decar.downstream.task import Task
 from decar.errors import ConfigError
 from decar.models.encoder import Encoder
+from decar.models.pieces import clip_vectors
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class FineTuner(LightningModule):
         """Forget the answers of the epoch before."""
         self.answers.clear()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: WholeBatch, batch_idx: int) -> None:
         """Keep the answers to a batch of whole clips."""
         self._answer(batch)
 
@@ -66,12 +67,14 @@ class FineTuner(LightningModule):
         """Forget the answers to validation."""
         self.answers.clear()
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: WholeBatch, batch_idx: int) -> None:
         """Keep the answers to a batch of whole clips."""
         self._answer(batch)
 
-    def _answer(self, batch: Batch) -> None:
-        self.answers.append((self(batch[0]).float().cpu(), batch[1].cpu()))
+    def _answer(self, batch: WholeBatch) -> None:
+        clips, truth = batch
+        vectors = clip_vectors(lambda x: self.encoder(x.to(self.device)), clips, self.encoder, max(len(clips), 1))
+        self.answers.append((self.head(vectors.to(self.device)).float().cpu(), truth.cpu()))
 
     def answered(self) -> tuple[NDArray[np.float32], Truth]:
         """Logits `(N, C)` and truth of all clips judged since the last start."""

@@ -1,8 +1,7 @@
 """Files or waveforms → embeddings: what `decar embed` does, for Python too.
 
-A clip of up to ten seconds (the encoder's `max_frames`) gets what `Encoder.embed` makes of its decoded waveform. A
-longer recording is cut into pieces of that length, end to end, and gets their mean, each weighing as much as it has
-frames; it is read as it goes, so that its length does not matter to the memory.
+A clip gets what `Encoder.embed` makes of its decoded waveform: see `models.pieces.clip_vectors`. A recording is read as
+it goes, so that its length does not matter to the memory.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pandas as pd
-import soxr
 import torch
 from numpy.typing import ArrayLike, NDArray
 
@@ -26,6 +24,7 @@ import decar
 from decar.audio import LogMel, Manifest
 from decar.audio.build import one_torch_thread
 from decar.audio.progress import progress_bar
+from decar.audio.samples import resampled, scaled
 from decar.cores import cpu_count
 from decar.embedder.engine import BLOCK_FRAMES, Memory, run
 from decar.embedder.output import beside, check_out, write_bad, write_rows
@@ -34,11 +33,10 @@ from decar.embedder.reading import ClipEnd, events
 from decar.embedder.windows import Windows
 from decar.errors import AudioError, DecarError, check_whole
 from decar.models import Encoder, load_encoder
-from decar.models.encode import embed_long
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the parts; raise it when what is computed into them changes
+FORMAT = 2  # of the parts; raise it when what is computed into them changes
 NAMED_IN_LOG = 20
 
 __all__ = ["Embedded", "Embedder", "Windows"]
@@ -91,22 +89,24 @@ class Embedder:
         """Embeddings `(N, D)` of waveforms, each `(T,)` or `(T, C)`, whatever the windows are.
 
         Args:
-            waveforms: ±1 is full scale; channels are averaged.
+            waveforms: Floats have full scale at ±1, integers are scaled by their type; channels are averaged.
             sample_rate: Hz; the encoder's own when None, else resampled.
 
         Raises:
-            AudioError: One is too short, or not finite; the message says which.
+            AudioError: One is too short, not finite or of an unknown scale; the message says which.
         """
         out, rate = np.empty((len(waveforms), self.encoder.dim), np.float32), self.encoder.sample_rate
         for i, given in enumerate(waveforms):
-            wave = np.asarray(given, np.float32)
-            wave = wave.mean(axis=1) if wave.ndim == 2 else wave
-            if wave.ndim != 1 or not np.isfinite(wave).all():
-                raise AudioError(f"waveform {i}: finite samples of shape (T,) or (T, C) are expected")
-            wave = wave if sample_rate in (None, rate) else soxr.resample(wave, sample_rate, rate)
-            if len(wave) < self.encoder.frontend.win_length:
-                raise AudioError(f"waveform {i}: too short, {len(wave) / rate:.3f} s")
-            out[i] = embed_long(self.encoder, np.ascontiguousarray(wave))
+            try:
+                wave = scaled(np.asarray(given))
+                if wave.ndim not in (1, 2) or not wave.size:
+                    raise AudioError(f"samples of shape (T,) or (T, C) are expected, got {wave.shape}")
+                wave = resampled(wave.mean(axis=1) if wave.ndim == 2 else wave, sample_rate, rate)
+                if len(wave) < self.encoder.frontend.win_length:
+                    raise AudioError(f"too short, {len(wave) / rate:.3f} s")
+            except AudioError as error:
+                raise AudioError(f"waveform {i}: {error}") from None
+            out[i] = self.encoder.embed(wave)[0].cpu().numpy()
         return out
 
     def files(self, clips: Manifest | Sequence[str | Path], *, progress: bool = False) -> Embedded:

@@ -12,11 +12,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from decar.audio.crops import length_batches, padded_frames
+from decar.audio.crops import padded_frames
 from decar.embedder.reading import ClipEnd, Event, Piece, RowEnd
 from decar.models import Encoder
-from decar.models.encode import padded_batch
 from decar.models.encoder import evaluating
+from decar.models.pieces import piece_vectors
 
 BLOCK_FRAMES = 64 * 998  # ten minutes of sound: what is in memory at once, and what a kill costs at most
 
@@ -82,19 +82,16 @@ def _embed_blocks(
     sink.commit()
 
 
-def _forward(mels: list[NDArray[np.float32]], encoder: Encoder, batch_size: int, device: str) -> NDArray[np.float32]:
-    """`(n, D)`: each piece padded as `Encoder.embed` pads it."""
-    out = np.empty((len(mels), encoder.dim), np.float32)
-    lengths = np.array([len(mel) for mel in mels], np.int64)
-    bounds = {"min_frames": encoder.min_frames, "max_frames": encoder.max_frames}
-    for batch in length_batches(lengths, batch_size, **bounds):
-        clips = padded_batch([mels[i] for i in batch], encoder)
-        out[batch] = encoder(clips.to(device)).float().cpu().numpy()
-    return out
+def _forward(mels: list[NDArray[np.float16]], encoder: Encoder, batch_size: int, device: str) -> NDArray[np.float32]:
+    """`(n, D)`, a vector a piece."""
+    if not mels:
+        return np.empty((0, encoder.dim), np.float32)
+    vectors: NDArray[np.float32] = piece_vectors(lambda x: encoder(x.to(device)), mels, encoder, batch_size).numpy()
+    return vectors
 
 
 class _Mean:
-    """Puts the pieces of a row together; state lives on from block to block, since a row may be ten hours long."""
+    """`clip_vectors` of rows whose pieces come one by one: a row may be ten hours long."""
 
     def __init__(self, dim: int) -> None:
         self.total, self.weight = np.zeros(dim, np.float64), 0

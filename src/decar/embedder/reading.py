@@ -27,9 +27,9 @@ READ_AHEAD = 8  # pieces of a clip that lie ready at once, 10 s each
 
 @dataclass(frozen=True)
 class Piece:
-    """(F, M) float32 log-mel, at most as long as the encoder takes."""
+    """(F, M) float16 log-mel, as a store holds it; at most as long as the encoder takes."""
 
-    mel: NDArray[np.float32]
+    mel: NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,10 @@ class _Count:
 
 
 @torch.no_grad()
-def _log_mel(log_mel: LogMel, waveform: Waveform) -> NDArray[np.float32]:
+def _log_mel(log_mel: LogMel, waveform: Waveform) -> NDArray[np.float16]:
     if len(waveform) < log_mel.spec.win_length:
         raise AudioError(too_short(len(waveform), log_mel.spec))
     mel = log_mel(torch.from_numpy(np.ascontiguousarray(waveform))[None])[0].T
     if not torch.isfinite(mel).all():
         raise AudioError("samples too large for a spectrum")
-    return np.asarray(mel.numpy(), np.float32)
+    return np.asarray(mel.numpy(), np.float16)

@@ -72,12 +72,12 @@ class Windows:
 
     def rows(self, blocks: Iterator[Waveform]) -> Iterator[Iterator[Waveform]]:
         """The rows of a clip, each as the sound of its pieces; a row is to be used up before the next is asked for."""
-        least = self.frontend.win_length
+        frame = self.frontend.hop_length  # new samples that make one more: the last piece has a frame at least
         if self.size is None or self.hop is None:
-            yield cut(blocks, self.piece, self.piece_hop, least)
+            yield cut(blocks, self.piece, self.piece_hop, frame)
             return
-        for window in cut(blocks, self.size, self.hop, least):
-            yield cut(iter([window]), self.piece, self.piece_hop, least)
+        for window in cut(blocks, self.size, self.hop, self.frontend.win_length):
+            yield cut(iter([window]), self.piece, self.piece_hop, frame)
 
     def places(self, n_rows: int, n_samples: int) -> NDArray[np.float64]:
         """`(R, 2)`: where in its clip each window begins, and how long it is, in seconds."""

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decar.audio import LogMelStore
-from decar.audio.crops import Frames, centre_piece, length_batches, padded_frames, stack
+from decar.audio.crops import length_batches
+from decar.audio.packing import packed
 from decar.audio.progress import progress_bar
 from decar.models.encoder import Encoder, evaluating
+from decar.models.pieces import clip_vectors, padded_batch
 
 log = logging.getLogger(__name__)
 
@@ -24,37 +26,22 @@ IN_MEMORY = 2**30  # bytes of vectors; more lie in a file, which the system may 
 def batches_by_length(
     store: LogMelStore, indices: NDArray[np.int64], encoder: Encoder, batch_size: int
 ) -> list[NDArray[np.int64]]:
-    """Cut `indices` of a store into batches whose clips share one padded length: none is padded to its neighbours."""
-    groups = length_batches(
-        store.lengths[indices], batch_size, min_frames=encoder.min_frames, max_frames=encoder.max_frames
-    )
-    return [indices[group] for group in groups]
+    """Cut `indices` of a store into batches whose clips share one padded length: none is padded to its neighbours.
+
+    Clips of several pieces come first, in batches of `batch_size` pieces, or of one clip that has more.
+    """
+    lengths, bound = store.lengths[indices], encoder.max_frames
+    long = np.flatnonzero(lengths > bound)
+    counts = -(-lengths // bound)
+    groups = [np.array(group) for group in packed(long.tolist(), lambda i: int(counts[i]), batch_size)]
+    short = np.flatnonzero(lengths <= bound)
+    shared = length_batches(lengths[short], batch_size, min_frames=encoder.min_frames, max_frames=bound)
+    return [indices[group] for group in groups] + [indices[short[group]] for group in shared]
 
 
 def whole_clips(store: LogMelStore, batch: NDArray[np.int64], encoder: Encoder) -> Tensor:
-    """The clips of one such batch, whole, as `(B, 1, M, F)` float32."""
+    """The clips of one batch, each of one piece, as `(B, 1, M, F)` float32."""
     return padded_batch([store[int(i)] for i in batch], encoder)
-
-
-def padded_batch(mels: Sequence[Frames], encoder: Encoder) -> Tensor:
-    """Log-mels `(F, M)` of one padded length, as `Encoder.embed` pads and cuts them: `(B, 1, M, F)` float32."""
-    frames = padded_frames(len(mels[0]), min_frames=encoder.min_frames, max_frames=encoder.max_frames)
-    return stack([centre_piece(mel, frames) for mel in mels], frames, encoder.frontend.silence)
-
-
-def embed_long(encoder: Encoder, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`(D,)` of a mono waveform `(T,)` of any length: the mean of its pieces, by their frames.
-
-    Pieces are as long as the encoder takes and lie end to end; no last one is shorter than a window.
-    """
-    front = encoder.frontend
-    step = encoder.max_frames * front.hop_length
-    size = step - front.hop_length + front.win_length
-    least = size - step + front.win_length
-    pieces = [waveform[start : start + size] for start in (0, *range(step, len(waveform) - least + 1, step))]
-    weights = [max(1, front.n_frames(len(piece))) for piece in pieces]
-    vectors = [encoder.embed(torch.from_numpy(piece)[None])[0].double().cpu().numpy() for piece in pieces]
-    return np.average(vectors, axis=0, weights=weights).astype(np.float32)
 
 
 def run_pass(
@@ -68,14 +55,14 @@ def run_pass(
     progress: bool = True,
     batches: Sequence[NDArray[np.int64]] | None = None,
 ) -> NDArray[np.float32]:
-    """Every clip of a store through `forward`, whole, once: `(N, dim)` in store order. Modes are the caller's affair.
+    """The `clip_vectors` of a whole store: `(N, dim)` in store order. Train and eval modes are up to the caller.
 
     Args:
         forward: From log-mels `(B, 1, M, F)` on the CPU to vectors `(B, dim)`.
         store: `N` clips.
         encoder: Says how clips are padded.
         dim: Width of what comes out.
-        batch_size: Clips at a time.
+        batch_size: Pieces at a time.
         title: What the progress bar says.
         progress: Whether there is one.
         batches: Only these clips, in these batches, where a pass is divided; one row each, in their order.
@@ -88,7 +75,8 @@ def run_pass(
     out, done = room_for(len(rows), dim, store), 0
     with progress_bar(title, len(rows), enabled=progress) as advance:
         for batch in every:
-            out[rows[done : done + len(batch)]] = forward(whole_clips(store, batch, encoder)).float().cpu().numpy()
+            vectors = clip_vectors(forward, [store[int(i)] for i in batch], encoder, batch_size)
+            out[rows[done : done + len(batch)]] = vectors.numpy()
             done += len(batch)
             advance(len(batch))
     return out

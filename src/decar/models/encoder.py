@@ -8,15 +8,20 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 
 from decar.audio import FrontEnd, LogMel
-from decar.audio.crops import padded_frames
+from decar.audio.samples import mono_batch
 from decar.errors import ConfigError
 from decar.models.frames import FrequencyKeeping, Pool, plain_trunk
 from decar.models.networks import CONV, CutNetwork, unfit, whole_network
+from decar.models.pieces import clip_vectors
+
+PIECES_AT_ONCE = 64  # of 10 s: what `embed` holds at most
 
 
 class Encoder(nn.Module):
@@ -30,7 +35,7 @@ class Encoder(nn.Module):
             frequency axis is kept.
         frontend: The numbers of the log-mel that the weights are made for.
         min_frames: Shorter clips are padded with silence to this many frames (98 = 1 s, the length of a crop).
-        max_frames: Of longer clips the middle is taken (998 = 10 s).
+        max_frames: Longer clips are embedded in pieces of so many frames (998 = 10 s); see `pieces.clip_vectors`.
         seed: Seeds the weights; None draws from torch's global generator.
         stride: None takes the whole timm network; else it is cut where its maps have this stride. `conv` has one
             stride, two to the number of its widths, which None stands for.
@@ -122,20 +127,32 @@ class Encoder(nn.Module):
         embedding: Tensor = self.network(logmel)
         return embedding
 
-    def embed(self, waveform: Tensor) -> Tensor:
-        """Embed mono waveforms `(B, T)` float32 at `sample_rate` as `(B, D)`, in eval mode whatever the mode is.
+    def embed(self, waveform: Tensor | ArrayLike, sample_rate: int | None = None) -> Tensor:
+        """Embed mono waveforms as `(B, D)` float32 on the encoder's device, in eval mode whatever the mode is.
 
-        A clip is padded or cut as in the full-dataset pass, so that an embedding depends on its own clip alone.
+        An embedding depends on its own clip alone and is the one that the full-dataset pass makes of it: the log-mel is
+        rounded to float16 as in the store, and a clip longer than `max_frames` is the mean of its pieces
+        (`pieces.clip_vectors`). What is shorter than a window is filled up with silence.
+
+        Args:
+            waveform: `(B, T)`, or `(T,)` for one; torch or numpy. Floats have full scale at ±1; integers are scaled by
+                their type.
+            sample_rate: Hz, of the waveforms; the encoder's own when None, else they are resampled.
+
+        Raises:
+            AudioError: No samples, samples that are not finite, a type without a scale, a float scale other than ±1, or
+                a shape that is not `(T,)` or `(B, T)`.
         """
-        short = self.frontend.win_length - waveform.shape[-1]
-        mel = self.logmel(functional.pad(waveform, (0, max(0, short))))
-        frames = int(padded_frames(mel.shape[-1], min_frames=self.min_frames, max_frames=self.max_frames))
-        start = max(0, (mel.shape[-1] - frames) // 2)
-        mel = mel[..., start : start + frames]
-        mel = functional.pad(mel, (0, frames - mel.shape[-1]), value=self.frontend.silence)
+        given = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
+        samples = mono_batch(given, sample_rate, self.sample_rate)
+        device = next(self.parameters()).device
+        short = max(0, self.frontend.win_length - samples.shape[1])
         with evaluating(self):
-            embedding: Tensor = self(mel.unsqueeze(1))
-        return embedding
+            mel = self.logmel(functional.pad(torch.from_numpy(samples).to(device), (0, short)))
+            clips = mel.half().transpose(1, 2).cpu().numpy()
+            if not len(clips):
+                return torch.zeros(0, self.dim, device=device)
+            return clip_vectors(lambda x: self(x.to(device)), list(clips), self, PIECES_AT_ONCE).to(device)
 
     @torch.no_grad()
     def _measure_dim(self) -> int:

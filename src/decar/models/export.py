@@ -1,4 +1,8 @@
-"""The encoder as one file that runs without decar: waveform `(B, T)` in, embedding `(B, D)` out, any `B`, any `T`.
+"""The encoder as one file that runs without decar: waveform `(B, T)` in, `(B, D)` out, any `B`, `T` up to a piece.
+
+A sound longer than a piece (the encoder's `max_frames`, 10 s; `max_samples` in the file's metadata) is refused by the
+exported file: the number of pieces would be a loop, which exporters do not follow. Cut it every `piece_hop` samples and
+average by frames, as `models.pieces.clip_vectors` does.
 
 What `Encoder.embed` does is written down once more here, in operations whose sizes an exporter can follow. The log-mel
 is a strided convolution with the windowed Fourier basis: exact to rounding, since a frame is 400 samples of an FFT of
@@ -29,7 +33,10 @@ from decar.models.encoder import Encoder, evaluating
 Target = Literal["onnx", "torch"]
 
 TOLERANCE = 1e-4
-"""How far a written file may be from `Encoder.embed`: largest difference of a clip over the largest value of it."""
+"""How far a written file may be from `Encoder.embed`: largest difference of a clip over the largest value of it.
+
+Both round log-mels to float16. The file's log-mel is a convolution, so a value halfway between two such numbers
+may go either way."""
 
 MULTIPLE = 32  # frames that lengths are rounded up to, as in audio.crops.padded_frames
 
@@ -59,14 +66,15 @@ class WaveformEncoder(nn.Module):
         torch._check(n_frames >= min(self.min_frames, self.max_frames))
         torch._check(n_frames <= self.max_frames)
         padded = functional.pad(waveform, (0, self._reach(self.max_frames)))  # so that every index below is in it
-        first = torch.clamp((have - want) // 2, min=0) * spec.hop_length
-        samples = padded.index_select(1, first + torch.arange(self._reach(n_frames)))
+        # a longer sound asks for samples that are not there, which every runtime refuses; none would refuse to cut it
+        beyond = torch.where(have > self.max_frames, 2**62, 0)
+        samples = padded.index_select(1, beyond + torch.arange(self._reach(n_frames)))
         parts = functional.conv1d(samples.unsqueeze(1), self.basis, stride=spec.hop_length)
         real, imaginary = parts.chunk(2, dim=1)
         mel = torch.matmul(self.mel, (real * real + imaginary * imaginary).sqrt()).clamp_min(spec.floor)
-        # a frame that the clip does not fill is silence, not what is left of the clip in it
-        heard = torch.where(torch.arange(n_frames) < have, mel, spec.floor)
-        embedding: Tensor = self.network(heard.log().unsqueeze(1))
+        # rounded as in a store; a frame that the clip does not fill is silence, not what is left of the clip in it
+        heard = torch.where(torch.arange(n_frames) < have, mel.log().half().float(), spec.silence)
+        embedding: Tensor = self.network(heard.unsqueeze(1))
         return embedding
 
     def _reach(self, n_frames: int) -> int:
@@ -129,11 +137,19 @@ def metadata(encoder: Encoder) -> dict[str, str]:
     return {
         "sample_rate": str(encoder.sample_rate),
         "embedding_dim": str(encoder.dim),
+        "max_samples": str(longest(encoder)),
+        "piece_hop": str(encoder.max_frames * encoder.frontend.hop_length),
         "decar_version": decar.__version__,
         "encoder_hash": encoder.hash(),
         "encoder": encoder.description,
         "settings": json.dumps(encoder.settings()),
     }
+
+
+def longest(encoder: Encoder) -> int:
+    """The most samples that an exported encoder takes: those of one piece."""
+    spec = encoder.frontend
+    return encoder.max_frames * spec.hop_length + spec.win_length - 1
 
 
 def load_exported(path: str | Path, to: Target) -> Embed:
@@ -167,7 +183,7 @@ def trial_clips(encoder: Encoder) -> list[Tensor]:
     """Noise that swells, as one clip and as three, of lengths on either side of each bend of the padding's rule."""
     spec, generator = encoder.frontend, torch.Generator().manual_seed(0)
     clips = []
-    for frames in (0, 1, encoder.min_frames, encoder.min_frames + 1, encoder.max_frames, encoder.max_frames + 51):
+    for frames in (0, 1, encoder.min_frames, encoder.min_frames + 1, encoder.max_frames - 1, encoder.max_frames):
         n_samples = spec.win_length + (frames - 1) * spec.hop_length + 7
         rise = torch.linspace(0, 0.5, n_samples)
         clips += [rise * torch.randn(size, n_samples, generator=generator) for size in (1, 3)]
@@ -176,8 +192,11 @@ def trial_clips(encoder: Encoder) -> list[Tensor]:
 
 def _trace(encoder: Encoder) -> torch.export.ExportedProgram:
     module = WaveformEncoder(encoder).eval()
-    # the upper ends only keep the exporter from thinking of sizes that no memory holds
-    batch, samples = torch.export.Dim("batch", min=1, max=2**16), torch.export.Dim("samples", min=1, max=2**31)
+    # the upper end of the batch only keeps the exporter from thinking of sizes that no memory holds
+    batch, samples = (
+        torch.export.Dim("batch", min=1, max=2**16),
+        torch.export.Dim("samples", min=1, max=longest(encoder)),
+    )
     try:
         return torch.export.export(
             module, (torch.zeros(2, 2 * encoder.sample_rate),), dynamic_shapes={"waveform": {0: batch, 1: samples}}

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from decar.audio import decode
 from decar.errors import AudioError, BundleError, SearchError
 from decar.models import Encoder, load_encoder
-from decar.models.encode import embed_long
 from decar.models.hub import PREFIX
 from decar.search.table import EmbeddingTable
 
@@ -126,4 +125,5 @@ def _embed(encoder: Encoder, sound: str) -> NDArray[np.float32]:
         raise SearchError(f"{sound}: cannot be searched for, {error}") from error
     if not len(waveform) or not np.abs(waveform).max() > 0:
         raise SearchError(f"{sound}: cannot be searched for, it is silent or empty")
-    return embed_long(encoder, waveform)
+    vector: NDArray[np.float32] = encoder.embed(waveform)[0].numpy()
+    return vector

@@ -1,0 +1,79 @@
+"""Arrays of samples that callers hand over → float32 waveforms with full scale at ±1, or an error that says why not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soxr
+
+from decar.errors import AudioError
+
+LOUDEST = 32.0  # times full scale, of floats: 30 dB above what any recording reaches, far below unscaled 16-bit numbers
+WIDEST_INTEGER = 4  # bytes; wider ones are a language's default for numbers, not a format of samples
+
+Waveform = npt.NDArray[np.float32]
+
+
+def scaled(samples: npt.NDArray[Any]) -> Waveform:
+    """Samples of any shape as float32, full scale at ±1.
+
+    Signed integers are divided by 2^(bits - 1); unsigned ones have their zero in the middle of the range, as in WAV.
+
+    Raises:
+        AudioError: No samples, NaN or infinity, a type without a known scale, or floats beyond `LOUDEST`.
+
+    >>> scaled(np.array([-32768, 16384], np.int16)).tolist(), scaled(np.array([0, 128], np.uint8)).tolist()
+    ([-1.0, 0.5], [-1.0, 0.0])
+    """
+    if samples.dtype.kind in "iu" and samples.dtype.itemsize <= WIDEST_INTEGER:
+        half = 2.0 ** (8 * samples.dtype.itemsize - 1)
+        middle = half if samples.dtype.kind == "u" else 0.0
+        return ((samples.astype(np.float64) - middle) / half).astype(np.float32)
+    if samples.dtype.kind != "f":
+        raise AudioError(
+            f"samples of type {samples.dtype} have no known full scale: give floats within ±1, or int16, int32, uint8"
+        )
+    with np.errstate(over="ignore"):
+        waveform = np.asarray(samples, np.float32)
+    if not np.isfinite(waveform).all():
+        raise AudioError("samples that are not finite (NaN or infinity): finite ones are expected")
+    peak = float(np.abs(waveform).max(initial=0.0))
+    if peak > LOUDEST:
+        raise AudioError(
+            f"floats with a peak of {peak:.4g}, full scale is ±1: divide by 32768 if these are 16-bit numbers"
+        )
+    return waveform
+
+
+def resampled(waveform: Waveform, rate: int | None, wanted: int) -> Waveform:
+    """`(T,)` or `(T, C)` at another rate (Hz); None: it has the wanted one."""
+    if rate is None or rate == wanted:
+        return waveform
+    if not rate > 0:
+        raise AudioError(f"sample_rate={rate}: give the rate of the samples in Hz, such as 44100")
+    made: Waveform = soxr.resample(waveform, rate, wanted)
+    return made
+
+
+def mono_batch(samples: npt.NDArray[Any], rate: int | None, wanted: int) -> Waveform:
+    """`(T,)` or `(B, T)` samples of any type and rate as C-contiguous `(B, T)` float32 at `wanted` Hz.
+
+    Raises:
+        AudioError: As `scaled` and `resampled`, or another shape.
+    """
+    if samples.ndim not in (1, 2):
+        raise AudioError(f"waveforms of shape (T,) or (B, T) are expected, got {samples.shape}")
+    batch = samples[None] if samples.ndim == 1 else samples
+    if batch.shape[1] == 0:
+        raise AudioError(f"waveforms of shape {samples.shape} hold no samples")
+    if batch.shape[1] <= 8 < batch.shape[0]:
+        raise AudioError(
+            f"waveforms of shape {samples.shape}: (B, T) is expected, and this looks like (T, channels); average the "
+            "channels first"
+        )
+    waveform = scaled(batch)
+    if rate is not None and rate != wanted and len(waveform):
+        waveform = resampled(waveform.T, rate, wanted).T
+    return np.ascontiguousarray(waveform)
