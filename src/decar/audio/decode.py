@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import lru_cache
 from pathlib import Path
@@ -193,12 +193,12 @@ def _check_file(file: Path) -> None:
         raise AudioError("cannot be opened (Permission denied)")
 
 
-def _sounds(file: Path, say: Note) -> Iterator[_Sound | FfmpegSound]:
+def _sounds(file: Path, say: Note) -> Generator[_Sound | FfmpegSound, None, None]:
     """The streams of a file, opened one after the other."""
     with open(file, "rb") as opened:
         for i, link in enumerate(links(opened)):
             try:
-                sound = _Sound(file, link)
+                sound: _Sound | FfmpegSound = _Sound(file, link)
             except soundfile.LibsndfileError as error:
                 if i:
                     say(f"cut short: its stream {i + 1} cannot be read ({_reason(error)})")

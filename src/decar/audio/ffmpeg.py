@@ -106,7 +106,7 @@ class FfmpegSound:
 
     def __init__(self, file: Path) -> None:
         self._name = f"file:{os.path.abspath(file)}"
-        command = [PROGRAM, *BEFORE, os.fsencode(self._name), *AFTER]
+        command: list[str | bytes] = [PROGRAM, *BEFORE, os.fsencode(self._name), *AFTER]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`; a pipe could fill and block
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors)
         header = self._bytes(AU_HEADER)
