@@ -19,7 +19,7 @@ def open_closed_streams() -> None:
                 os.dup2(opened, number)
                 os.close(opened)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode))
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - it stays open as long as the process
 
 
 open_closed_streams()  # at import: before anything looks whether stderr is a terminal
