@@ -51,7 +51,7 @@ def together(
     if group is None:
         return files, [], []
     chosen = group_columns(table.columns) if group == AUTO else [find_column(table.columns, group)]
-    groups, used, left_out = files, [], []
+    groups, used, left_out = files, list[str](), list[str]()
     for column in chosen:
         if column is None:
             raise ManifestError(no_column(table.columns, group))

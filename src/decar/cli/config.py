@@ -5,6 +5,7 @@ import netrc
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,20 @@ def bundled(name: str = "") -> str:
 
 
 def cache_home() -> str:
-    """Where log-mel stores and embeddings are kept: `DECAR_CACHE`, else `decar` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return os.environ.get("DECAR_CACHE") or str(Path(base) / "decar")
+    """Where log-mel stores and embeddings are kept: `DECAR_CACHE`, else `decar` in the user's cache folder.
+
+    A user without a home, as in many containers, gets a folder of their own among the temporary files.
+    """
+    given, base = os.environ.get("DECAR_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if given or base:
+        return given or str(Path(str(base)) / "decar")
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and the user is in no list of users
+        home = Path()
+    if home in (Path(), Path("/")) or not home.is_dir():  # an empty HOME means "/"
+        return str(Path(tempfile.gettempdir()) / f"decar-{os.getuid() if hasattr(os, 'getuid') else 'cache'}")
+    return str(home / ".cache" / "decar")
 
 
 def wandb_offline() -> bool:

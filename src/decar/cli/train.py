@@ -206,9 +206,9 @@ def check_k(cfg: DictConfig, n_clips: int) -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
 
+    require(n_clips > 1, f"{n_clips} usable clip: nothing can be clustered, give more sounds")
     for clusterer in instantiate(cfg.labels, _convert_="all").clusterers:
         k = getattr(clusterer, "k", None)
-        require(n_clips > 1, f"{n_clips} usable clip: nothing can be clustered, give more sounds")
         require(
             k is None or k <= n_clips,
             f"k={k} is larger than the number of usable clips ({n_clips}): "
