@@ -154,11 +154,11 @@ def test_same_sees_the_smallest_difference():
 
 
 @pytest.mark.slow
-def test_the_paper_on_two_processes_is_the_paper(tmp_path):
+def test_two_processes_have_the_loss_curve_of_one(tmp_path):
     """SGD, SpecAugment, SyncBatchNorm over three epochs; only `trainer.devices` differs.
 
     An untrained EfficientNet-B0 multiplies the rounding of float32 too much to compare curves; its gradients are
-    compared in float64, in tests/pretrain/test_ranks.py. Clusters of the network are there too.
+    compared in float64 in tests/pretrain/test_ranks.py, where a smaller network also makes its own clusters.
     """
     rng = np.random.default_rng(0)
     for i in range(64):

@@ -58,8 +58,8 @@ class SyncedLayer(nn.Module):
         return out
 
 
-def _synced(cls: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Synced{cls.__name__}", (SyncedLayer, cls), {})
+def _synced(cls: type[_BatchNorm]) -> type[_BatchNorm]:
+    return cast(type[_BatchNorm], type(f"Synced{cls.__name__}", (SyncedLayer, cls), {}))
 
 
 class _OverRanks(TorchFunctionMode):
@@ -104,7 +104,7 @@ def batch_norm_over_ranks(
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     rest, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
     local = torch.cat([wide.new_tensor([x.numel() / x.shape[1]]), wide.sum(rest)])
-    count, total = sum_over_ranks(local).split([1, x.shape[1]])
+    count, total = torch.split(sum_over_ranks(local), [1, x.shape[1]])
     mean = total / count
     centred = wide - mean.view(shape)  # two sums rather than E[x²] − E[x]²: that loses digits
     var = sum_over_ranks(centred.square().sum(rest)) / count
