@@ -4,7 +4,7 @@ import torch
 
 from decar.errors import ConfigError
 from decar.models import Encoder
-from decar.pretrain.plan import PASSES, STAGE_STEPS, clusters_for, measure_step, parse_budget, plan
+from decar.pretrain.plan import PASSES, STAGE_PASSES, STAGE_STEPS, clusters_for, measure_step, parse_budget, plan
 
 
 def test_without_a_limit_the_data_are_passed_so_many_times():
@@ -35,7 +35,7 @@ def test_every_set_has_a_stage_of_the_networks_own_clusters(n):
     assert free.network_from == (1 if free.max_epochs == 2 else 2)
     for made, first in ((free, free.network_from), (plan(n, 64, network_from=5), 5), (plan(n, 64, network_from=0), 0)):
         assert made.network_from == first < made.max_epochs
-        assert made.every_n_steps >= STAGE_STEPS
+        assert made.every_n_steps >= min(STAGE_STEPS, STAGE_PASSES * n // 64)
 
 
 def test_a_budget_without_time_for_own_clusters_has_none():

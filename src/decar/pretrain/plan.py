@@ -17,6 +17,7 @@ from decar.models import Encoder
 
 PASSES = 20  # over the data; beyond, a small set is learned by heart
 STAGE_STEPS = 155  # steps between two clusterings at least: fewer teach a fresh head nothing
+STAGE_PASSES = 30  # of a small set, where they are fewer steps: 220 passes over 45 clips learn the descriptors by heart
 STAGES = 4  # at most: clusterings of the network's own vectors change little from one to the next
 NETWORK_FROM = 2  # epoch from which the network's own vectors are clustered, counted from 0
 CLIPS_PER_CLUSTER = 30
@@ -97,10 +98,11 @@ def plan(
         network_from: The epoch at which they join, where that is fixed; None: `join_epoch`.
     """
     least = 2 if network_from is None else network_from + 1
-    wanted = max(least * STAGE_STEPS, PASSES * n_clips // batch_size)
+    stage = min(STAGE_STEPS, max(1, STAGE_PASSES * n_clips // batch_size))
+    wanted = max(least * stage, PASSES * n_clips // batch_size)
     affordable = wanted if seconds is None else max(1, int(seconds / (step_seconds * _OVERHEAD)))
     steps = min(wanted, affordable)
-    stages = max(1, min(max(STAGES, least), steps // STAGE_STEPS))
+    stages = max(1, min(max(STAGES, least), steps // stage))
     first = join_epoch(stages) if network_from is None else network_from
     why = f"{steps * batch_size / n_clips:.0f} passes over {n_clips} clips"
     if affordable < wanted:
