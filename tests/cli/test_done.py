@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pandas as pd
 import pytest
@@ -74,6 +75,32 @@ def test_a_sweep_again_does_only_what_is_new(train, sound_folder, tmp_path):
     assert read_facts(run)["clusterer"] == "kmeans"
     longer = train(*sweep, "k=2", "trainer.max_epochs=2")
     assert "done already" not in longer.out
+
+
+def test_a_run_goes_on_only_with_its_own_options_and_sounds(train, sound_folder, tmp_path):
+    common = [*FAST, "data=folder", f"data.root={sound_folder}", f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
+    assert train(*common, "k=3").code == 0
+    assert "k: 3 there, 2 here" in train(*common, "k=2").err
+    assert "optimizer.lr: 0.05 there, 0.01 here" in train(*common, "k=3", "optimizer.lr=0.01").err
+    exchange(sound_folder)
+    assert "other content or order" in train(*common, "k=3").err
+    exchange(sound_folder)
+    added = sound_folder / "low" / "new.wav"
+    shutil.copy(sound_folder / "low" / "0.wav", added)
+    assert "12 clips, here 13" in train(*common, "k=3").err
+    added.unlink()
+    assert "done already" in train(*common, "k=3", "logger=csv").out
+    sound_folder.rename(tmp_path / "moved")
+    common[common.index(f"data.root={sound_folder}")] = f"data.root={tmp_path / 'moved'}"
+    longer = train(*common, "k=3", "trainer.max_epochs=2")
+    assert longer.code == 0, longer.err
+    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) == 2
+
+
+def test_a_root_for_the_bundled_sounds_is_refused(train, sound_folder):
+    outcome = train(*FAST, f"data.root={sound_folder}")
+    assert outcome.code == 2
+    assert "data.root" in outcome.err
 
 
 def test_judged_once(evaluate, sound_folder, tmp_path):

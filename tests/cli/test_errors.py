@@ -122,7 +122,7 @@ def test_resume_with_another_network(train, sound_folder, tmp_path):
     common = [*FAST, "data=folder", f"data.root={sound_folder}", "k=3", f"hydra.run.dir={tmp_path / 'run'}"]
     assert train(*common).code == 0
     before = (tmp_path / "run" / "metrics.csv").read_text()
-    one_line(train(*common, "resume=auto", "encoder.pool=avg"), "made otherwise", "encoder")
+    one_line(train(*common, "resume=auto", "encoder.pool=avg"), "made otherwise", "encoder.pool")
     assert (tmp_path / "run" / "metrics.csv").read_text() == before
 
 

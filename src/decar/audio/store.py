@@ -3,7 +3,8 @@
 `CACHE/logmel/<fingerprint>/` holds `mel.f16`, (ΣF, M) float16 as it stands in memory, frame after frame, clip after
 clip; `index.parquet`, a row a clip: path, offset, frames, status, reason; and `meta.json`. The fingerprint is made
 from the clips (paths as the source writes them, stretches, content; see `identity.py`) and the front-end's numbers, so
-a change of either makes another store, and a copy of the sounds finds the same one. A folder of that name is always whole: it is built under another name (see `build.py`) and renamed.
+a change of either makes another store, and a copy of the sounds finds the same one. A folder of that name is always
+whole: it is built under another name (see `build.py`) and renamed.
 """
 
 from __future__ import annotations

@@ -3,19 +3,96 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.found import read_config
-from decar.errors import ConfigError
+from decar.errors import ConfigError, TrainingError
 from decar.files import whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+log = logging.getLogger(__name__)
+
 FINISHED = "finished.json"  # of a pre-training run that came to its end
-PICKED = ("k", "sampler.every_n_steps", "trainer.max_epochs")  # by the run itself, where they were left open
+PICKED = ("k", "sampler.every_n_steps", "trainer.max_epochs", "labels.network_from")  # by the run itself, where they were left open
 ASIDE = ("resume", "progress", "report", "trainer.enable_progress_bar")  # do not change what comes out
+
+# May change when a run goes on. Of the trainer, only TRAINING may not. `data` is compared by the sounds themselves.
+FREE = ("resume", "progress", "report", "objective", "cache_dir", "budget", "data", "logger", "callbacks", "trainer",
+        "loader.num_workers", "loader.persistent_workers", "loader.pin_memory")  # fmt: skip
+TRAINING = ("callbacks.stop", "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
+            "trainer.gradient_clip_algorithm", "trainer.limit_train_batches")  # fmt: skip
+
+
+def refuse_other_run(cfg: DictConfig, checkpoint: Path, content: str, n_clips: int) -> None:
+    """Refuse to go on from a checkpoint of other options or sounds; one of an earlier version costs a log line.
+
+    Raises:
+        TrainingError: Names each option with its value there and here, or says that the sounds differ.
+    """
+    import torch
+
+    import decar
+
+    run = torch.load(checkpoint, map_location="cpu", weights_only=True).get("run")
+    if run is None:
+        log.warning(
+            "%s does not say which options and sounds it was made with: make sure they are the same", checkpoint
+        )
+        return
+    other = changed_options(run["options"], cfg, same_version=run["version"] == decar.__version__)
+    if other:
+        found = "; ".join(f"{key}: {was} there, {now} here" for key, (was, now) in other.items())
+        raise TrainingError(
+            f"cannot go on from {checkpoint}, it was made otherwise ({found}): give the options it was made with, or "
+            "start anew in another hydra.run.dir"
+        )
+    if run["content"] and run["content"] != content:
+        here = f"here {n_clips}" if n_clips != run["n_clips"] else "as many here, with other content or order"
+        raise TrainingError(
+            f"cannot go on from {checkpoint}, it belongs to other sounds ({run['n_clips']} clips, {here}): give the "
+            "sounds it was made with, or start anew in another hydra.run.dir"
+        )
+
+
+def changed_options(
+    before: dict[str, Any], cfg: DictConfig, *, same_version: bool = True
+) -> dict[str, tuple[object, object]]:
+    """Options that may not change and did: value before and now. One that follows another is not named beside it."""
+    from omegaconf import OmegaConf
+
+    now = flat_options(cfg)
+    raw = dict(_flat(OmegaConf.to_container(cfg)))
+    left_open = {key for key in PICKED if now.get(key) is None}
+    if "k" in left_open:
+        left_open |= {key for key in now if key.endswith(".k")}
+    other = {}
+    for key in sorted((before.keys() | now.keys()) - left_open):
+        free = _below(key, FREE) and not _below(key, TRAINING)
+        unknown = key not in before and not same_version  # an option that a later version has brought
+        if not free and not unknown and not key.endswith(".gpu") and _unset(before.get(key)) != _unset(now.get(key)):
+            other[key] = (before.get(key), now.get(key))
+    named = {key: pair for key, pair in other.items() if not str(raw.get(key)).startswith("${")}
+    return named or other
+
+
+def flat_options(cfg: DictConfig) -> dict[str, Any]:
+    """All options, resolved, by dotted key."""
+    from omegaconf import OmegaConf
+
+    return dict(_flat(OmegaConf.to_container(cfg, resolve=True)))
+
+
+def _below(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _unset(value: object) -> object:
+    """False and a missing option mean the same as null."""
+    return None if value is False else value
 
 
 def same_job(cfg: DictConfig, output: Path) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.checks import check, require
-from decar.cli.done import FINISHED, read_finished, write_finished
+from decar.cli.done import FINISHED, flat_options, read_finished, refuse_other_run, write_finished
 from decar.cli.launch import joined, leads, others, trainer_options
 from decar.cli.main import run_hydra
 from decar.cli.report import report_run
@@ -58,14 +58,24 @@ def pretrain(cfg: DictConfig) -> float:
 
 def look_back(cfg: DictConfig, output: Path) -> tuple[dict[str, Any] | None, str | None]:
     """The last figures of the very same job when it has come to its end, and the checkpoint to go on from."""
+    checkpoint = find_checkpoint(cfg.resume, output)
+    if checkpoint is not None:
+        refuse_other_sounds_and_options(cfg, Path(checkpoint))
     done = read_finished(cfg, output) if cfg.resume == "auto" else None
     if done:
         return done, None
-    checkpoint = find_checkpoint(cfg.resume, output)
     (output / FINISHED).unlink(missing_ok=True)
     if checkpoint is None:
         clear(output)
     return None, checkpoint
+
+
+def refuse_other_sounds_and_options(cfg: DictConfig, checkpoint: Path) -> None:
+    """Refuse a checkpoint that was made with other options or sounds (raises TrainingError)."""
+    from hydra.utils import instantiate
+
+    sounds = instantiate(cfg.data.manifest).identity(cfg.cache_dir)
+    refuse_other_run(cfg, checkpoint, sounds.content, sounds.n_clips)
 
 
 def look_ahead(cfg: DictConfig, store: LogMelStore, checkpoint: str | None, output: Path, processes: int) -> str:
@@ -88,11 +98,13 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     from pytorch_lightning.callbacks import RichProgressBar
 
     from decar.pretrain import PretrainData
+    from decar.pretrain.checkpoint import RunRecord
 
     clips = store.usable()
     module = build_module(cfg, clips)
     data = PretrainData(clips, **cfg.loader, **cfg.sampler, seed=cfg.seed)
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
+    callbacks.append(RunRecord(flat_options(cfg), store.content, len(store)))
     if cfg.trainer.enable_progress_bar:
         callbacks.append(RichProgressBar(refresh_rate=BAR_RATE))
     with open_loggers(cfg) as loggers:

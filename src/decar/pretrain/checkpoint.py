@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning import Callback, LightningModule, Trainer
 
+import decar
 from decar.errors import TrainingError
 
 
@@ -35,3 +37,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
         finally:
             part.unlink(missing_ok=True)
+
+
+class RunRecord(Callback):
+    """Keep in every checkpoint what the run was asked for and which sounds it learns from, as plain values.
+
+    Args:
+        options: All options by dotted key.
+        content: `Identity.content` of the sounds.
+        n_clips: `N`.
+    """
+
+    def __init__(self, options: dict[str, Any], content: str, n_clips: int) -> None:
+        self.record = {"options": options, "content": content, "n_clips": n_clips, "version": decar.__version__}
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the record, under the key `run`."""
+        checkpoint["run"] = self.record
