@@ -105,7 +105,7 @@ def test_a_resumed_run_ends_with_the_same_findings(make_store, table, tmp_path):
 def test_a_run_that_ends_early_is_probed_at_its_end(make_store, table, tmp_path):
     class Stop(Callback):
         def on_train_batch_end(self, trainer, *args):
-            trainer.should_stop |= trainer.global_step == 12
+            trainer.should_stop |= trainer.global_step == 9
 
     watch = probe(table, tmp_path)
     model, data = build(make_store(LENGTHS), draws_per_clip=1.0)
