@@ -50,7 +50,7 @@ def is_finished(trainer: Trainer) -> bool:
         return False
     reasons = [c.stopping_reason for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
     stopped = any(reason != EarlyStoppingReason.NOT_STOPPED for reason in reasons) and loop._can_stop_early
-    return stopped or loop.epoch_progress.current.processed >= (trainer.max_epochs or 0)
+    return stopped or trainer.current_epoch >= (trainer.max_epochs or 0)
 
 
 class TimeLimit(Timer):
