@@ -13,6 +13,8 @@ import torch
 from omegaconf import OmegaConf
 
 import decar as decar_package
+from decar.cli.train import objective
+from decar.errors import ConfigError
 
 BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
 FAST = [
@@ -81,8 +83,8 @@ def test_a_run_leaves_what_the_design_says(train, sound_folder, tmp_path):
     assert list(clusters.columns) == ["clip", "epoch", "clustering", "pseudo_label"]
     assert len(clusters) == 12 * 2  # clips x epochs
     rows = metrics(run)
-    assert next(float(row["nmi"]) for row in rows if row["nmi"]) == 0.0
-    assert all(row["nmi"] for row in rows if row["loss_epoch"]), "NMI is logged every epoch"
+    ended = [row for row in rows if row["loss_epoch"]]
+    assert [bool(row["nmi"]) for row in ended] == [False, True], "nothing came before the first assignment"
     assert not (run / "bad_files.csv").exists()
     torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
@@ -220,6 +222,61 @@ def test_two_ways_to_say_how_long_are_refused(train, sound_folder, tmp_path):
     outcome = train(*small(sound_folder, tmp_path / "run", "budget=1h", "trainer.max_epochs=3"))
     assert outcome.code == 2
     assert "budget=1h and trainer.max_epochs=3" in outcome.errors[0]
+
+
+def test_a_run_cut_short_is_not_done_and_the_same_command_goes_on(train, sound_folder, tmp_path, monkeypatch):
+    """The limit of the first call strikes after its first batch, that of the second one never."""
+    run, common = tmp_path / "run", [*FAST, "data=folder", f"data.root={sound_folder}", "sampler.every_n_steps=3",
+                                      "trainer.log_every_n_steps=1"]  # fmt: skip
+    again = [*common, f"hydra.run.dir={run}", "resume=auto", "+trainer.max_time='00:01:00:00'"]
+    monkeypatch.setattr("decar.pretrain.safeguard.TimeLimit.time_elapsed", lambda *_: 4000.0)
+    monkeypatch.setattr("decar.pretrain.safeguard.TimeLimit.on_fit_start", lambda *_: None)
+    first = train(*again)
+    assert first.code == 0, first.err
+    assert "stopped in epoch 1 of 2: the same command with" in first.out + first.err
+    assert not (run / "finished.json").exists()
+    row = metrics(run)[-1]
+    assert math.isfinite(float(row["loss_epoch"]))
+    monkeypatch.setattr("decar.pretrain.safeguard.TimeLimit.time_elapsed", lambda *_: 0.0)
+    second = train(*again)
+    assert "going on from" in second.out + second.err
+    assert json.loads((run / "finished.json").read_text())["epochs"] == 2
+    assert train(*common, f"hydra.run.dir={tmp_path / 'whole'}").code == 0
+    assert (run / "metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()
+    assert "done already" in train(*again).out
+
+
+@pytest.mark.parametrize("option", ["max_steps=7", "overfit_batches=2", "fast_dev_run=true"])
+def test_options_of_the_trainer_that_cannot_work_are_refused(train, option):
+    outcome = train(*FAST, f"+trainer.{option}")
+    assert outcome.code == 2
+    assert f"trainer.{option.replace('true', 'True')} is not supported" in outcome.errors[0]
+
+
+def test_what_a_sweeper_is_given(tmp_path):
+    found = {"nmi": 0.7, "loss_epoch": 2.0, "probe_accuracy": 0.4}
+
+    def given(metrics, name=None):
+        return objective(OmegaConf.create({"objective": name}), metrics)
+
+    assert given(found) == 0.4
+    assert given({"nmi": 0.7, "loss_epoch": 2.0}) == 0.7
+    assert math.isnan(given({"loss_epoch": 2.0})), "neither: a lower loss must not be taken for a worse run"
+    assert given(found, "loss_epoch") == 2.0
+    with pytest.raises(ConfigError, match="objective=acc: the run has no such metric; it has loss_epoch, nmi, probe"):
+        given(found, "acc")
+
+
+@pytest.mark.parametrize("labels", ["network", "descriptors", "both"])
+@pytest.mark.parametrize("experiment", ["demo", "small", "paper"])
+def test_debug_fast_runs_with_every_experiment_and_labels(train, sound_folder, tmp_path, experiment, labels):
+    outcome = train(
+        f"experiment={experiment}", f"labels={labels}", "debug=fast", "trainer=cpu", "data=folder", "encoder=conv",
+        f"data.root={sound_folder}", "hydra.run.dir=run", "loader.batch_size=4", "k=3", "sampler.every_n_steps=2",
+    )  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    sizes = pd.read_parquet(tmp_path / "run/clusters.parquet").groupby("epoch")["clustering"].nunique().tolist()
+    assert sizes == {"network": [1, 1], "descriptors": [6, 6], "both": [6, 7]}[labels]
 
 
 def test_a_budget_that_is_no_time_is_refused(train, sound_folder, tmp_path):

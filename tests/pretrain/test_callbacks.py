@@ -1,11 +1,13 @@
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from pytorch_lightning import Callback
 
-from decar.clustering import KMeans
+from decar.clustering import Assignment, KMeans
 from decar.errors import TrainingError
-from decar.pretrain import AtomicCheckpointIO, ClusterLog, StopOnNMI
+from decar.pretrain import AtomicCheckpointIO, ClusterLog, EpochCheckpoint, StopOnNMI
+from decar.pretrain.safeguard import is_finished
 from tests.pretrain.helpers import build, fit
 
 LENGTHS = [40, 64] * 20
@@ -35,6 +37,28 @@ def test_after_a_resume_the_patience_asked_for_now_counts():
     old.wait_count, old.best_score = 1, torch.tensor(0.7)
     new.load_state_dict(old.state_dict())
     assert (new.patience, new.wait_count, float(new.best_score)) == (10, 1, pytest.approx(0.7))
+
+
+def test_a_run_that_was_stopped_and_is_resumed_does_not_train_on(make_store, tmp_path):
+    class Same:
+        seed, k = 0, 2
+
+        def with_seed(self, seed):
+            return self
+
+        def fit_predict(self, features):
+            return Assignment(np.arange(len(features)) % 2, 2, 0.0)
+
+    def run(folder, **kwargs):
+        model, data = build(make_store(LENGTHS), clusterers=[Same()])
+        saver = EpochCheckpoint(tmp_path, "last", enable_version_counter=False)
+        return fit(model, data, folder, epochs=9, callbacks=[StopOnNMI(patience=2), saver], **kwargs)[0]
+
+    first = run(tmp_path / "a")
+    assert (first.current_epoch, is_finished(first)) == (4, True)
+    again = run(tmp_path / "b", ckpt_path=tmp_path / "last.ckpt")
+    assert (again.current_epoch, is_finished(again)) == (4, True), "killed before it could say that it was finished"
+    assert again.global_step == first.global_step
 
 
 def test_a_failed_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):

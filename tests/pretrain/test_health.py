@@ -6,8 +6,8 @@ import pytest
 from decar.clustering.stats import effective_rank
 from decar.errors import ConfigError
 from decar.models import encode_store
-from decar.pretrain import EmbeddingHealth
-from decar.pretrain.health import nearest_neighbour_accuracy
+from decar.pretrain import EmbeddingHealth, EpochLabels
+from decar.pretrain.health import is_worse, nearest_neighbour_accuracy
 from tests.pretrain.helpers import build, fit
 
 LENGTHS = [20, 40, 33, 64] * 10
@@ -38,13 +38,12 @@ def test_the_embedding_is_measured_before_and_after_and_training_is_not_touched(
     store = labelled(make_store)
     health = EmbeddingHealth("sort")
     model, data = build(store)
-    known = store.take(np.arange(30))
-    vectors = encode_store(model.encoder, known, progress=False)
+    vectors = encode_store(model.encoder, store, progress=False)
     _, recorder = fit(model, data, tmp_path / "with", epochs=2, callbacks=[health])
     assert health.start["embedding_rank"] == pytest.approx(effective_rank(vectors))
-    expected = nearest_neighbour_accuracy(vectors, np.arange(30) % 4)
+    expected = nearest_neighbour_accuracy(vectors[:30], np.arange(30) % 4)
     assert health.start["probe_accuracy"] == pytest.approx(expected)
-    after = nearest_neighbour_accuracy(encode_store(model.encoder, known, progress=False), np.arange(30) % 4)
+    after = nearest_neighbour_accuracy(encode_store(model.encoder, store, progress=False)[:30], np.arange(30) % 4)
     assert model.trainer.callback_metrics["probe_accuracy"] == pytest.approx(after)
     model, data = build(labelled(make_store))
     _, without = fit(model, data, tmp_path / "without", epochs=2)
@@ -55,12 +54,64 @@ def test_one_warning_when_it_gets_worse(make_store, tmp_path, caplog, monkeypatc
     health = EmbeddingHealth("sort", max_clips=100)
     values = iter([0.8, 0.79, 0.5, 0.4])
     monkeypatch.setattr(health, "measure", lambda *_: {"probe_accuracy": next(values)})
+    health.probed = 100
     model, data = build(labelled(make_store))
     with caplog.at_level(logging.WARNING):
         fit(model, data, tmp_path, epochs=3, callbacks=[health])
     worse = [r.getMessage() for r in caplog.records if "worse than before" in r.getMessage()]
     assert len(worse) == 1
     assert "0.500, untrained 0.800" in worse[0]
+
+
+def test_an_empty_cell_is_no_label(make_store, tmp_path):
+    """As a table with `""` where `labelled` has None: the same figures, over 30 clips of 40."""
+    found = []
+    for empty in (None, "", float("nan")):
+        store = make_store(LENGTHS)
+        store.manifest.table["sort"] = [f"kind{i % 4}" if i < 30 else empty for i in range(len(LENGTHS))]
+        health = EmbeddingHealth("sort")
+        model, data = build(store)
+        fit(model, data, tmp_path / str(empty), epochs=1, callbacks=[health])
+        assert health.probed == 30
+        found.append(health.start)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("labels", [[""] * 40, ["a"] * 40, ["a"] + [""] * 39])
+def test_fewer_than_two_classes_are_not_probed(make_store, tmp_path, labels):
+    store = make_store(LENGTHS)
+    store.manifest.table["sort"] = labels
+    health = EmbeddingHealth("sort", max_clips=20)
+    model, data = build(store)
+    trainer, _ = fit(model, data, tmp_path, epochs=1, callbacks=[health])
+    assert set(health.start) == {"embedding_rank"}
+    assert "probe_accuracy" not in trainer.callback_metrics
+    assert health.start["embedding_rank"] > 1
+
+
+def test_worse_is_two_standard_errors_over_the_clips_that_were_seen():
+    rng = np.random.default_rng(0)
+    for n in (20, 1000):
+        a, b = rng.binomial(n, 0.6, (2, 20_000)) / n
+        alarms = np.mean([is_worse(x, y, n) for x, y in zip(a, b, strict=True)])
+        assert alarms == pytest.approx(0.023, abs=0.012), "nothing has changed: one in forty by chance"
+    assert not is_worse(0.5, 0.6, 20)
+    assert is_worse(0.5, 0.6, 1000)
+    assert not is_worse(0.0, 1.0, 0)
+
+
+def test_a_single_collapsed_clustering_of_many_is_noticed(make_store, tmp_path, caplog):
+    model, data = build(make_store(LENGTHS))
+
+    class Collapsed:
+        def assign(self, situation):
+            rows = np.arange(len(data.store))
+            return EpochLabels(np.stack([rows % 4, rows % 3, rows == 0], axis=1).astype(np.int64), [4, 3, 2], 0)
+
+    model.source = Collapsed()
+    with caplog.at_level(logging.WARNING):
+        fit(model, data, tmp_path, epochs=1, callbacks=[EmbeddingHealth()])
+    assert "collapse: most clips are in one cluster (entropy 0.17 of 1)" in caplog.text
 
 
 def test_a_resumed_run_compares_with_the_untrained_embedding(make_store, tmp_path):

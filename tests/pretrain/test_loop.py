@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning.callbacks import EarlyStopping
 from torch.nn import functional
 
 from decar.clustering import PIC, KMeans
@@ -13,11 +12,15 @@ from decar.errors import StoreError
 from decar.pretrain import (
     BothLabels,
     DescriptorLabels,
+    EpochCheckpoint,
     EpochLabels,
     NetworkLabels,
     PretrainData,
+    ResumableCSVLogger,
+    StopOnNMI,
     UniformClusterSampler,
 )
+from decar.pretrain.logger import read_rows
 from tests.pretrain.helpers import build, fit
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5
@@ -231,12 +234,41 @@ def test_nmi_is_logged_and_patience_on_it_stops(make_store, tmp_path):
             return Assignment(np.arange(len(features)) % 2, 2, 0.0)
 
     model, data = build(make_store(LENGTHS), clusterers=[Same()])
-    stop = EarlyStopping("nmi", mode="max", patience=3, check_on_train_epoch_end=True)
+    stop = StopOnNMI(patience=3)
     trainer, _ = fit(model, data, tmp_path, epochs=50, callbacks=[stop])
-    assert trainer.current_epoch == 5  # 0.0, 1.0, then three without improvement
+    assert trainer.current_epoch == 5  # none, 1.0, then three without improvement
     assert trainer.callback_metrics["nmi"] == pytest.approx(1.0)
     for name in ("loss_epoch", "pseudo_accuracy", "n_clusters", "entropy", "effective_rank"):
         assert math.isfinite(float(trainer.callback_metrics[name])), name
+
+
+def test_epochs_whose_labels_were_kept_neither_stop_the_run_nor_choose_its_best(make_store, tmp_path):
+    """labels=both with a patience: the network's clusters join in epoch 4, the first NMI is that of epoch 5."""
+    first = DescriptorLabels(KMeans(k=3), ("spectrum", "envelope"), dim=4)
+    source = BothLabels(first, NetworkLabels([KMeans(k=5)], dim=4), network_from=4)
+    model, data = build(make_store(LENGTHS), source=source, draws_per_clip=0.5)
+    best = EpochCheckpoint(tmp_path / "kept", "best", monitor="nmi", mode="max")
+    trainer, _ = fit(model, data, tmp_path, epochs=6, callbacks=[StopOnNMI(patience=2), best])
+    assert trainer.current_epoch == 6
+    assert torch.load(tmp_path / "kept/best.ckpt", weights_only=True)["epoch"] == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "batches", "steps"),
+    [({}, 10, 10), ({"limit_train_batches": 3}, 3, 3), ({"limit_train_batches": 0.5}, 5, 5),
+     ({"accumulate_grad_batches": 4}, 10, 3), ({"limit_train_batches": 7, "accumulate_grad_batches": 2}, 7, 4)],
+)  # fmt: skip
+def test_what_an_epoch_is_is_asked_of_the_trainer(make_store, tmp_path, options, batches, steps):
+    """The means are over the batches that ran, and the cosine ends with the steps that ran, in every epoch's row."""
+    model, data = build(make_store(LENGTHS), schedule="cosine")
+    logger = ResumableCSVLogger(tmp_path)
+    trainer, recorder = fit(model, data, tmp_path / "all", epochs=2, logger=logger, **options)
+    assert len(recorder.losses) == 2 * batches
+    assert trainer.global_step == 2 * steps
+    rows = [row for row in read_rows(tmp_path / "metrics.csv") if "loss_epoch" in row]
+    raw = np.array(recorder.losses).reshape(2, batches) * options.get("accumulate_grad_batches", 1)
+    np.testing.assert_allclose([float(row["loss_epoch"]) for row in rows], raw.mean(axis=1), rtol=1e-5)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_the_pass_sees_every_clip_once_in_order_and_changes_nothing(make_store, tmp_path):

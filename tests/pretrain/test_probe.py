@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.strategies import DDPStrategy
 
 from decar.audio import LogMelStore, Manifest
 from decar.errors import ConfigError
 from decar.models import encode_store
-from decar.pretrain import EmbeddingHealth, OnlineProbe
+from decar.pretrain import EmbeddingHealth, OnlineProbe, ResumableCSVLogger
+from decar.pretrain.logger import read_rows
 from tests.pretrain.helpers import build, fit
 
 LENGTHS = [20, 40, 33, 64] * 4
@@ -102,6 +103,21 @@ def test_a_resumed_run_ends_with_the_same_findings(make_store, table, tmp_path):
     assert {done: second.found[done] for done in (0, 2, 4)} == whole.found
 
 
+def test_a_run_that_ends_early_is_probed_at_its_end(make_store, table, tmp_path):
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.should_stop |= trainer.global_step == 9
+
+    watch = probe(table, tmp_path)
+    model, data = build(make_store(LENGTHS), draws_per_clip=1.0)
+    logger = ResumableCSVLogger(tmp_path)
+    trainer, _ = fit(model, data, tmp_path / "run", epochs=9, callbacks=[watch, Stop()], logger=logger)
+    last = trainer.current_epoch
+    assert last % 2 == 1, "this epoch's turn had not come"
+    assert watch.found[last] == pytest.approx(by_hand(model.encoder, table, tmp_path))
+    assert float(read_rows(tmp_path / "metrics.csv")[-1]["probe_accuracy"]) == pytest.approx(watch.found[last])
+
+
 def one_rank(rank, size, port, store, table, tmp_path, told):
     torch.set_num_threads(1)
     os.environ |= {
@@ -166,7 +182,7 @@ def test_from_the_command_line_a_folder_per_class(train, sound_folder, tmp_path)
     )  # fmt: skip
     assert done.code == 0, done.err
     with open(tmp_path / "run/metrics.csv", newline="") as file:
-        values = [row["probe_accuracy"] for row in csv.DictReader(file) if row["nmi"]]
+        values = [row["probe_accuracy"] for row in csv.DictReader(file) if row["loss_epoch"]]
     assert values[0] == ""
     assert 0 <= float(values[1]) <= 1
     assert "probe before training" in (tmp_path / "run/train.log").read_text()

@@ -1,6 +1,7 @@
 """A run that is told to stop loses nothing, and reports its epochs as if nothing had happened."""
 
 import contextlib
+import math
 import os
 import signal
 
@@ -9,9 +10,9 @@ import torch
 from pytorch_lightning import Callback
 
 from decar.errors import PreemptedError
-from decar.pretrain import EpochRow, ResumableCSVLogger, Safeguard
+from decar.pretrain import EpochCheckpoint, EpochRow, ResumableCSVLogger, Safeguard
 from decar.pretrain.logger import read_rows
-from decar.pretrain.safeguard import SIGNALS, stoppable
+from decar.pretrain.safeguard import SIGNALS, TimeLimit, is_finished, stoppable
 from tests.pretrain.helpers import build, fit
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5
@@ -113,6 +114,76 @@ def test_a_kill_between_the_checkpoint_and_the_row_of_a_step_loses_no_row(make_s
     assert torch.load(tmp_path / "cut/last.ckpt", weights_only=True)["global_step"] == step
     run(store, tmp_path / "cut", ckpt_path=tmp_path / "cut/last.ckpt", **often)
     assert (tmp_path / "whole/metrics.csv").read_bytes() == (tmp_path / "cut/metrics.csv").read_bytes()
+
+
+class Stop(Callback):
+    """What a time limit does, at a step that does not depend on the machine."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop |= trainer.global_step == self.step
+
+
+@pytest.mark.parametrize("step", [4, 10, 13, 29])
+def test_an_epoch_cut_short_has_its_row_and_a_resume_repeats_the_whole_run(make_store, tmp_path, step):
+    store = make_store(LENGTHS)
+
+    def cut(*extra, **kwargs):
+        last = EpochCheckpoint(tmp_path / "cut", "last", enable_version_counter=False)
+        return run(store, tmp_path / "cut", *extra, last, log_every_n_steps=1, **kwargs)
+
+    whole, model = run(store, tmp_path / "whole", log_every_n_steps=1)
+    assert is_finished(whole)
+    trainer, _ = cut(Stop(step))
+    assert trainer.global_step == step
+    assert not is_finished(trainer)
+    row = read_rows(tmp_path / "cut/metrics.csv")[-1]
+    assert int(row["step"]) == step - 1
+    assert math.isfinite(float(row["loss_epoch"]))
+    trainer, rest = cut(ckpt_path=tmp_path / "cut/last.ckpt")
+    assert is_finished(trainer)
+    assert all(torch.equal(value, rest.state_dict()[key]) for key, value in model.state_dict().items())
+    assert (tmp_path / "whole/metrics.csv").read_bytes() == (tmp_path / "cut/metrics.csv").read_bytes()
+
+
+def test_a_time_limit_counts_from_each_call_and_keeps_to_optimizer_steps(make_store, tmp_path):
+    limit = TimeLimit({"seconds": 1})
+    assert limit.state_dict() == {}
+    limit.load_state_dict({"time_elapsed": {"train": 99.0}})
+    assert limit.time_remaining() == 1.0
+    limit._duration = 1e-9
+    trainer, _ = run(make_store(LENGTHS), tmp_path, limit, accumulate_grad_batches=4)
+    assert trainer.fit_loop.batch_idx == 3, "the gradients of four batches were used"
+
+
+def test_no_checkpoint_is_made_while_gradients_wait(make_store, tmp_path):
+    """Batches 4 and 8 of 10 end a step, and the last one, after which the epoch saves."""
+    saved = []
+
+    class Spy(Safeguard):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            trainer.save_checkpoint = lambda path: saved.append(batch_idx + 1)
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+            del trainer.save_checkpoint
+
+    model, data = build(make_store(LENGTHS))
+    fit(model, data, tmp_path, epochs=1, callbacks=[Spy(tmp_path / "x.ckpt", 0.0)], accumulate_grad_batches=4)
+    assert saved == [4, 8]
+
+
+def test_a_row_kept_in_a_checkpoint_has_no_figure_of_an_earlier_epoch(make_store, tmp_path):
+    class Now(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 0:
+                pl_module.log("rare", 1.0, batch_size=1)
+
+    run(make_store(LENGTHS), tmp_path, Now(), epochs=2)
+    rows = {n: torch.load(path, weights_only=True)["epoch_row"]["values"] for n in (0, 1)
+            for path in (tmp_path / "all").glob(f"epoch={n}-*.ckpt")}  # fmt: skip
+    assert "rare" in rows[0]
+    assert rows[1].keys() == rows[0].keys() - {"rare"} | {"nmi"}
 
 
 def test_before_training_a_signal_ends_the_job_in_good_order():

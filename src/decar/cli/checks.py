@@ -15,7 +15,14 @@ WHOLE = {  # key: smallest sensible value
     "trainer.max_epochs": 1,
     "encoder.min_frames": 1,
 }
-POSITIVE = ["sampler.draws_per_clip", "optimizer.lr"]
+POSITIVE = ["sampler.draws_per_clip", "optimizer.lr", "trainer.limit_train_batches"]
+REFUSED = {  # option of Lightning's Trainer: its value when unset; why it is refused and what to give instead
+    "trainer.max_steps": (-1, "a resume would train one batch too many: give trainer.max_epochs and, for the length of "
+                              "an epoch, sampler.every_n_steps"),
+    "trainer.overfit_batches": (0, "batches are drawn anew in every epoch, none stay to be overfitted: give fewer "
+                                   "clips (data.where=…), or trainer.limit_train_batches"),
+    "trainer.fast_dev_run": (False, "it leaves neither checkpoints nor metrics: give debug=fast"),
+}  # fmt: skip
 
 
 def check(cfg: DictConfig) -> None:
@@ -32,6 +39,9 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value is not None:
             check_positive(key, value)
+    for key, (unset, why) in REFUSED.items():
+        value = OmegaConf.select(cfg, key)
+        require(value is None or value == unset, f"{key}={value} is not supported: {why}")
 
 
 def require(condition: bool, message: str) -> None:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FINISHED = "finished.json"  # of a pre-training run that came to its end
-PICKED = ("k", "sampler.every_n_steps", "trainer.max_epochs", "labels.network_from")  # by the run itself, where they were left open
-ASIDE = ("resume", "progress", "report", "trainer.enable_progress_bar")  # do not change what comes out
+# by the run itself, where they were left open
+PICKED = ("k", "sampler.every_n_steps", "trainer.max_epochs", "labels.network_from")
+# do not change what comes out of a run that came to its end
+ASIDE = ("resume", "progress", "report", "objective", "trainer.enable_progress_bar", "trainer.max_time")
 
 # May change when a run goes on. Of the trainer, only TRAINING may not. `data` is compared by the sounds themselves.
 FREE = ("resume", "progress", "report", "objective", "cache_dir", "budget", "data", "logger", "callbacks", "trainer",
@@ -111,10 +113,10 @@ def same_job(cfg: DictConfig, output: Path) -> bool:
     return all(key in before and key in now and before[key] == now[key] for key in keys - left_open)
 
 
-def write_finished(output: Path, nmi: float, epochs: int, steps: int) -> None:
-    """Say that the run in this folder came to its end."""
+def write_finished(output: Path, metrics: dict[str, float], epochs: int, steps: int) -> None:
+    """Say that the run in this folder came to its end, with its last figures."""
     with whole(output / FINISHED) as part:
-        part.write_text(json.dumps({"nmi": nmi, "epochs": epochs, "steps": steps}))
+        part.write_text(json.dumps({"metrics": metrics, "epochs": epochs, "steps": steps}))
 
 
 def read_finished(cfg: DictConfig, output: Path) -> dict[str, Any] | None:
@@ -123,7 +125,7 @@ def read_finished(cfg: DictConfig, output: Path) -> dict[str, Any] | None:
         found = json.loads((output / FINISHED).read_text())
     except (OSError, ValueError):
         return None
-    whole_run = isinstance(found, dict) and "nmi" in found and (output / "encoder.safetensors").is_file()
+    whole_run = isinstance(found, dict) and "metrics" in found and (output / "encoder.safetensors").is_file()
     return found if whole_run and same_job(cfg, output) else None
 
 

@@ -41,4 +41,6 @@ def obtain(cfg: DictConfig) -> None:
         log.info("pre-training %s first", folder)
         words = [*shlex.split(cfg.pretrain.options), f"hydra.run.dir={hydra_value(str(folder))}", "resume=auto"]
         code = subprocess.run([sys.executable, "-m", "decar.cli.train", *words], check=False).returncode
+        finished = (folder / FINISHED).is_file()
     require(code == 0, f"pre-training {folder} failed (exit status {code}); see above, or train.log in there")
+    require(finished, f"pre-training {folder} was cut short (trainer.max_time?): give the same command again to go on")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from decar.files import whole
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
+    from pytorch_lightning import Trainer
     from pytorch_lightning.loggers import Logger
 
     from decar.audio import LogMelStore
@@ -27,11 +29,12 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
 
 log = logging.getLogger(__name__)
 
+OBJECTIVES = ("probe_accuracy", "nmi")  # what sweepers are given where objective=null: the first that there is
 BAR_RATE = 2  # drawings of the progress bar a second: Lightning's 100 take 4 % of two cores
 
 
 def pretrain(cfg: DictConfig) -> float:
-    """Pre-train as configured; returns the last NMI, for hyper-parameter sweepers."""
+    """Pre-train as configured; returns what hyper-parameter sweepers compare, see `objective`."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
@@ -45,15 +48,15 @@ def pretrain(cfg: DictConfig) -> float:
         done, checkpoint = agree(lambda: look_back(cfg, output))
         if done:
             log.info("%s: done already, nothing to do", output)
-            return float(done["nmi"])
+            return objective(cfg, done["metrics"])
         clips = one_then_all(lambda: all_clips(cfg))
         settled = OmegaConf.create(agree(lambda: look_ahead(cfg, clips, checkpoint, output, trainer.world_size)))
         assert isinstance(settled, DictConfig)
         with others(trainer, output / "config.yaml", checkpoint):
-            nmi = train(settled, output, checkpoint, clips)
+            metrics = train(settled, output, checkpoint, clips)
     log.info("the run lies in %s", output)
     log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
-    return nmi
+    return objective(cfg, metrics)
 
 
 def look_back(cfg: DictConfig, output: Path) -> tuple[dict[str, Any] | None, str | None]:
@@ -92,13 +95,14 @@ def look_ahead(cfg: DictConfig, store: LogMelStore, checkpoint: str | None, outp
     return text
 
 
-def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> float:
-    """Train as settled, in each process of a job; the last NMI."""
+def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> dict[str, float]:
+    """Train as settled, in each process of a job; the last value of each metric."""
     from hydra.utils import instantiate
     from pytorch_lightning.callbacks import RichProgressBar
 
     from decar.pretrain import PretrainData
     from decar.pretrain.checkpoint import RunRecord
+    from decar.pretrain.safeguard import TimeLimit, is_finished
 
     clips = store.usable()
     module = build_module(cfg, clips)
@@ -107,16 +111,47 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     callbacks.append(RunRecord(flat_options(cfg), store.content, len(store)))
     if cfg.trainer.enable_progress_bar:
         callbacks.append(RichProgressBar(refresh_rate=BAR_RATE))
+    options = trainer_options(cfg)
+    if max_time := options.pop("max_time", None):
+        callbacks.insert(0, TimeLimit(max_time))  # before those that save
     with open_loggers(cfg) as loggers:
-        options = {"logger": loggers, "callbacks": callbacks, "default_root_dir": str(output)}
-        trainer = instantiate(trainer_options(cfg), **options)
+        trainer = instantiate(options, logger=loggers, callbacks=callbacks, default_root_dir=str(output))
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        nmi = float(trainer.callback_metrics.get("nmi", 0.0))
+        metrics = last_metrics(output, trainer)
         if trainer.is_global_zero:
-            write_finished(output, nmi, trainer.current_epoch, trainer.global_step)
+            if is_finished(trainer):
+                write_finished(output, metrics, trainer.current_epoch, trainer.global_step)
+            else:
+                log.warning(
+                    "stopped in epoch %d of %d: the same command with hydra.run.dir=%s resume=auto goes on",
+                    trainer.current_epoch, trainer.max_epochs, output,
+                )  # fmt: skip
             if cfg.report:
                 report_run(cfg, output, clips)
-    return nmi
+    return metrics
+
+
+def last_metrics(output: Path, trainer: Trainer) -> dict[str, float]:
+    """The last value of each metric: from `metrics.csv`, which has those before a resume too, else of the trainer."""
+    from decar.pretrain.logger import read_rows
+
+    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    for row in read_rows(output / "metrics.csv"):
+        found |= {name: float(value) for name, value in row.items() if name not in ("epoch", "step")}
+    return found
+
+
+def objective(cfg: DictConfig, metrics: dict[str, float]) -> float:
+    """The metric `objective` names; else the online probe's accuracy, else the NMI, else NaN: nothing to compare by.
+
+    Raises:
+        ConfigError: The run has no metric of that name.
+    """
+    name = cfg.objective or next((name for name in OBJECTIVES if name in metrics), None)
+    if name is None:
+        return math.nan
+    require(name in metrics, f"objective={name}: the run has no such metric; it has {', '.join(sorted(metrics))}")
+    return metrics[name]
 
 
 def find_checkpoint(resume: str | None, output: Path) -> str | None:

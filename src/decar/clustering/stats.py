@@ -19,8 +19,9 @@ def nmi(a: ArrayLike, b: ArrayLike) -> float:
         b: `(N,)` labels of the same points.
 
     Returns:
-        0 (independent) to 1 (the same up to renaming). Two labellings of a single cluster each are the same: 1.0. When
-        only one of them has a single cluster, it tells nothing: 0.0.
+        0 (independent) to 1 (the same up to renaming). 0.0 where either has a single cluster: its entropy and the
+        mutual information are zero, so Eq. 3 is 0/0. scikit-learn returns 1.0 when both have one, which would make
+        two collapsed assignments look like perfect agreement, and a sweep would choose them.
 
     Raises:
         ClusteringError: Labels are not two lists of one length, or are empty.
@@ -35,7 +36,7 @@ def nmi(a: ArrayLike, b: ArrayLike) -> float:
     joint = sparse.coo_array((np.full(len(a), 1.0), (rows, columns))).tocsr().tocoo()  # sums duplicates
     count_a, count_b = np.bincount(rows), np.bincount(columns)
     if len(count_a) == 1 or len(count_b) == 1:
-        return float(len(count_a) == len(count_b))
+        return 0.0
     independent = count_a[joint.row] / len(a) * count_b[joint.col]
     information = joint.data @ np.log(joint.data / independent) / len(a)
     return float(np.clip(information / np.sqrt(_entropy(count_a) * _entropy(count_b)), 0.0, 1.0))

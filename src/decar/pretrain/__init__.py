@@ -9,7 +9,7 @@ from decar.pretrain.labels import BothLabels, DescriptorLabels, EpochLabels, Lab
 from decar.pretrain.logger import EpochRow, ResumableCSVLogger
 from decar.pretrain.module import DecarModule
 from decar.pretrain.probe import OnlineProbe
-from decar.pretrain.safeguard import Safeguard
+from decar.pretrain.safeguard import EpochCheckpoint, Safeguard
 from decar.pretrain.sampler import UniformClusterSampler, derive_seed
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "DecarModule",
     "DescriptorLabels",
     "EmbeddingHealth",
+    "EpochCheckpoint",
     "EpochLabels",
     "EpochLine",
     "EpochRow",

@@ -9,11 +9,13 @@ from typing import Any
 import pandas as pd
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from decar.files import whole
 from decar.models import save_bundle
 from decar.pretrain.datamodule import PretrainData
 from decar.pretrain.module import DecarModule
+from decar.pretrain.safeguard import epoch_is_whole
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ class ClusterLog(Callback):
 class StopOnNMI(EarlyStopping):
     """End when the NMI between consecutive assignments has not improved for `patience` epochs (paper, section 4).
 
+    Epochs without an NMI do not count: the first one, and those whose labels were kept from the epoch before.
+
     Args:
         patience: Epochs; after a resume the one that was asked for now counts, not the checkpoint's.
     """
@@ -77,8 +81,22 @@ class StopOnNMI(EarlyStopping):
         super().__init__("nmi", mode="max", patience=patience, check_on_train_epoch_end=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take best value and waiting time of a checkpoint."""
+        """Take best value and waiting time of a checkpoint; whether it stops is decided anew."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+        self.stopped_epoch, self.stopping_reason = 0, EarlyStoppingReason.NOT_STOPPED
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train no further when the checkpoint is of the epoch after which this had stopped."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop, self.stopping_reason = True, EarlyStoppingReason.PATIENCE_EXHAUSTED
+            self.stopped_epoch = trainer.current_epoch - 1
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the NMI of a whole epoch, where there is one."""
+        assert isinstance(pl_module, DecarModule)
+        labels = pl_module.data.labels
+        if labels is not None and "nmi" in labels.health and epoch_is_whole(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why it ended."""
@@ -113,9 +131,9 @@ class EpochLine(Callback):
         loss, accuracy = metrics.get("loss_epoch", float("nan")), metrics.get("pseudo_accuracy", float("nan"))
         seconds, self._began = time.monotonic() - self._began, time.monotonic()
         log.info(
-            "epoch %d/%s: loss %.3f, pseudo-label accuracy %.3f, %d steps in %.0f s",
-            trainer.current_epoch + 1, trainer.max_epochs, float(loss), float(accuracy), trainer.num_training_batches,
-            seconds,
+            "epoch %d/%s: loss %.3f, pseudo-label accuracy %.3f, %d%s steps in %.0f s",
+            trainer.current_epoch + 1, trainer.max_epochs, float(loss), float(accuracy), trainer.fit_loop.batch_idx + 1,
+            "" if epoch_is_whole(trainer) else f" of {trainer.num_training_batches}", seconds,
         )  # fmt: skip
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -15,7 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from decar.clustering.stats import effective_rank
+from decar.audio import Manifest
+from decar.clustering.stats import effective_rank, entropy
 from decar.errors import ConfigError
 from decar.pretrain.embed import embed_dataset
 from decar.pretrain.module import DecarModule
@@ -29,9 +30,11 @@ class EmbeddingHealth(Callback):
     """Log `embedding_rank`, and `probe_accuracy` where a label is known; warn when that is worse than at step 0.
 
     Args:
-        label: Column of the manifest that the probe looks at; None: only the effective rank.
-        max_clips: The sample, drawn once by the run's seed.
-        low_entropy: Of the pseudo-labels, 1 being even: below, most clips are in one cluster. Healthy: .7 to 1.
+        label: Column of the manifest that the probe looks at; None: only the effective rank. An empty cell is no label.
+            There is no probe for fewer than two classes.
+        max_clips: The sample, drawn once by the run's seed: labelled clips first.
+        low_entropy: Of any clustering's pseudo-labels, 1 being even: below, most clips are in one cluster. Healthy:
+            .7 to 1.
         low_rank: Share of the untrained embedding's effective rank: below, it has collapsed. Healthy runs rise.
     """
 
@@ -39,9 +42,9 @@ class EmbeddingHealth(Callback):
         self, label: str | None = None, max_clips: int = 1000, low_entropy: float = 0.3, low_rank: float = 0.1
     ) -> None:
         self.label, self.max_clips, self.low_entropy, self.low_rank = label, max_clips, low_entropy, low_rank
-        self._alarmed = False
         self.start: dict[str, float] = {}
-        self._warned = False
+        self.probed = 0  # labelled clips of the sample
+        self._warned, self._alarmed = False, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the untrained embedding; a resumed run knows it from its checkpoint."""
@@ -58,10 +61,10 @@ class EmbeddingHealth(Callback):
             pl_module.log(name, value, batch_size=1)
         self._look_for_collapse(pl_module, now.get("embedding_rank", math.inf))
         accuracy, before = now.get("probe_accuracy", 1.0), self.start.get("probe_accuracy", 0.0)
-        if accuracy < before - 2 * math.sqrt(before * (1 - before) / self.max_clips) and not self._warned:
-            self._warned = True
-            if not trainer.is_global_zero:
-                return
+        if self._warned or not is_worse(accuracy, before, self.probed):
+            return
+        self._warned = True
+        if trainer.is_global_zero:
             log.warning(
                 "the embedding tells %s apart worse than before training (%.3f, untrained %.3f): labels of noise or "
                 "too few steps between clusterings; try labels=both, a larger sampler.every_n_steps or a smaller k",
@@ -72,16 +75,19 @@ class EmbeddingHealth(Callback):
         """One warning when clusters or embedding have collapsed: more training will not mend it."""
         assert isinstance(module, DecarModule)
         assert module.data.labels is not None
-        entropy, before = module.data.labels.health.get("entropy", 1.0), self.start.get("embedding_rank", 0.0)
+        labels, before = module.data.labels, self.start.get("embedding_rank", 0.0)
+        evenness = min(entropy(column, k) for column, k in zip(labels.labels.T, labels.sizes, strict=True))
         signs = []
-        if entropy < self.low_entropy:
-            signs.append(f"most clips are in one cluster (entropy {entropy:.2f} of 1)")
+        if evenness < self.low_entropy:
+            signs.append(f"most clips are in one cluster (entropy {evenness:.2f} of 1)")
         if rank < self.low_rank * before:
             signs.append(
                 f"the embedding uses hardly any of its directions (effective rank {rank:.1f}, untrained {before:.1f})"
             )
-        if signs and not self._alarmed and module.trainer.is_global_zero:
-            self._alarmed = True
+        if self._alarmed or not signs:
+            return
+        self._alarmed = True
+        if module.trainer.is_global_zero:
             log.warning(
                 "collapse: %s; stop, and try labels=both or descriptors, a lower optimizer.lr, or clusterer=kmeans",
                 " and ".join(signs),
@@ -91,11 +97,9 @@ class EmbeddingHealth(Callback):
         """Effective rank and probe accuracy of the encoder as it stands."""
         assert isinstance(pl_module, DecarModule)
         encoder, store = pl_module.encoder, pl_module.data.store
-        labels = self._labels(store.manifest.table)
-        known = np.arange(len(store)) if labels is None else np.flatnonzero(labels.notna())
-        rng = np.random.default_rng(derive_seed(Stream.HEALTH, pl_module.seed))
-        sample = np.sort(rng.permutation(known)[: self.max_clips])
-        classes = None if labels is None else pd.factorize(labels.iloc[sample])[0]
+        sample, classes = self._sample(store.manifest, pl_module.seed)
+        known = classes >= 0
+        self.probed = int(known.sum())
         embed = partial(
             embed_dataset, trainer, encoder, encoder, store.take(sample), dim=encoder.dim,
             batch_size=pl_module.data.batch_size, title="health: embedding a sample",
@@ -104,24 +108,38 @@ class EmbeddingHealth(Callback):
         def look(vectors: Callable[[Any], NDArray[np.float32]]) -> dict[str, float]:
             z = vectors(None)
             found = {"embedding_rank": effective_rank(z)}
-            return found if classes is None else {**found, "probe_accuracy": nearest_neighbour_accuracy(z, classes)}
+            if len(set(classes[known])) > 1:
+                found["probe_accuracy"] = nearest_neighbour_accuracy(z[known], classes[known])
+            return found
 
         return conduct(look, lambda _: embed())
 
-    def _labels(self, table: pd.DataFrame) -> "pd.Series[Any] | None":
-        if self.label is None:
-            return None
-        if self.label not in table:
-            raise ConfigError(f"data.label={self.label}: no such column; there are {', '.join(map(str, table))}")
-        return table[self.label]
+    def _sample(self, manifest: Manifest, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows of the sample, and the class of each; -1 where it has no label."""
+        if self.label is not None and self.label not in manifest.table:
+            there = ", ".join(map(str, manifest.table))
+            raise ConfigError(f"data.label={self.label}: no such column; there are {there}")
+        words = pd.Series([""] * len(manifest)) if self.label is None else manifest.table[self.label]
+        classes = pd.factorize(words.where(words.notna() & (words.astype(str).str.strip() != "")))[0]
+        rng = np.random.default_rng(derive_seed(Stream.HEALTH, seed))
+        order = [rng.permutation(np.flatnonzero(part)) for part in (classes >= 0, classes < 0)]
+        sample = np.sort(np.concatenate(order)[: self.max_clips])
+        return sample, classes[sample]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the untrained embedding was like."""
-        return {"start": dict(self.start), "warned": self._warned}
+        """What the untrained embedding was like, and what was warned of."""
+        return {"start": dict(self.start), "warned": self._warned, "alarmed": self._alarmed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it from a checkpoint."""
         self.start, self._warned = dict(state_dict["start"]), bool(state_dict["warned"])
+        self._alarmed = bool(state_dict.get("alarmed", False))
+
+
+def is_worse(accuracy: float, before: float, n_clips: int) -> bool:
+    """Whether an accuracy over `n_clips` has fallen by more than two standard errors of the difference of two such."""
+    pooled = (accuracy + before) / 2
+    return before - accuracy > 2 * math.sqrt(2 * pooled * (1 - pooled) / max(1, n_clips))
 
 
 def nearest_neighbour_accuracy(vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

@@ -37,7 +37,8 @@ class EpochLabels:
         labels: `(N, H)` int64, one column a clustering.
         sizes: Number of clusters of each clustering: the widths of the heads.
         epoch: The epoch they are for.
-        health: What is logged of them: numbers of clusters, entropy, effective rank, and NMI to those before.
+        health: What is logged of them: numbers of clusters, entropy, effective rank, and `nmi` to the assignment
+            before, which is there only where both were clustered for their own epoch.
         kept: The first so many columns are those of the epoch before; their heads go on learning.
     """
 
@@ -165,8 +166,8 @@ class NetworkLabels:
         before = situation.previous
         if before is None:
             _warn_if_lowered("the network's vectors", self.dim, len(features))
-        compared = _mean_nmi(made.labels, before.labels) if before is not None else 0.0
-        return replace(made, health={**made.health, "effective_rank": effective_rank(features), "nmi": compared})
+        compared = _compared(made.labels, before.labels) if before is not None else {}
+        return replace(made, health={**made.health, "effective_rank": effective_rank(features), **compared})
 
 
 @dataclass(frozen=True)
@@ -196,15 +197,13 @@ class DescriptorLabels:
         """The labels of the epoch before or, in the first, new ones; no pass through the network."""
         before = situation.previous
         if before is not None:
-            health = {**before.health, "nmi": 1.0}
-            return replace(before, epoch=situation.epoch, kept=len(before.sizes), health=health)
+            return replace(before, epoch=situation.epoch, kept=len(before.sizes))
         _warn_if_lowered("descriptors", self.dim, len(situation.store))
         found = [
             self.clusterer.with_seed(_seed(situation, h)).fit_predict(whiten(features, self.dim))
             for h, features in enumerate(describe(situation.store, self.descriptors).values())
         ]
-        made = _stack(found, situation.epoch)
-        return replace(made, health={**made.health, "nmi": 0.0})
+        return _stack(found, situation.epoch)
 
 
 @dataclass(frozen=True)
@@ -260,8 +259,8 @@ def _stack(found: Sequence[Assignment], epoch: int) -> EpochLabels:
     return EpochLabels(labels, [assignment.n_clusters for assignment in found], epoch, health)
 
 
-def _mean_nmi(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
-    """NMI between two assignments (Eq. 3), mean over the clusterings; 0.0 when their number differs."""
-    if a.shape != b.shape:
-        return 0.0
-    return float(np.mean([nmi(old, new) for old, new in zip(b.T, a.T, strict=True)]))
+def _compared(new: NDArray[np.int64], old: NDArray[np.int64]) -> dict[str, float]:
+    """`nmi` between two assignments (Eq. 3), mean over the clusterings; nothing when their number differs."""
+    if new.shape != old.shape:
+        return {}
+    return {"nmi": float(np.mean([nmi(a, b) for a, b in zip(old.T, new.T, strict=True)]))}

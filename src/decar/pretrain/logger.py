@@ -75,6 +75,15 @@ class ResumableCSVLogger(Logger):
         if not any(int(old["step"]) == step and row.keys() <= old.keys() for old in rows):
             self._rewrite([*rows, {**row, "step": step}], {})
 
+    @rank_zero_only
+    def take_back(self, epoch: int) -> None:
+        """Drop the row of an epoch that was cut short and is continued: it gets its row at its end."""
+        rows = read_rows(self._file)
+        kept = [row for row in rows if not ("loss_epoch" in row and row.get("epoch") == str(epoch))]
+        if len(kept) < len(rows):
+            self._rewrite(kept, {})
+            self._columns = None  # rows after the checkpoint may still be there
+
     def _rewrite(self, rows: list[dict[str, Any]], new: Mapping[str, Any]) -> None:
         """The file anew, with all columns that are needed; whole or as it was, whatever happens meanwhile."""
         names = sorted({name for row in [*rows, new] for name in row} - set(FIRST))
@@ -97,7 +106,8 @@ class EpochRow(Callback):
         """Take along what is logged only after this: the figures of the epoch at its end, else those of the step."""
         ended, step = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch, trainer.global_step
         due = ended or step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        row = {k: float(v) for k, v in trainer.logged_metrics.items() if due and k.endswith("_step") != ended}
+        fresh = trainer.fit_loop._results.metrics(on_step=not ended)["log"]  # logged_metrics has older ones too
+        row = {name: float(value) for name, value in fresh.items()} if due else {}
         checkpoint["epoch_row"] = {"step": step - 1, "values": {**row, "epoch": trainer.current_epoch} if row else {}}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -106,11 +116,14 @@ class EpochRow(Callback):
         self._row, self._step = dict(kept.get("values", {})), int(kept.get("step", -1))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give them to the loggers that lack them."""
-        if self._row:
-            for logger in trainer.loggers:
-                if isinstance(logger, ResumableCSVLogger):
-                    logger.put_back(self._row, self._step)
+        """Give them to the loggers that lack them; an epoch that goes on has no figures yet."""
+        for logger in trainer.loggers:
+            if not isinstance(logger, ResumableCSVLogger):
+                continue
+            if trainer.fit_loop.restarted_mid_epoch:
+                logger.take_back(trainer.current_epoch)
+            if self._row:
+                logger.put_back(self._row, self._step)
 
 
 def _plain(value: Any) -> Any:

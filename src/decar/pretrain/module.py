@@ -29,6 +29,7 @@ from decar.pretrain.ranks import (
     mean_over_ranks,
     share_buffers,
 )
+from decar.pretrain.safeguard import ends_within_epoch
 from decar.pretrain.sampler import Stream, derive_seed
 from decar.pretrain.shards import Shards
 
@@ -169,14 +170,22 @@ class DecarModule(LightningModule):
         losses = [functional.cross_entropy(scores, targets[:, h]) for h, scores in enumerate(logits)]
         hits = [(scores.argmax(1) == targets[:, h]).float().mean() for h, scores in enumerate(logits)]
         loss = torch.stack(losses).mean()
-        last = batch_idx + 1 == self.data.steps_per_epoch
+        last = batch_idx + 1 == self.trainer.num_training_batches
         if loss.device.type == "cpu" or last or (batch_idx + 1) % _CHECK_EVERY == 0:
             self._require_finite(loss, index)
         self.log("loss_step", mean_over_ranks(loss), on_step=True, on_epoch=False, prog_bar=True, batch_size=len(index))
         self.means.add(loss, torch.stack(hits).mean())
         if last:
-            self.log_dict(self.means.take(), on_step=False, on_epoch=True, batch_size=1)
+            self._log_means()
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the means of an epoch that a callback, as a time limit, has just cut short."""
+        if ends_within_epoch(self.trainer):
+            self._log_means()
+
+    def _log_means(self) -> None:
+        self.log_dict(self.means.take(), on_step=False, on_epoch=True, batch_size=1)
 
     def _augmented(self, crops: Tensor, step: int) -> Tensor:
         """This rank's share `(B / size, 1, M, F)` of the augmented batch, which one process would train on too.
@@ -222,15 +231,16 @@ class DecarModule(LightningModule):
         scheduler = LambdaLR(optimizer, lambda step: self.learning_rate_factor(step, self._total_steps()))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _total_steps(self) -> int:
+    def _total_steps(self) -> float:
         """Optimizer steps of the whole run.
 
         Not `trainer.estimated_stepping_batches`: that opens the loader before a checkpoint's place in it is restored,
         and a run resumed within an epoch would begin that epoch anew.
         """
-        return (self.trainer.max_epochs or 1) * -(-self.data.steps_per_epoch // self.trainer.accumulate_grad_batches)
+        batches = self.trainer.num_training_batches  # infinite until the loader is opened; step 0 does not depend on it
+        return (self.trainer.max_epochs or 1) * -(-batches // self.trainer.accumulate_grad_batches)
 
-    def learning_rate_factor(self, step: int, total: int) -> float:
+    def learning_rate_factor(self, step: int, total: float) -> float:
         """Learning rate at a step as a share of the full one."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)

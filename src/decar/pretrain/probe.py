@@ -169,6 +169,20 @@ class OnlineProbe(Callback):
             return
         self.found[done] = self.measure(trainer, pl_module)
         pl_module.log("probe_accuracy", self.found[done], batch_size=1)
+        self._tell(trainer, done)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Probe what is left at the end, where training ended before `max_epochs`."""
+        done = trainer.current_epoch
+        if self._store is None or done in self.found:
+            return
+        self.found[done] = self.measure(trainer, pl_module)
+        for logger in trainer.loggers:
+            row = {"probe_accuracy": self.found[done], "epoch": done - 1}
+            logger.log_metrics(row, step=trainer.global_step - 1)
+        self._tell(trainer, done)
+
+    def _tell(self, trainer: Trainer, done: int) -> None:
         if trainer.is_global_zero:
             log.info("probe after epoch %d: %.3f (untrained %.3f)", done, self.found[done], self.found[0])
 

@@ -1,10 +1,14 @@
-"""Nothing is lost to a long epoch, nor to a scheduler that wants its machine back."""
+"""How training ends: at the end of an epoch, within one, or because a scheduler wants its machine back.
+
+What an epoch and a run are is asked of the trainer. An epoch that is cut short (`trainer.max_time`) leaves a checkpoint
+from within it, so that a resume continues with its next batch.
+"""
 
 import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -12,6 +16,8 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from torch import distributed
 
 from decar.errors import PreemptedError
@@ -20,6 +26,78 @@ log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they kill
 _AGREE_EVERY = 10  # steps between two questions to the other processes whether one was told to stop
+
+
+def epoch_is_whole(trainer: Trainer) -> bool:
+    """Whether the batch that ran last is the last one of its epoch."""
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+def ends_within_epoch(trainer: Trainer) -> bool:
+    """Whether training ends after this batch although its epoch has more of them."""
+    return trainer.should_stop and trainer.fit_loop._can_stop_early and not epoch_is_whole(trainer)
+
+
+def gradients_wait(trainer: Trainer) -> bool:
+    """Whether there are accumulated gradients that no optimizer step has used yet: checkpoints do not hold them."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def is_finished(trainer: Trainer) -> bool:
+    """Whether the run came to its end, by `max_epochs` or an early stop; one cut short by a time limit can go on."""
+    loop = trainer.fit_loop
+    if not epoch_is_whole(trainer):
+        return False
+    reasons = [c.stopping_reason for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+    stopped = any(reason != EarlyStoppingReason.NOT_STOPPED for reason in reasons) and loop._can_stop_early
+    return stopped or trainer.current_epoch >= (trainer.max_epochs or 0)
+
+
+class TimeLimit(Timer):
+    """`trainer.max_time`: end training, within an epoch too, when this call has trained for so long.
+
+    Lightning's own counts over resumes: the same command given again would end at once.
+
+    Args:
+        duration: `DD:HH:MM:SS`, or a mapping such as `{minutes: 30}`.
+    """
+
+    def __init__(self, duration: str | Mapping[str, int]) -> None:
+        super().__init__(duration if isinstance(duration, str) else dict(duration), verbose=False)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Look at the clock, but after whole optimizer steps only."""
+        if not gradients_wait(trainer):
+            super().on_train_batch_end(trainer, *args, **kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: each call has the whole time."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to take."""
+
+
+class EpochCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint of whole epochs, and of epochs whose `monitor` exists: the first ones have no NMI.
+
+    Without `monitor` it also saves when training ends within an epoch, from there: a resume continues with the next
+    batch.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where training ends within an epoch; Lightning calls this after the callbacks that may end it."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.monitor is None and ends_within_epoch(trainer):
+            trainer.save_checkpoint(self.format_checkpoint_name(self._monitor_candidates(trainer)))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, if the epoch is whole and has the figure."""
+        known = self.monitor is None or self.monitor in trainer.callback_metrics
+        if known and epoch_is_whole(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
 
 
 class Safeguard(Callback):
@@ -68,9 +146,8 @@ class Safeguard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write, if it is time to."""
-        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         alone = trainer.world_size == 1
-        if last or not (alone or (batch_idx + 1) % _AGREE_EVERY == 0):
+        if epoch_is_whole(trainer) or gradients_wait(trainer) or not (alone or trainer.global_step % _AGREE_EVERY == 0):
             return
         told, due = self._signal, int(time.monotonic() - self._saved > 60 * self.minutes)
         if not alone:

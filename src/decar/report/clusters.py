@@ -118,7 +118,7 @@ def flow(before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, Any]:
 
     Returns:
         `rows`, `columns`: names of the clusters, "others" for the smallest of many; `counts`: a list a row; `stay`: the
-        share of clips on the diagonal, of all clips; `nmi`.
+        share of clips on the diagonal, of all clips; `nmi`, None for labels that were kept from the epoch before.
     """
     (rows, row), (columns, column) = _largest(before), _largest(after)
     cells = np.bincount(row * len(columns) + column, minlength=len(rows) * len(columns))
@@ -133,7 +133,7 @@ def flow(before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[str, Any]:
         "columns": [columns[i] for i in order.tolist()],
         "counts": placed.tolist(),
         "stay": float(sum(counts[r, c] for r, c in partner.items()) / len(before)),
-        "nmi": nmi(before, after),
+        "nmi": None if np.array_equal(before, after) else nmi(before, after),  # the same numbers: not clustered anew
     }
 
 

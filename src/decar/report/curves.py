@@ -11,7 +11,7 @@ from decar.pretrain.logger import read_rows
 KNOWN = {
     "loss_epoch": ("Loss", "cross-entropy of the pseudo-labels; starts anew where the heads are renewed"),
     "pseudo_accuracy": ("Pseudo-label accuracy", "share of crops whose cluster is predicted"),
-    "nmi": ("NMI to the assignment before", "1: nothing moves any more; 0 in the first epoch, which has none before"),
+    "nmi": ("NMI to the assignment before", "1: nothing moves any more; only where both epochs were clustered anew"),
     "probe_accuracy": ("Online probe", "nearest-neighbour accuracy on the watched label; should rise"),
     "n_clusters": ("Clusters", "non-empty ones, of all clusterings"),
     "entropy": ("Entropy of the cluster sizes", "1: all of one size; near 0: one cluster has swallowed the rest"),
