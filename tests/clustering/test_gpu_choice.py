@@ -10,6 +10,7 @@ import pytest
 
 from decar.clustering import PIC, KMeans, faiss_on, nearest
 from decar.clustering.nearest import GPU_TEMP_BYTES, gpu_index
+from decar.errors import ClusteringError
 from tests.clustering.test_base import noise
 
 
@@ -73,8 +74,27 @@ def test_outside_of_training_it_is_the_current_device_and_a_demand_is_kept(gpus:
     assert gpu_index(False) is None
     with faiss_on(None):
         assert gpu_index("auto") is None
-        assert gpu_index(True) == 0, "gpu=true beside accelerator=cpu is somebody's wish"
+        with pytest.raises(ClusteringError, match="gpu=true, but this process trains on the CPU: pass trainer=gpu"):
+            gpu_index(True)
     assert gpu_index("auto") == 0, "the context is over"
+
+
+def test_a_rank_that_trains_on_the_cpu_does_not_touch_cuda(gpus: EightGpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def touched() -> int:
+        raise AssertionError("torch.cuda.current_device() makes a context on GPU 0")
+
+    monkeypatch.setattr(nearest, "_current_device", touched)
+    with faiss_on(None):
+        assert gpu_index("auto") is None
+    with faiss_on(5):
+        assert gpu_index("auto") == gpu_index(True) == 5
+    assert gpu_index(False) is None
+
+
+@pytest.mark.parametrize("gpu", [0, 3, "yes", None])
+def test_a_device_is_not_named_here(gpu: Any, gpus: EightGpus) -> None:
+    with pytest.raises(ClusteringError, match="give true, false or auto"):
+        gpu_index(gpu)
 
 
 def test_without_a_gpu_auto_is_the_cpu() -> None:

@@ -86,7 +86,7 @@ def _nearest_cells(
 
 
 def first_of_duplicates(features: NDArray[np.float32]) -> NDArray[np.int64]:
-    """For each of `(N, d)` points, the index of the first point that equals it bit for bit, mostly itself: `(N,)`.
+    """For each of `(N, d)` points, the index of the first point that equals it, mostly itself: `(N,)`.
 
     faiss measures distances by matrix products, whose rounding depends on a point's place in its block. Copies of one
     point may fall into different cells, and would be islands in the graph. Points are compared by a 64-bit hash: a sum
@@ -96,8 +96,13 @@ def first_of_duplicates(features: NDArray[np.float32]) -> NDArray[np.int64]:
     hashes = np.empty(len(features), np.uint64)
     for rows in row_blocks(len(features)):
         hashes[rows] = (features[rows].view(np.uint32) * odd).sum(axis=1)
-    _, first, own = np.unique(hashes, return_index=True, return_inverse=True)
-    return first[own]
+    _, leading, own = np.unique(hashes, return_index=True, return_inverse=True)
+    first: NDArray[np.int64] = leading[own]
+    for rows in row_blocks(len(features)):
+        alike = rows.start + np.flatnonzero(first[rows] != np.arange(rows.start, rows.stop))
+        other = alike[(features[alike] != features[first[alike]]).any(axis=1)]  # of one hash by chance
+        first[other] = other
+    return first
 
 
 @dataclass(frozen=True)

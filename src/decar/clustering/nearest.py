@@ -16,6 +16,7 @@ _ROWS_AT_ONCE = 16_384  # a quarter of the usual block: each row brings its neig
 
 GPU_TEMP_BYTES = 2**29  # scratch memory of faiss on its GPU; its own default is 1.5 GB, beside the network's tensors
 
+_UNSET = -1
 _device: ContextVar[int | None] = ContextVar("device of faiss")
 
 Search = Callable[[NDArray[np.int64], int], NDArray[np.int64]]
@@ -74,22 +75,24 @@ def gpu_index(gpu: bool | Literal["auto"]) -> int | None:
     of `faiss_on` it is torch's current device.
 
     Args:
-        gpu: False: the CPU; `auto`: the GPU of this process where it has one and faiss sees it; True: as `auto`, but a
-            missing GPU is an error, since faiss itself would silently take the CPU.
+        gpu: False: the CPU; `auto`: the GPU of this process where it has one and faiss sees it; True: as `auto`, but
+            without one it is an error, since faiss itself would silently take the CPU.
 
     Raises:
-        ClusteringError: A GPU is demanded and faiss sees none.
+        ClusteringError: A GPU is demanded and faiss sees none or the process trains on the CPU, or `gpu` is none of
+            these.
     """
-    seen = load_faiss().get_num_gpus()
-    if gpu is True and not seen:
-        raise ClusteringError(
-            'gpu=true, but faiss sees no GPU: install "decar[gpu]" instead of "decar[cpu]", or set gpu=auto'
-        )
-    if gpu is False or not seen:
+    if not (isinstance(gpu, bool) or gpu == "auto"):
+        raise ClusteringError(f"gpu={gpu!r} makes no sense: give true, false or auto; the trainer says which GPU")
+    if not gpu:
         return None
-    device = _device.get(_current_device())
-    if device is None:
-        return _current_device() if gpu is True else None
+    if not load_faiss().get_num_gpus():
+        device, why = None, 'faiss sees no GPU: install "decar[gpu]" instead of "decar[cpu]"'
+    else:
+        device, why = _device.get(_UNSET), "this process trains on the CPU: pass trainer=gpu"
+        device = _current_device() if device == _UNSET else device
+    if gpu is True and device is None:
+        raise ClusteringError(f"gpu=true, but {why}, or set gpu=auto")
     return device
 
 

@@ -34,7 +34,7 @@ _COLUMNS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class PIC:
-    """Power Iteration Clustering; deterministic, on any number of threads.
+    """Power Iteration Clustering; deterministic, on any number of threads of one kind of processor.
 
     Attributes:
         n_neighbors: Neighbours of a point in the graph.
@@ -131,7 +131,7 @@ def affinity(neighbours: NDArray[np.int64], squared: NDArray[np.float32], sigma:
     """
     n_points, n = neighbours.shape
     width = max(sigma**2, float(np.finfo(np.float64).tiny))
-    with np.errstate(over="ignore"):  # -inf, whose weight is 0
+    with np.errstate(over="ignore", under="ignore"):  # far neighbours have weight 0
         weights = np.exp(squared.astype(np.float64) / -width)
     starts = np.arange(0, n_points * n + 1, n)
     directed = sparse.csr_array((weights.ravel(), neighbours.ravel(), starts), shape=(n_points, n_points))
