@@ -1,7 +1,6 @@
 """Every YAML is composed; the paper's numbers are the paper's; what is typed in the README exists."""
 
 import re
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir

@@ -112,15 +112,15 @@ def _read_nodes(raw: dict[Any, Any]) -> Iterator[tuple[str, dict[Any, Any], set[
         if isinstance(raw.get(path), dict):
             yield path, raw[path], keys
     for path, node in _targets(raw):
-        keys = _parameters(path, node["_target_"])
-        if keys is not None:
-            yield path, node, keys - OURS.get(path, set())
+        taken = _parameters(path, node["_target_"])
+        if taken is not None:
+            yield path, node, taken - OURS.get(path, set())
     for group in ("callbacks", "logger"):
         for name, node in (raw.get(group) or {}).items():
             require(
                 not node or (isinstance(node, dict) and "_target_" in node),
-                f"{group}.{name}={node} has no _target_, so nothing is built from it: it is switched off in this setting "
-                f"(null) or misspelt; give {group}.{name}._target_ too, or leave it out",
+                f"{group}.{name}={node} has no _target_, so nothing is built from it: it is misspelt, or null in "
+                f"this setting; give {group}.{name}._target_ too, or leave it out",
             )
 
 
@@ -148,7 +148,7 @@ def _keys_by_name(raw: dict[Any, Any]) -> dict[str, set[str]]:
     crops = _parameters("loader", "decar.pretrain.PretrainData") or set()
     found = {"data": {"name", "label", "manifest"}, "pretrain": {"features"}}
     found |= {group: crops - OURS[group] for group in ("loader", "sampler")}
-    optimizer = raw.get("optimizer")
+    optimizer: Any = raw.get("optimizer")
     heads = _parameters("optimizer", optimizer["_target_"]) if _is_target(optimizer) else None
     return found if heads is None else {**found, "head_optimizer": heads - OURS["head_optimizer"]}
 
