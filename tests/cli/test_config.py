@@ -1,7 +1,6 @@
 """Every YAML is composed; the paper's numbers are the paper's; what is typed in the README exists."""
 
 import re
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -9,6 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from decar.cli.checks import check
 from decar.cli.config import cache_home, conf_dir, register_resolvers, wandb_offline
 from decar.corpora import CORPORA
 
@@ -61,6 +61,7 @@ def test_every_choice_composes_and_resolves(root, group, choice):
     cfg = composed(root, f"{group}={choice}", *extra)
     OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert OmegaConf.is_struct(cfg)
+    check(cfg)
 
 
 def test_no_key_shares_its_name_with_another_folder():
@@ -151,16 +152,21 @@ def test_the_tasks_are_eight_bundled_ones_your_own_and_the_corpora():
 
 
 @pytest.mark.parametrize(
-    "command", re.findall(r"^python (?:train|eval)\.py .*$", Path(CONF.parent / "README.md").read_text(), re.M)
+    "command",
+    [
+        command
+        for page in ("README.md", "docs/tutorial.md", "docs/recipe.md")
+        for command in re.findall(r"^python (?:train|eval)\.py .*$", (CONF.parent / page).read_text(), re.M)
+    ],
 )
-def test_commands_of_the_readme_compose(command):
+def test_documented_commands_compose_and_each_option_has_an_effect(command):
     import shlex
 
     _, script, *words = shlex.split(command, comments=True)
     overrides = [re.sub(r"^([\w.]+)=glob\(\*\)$", r"\1=speaker", word) for word in words if word != "-m"]
     overrides = [re.sub(r"=range\((\d+),\d+\)$", r"=\1", word) for word in overrides]
     first = [re.sub(r"=([^,\[\]]+),.*", r"=\1", word) for word in overrides if not word.startswith("hydra.")]
-    composed(script.removesuffix(".py"), *first)
+    check(composed(script.removesuffix(".py"), *first))
 
 
 def test_no_placeholder_is_left_in_what_people_read():

@@ -113,7 +113,7 @@ def test_a_sweep_over_clusterers_and_k(train, sound_folder, tmp_path):
         f"hydra.sweep.dir={tmp_path / 'sweep'}",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert "k is not used" in outcome.out + outcome.err
+    assert "k=2 is not used: labels=network clusters with PIC" in outcome.out + outcome.err
     assert len(list((tmp_path / "sweep").glob("*/encoder.safetensors"))) == 4
 
 

@@ -1,8 +1,20 @@
-"""Values that no type in the configuration can check: looked at before anything slow begins."""
+"""Values that no type in the configuration can check, and options without effect: refused before anything slow."""
 
+import inspect
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from decar.cli.config import conf_dir
+from decar.cli.explain import did_you_mean
 from decar.errors import ConfigError, check_positive, check_whole
+
+log = logging.getLogger(__name__)
 
 WHOLE = {  # key: smallest sensible value
     "seed": 0,
@@ -23,10 +35,26 @@ REFUSED = {  # option of Lightning's Trainer: its value when unset; why it is re
                                    "clips (data.where=…), or trainer.limit_train_batches"),
     "trainer.fast_dev_run": (False, "it leaves neither checkpoints nor metrics: give debug=fast"),
 }  # fmt: skip
+SPECIAL = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")  # keys that Hydra's instantiate reads
+OURS = {  # arguments that train.py and eval.py pass themselves, over those of the configuration
+    "encoder": {"frontend"},
+    "projection": {"dim"},
+    "optimizer": {"params"},
+    "head_optimizer": {"params"},
+    "loader": {"store", "seed"},
+    "sampler": {"store", "seed"},
+    "trainer": {"logger", "callbacks", "default_root_dir",
+                # no validation, test or prediction loop is run
+                "limit_val_batches", "limit_test_batches", "limit_predict_batches", "val_check_interval",
+                "check_val_every_n_epoch"},
+}  # fmt: skip
+NAMED = ("", "data", "pretrain")  # nodes that may have keys only for other options to refer to
 
 
 def check(cfg: DictConfig) -> None:
-    """Refuse numbers that make no sense.
+    """Refuse numbers that make no sense, keys that nothing reads, and options without effect beside the others.
+
+    In a sweep an option may have its effect in other jobs only: there the last of the three is a warning.
 
     Raises:
         ConfigError: Names the option, what it is and what it may be.
@@ -42,9 +70,248 @@ def check(cfg: DictConfig) -> None:
     for key, (unset, why) in REFUSED.items():
         value = OmegaConf.select(cfg, key)
         require(value is None or value == unset, f"{key}={value} is not supported: {why}")
+    _refuse_unread(cfg)
+    _refuse_idle(cfg)
 
 
 def require(condition: bool, message: str) -> None:
     """Raise a ConfigError with this message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def _refuse_unread(cfg: DictConfig) -> None:
+    """Refuse a key that no constructor takes, no code reads and no other option refers to."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(raw, dict)
+    words = set(re.findall(r"\.*[A-Za-z_][\w.]*", " ".join(_interpolations(raw))))
+    for path, node, known in _read_nodes(raw):
+        for key in node:
+            full = f"{path}.{key}".lstrip(".")
+            named = any(f"{word}.".startswith((f"{full}.", f".{key}.")) for word in words)
+            if key in known or key in SPECIAL or (named and path in NAMED):
+                continue
+            near = did_you_mean(str(key), sorted(known))
+            near = near or (f" ({path} has {', '.join(sorted(known))})" if path and len(known) <= 12 else "")
+            raise ConfigError(f"there is no option {full!r}{near}; nothing reads it. --help lists all options")
+
+
+def _interpolations(tree: Any) -> Iterator[str]:
+    """All strings with `${…}` in a configuration."""
+    if isinstance(tree, dict | list):
+        for value in tree.values() if isinstance(tree, dict) else tree:
+            yield from _interpolations(value)
+    elif isinstance(tree, str) and "${" in tree:
+        yield tree
+
+
+def _read_nodes(raw: dict[Any, Any]) -> Iterator[tuple[str, dict[Any, Any], set[str]]]:
+    """Each node whose keys are known: its dotted path, itself, and the keys that are read."""
+    yield "", raw, _top_keys(raw)
+    for path, keys in _keys_by_name(raw).items():
+        if isinstance(raw.get(path), dict):
+            yield path, raw[path], keys
+    for path, node in _targets(raw):
+        taken = _parameters(path, node["_target_"])
+        if taken is not None:
+            yield path, node, taken - OURS.get(path, set())
+    for group in ("callbacks", "logger"):
+        for name, node in (raw.get(group) or {}).items():
+            require(
+                not node or (isinstance(node, dict) and "_target_" in node),
+                f"{group}.{name}={node} has no _target_, so nothing is built from it: it is misspelt, or null in "
+                f"this setting; give {group}.{name}._target_ too, or leave it out",
+            )
+
+
+def _command(raw: dict[Any, Any]) -> str:
+    return "eval" if "bundle" in raw else "train"
+
+
+def _top_keys(raw: dict[Any, Any]) -> set[str]:
+    """The options and groups of `train.yaml` or `eval.yaml`."""
+    primary = OmegaConf.to_container(OmegaConf.load(conf_dir() / f"{_command(raw)}.yaml"))
+    assert isinstance(primary, dict)
+    groups = {
+        str(name) for entry in primary.pop("defaults") if isinstance(entry, dict) for name in entry if " " not in name
+    }
+    return {*map(str, primary), *groups, "head_optimizer"} - {"hydra", "experiment", "debug"}
+
+
+def _keys_by_name(raw: dict[Any, Any]) -> dict[str, set[str]]:
+    """Keys of the nodes that are read by name, not handed to a constructor of their own."""
+    if _command(raw) == "eval":
+        mode = raw.get("mode") or {}
+        fine = {"crop_frames", "num_workers"} if isinstance(mode, dict) and mode.get("name") == "finetune" else set()
+        task = _parameters("task", "decar.downstream.TaskSpec") or set()
+        return {"mode": {"name", *fine}, "pretrain": {"options"}, "task": (task | {"corpus"}) - {"crop_frames"}}
+    crops = _parameters("loader", "decar.pretrain.PretrainData") or set()
+    found = {"data": {"name", "label", "manifest"}, "pretrain": {"features"}}
+    found |= {group: crops - OURS[group] for group in ("loader", "sampler")}
+    optimizer: Any = raw.get("optimizer")
+    heads = _parameters("optimizer", optimizer["_target_"]) if _is_target(optimizer) else None
+    return found if heads is None else {**found, "head_optimizer": heads - OURS["head_optimizer"]}
+
+
+def _targets(tree: Any, path: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
+    """All nodes with a `_target_` in an unresolved configuration, with their dotted paths."""
+    if _is_target(tree):
+        yield path, tree
+    if isinstance(tree, dict | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _targets(value, f"{path}.{key}".lstrip("."))
+
+
+def _is_target(node: Any) -> bool:
+    return isinstance(node, dict) and "_target_" in node
+
+
+def _parameters(path: str, target: Any) -> set[str] | None:
+    """Names of the arguments that a constructor takes; None: any, or nobody knows.
+
+    Raises:
+        ConfigError: There is no such class or function.
+    """
+    from hydra.utils import get_object
+
+    try:
+        found = get_object(target)
+    except Exception as error:  # importing may raise anything
+        raise ConfigError(f"{path}._target_={target}: cannot be imported ({' '.join(str(error).split())})") from error
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):  # written in C
+        return None
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    return set(parameters)
+
+
+def _refuse_idle(cfg: DictConfig) -> None:
+    """Refuse what was given on the command line and changes nothing beside the other options; null is no such."""
+    if not HydraConfig.initialized():
+        return
+    conf: Any = HydraConfig.get()
+    idle = (_idle_in_eval if "bundle" in cfg else _idle_in_training)(cfg)
+    for word in conf.overrides.task:
+        key, _, value = word.lstrip("+").partition("=")
+        for option, why in idle.items():
+            if value in ("", "null") or not f"{key}.".startswith(f"{option}."):
+                continue
+            line = f"{key}={value} is not used: {why}"
+            require(conf.mode == RunMode.MULTIRUN, line)
+            log.warning("%s", line)
+
+
+def _idle_in_training(cfg: DictConfig) -> dict[str, str]:
+    """Options of train.py without effect in this setting, and why."""
+    idle = _idle_of_encoder(cfg) | _idle_of_labels(cfg)
+    every = OmegaConf.select(cfg, "sampler.every_n_steps")
+    if every is not None:
+        idle["sampler.draws_per_clip"] = (
+            f"sampler.every_n_steps={every} counts instead; pass one of the two, the other null"
+        )
+    elif OmegaConf.select(cfg, "trainer.max_epochs") is None:
+        idle["sampler.draws_per_clip"] = (
+            "trainer.max_epochs=null picks sampler.every_n_steps from the number of clips; pass trainer.max_epochs too"
+        )
+    if OmegaConf.select(cfg, "callbacks.probe.path") is None:
+        idle["callbacks.probe"] = "there is no probe without callbacks.probe.path=FILE"
+    if not {"wandb", "tensorboard"} & set(cfg.get("logger") or {}):
+        idle["callbacks.dashboard"] = "there is no dashboard without logger=wandb or logger=tensorboard"
+    return idle
+
+
+def _idle_of_labels(cfg: DictConfig) -> dict[str, str]:
+    raw, idle = OmegaConf.to_container(cfg, resolve=False), {}
+    assert isinstance(raw, dict)
+    labels = f"labels={HydraConfig.get().runtime.choices.get('labels')}"
+    found = _clusterers(raw)
+    if not any(_takes_k(node) for node in found.values()):
+        names = " and ".join(sorted({_class(node) for node in found.values()}))
+        idle["k"] = f"{labels} clusters with {names}, which takes no k from here; leave k out, or pass clusterer=kmeans"
+    if "${clusterer}" not in _interpolations(raw["labels"]):
+        idle["clusterer"] = f"{labels} has a clusterer of its own; pass labels.clusterer.…, or labels=network or both"
+    if not any(_class(node) == "NetworkLabels" for _, node in _targets(raw["labels"])):
+        idle["pretrain.features"] = f"{labels} clusters no vectors of the network; pass labels=network or labels=both"
+    return idle
+
+
+def say_which_use_k(cfg: DictConfig) -> None:
+    """Log which clusterings use `k` and which do not, where k was given and both kinds are there."""
+    raw = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(raw, dict)
+    found = _clusterers(raw)
+    used = [path for path, node in found.items() if _takes_k(node)]
+    others = [f"{path} ({_class(node)})" for path, node in found.items() if not _takes_k(node)]
+    given = any(word.lstrip("+").startswith("k=") for word in HydraConfig.get().overrides.task)
+    if given and used and others:
+        log.info("k=%s is used by %s; not by %s", cfg.k, ", ".join(used), ", ".join(others))
+
+
+def _takes_k(node: dict[Any, Any]) -> bool:
+    return "${k}" in _interpolations(node.get("k"))
+
+
+def _class(node: dict[Any, Any]) -> str:
+    return str(node["_target_"]).rpartition(".")[2]
+
+
+def _clusterers(raw: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
+    """The clusterers of an unresolved `labels`, by path."""
+
+    def follow(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {key: follow(value) for key, value in tree.items()}
+        if isinstance(tree, list):
+            return [follow(value) for value in tree]
+        return raw.get("clusterer") if tree == "${clusterer}" else tree
+
+    return {path: node for path, node in _targets(follow(raw.get("labels")), "labels") if "clusterer" in path}
+
+
+def _idle_of_encoder(cfg: DictConfig) -> dict[str, str]:
+    encoder, idle = cfg.get("encoder") or {}, {}
+    if encoder.get("name") == "conv":
+        return {}
+    idle["encoder.widths"] = f"encoder.name={encoder.get('name')} has widths of its own; pass encoder=conv"
+    if encoder.get("stride") is None:
+        whole = f"encoder.name={encoder.get('name')} is taken whole (encoder.stride=null) and has no such MLP"
+        for key in ("hidden", "dropout", "local"):
+            idle[f"encoder.{key}"] = f"{whole}; pass encoder.stride=8, or encoder=conv"
+    return idle
+
+
+def _idle_in_eval(cfg: DictConfig) -> dict[str, str]:
+    """Options of eval.py without effect in this setting, and why."""
+    idle = _idle_of_encoder(cfg)
+    if cfg.bundle not in ("random", None):
+        idle["encoder"] = f"the network comes from bundle={cfg.bundle}; leave it out, or pass bundle=random"
+    frozen = OmegaConf.select(cfg, "mode.name") == "frozen"
+    if frozen:
+        idle["precision"] = "it is of fine-tuning; pass mode=finetune"
+    search = str(OmegaConf.select(cfg, "protocol._target_")).endswith("SearchProtocol")
+    for key in ("learning_rates", "batch_size", "max_epochs") if search and frozen else ():
+        idle[f"protocol.{key}"] = "protocol=search uses it for fine-tuning only; pass mode=finetune, or protocol=paper"
+    if search and not frozen:
+        idle["protocol.strengths"] = "protocol=search uses it for frozen embeddings only; pass mode=frozen"
+    return idle | _idle_of_task(cfg)
+
+
+def _idle_of_task(cfg: DictConfig) -> dict[str, str]:
+    idle: dict[str, str] = {}
+    fold = OmegaConf.select(cfg, "task.fold")
+    choice = HydraConfig.get().runtime.choices.get("task")
+    if fold is not None:
+        idle["task.split"] = f"task.fold={fold} counts instead; pass task.fold=null too"
+    if choice == "folder":
+        for key in ("root", "path_column"):
+            idle[f"task.{key}"] = "task=folder has no table; pass task=csv"
+    file = conf_dir() / "task" / f"{choice}.yaml"
+    own = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else {}
+    if isinstance(own, dict) and str(own.get("path")).startswith("${bundled:"):
+        for key in ("path", "root", "path_column", "corpus"):
+            idle[f"task.{key}"] = (
+                f"task={choice} is one of the bundled tasks; for clips of yours pass task=csv or task=folder"
+            )
+    return idle

@@ -69,14 +69,14 @@ def _explain_config(text: str, config_name: str) -> str:
         return f"{match[1]}={match[2]} is not for this command, but for {other}"
     if match := _GROUP.search(text):
         groups = [path.name for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra"]
-        return f"there is no group or option {match[1]!r}{_did_you_mean(match[1], groups)}; --help lists all"
+        return f"there is no group or option {match[1]!r}{did_you_mean(match[1], groups)}; --help lists all"
     if match := _OPTION.search(text):
         return (
-            f"there is no option {match[1]!r}{_did_you_mean(match[1], _options(config_name))}; --help lists all options"
+            f"there is no option {match[1]!r}{did_you_mean(match[1], _options(config_name))}; --help lists all options"
         )
     if match := _CHOICE.search(text):
         choices = match[3].split()
-        hint = _did_you_mean(match[2], choices)
+        hint = did_you_mean(match[2], choices)
         return f"{match[1]}={match[2]}: unknown {match[1]}{hint}; choose from {', '.join(choices)}"
     if match := _MISSING.search(text):
         return f"{match[1]} is not set: pass {match[1]}=…"
@@ -85,7 +85,8 @@ def _explain_config(text: str, config_name: str) -> str:
     return text
 
 
-def _did_you_mean(wrong: str, known: list[str]) -> str:
+def did_you_mean(wrong: str, known: list[str]) -> str:
+    """` (did you mean X?)` with the known name nearest to a wrong one; empty where none is near."""
     close = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
 

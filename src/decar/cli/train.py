@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.checks import check, require
+from decar.cli.checks import check, require, say_which_use_k
 from decar.cli.done import FINISHED, flat_options, read_finished, refuse_other_run, write_finished
 from decar.cli.launch import joined, leads, others, trainer_options
 from decar.cli.main import run_hydra
@@ -249,8 +249,7 @@ def tell_of(store: LogMelStore, output: Path) -> None:
 
 
 def check_k(cfg: DictConfig, n_clips: int) -> None:
-    """More clusters than clips cannot be found; a clusterer without a k says that it needs none."""
-    from hydra.core.hydra_config import HydraConfig
+    """Refuse more clusters than clips; log which clusterings use `k`."""
     from hydra.utils import instantiate
 
     require(n_clips > 1, f"{n_clips} usable clip: nothing can be clustered, give more sounds")
@@ -261,8 +260,7 @@ def check_k(cfg: DictConfig, n_clips: int) -> None:
             f"k={k} is larger than the number of usable clips ({n_clips}): "
             f"pass a smaller k, such as k={max(2, n_clips // 30)}",
         )
-        if k is None and any(o.startswith("k=") for o in HydraConfig.get().overrides.task):
-            log.info("clusterer=%s finds its own number of clusters: k is not used", type(clusterer).__name__)
+    say_which_use_k(cfg)
 
 
 @contextmanager

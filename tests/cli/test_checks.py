@@ -1,0 +1,139 @@
+"""An option that has no effect is refused by name; in a sweep, where other jobs may use it, it costs a warning."""
+
+import logging
+
+import pytest
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from decar.cli.checks import check, say_which_use_k
+from decar.cli.config import conf_dir
+from decar.errors import ConfigError
+from tests.cli.test_config import _resolvers, composed
+
+__all__ = ["_resolvers"]  # an autouse fixture
+
+
+def refused(root, *words):
+    with pytest.raises(ConfigError) as error:
+        check(composed(root, *words))
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("root", "option", "near"),
+    [
+        ("train", "+foo=1", "--help"),
+        ("train", "+sed=1", "did you mean seed"),
+        ("train", "+experiment.foo=1", "--help"),
+        ("train", "+loader.batchsize=3", "did you mean batch_size"),
+        ("train", "+sampler.every_n_step=3", "did you mean every_n_steps"),
+        ("train", "+trainer.max_epoch=3", "did you mean max_epochs"),
+        ("train", "+trainer.limit_val_batches=3", "trainer.limit_val_batches"),
+        ("train", "+trainer.logger=false", "trainer.logger"),
+        ("train", "+encoder.strides=8", "did you mean stride"),
+        ("train", "+frontend.mels=8", "did you mean n_mels"),
+        ("train", "+projection.outs=8", "did you mean out"),
+        ("train", "+optimizer.lrr=1", "did you mean lr"),
+        ("train", "+optimizer.momentum=0.9", "optimizer.momentum"),
+        ("train", "+head_optimizer.learn=1", "there is no option"),
+        ("train", "+labels.network_form=1", "did you mean network_from"),
+        ("train", "+labels.network.dims=1", "did you mean dim"),
+        ("train", "+labels.first.clusterer.n_iters=1", "did you mean n_iter"),
+        ("train", "+data.root=/x", "data has label, manifest, name"),
+        ("train", "+data.where=kind", "data has"),
+        ("train", "+data.manifest.wher=kind", "did you mean where"),
+        ("train", "+pretrain.feature=bank", "did you mean features"),
+        ("train", "+callbacks.probe.pth=x", "did you mean path"),
+        ("train", "+callbacks.bundle.foo=x", "callbacks.bundle has facts, path"),
+        ("train", "+callbacks.stop.patience=3", "callbacks.stop._target_"),
+        ("train", "+callbacks.stopp.patience=3", "callbacks.stopp._target_"),
+        ("train", "+callbacks.mine._target_=no.such.Callback", "cannot be imported"),
+        ("eval", "+foo=1", "--help"),
+        ("eval", "+bundel=x", "did you mean bundle"),
+        ("eval", "+mode.crop_frames=3", "mode has name"),
+        ("eval", "+task.labels=x", "did you mean label"),
+        ("eval", "+protocol.max_epoch=3", "did you mean max_epochs"),
+        ("eval", "+protocol.lr=3", "protocol has"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest(root, option, near):
+    line = refused(root, option)
+    found = option.lstrip("+").split("=")[0]
+    assert near in line
+    assert any(f"'{key}'" in line for key in (found, found.rpartition(".")[0])) or line.startswith("callbacks."), line
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+trainer.num_nodes=2"],
+        ["+trainer.gradient_clip_val=1.0"],
+        ["+optimizer.nesterov=true", "optimizer=sgd"],
+        ["+callbacks.monitor={_target_: pytorch_lightning.callbacks.LearningRateMonitor, logging_interval: step}"],
+        ["+callbacks.bundle.facts.site=north"],
+        ["+rate=0.01", "optimizer.lr=${rate}"],
+        ["callbacks.probe=null", "callbacks.dashboard=null"],
+        ["sampler.draws_per_clip=2", "trainer.max_epochs=3", "budget=null"],
+        ["labels=network", "pretrain.features=bank", "clusterer=pic", "clusterer.sigma=auto"],
+        ["labels=both", "clusterer=pic", "k=5"],
+        ["callbacks.probe.path=/x.csv", "callbacks.probe.label=kind"],
+        ["logger=[csv,tensorboard]", "callbacks.dashboard.clips=2"],
+        ["encoder=efficientnet_b0", "encoder.stride=8", "encoder.hidden=64"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_has_an_effect_passes(words):
+    check(composed("train", *words))
+
+
+@pytest.mark.parametrize(
+    ("root", "words", "parts"),
+    [
+        ("train", ["labels=network", "clusterer=pic", "k=5"], ["k=5 is not used", "PIC"]),
+        ("train", ["labels=descriptors", "clusterer=pic"], ["clusterer=pic is not used", "labels=descriptors"]),
+        ("train", ["labels=descriptors", "clusterer.n_iter=3"], ["clusterer.n_iter=3", "labels.clusterer"]),
+        ("train", ["labels=descriptors", "pretrain.features=bank"], ["pretrain.features=bank", "labels=network"]),
+        ("train", ["sampler.draws_per_clip=2"], ["sampler.draws_per_clip=2", "pass trainer.max_epochs"]),
+        ("train", ["experiment=paper", "sampler.draws_per_clip=2", "sampler.every_n_steps=9"], ["every_n_steps=9"]),
+        ("train", ["callbacks.probe.label=kind"], ["callbacks.probe.label=kind", "callbacks.probe.path"]),
+        ("train", ["callbacks.dashboard.clips=2"], ["callbacks.dashboard.clips=2", "logger=wandb"]),
+        ("train", ["encoder=efficientnet_b0", "encoder.hidden=64"], ["encoder.hidden=64", "encoder.stride=8"]),
+        ("train", ["encoder=efficientnet_b0", "encoder.widths=[8]"], ["encoder.widths=[8]", "encoder=conv"]),
+        ("eval", ["bundle=/run", "encoder=conv"], ["encoder=conv is not used", "bundle=/run"]),
+        ("eval", ["bundle=logmel", "encoder.pool=max"], ["encoder.pool=max", "bundle=random"]),
+        ("eval", ["precision=16-mixed"], ["precision=16-mixed", "mode=finetune"]),
+        ("eval", ["protocol.max_epochs=3"], ["protocol.max_epochs=3", "mode=finetune"]),
+        ("eval", ["mode=finetune", "protocol.strengths=[1]"], ["protocol.strengths", "mode=frozen"]),
+        ("eval", ["task=speaker", "task.path=/x.csv"], ["task.path=/x.csv", "task=csv"]),
+        ("eval", ["task=folder", "task.root=/x"], ["task.root=/x", "task=csv"]),
+        ("eval", ["task=esc50", "task.split=mine"], ["task.split=mine", "task.fold=null"]),
+    ],
+)  # fmt: skip
+def test_an_option_without_effect_is_refused_alone_and_said_in_a_sweep(root, words, parts, caplog):
+    cfg = composed(root, *words)
+    with pytest.raises(ConfigError) as error:
+        check(cfg)
+    line = str(error.value)
+    assert all(part in line for part in parts), line
+    OmegaConf.set_readonly(HydraConfig.instance().cfg.hydra, False)
+    HydraConfig.instance().cfg.hydra.mode = RunMode.MULTIRUN
+    with caplog.at_level(logging.WARNING):
+        check(cfg)
+    assert line in caplog.text
+
+
+def test_a_k_that_some_clusterings_use_is_said(caplog):
+    caplog.set_level(logging.INFO)
+    say_which_use_k(composed("train", "labels=both", "clusterer=pic", "k=5"))
+    assert "k=5 is used by labels.first.clusterer; not by labels.network.clusterers.0 (PIC)" in caplog.text
+    caplog.clear()
+    say_which_use_k(composed("train", "labels=both", "k=5"))
+    assert not caplog.text
+
+
+def test_the_arms_of_the_recipe_pass():
+    for name in ("recipe_arms", "recipe_mini"):
+        for options in OmegaConf.load(conf_dir().parent / "benchmarks" / f"{name}.yaml").values():
+            check(composed("train", *options))
