@@ -3,13 +3,16 @@
 import json
 import os
 import shutil
+from contextlib import nullcontext
 
 import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from decar.cli.config import job_name
-from decar.cli.done import same_job
+from decar.cli.done import refuse_other_run, same_job
+from decar.errors import TrainingError
 from decar.models import Encoder, read_facts, save_bundle
 from tests.conftest import SMALL
 
@@ -92,9 +95,33 @@ def test_a_run_goes_on_only_with_its_own_options_and_sounds(train, sound_folder,
     assert "done already" in train(*common, "k=3", "logger=csv").out
     sound_folder.rename(tmp_path / "moved")
     common[common.index(f"data.root={sound_folder}")] = f"data.root={tmp_path / 'moved'}"
+    assert "done already" in train(*common, "k=3").out
+    (tmp_path / "run").rename(tmp_path / "moved run")
+    common[common.index(f"hydra.run.dir={tmp_path / 'run'}")] = f"hydra.run.dir={tmp_path / 'moved run'}"
+    assert "done already" in train(*common, "k=3").out
     longer = train(*common, "k=3", "trainer.max_epochs=2")
     assert longer.code == 0, longer.err
-    assert len(pd.read_csv(tmp_path / "run" / "metrics.csv")) == 2
+    assert len(pd.read_csv(tmp_path / "moved run" / "metrics.csv")) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [((2, True), (2, False), False), ((2, False), (4, False), True), ((1, False), (2, True), True),
+     ((1, True), (2, False), False)],
+)  # fmt: skip
+def test_what_batchnorm_is_computed_over_stays(before, now, same, tmp_path):
+    """A run's number of processes, and `trainer.sync_batchnorm`."""
+    run = {
+        "options": {"trainer.sync_batchnorm": before[1]},
+        "content": "",
+        "n_clips": 1,
+        "version": "1",
+        "processes": before[0],
+    }
+    torch.save({"run": run}, tmp_path / "last.ckpt")
+    cfg = OmegaConf.create({"trainer": {"sync_batchnorm": now[1]}})
+    with nullcontext() if same else pytest.raises(TrainingError, match=r"sync_batchnorm .*: True there, False here"):
+        refuse_other_run(cfg, tmp_path / "last.ckpt", "", 1, now[0])
 
 
 def test_a_root_for_the_bundled_sounds_is_refused(train, sound_folder):
@@ -148,6 +175,11 @@ def test_table3_in_one_sweep(evaluate, decar, sound_folder, tmp_path):
     }
     again = evaluate(*words)
     assert again.out.count("judged already") == len(found)
+    other = evaluate(
+        *words[:1], f"pretrain.base='{base} optimizer.lr=0.01'", *words[2:], "pretrain.column=pic", "mode=frozen"
+    )
+    assert other.code == 2
+    assert "optimizer.lr: 0.05 there, 0.01 here" in other.err
     table = decar("table3", str(runs), "--csv", str(tmp_path / "table3.csv"))
     assert table.code == 0, table.err
     cells = pd.read_csv(tmp_path / "table3.csv")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 import decar
@@ -72,12 +73,15 @@ def test_the_environment_of_the_reader_stays_out_of_the_page(honest, tmp_path, d
 
 
 def test_picks_of_a_resumed_run_are_numbers_or_nothing(tmp_path, monkeypatch):
-    from decar.cli.settle import _picked_before
+    from decar.cli.done import PICKED, read_before
+    from decar.cli.settle import _kept
 
     monkeypatch.setenv("SECRET", "7")
-    (tmp_path / "checkpoints").mkdir()
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir()
+    torch.save({}, checkpoint)  # of an earlier version: it keeps no options
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"k": "${oc.env:SECRET}", "trainer": {"max_epochs": 3}}))
-    assert _picked_before(str(tmp_path / "checkpoints" / "last.ckpt")) == {"trainer.max_epochs": 3}
+    assert _kept(read_before(checkpoint), list(PICKED)) == {"trainer.max_epochs": 3}
 
 
 def test_an_honest_configuration_gives_its_clips(honest, tmp_path):

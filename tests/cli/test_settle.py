@@ -1,9 +1,12 @@
 """What is picked for options left open, and what is logged when own clusters are never made."""
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from decar.cli.settle import settle
+from decar.errors import ConfigError
+from decar.pretrain.plan import parse_budget
 
 LATE = "the network's own clusters are never made"
 
@@ -48,7 +51,7 @@ def test_a_run_that_ends_before_own_clusters_join_is_named(caplog, epochs, joins
 
 
 def test_a_budget_too_small_for_own_clusters_is_named(caplog, monkeypatch):
-    monkeypatch.setattr("decar.cli.settle._time", lambda cfg: {"seconds": 1.0, "step_seconds": 1.0})
+    monkeypatch.setattr("decar.cli.settle._time", lambda *_: {"seconds": 1.0, "step_seconds": 1.0})
     settled(caplog, budget="1s", network_from=None)
     assert LATE in caplog.text
     assert "raise budget=1s" in caplog.text
@@ -64,6 +67,54 @@ def test_a_resumed_run_keeps_its_epochs(caplog, tmp_path):
     (tmp_path / "config.yaml").write_text(
         "{k: 4, sampler: {every_n_steps: 9}, trainer: {max_epochs: 3}, labels: {network_from: 2}}"
     )
-    cfg = settled(caplog, checkpoint=str(tmp_path / "checkpoints" / "last.ckpt"), network_from=None)
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    checkpoint.parent.mkdir()
+    torch.save({}, checkpoint)  # of an earlier version: it keeps no options
+    cfg = settled(caplog, checkpoint=str(checkpoint), network_from=None)
     assert (cfg.k, cfg.sampler.every_n_steps, cfg.trainer.max_epochs, cfg.labels.network_from) == (4, 9, 3, 2)
     assert "as when this run began" in caplog.text
+
+
+def checkpoint_of(path, *, epochs, within=False, **options):
+    """A checkpoint with `epochs` whole epochs behind it, and one begun where `within`."""
+    loop = {
+        "epoch_progress": {"current": {"processed": epochs}},
+        "epoch_loop.batch_progress": {"is_last_batch": not within},
+    }
+    run = {"options": options, "content": "", "n_clips": 45, "version": "1", "processes": 1}
+    torch.save({"run": run, "loops": {"fit_loop": loop}}, path)
+    return str(path)
+
+
+PICKS = {"k": 4, "sampler.every_n_steps": 10, "trainer.max_epochs": 1, "labels.network_from": 1, "budget": "10s"}
+
+
+@pytest.mark.parametrize(
+    ("budget", "begun", "within", "epochs"),
+    [("10s", 1, False, 1), ("45s", 1, False, 3), ("2h", 1, False, 4), ("45s", 3, True, 4), ("5s", 0, True, 1)],
+)
+def test_another_budget_is_for_the_whole_run(caplog, tmp_path, monkeypatch, budget, begun, within, epochs):
+    """A step takes 1.15 s, an epoch has 10; 45 clips are good for 42 steps, in four whole epochs."""
+    monkeypatch.setattr(
+        "decar.cli.settle._time", lambda cfg, _: {"seconds": parse_budget(cfg.budget), "step_seconds": 1.0}
+    )
+    path = checkpoint_of(tmp_path / "last.ckpt", epochs=begun, within=within, **PICKS)
+    cfg = settled(caplog, checkpoint=path, budget=budget, network_from=None)
+    assert (cfg.trainer.max_epochs, cfg.sampler.every_n_steps, cfg.k, cfg.labels.network_from) == (epochs, 10, 4, 1)
+    assert (f"budget={budget}, 10s before: {epochs} epochs of 10 steps in all" in caplog.text) == (budget != "10s")
+    assert ("for more pass budget=null trainer.max_epochs=N" in caplog.text) == (
+        budget != "10s" and epochs == begun + within
+    )
+
+
+def test_given_epochs_leave_the_length_of_an_epoch_as_it_was_picked(caplog, tmp_path):
+    path = checkpoint_of(tmp_path / "last.ckpt", epochs=1, **PICKS)
+    cfg = settled(caplog, checkpoint=path, max_epochs=5, network_from=None)
+    assert (cfg.trainer.max_epochs, cfg.sampler.every_n_steps) == (5, 10)
+    assert "training on: trainer.max_epochs=5, 1 before; 1 epochs are begun" in caplog.text
+
+
+def test_an_end_that_is_behind_a_run_is_refused(caplog, tmp_path):
+    path = checkpoint_of(tmp_path / "last.ckpt", epochs=3, **PICKS)
+    with pytest.raises(ConfigError, match=r"trainer.max_epochs=2: 3 epochs of this run are begun"):
+        settled(caplog, checkpoint=path, max_epochs=2, network_from=None)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +191,7 @@ def small(folder, run, *more):
     ]  # fmt: skip
 
 
-def test_what_is_left_open_is_picked_and_a_resume_keeps_it(train, sound_folder, tmp_path):
+def test_what_is_left_open_is_picked(train, sound_folder, tmp_path):
     run = tmp_path / "run"
     outcome = train(*small(sound_folder, run, "budget=1s", "labels.network_from=0"))
     assert outcome.code == 0, outcome.err
@@ -199,11 +200,74 @@ def test_what_is_left_open_is_picked_and_a_resume_keeps_it(train, sound_folder, 
     assert first.trainer.max_epochs >= 1
     assert first.sampler.every_n_steps >= 1
     assert "picked k=2, sampler.every_n_steps=" in (run / "train.log").read_text()
-    assert train(*small(sound_folder, run, "budget=8h", "labels.network_from=0", "resume=auto")).code == 0
-    again = OmegaConf.load(run / "config.yaml")
-    assert (again.k, again.sampler.every_n_steps, again.trainer.max_epochs) == (
-        first.k, first.sampler.every_n_steps, first.trainer.max_epochs,
-    )  # fmt: skip
+
+
+def rate(step, total, warm=2, full=3e-4):
+    """Linear warm-up, then a cosine to 0."""
+    return full * (
+        (step + 1) / (warm + 1) if step < warm else (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
+    )
+
+
+@pytest.fixture
+def rates(monkeypatch):
+    """The learning rate of each step that is trained; a step is said to take 1 / 1.15 s, so seconds are steps."""
+    from decar.pretrain import DecarModule
+
+    found, step = {}, DecarModule.training_step
+
+    def training_step(self, *args):
+        found[self.trainer.global_step] = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
+        return step(self, *args)
+
+    monkeypatch.setattr(DecarModule, "training_step", training_step)
+    monkeypatch.setattr("decar.pretrain.plan.measure_step", lambda *_: 1 / 1.15)
+    return found
+
+
+def test_a_larger_budget_trains_on(train, sound_folder, tmp_path, rates):
+    run = tmp_path / "run"
+    common = small(sound_folder, run, "warmup_steps=2", "optimizer.lr=3e-4")
+    assert train(*common, "budget=6.5s").code == 0
+    assert [rates[step][0] for step in range(6)] == pytest.approx([rate(step, 6) for step in range(6)])
+    longer = train(*common, "budget=13s", "resume=auto")
+    assert longer.code == 0, longer.err
+    assert "budget=13s, 6.5s before: 2 epochs of 6 steps in all" in longer.out
+    assert "training on: trainer.max_epochs=2, 1 before; 1 epochs are begun" in longer.out
+    assert [rates[step][0] for step in range(6, 12)] == pytest.approx([rate(step, 12) for step in range(6, 12)])
+    assert all(first == second for first, second in rates.values()), "both groups have one rate"
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert (last["lr_schedulers"][0]["_last_lr"][0], len(rates)) == (pytest.approx(0), 12)
+    for budget in ("13s", "7s"):
+        outcome = train(*common, f"budget={budget}", "resume=auto")
+        assert "done already" in outcome.out, outcome.err
+    assert len(rates) == 12
+    assert train(*common, "budget=null", "trainer.max_epochs=3", "resume=auto").code == 0
+    assert json.loads((run / "finished.json").read_text())["steps"] == 18, "an epoch keeps its length"
+    refused = train(*common, "budget=null", "trainer.max_epochs=2", "resume=auto")
+    assert "3 epochs of this run are begun" in refused.err
+
+
+def test_a_run_needs_no_config_yaml_to_go_on(train, sound_folder, tmp_path, rates):
+    """Torn, zeroed or deleted beside a whole checkpoint: the same bits."""
+    runs = [tmp_path / name for name in ("whole", "torn", "zeroed", "deleted")]
+    words = ("warmup_steps=2", "budget=6.5s")
+    assert train(*small(sound_folder, runs[0], *words)).code == 0
+    for run in runs[1:]:
+        shutil.copytree(runs[0], run)
+    text = (runs[0] / "config.yaml").read_bytes()
+    (runs[1] / "config.yaml").write_bytes(text[: len(text) // 2])
+    (runs[2] / "config.yaml").write_bytes(bytes(len(text)))
+    (runs[3] / "config.yaml").unlink()
+    encoders = []
+    for run in runs:
+        common = small(sound_folder, run, *words[:1], "resume=auto")
+        assert "done already" in train(*common, *words[1:]).out
+        outcome = train(*common, "budget=13s")
+        assert outcome.code == 0, outcome.err
+        encoders.append(decar_package.load_encoder(run).hash())
+    assert len(set(encoders)) == 1
+    assert len({(run / "metrics.csv").read_text() for run in runs}) == 1
 
 
 def test_what_is_given_is_not_picked(train, sound_folder, tmp_path):

@@ -78,3 +78,15 @@ def test_measuring_a_step_leaves_the_encoder_and_the_random_numbers_alone():
     np.testing.assert_array_equal(torch.rand(2), expected)
     assert all(torch.equal(value, weights[key]) for key, value in encoder.network.state_dict().items())
     assert all(parameter.grad is None for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "network_from", "epochs"),
+    [(None, 1, 31), (None, 40, 63), (150 * 1.15, 1, 1), (1050 * 1.15, 1, 10), (1.0, 1, 1), (1e9, 1, 31)],
+)
+def test_stages_of_a_run_that_goes_on_keep_their_length(seconds, network_from, epochs):
+    """10,000 clips are good for 3,125 steps, and for 41 stages of 155 where the 41st is the first with own clusters."""
+    limit = {"seconds": seconds, "step_seconds": 1.0} if seconds else {}
+    made = plan(10_000, 64, network_from=network_from, every_n_steps=100, **limit)
+    assert (made.every_n_steps, made.max_epochs) == (100, epochs)
+    assert ("fewer than" in made.reason) == (epochs < 31)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ FINISHED = "finished.json"  # of a pre-training run that came to its end
 # by the run itself, where they were left open
 PICKED = ("k", "sampler.every_n_steps", "trainer.max_epochs", "labels.network_from")
 # do not change what comes out of a run that came to its end
-ASIDE = ("resume", "progress", "report", "objective", "trainer.enable_progress_bar", "trainer.max_time")
+ASIDE = ("resume", "progress", "report", "objective", "cache_dir", "trainer.enable_progress_bar", "trainer.max_time")
+OF_DATA = ("${data.", "${oc.select:data.")  # an option that follows `data`
+OF_FOLDER = ("${cache_dir}", "${hydra:runtime.output_dir}")  # or only says where a file lies
 
 # May change when a run goes on. Of the trainer, only TRAINING may not. `data` is compared by the sounds themselves.
 FREE = ("resume", "progress", "report", "objective", "cache_dir", "budget", "data", "logger", "callbacks", "trainer",
@@ -29,33 +32,85 @@ TRAINING = ("callbacks.stop", "trainer.precision", "trainer.accumulate_grad_batc
             "trainer.gradient_clip_algorithm", "trainer.limit_train_batches")  # fmt: skip
 
 
-def refuse_other_run(cfg: DictConfig, checkpoint: Path, content: str, n_clips: int) -> None:
+@dataclass(frozen=True)
+class Before:
+    """What a checkpoint says of its run.
+
+    Attributes:
+        options: All of them by dotted key, plain values; empty where they are unknown.
+        content: `Identity.content` of its sounds; empty where it is unknown.
+        n_clips: `N`.
+        version: Of decar; empty where the checkpoint keeps no record of its run, as in earlier versions.
+        processes: How many trained; 0 where it is unknown.
+        epochs: Begun, and all but the last of them whole.
+    """
+
+    options: dict[str, Any]
+    content: str
+    n_clips: int
+    version: str
+    processes: int
+    epochs: int
+
+
+def read_before(checkpoint: Path) -> Before:
+    """Read what a checkpoint says of its run; without a record, the options in the `config.yaml` of its run folder."""
+    import torch
+
+    found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    loop = found.get("loops", {}).get("fit_loop", {})
+    whole_epochs = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
+    within = loop and not loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", True)
+    run = found.get("run") or {"options": _options_in(checkpoint.parents[1])}
+    return Before(
+        options=run["options"], content=run.get("content", ""), n_clips=run.get("n_clips", 0),
+        version=run.get("version", ""), processes=run.get("processes", 0), epochs=whole_epochs + bool(within),
+    )  # fmt: skip
+
+
+def _options_in(folder: Path) -> dict[str, Any]:
+    """The options in a folder's `config.yaml`; none where it is missing or damaged."""
+    try:
+        return dict(_flat(read_config(folder / "config.yaml")))
+    except ConfigError:
+        return {}
+
+
+def refuse_other_run(cfg: DictConfig, checkpoint: Path, content: str, n_clips: int, processes: int = 1) -> None:
     """Refuse to go on from a checkpoint of other options or sounds; one of an earlier version costs a log line.
+
+    Args:
+        cfg: What is asked for now.
+        checkpoint: To go on from.
+        content: `Identity.content` of the sounds now.
+        n_clips: `N` now.
+        processes: That would train now.
 
     Raises:
         TrainingError: Names each option with its value there and here, or says that the sounds differ.
     """
-    import torch
-
     import decar
 
-    run = torch.load(checkpoint, map_location="cpu", weights_only=True).get("run")
-    if run is None:
+    before = read_before(checkpoint)
+    if not before.version:
         log.warning(
             "%s does not say which options and sounds it was made with: make sure they are the same", checkpoint
         )
         return
-    other = changed_options(run["options"], cfg, same_version=run["version"] == decar.__version__)
+    other = changed_options(before.options, cfg, same_version=before.version == decar.__version__)
+    joint = _joint_batchnorm(before.options, before.processes), _joint_batchnorm(flat_options(cfg), processes)
+    if before.processes and joint[0] != joint[1]:
+        other["trainer.sync_batchnorm (one process: always)"] = joint
     if other:
         found = "; ".join(f"{key}: {was} there, {now} here" for key, (was, now) in other.items())
         raise TrainingError(
             f"cannot go on from {checkpoint}, it was made otherwise ({found}): give the options it was made with, or "
             "start anew in another hydra.run.dir"
         )
-    if run["content"] and run["content"] != content:
-        here = f"here {n_clips}" if n_clips != run["n_clips"] else "as many here, with other content or order"
+    if before.content and before.content != content:
+        here = f"here {n_clips}" if n_clips != before.n_clips else "as many here, with other content or order"
         raise TrainingError(
-            f"cannot go on from {checkpoint}, it belongs to other sounds ({run['n_clips']} clips, {here}): give the "
+            f"cannot go on from {checkpoint}, it belongs to other sounds ({before.n_clips} clips, {here}): give the "
             "sounds it was made with, or start anew in another hydra.run.dir"
         )
 
@@ -68,17 +123,22 @@ def changed_options(
 
     now = flat_options(cfg)
     raw = dict(_flat(OmegaConf.to_container(cfg)))
-    left_open = {key for key in PICKED if now.get(key) is None}
-    if "k" in left_open:
-        left_open |= {key for key in now if key.endswith(".k")}
+    picked = set(left_open(now))
+    if "k" in picked:
+        picked |= {key for key in now if key.endswith(".k")}
     other = {}
-    for key in sorted((before.keys() | now.keys()) - left_open):
+    for key in sorted((before.keys() | now.keys()) - picked):
         free = _below(key, FREE) and not _below(key, TRAINING)
         unknown = key not in before and not same_version  # an option that a later version has brought
         if not free and not unknown and not key.endswith(".gpu") and _unset(before.get(key)) != _unset(now.get(key)):
             other[key] = (before.get(key), now.get(key))
     named = {key: pair for key, pair in other.items() if not str(raw.get(key)).startswith("${")}
     return named or other
+
+
+def _joint_batchnorm(options: dict[str, Any], processes: int) -> bool:
+    """Whether BatchNorm is computed over the whole batch."""
+    return processes == 1 or bool(options.get("trainer.sync_batchnorm"))
 
 
 def flat_options(cfg: DictConfig) -> dict[str, Any]:
@@ -97,36 +157,60 @@ def _unset(value: object) -> object:
     return None if value is False else value
 
 
+def left_open(options: dict[str, Any]) -> list[str]:
+    """Options of `PICKED` that are there and null."""
+    return [key for key in PICKED if key in options and options[key] is None]
+
+
 def same_job(cfg: DictConfig, output: Path) -> bool:
     """Whether `output/config.yaml` is of a job that was asked for the same as this one."""
+    return _same(cfg, _options_in(output))
+
+
+def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False) -> bool:
+    """Whether these options ask for what a job with the options `before` has made.
+
+    An option that was picked is the same where it is left open now, and `budget` only serves to pick. Where the sounds
+    are known to be the same, it does not count where they lie.
+    """
     from omegaconf import OmegaConf
 
-    try:
-        before = dict(_flat(read_config(output / "config.yaml")))
-    except ConfigError:  # none there, or not one of ours: then it is not the same
-        return False
-    now = dict(_flat(OmegaConf.to_container(cfg, resolve=True)))
-    keys = {key for key in before.keys() | now.keys() if not key.startswith(ASIDE)}
-    left_open = {key for key in PICKED if now.get(key) is None}
-    if "k" in left_open:  # what refers to it was picked with it
-        left_open |= {key for key in keys if key.endswith(".k")}
-    return all(key in before and key in now and before[key] == now[key] for key in keys - left_open)
+    now, raw = flat_options(cfg), dict(_flat(OmegaConf.to_container(cfg)))
+    aside = [*ASIDE, *left_open(now), *(["data"] if same_sounds else [])]
+    if "trainer.max_epochs" in now and now["trainer.max_epochs"] is not None:
+        aside.append("budget")
+    follows = OF_FOLDER + (OF_DATA if same_sounds else ())
+    keys = {key for key in before.keys() | now.keys() if not str(raw.get(key)).startswith(follows)}
+    if "k" in aside:  # what refers to it was picked with it
+        keys = {key for key in keys if not key.endswith(".k")}
+    keys = {key for key in keys if not _below(key, tuple(aside))}
+    return bool(before) and all(key in before and key in now and before[key] == now[key] for key in keys)
 
 
-def write_finished(output: Path, metrics: dict[str, float], epochs: int, steps: int) -> None:
-    """Say that the run in this folder came to its end, with its last figures."""
+def write_finished(output: Path, metrics: dict[str, float], epochs: int, steps: int, run: dict[str, Any]) -> None:
+    """Say that the run in this folder came to its end: its last figures, and `run`, the record in its checkpoints."""
     with whole(output / FINISHED) as part:
-        part.write_text(json.dumps({"metrics": metrics, "epochs": epochs, "steps": steps}))
+        part.write_text(json.dumps({"metrics": metrics, "epochs": epochs, "steps": steps, "run": run}))
 
 
-def read_finished(cfg: DictConfig, output: Path) -> dict[str, Any] | None:
-    """The last figures of the run in this folder; None when it was another one, or did not come to its end."""
+def read_finished(cfg: DictConfig, output: Path, content: str) -> dict[str, Any] | None:
+    """The last figures of the run in this folder; None when it was another one, or did not come to its end.
+
+    Args:
+        cfg: What is asked for now.
+        output: The folder.
+        content: `Identity.content` of the sounds now.
+    """
     try:
         found = json.loads((output / FINISHED).read_text())
     except (OSError, ValueError):
         return None
-    whole_run = isinstance(found, dict) and "metrics" in found and (output / "encoder.safetensors").is_file()
-    return found if whole_run and same_job(cfg, output) else None
+    if not isinstance(found, dict) or "metrics" not in found or not (output / "encoder.safetensors").is_file():
+        return None
+    run = found.get("run") or {"options": _options_in(output), "content": ""}  # earlier versions kept no record
+    if run["content"] and run["content"] != content:
+        return None
+    return found if _same(cfg, run["options"], same_sounds=bool(run["content"])) else None
 
 
 def _flat(tree: Any, prefix: str = "") -> list[tuple[str, object]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shlex
 import subprocess
@@ -19,27 +20,29 @@ log = logging.getLogger(__name__)
 
 
 def obtain(cfg: DictConfig) -> None:
-    """Run `train.py` with `pretrain.options` into the folder `bundle`, unless a finished run is there.
+    """Run `train.py` with `pretrain.options` into the folder `bundle`, which leaves a finished run of these as it is.
 
-    A run that was stopped goes on where it was. Of several jobs that want one encoder the first makes it, the others
-    wait. A process of its own: nothing of a training leaks into the judging.
+    A run that was stopped goes on where it was; one of other options or sounds is refused by name. Of several jobs
+    that want one encoder the first makes it, the others wait.
 
     Raises:
         ConfigError: The pre-training failed; what it said stands in its folder's train.log.
     """
+    if cfg.get("pretrain"):
+        _obtain(Path(cfg.bundle).expanduser().absolute(), cfg.pretrain.options)
+
+
+@functools.cache  # the jobs of a sweep share their encoders: it takes seconds to see that one is there
+def _obtain(folder: Path, options: str) -> None:
+    """Run `train.py` in a process of its own: nothing of a training leaks into the judging."""
     import filelock
 
     from decar.downstream.commands import hydra_value
 
-    if not cfg.get("pretrain"):
-        return
-    folder = Path(cfg.bundle).expanduser().absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{folder}.lock"):
-        if (folder / FINISHED).is_file():
-            return
-        log.info("pre-training %s first", folder)
-        words = [*shlex.split(cfg.pretrain.options), f"hydra.run.dir={hydra_value(str(folder))}", "resume=auto"]
+        log.info("pre-training %s, unless that is done", folder)
+        words = [*shlex.split(options), f"hydra.run.dir={hydra_value(str(folder))}", "resume=auto"]
         code = subprocess.run([sys.executable, "-m", "decar.cli.train", *words], check=False).returncode
         finished = (folder / FINISHED).is_file()
     require(code == 0, f"pre-training {folder} failed (exit status {code}); see above, or train.log in there")

@@ -7,21 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.checks import require
-from decar.cli.found import read_config, select
+from decar.cli.done import flat_options, left_open, read_before
 from decar.cli.launch import threads
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-log = logging.getLogger(__name__)
+    from decar.cli.done import Before
 
-OPEN = ("k", "sampler.every_n_steps", "trainer.max_epochs", "labels.network_from")
+log = logging.getLogger(__name__)
 
 
 def settle(cfg: DictConfig, n_clips: int, checkpoint: str | None, processes: int = 1) -> None:
-    """Fill in the options of `OPEN` where they are null; log what was picked, and whether own clusters are reached.
+    """Fill in the options of `PICKED` where they are null; log what was picked, and whether own clusters are reached.
 
-    A resumed run takes what was picked when it began: the machine may be faster or slower today.
+    A resumed run takes what was picked when it began: the machine may be faster or slower today. Its number of epochs
+    is picked anew where another `budget` is given.
+
+    Raises:
+        ConfigError: Both `budget` and `trainer.max_epochs` are given, or more epochs than these are begun.
     """
     from omegaconf import OmegaConf
 
@@ -30,15 +34,65 @@ def settle(cfg: DictConfig, n_clips: int, checkpoint: str | None, processes: int
         steps_open or cfg.budget is None,
         f"budget={cfg.budget} and trainer.max_epochs={cfg.trainer.max_epochs} both say how long: leave out one",
     )
-    before = _picked_before(checkpoint)
-    picked, why = _pick(cfg, n_clips, processes, measure=steps_open and not before)
-    opened = [key for key in picked if OmegaConf.select(cfg, key) is None]
-    for key in opened:
-        OmegaConf.update(cfg, key, before.get(key, picked[key]))
-    if opened:
-        values = ", ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in opened)
-        log.info("picked %s (%s)", values, "as when this run began" if before else why)
+    before = read_before(Path(checkpoint)) if checkpoint else None
+    opened = left_open(flat_options(cfg))
+    kept = _kept(before, opened) if before else {}
+    picked, why = _pick(cfg, n_clips, processes, measure=steps_open and "trainer.max_epochs" not in kept)
+    values = {key: value for key, value in (picked | kept).items() if key in opened and value is not None}
+    for key, value in values.items():
+        OmegaConf.update(cfg, key, value)
+    if values:
+        said = ", ".join(f"{key}={value}" for key, value in values.items())
+        log.info("picked %s (%s)", said, "as when this run began" if kept else why)
+    if before:
+        if "trainer.max_epochs" in kept and _seconds(before.options.get("budget")) != _seconds(cfg.budget):
+            _pick_epochs_anew(cfg, n_clips, before, processes)
+        _tell_of_more_epochs(cfg, before)
     _warn_if_never_joined(cfg)
+
+
+def _kept(before: Before, opened: list[str]) -> dict[str, Any]:
+    """What an earlier run of the same options has picked; its file may come from anybody: numbers or nothing."""
+    found = {key: before.options[key] for key in opened if key in before.options}
+    return {key: value for key, value in found.items() if value is None or isinstance(value, int)}
+
+
+def _pick_epochs_anew(cfg: DictConfig, n_clips: int, before: Before, processes: int) -> None:
+    """Set `trainer.max_epochs` to what the budget affords in all, counted from the run's first step.
+
+    An epoch stays as long as it is, and a step that is done counts as much as one costs today. Epochs that are begun
+    are finished.
+    """
+    from decar.pretrain.datamodule import steps_for
+    from decar.pretrain.plan import plan
+
+    size = cfg.loader.batch_size
+    length = cfg.sampler.every_n_steps or steps_for(n_clips, cfg.sampler.draws_per_clip, size)
+    joins = cfg.labels.get("network_from", 0)
+    made = plan(n_clips, size, network_from=joins, every_n_steps=length, **_time(cfg, processes))
+    cfg.trainer.max_epochs = max(made.max_epochs, before.epochs)
+    log.info(
+        "budget=%s, %s before: %d epochs of %d steps in all (%s), %d of them begun%s",
+        cfg.budget, before.options.get("budget"), cfg.trainer.max_epochs, length, made.reason, before.epochs,
+        "" if cfg.trainer.max_epochs > before.epochs else "; for more pass budget=null trainer.max_epochs=N",
+    )  # fmt: skip
+
+
+def _tell_of_more_epochs(cfg: DictConfig, before: Before) -> None:
+    """Log that a run goes on beyond the end that it had; refuse an end that is behind it."""
+    epochs, end = cfg.trainer.max_epochs, before.options.get("trainer.max_epochs")
+    require(
+        epochs >= before.epochs,
+        f"trainer.max_epochs={epochs}: {before.epochs} epochs of this run are begun; give at least as many",
+    )
+    if isinstance(end, int) and epochs > end:
+        log.info("training on: trainer.max_epochs=%d, %d before; %d epochs are begun", epochs, end, before.epochs)
+
+
+def _seconds(budget: object) -> float | None:
+    from decar.pretrain.plan import parse_budget
+
+    return None if budget is None else parse_budget(str(budget))
 
 
 def _pick(cfg: DictConfig, n_clips: int, processes: int, *, measure: bool) -> tuple[dict[str, Any], str]:
@@ -87,12 +141,3 @@ def _time(cfg: DictConfig, processes: int) -> dict[str, float]:
     with threads(max(1, torch.get_num_threads() // processes)):  # each process of several takes its share of the cores
         cost = measure_step(encoder, share, cfg.loader.crop_frames, "cuda" if on_gpu else "cpu")
     return {"seconds": seconds, "step_seconds": cost}
-
-
-def _picked_before(checkpoint: str | None) -> dict[str, Any]:
-    """What the run of a checkpoint trains with; nothing when it is not known."""
-    config = Path(checkpoint).parents[1] / "config.yaml" if checkpoint else None
-    if config is None or not config.is_file():
-        return {}
-    found = {key: select(read_config(config), key) for key in OPEN}
-    return {key: value for key, value in found.items() if isinstance(value, int)}

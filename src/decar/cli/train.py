@@ -45,12 +45,14 @@ def pretrain(cfg: DictConfig) -> float:
     OmegaConf.to_yaml(cfg, resolve=True)  # before anything slow: raises by name for what is not set
     output = Path(HydraConfig.get().runtime.output_dir)
     with stoppable(), joined(cfg) as trainer:
-        done, checkpoint = agree(lambda: look_back(cfg, output))
+        done, checkpoint = agree(lambda: look_back(cfg, output, trainer.world_size))
+        if not done:
+            clips = one_then_all(lambda: all_clips(cfg))
+            done, text = agree(lambda: look_ahead(cfg, clips, checkpoint, output, trainer.world_size))
         if done:
             log.info("%s: done already, nothing to do", output)
             return objective(cfg, done["metrics"])
-        clips = one_then_all(lambda: all_clips(cfg))
-        settled = OmegaConf.create(agree(lambda: look_ahead(cfg, clips, checkpoint, output, trainer.world_size)))
+        settled = OmegaConf.create(text)
         assert isinstance(settled, DictConfig)
         with others(trainer, output / "config.yaml", checkpoint):
             metrics = train(settled, output, checkpoint, clips)
@@ -59,30 +61,32 @@ def pretrain(cfg: DictConfig) -> float:
     return objective(cfg, metrics)
 
 
-def look_back(cfg: DictConfig, output: Path) -> tuple[dict[str, Any] | None, str | None]:
-    """The last figures of the very same job when it has come to its end, and the checkpoint to go on from."""
-    checkpoint = find_checkpoint(cfg.resume, output)
-    if checkpoint is not None:
-        refuse_other_sounds_and_options(cfg, Path(checkpoint))
-    done = read_finished(cfg, output) if cfg.resume == "auto" else None
-    if done:
-        return done, None
-    (output / FINISHED).unlink(missing_ok=True)
-    if checkpoint is None:
-        clear(output)
-    return None, checkpoint
+def look_back(cfg: DictConfig, output: Path, processes: int) -> tuple[dict[str, Any] | None, str | None]:
+    """The last figures of the very same job when it has come to its end, and the checkpoint to go on from.
 
-
-def refuse_other_sounds_and_options(cfg: DictConfig, checkpoint: Path) -> None:
-    """Refuse a checkpoint that was made with other options or sounds (raises TrainingError)."""
+    Raises:
+        TrainingError: The checkpoint was made with other options or sounds.
+    """
     from hydra.utils import instantiate
 
-    sounds = instantiate(cfg.data.manifest).identity(cfg.cache_dir)
-    refuse_other_run(cfg, checkpoint, sounds.content, sounds.n_clips)
+    checkpoint, done = find_checkpoint(cfg.resume, output), None
+    if cfg.resume is not None and (checkpoint is not None or (output / FINISHED).is_file()):
+        sounds = instantiate(cfg.data.manifest).identity(cfg.cache_dir)
+        if checkpoint is not None:
+            refuse_other_run(cfg, Path(checkpoint), sounds.content, sounds.n_clips, processes)
+        done = read_finished(cfg, output, sounds.content) if cfg.resume == "auto" else None
+    if not done and checkpoint is None:
+        clear(output)
+    return done, checkpoint
 
 
-def look_ahead(cfg: DictConfig, store: LogMelStore, checkpoint: str | None, output: Path, processes: int) -> str:
-    """All options as YAML, none left open; also in `config.yaml`."""
+def look_ahead(
+    cfg: DictConfig, store: LogMelStore, checkpoint: str | None, output: Path, processes: int
+) -> tuple[dict[str, Any] | None, str]:
+    """The last figures of a run that affords no further epoch, and all options as YAML, none left open.
+
+    Where there is something to train, the options are also in `config.yaml`.
+    """
     from omegaconf import OmegaConf
 
     tell_of(store, output)
@@ -90,9 +94,12 @@ def look_ahead(cfg: DictConfig, store: LogMelStore, checkpoint: str | None, outp
     settle(cfg, n_clips, checkpoint, processes)
     check_k(cfg, n_clips)
     text = OmegaConf.to_yaml(cfg, resolve=True)
-    with whole(output / "config.yaml") as part:
-        part.write_text(text)
-    return text
+    done = read_finished(cfg, output, store.content) if cfg.resume == "auto" else None
+    if not done:
+        (output / FINISHED).unlink(missing_ok=True)
+        with whole(output / "config.yaml") as part:
+            part.write_text(text)
+    return done, text
 
 
 def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> dict[str, float]:
@@ -108,7 +115,8 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     module = build_module(cfg, clips)
     data = PretrainData(clips, **cfg.loader, **cfg.sampler, seed=cfg.seed)
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
-    callbacks.append(RunRecord(flat_options(cfg), store.content, len(store)))
+    record = RunRecord(flat_options(cfg), store.content, len(store))
+    callbacks.append(record)
     if cfg.trainer.enable_progress_bar:
         callbacks.append(RichProgressBar(refresh_rate=BAR_RATE))
     options = trainer_options(cfg)
@@ -120,7 +128,7 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
         metrics = last_metrics(output, trainer)
         if trainer.is_global_zero:
             if is_finished(trainer):
-                write_finished(output, metrics, trainer.current_epoch, trainer.global_step)
+                write_finished(output, metrics, trainer.current_epoch, trainer.global_step, record.record)
             else:
                 log.warning(
                     "stopped in epoch %d of %d: the same command with hydra.run.dir=%s resume=auto goes on",
@@ -191,7 +199,7 @@ def readable(path: Path) -> str:
 
 def clear(output: Path) -> None:
     """Take away what a run that was stopped before its first checkpoint has left: runs never mix."""
-    for name in ("metrics.csv", ".metrics.before.csv", "bad_files.csv", "report.html", "environment.json"):
+    for name in (FINISHED, "metrics.csv", ".metrics.before.csv", "bad_files.csv", "report.html", "environment.json"):
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "clusters.parquet", ignore_errors=True)
 

@@ -52,5 +52,5 @@ class RunRecord(Callback):
         self.record = {"options": options, "content": content, "n_clips": n_clips, "version": decar.__version__}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the record, under the key `run`."""
-        checkpoint["run"] = self.record
+        """Add the record and the number of processes, under the key `run`."""
+        checkpoint["run"] = {**self.record, "processes": trainer.world_size}

@@ -121,6 +121,11 @@ def share_of_batch(batch_size: int, processes: int) -> int:
     return share
 
 
+def steps_for(n_clips: int, draws_per_clip: float, batch_size: int) -> int:
+    """Whole batches of an epoch of `n_clips × draws_per_clip` crops, at least one."""
+    return max(1, int(n_clips * draws_per_clip) // batch_size)
+
+
 class PretrainData(LightningDataModule):
     """Balanced batches of crops, and the labels that go with them.
 
@@ -169,7 +174,7 @@ class PretrainData(LightningDataModule):
         """Whole batches in an epoch, at least one. Never changes during a run."""
         if self.every_n_steps is not None:
             return self.every_n_steps
-        return max(1, int(len(self.store) * self.draws_per_clip) // self.batch_size)
+        return steps_for(len(self.store), self.draws_per_clip, self.batch_size)
 
     @property
     def world_size(self) -> int:

@@ -108,6 +108,18 @@ class DecarModule(LightningModule):
         heads = [name for name, _ in self.named_parameters() if name.startswith("heads.")]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, heads)  # type: ignore[no-untyped-call]
 
+    def on_train_start(self) -> None:
+        """Set the rate that the schedule has at this step: after a resume, `max_epochs` may be another.
+
+        The optimizer of a checkpoint holds the rate of the schedule that it was written under. Where that is unchanged
+        this sets the same number again.
+        """
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, LambdaLR):
+            factor = self.learning_rate_factor(scheduler.last_epoch, self._total_steps())
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+                group["lr"] = rate * factor
+
     def forward(self, logmel: Tensor) -> Tensor:
         """`z`, what is clustered: log-mels `(B, 1, M, F)` to `(B, P)`."""
         return self.projection.features(self.encoder(logmel))

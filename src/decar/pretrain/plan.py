@@ -85,6 +85,7 @@ def plan(
     seconds: float | None = None,
     step_seconds: float = 0.0,
     network_from: int | None = None,
+    every_n_steps: int | None = None,
 ) -> Plan:
     """Steps for `PASSES` passes over the data, or as many as fit into `seconds`, in stages of equal length.
 
@@ -96,13 +97,20 @@ def plan(
         seconds: Time for training; None: no limit.
         step_seconds: What a step costs on this machine.
         network_from: The epoch at which they join, where that is fixed; None: `join_epoch`.
+        every_n_steps: Steps of a stage, where that is fixed (the run goes on); None: picked.
     """
     least = 2 if network_from is None else network_from + 1
     stage = min(STAGE_STEPS, max(1, STAGE_PASSES * n_clips // batch_size))
     wanted = max(least * stage, PASSES * n_clips // batch_size)
+    most = max(STAGES, least)
+    if every_n_steps is not None:
+        stage, most = every_n_steps, max(least, wanted // every_n_steps)
+        wanted = most * stage
     affordable = wanted if seconds is None else max(1, int(seconds / (step_seconds * _OVERHEAD)))
     steps = min(wanted, affordable)
-    stages = max(1, min(max(STAGES, least), steps // stage))
+    stages = max(1, min(most, steps // stage))
+    if every_n_steps is not None:
+        steps = stages * stage
     first = join_epoch(stages) if network_from is None else network_from
     why = f"{steps * batch_size / n_clips:.0f} passes over {n_clips} clips"
     if affordable < wanted:
