@@ -7,10 +7,11 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,7 +22,7 @@ from decar.models.frames import FrequencyKeeping, Pool, plain_trunk
 from decar.models.networks import CONV, CutNetwork, unfit, whole_network
 from decar.models.pieces import clip_vectors
 
-PIECES_AT_ONCE = 64  # of 10 s: what `embed` holds at most
+PIECES_AT_ONCE = 64  # of 10 s in one batch at most: here, and in the full-dataset pass of training
 
 
 class Encoder(nn.Module):
@@ -143,15 +144,14 @@ class Encoder(nn.Module):
             AudioError: No samples, samples that are not finite, a type without a scale, a float scale other than ±1, or
                 a shape that is not `(T,)` or `(B, T)`.
         """
-        given = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
-        samples = mono_batch(given, sample_rate, self.sample_rate)
+        samples = mono_batch(_as_numpy(waveform), sample_rate, self.sample_rate)
         device = next(self.parameters()).device
+        if not len(samples):
+            return torch.zeros(0, self.dim, device=device)
         short = max(0, self.frontend.win_length - samples.shape[1])
         with evaluating(self):
             mel = self.logmel(functional.pad(torch.from_numpy(samples).to(device), (0, short)))
             clips = mel.half().transpose(1, 2).cpu().numpy()
-            if not len(clips):
-                return torch.zeros(0, self.dim, device=device)
             return clip_vectors(lambda x: self(x.to(device)), list(clips), self, PIECES_AT_ONCE).to(device)
 
     @torch.no_grad()
@@ -195,6 +195,15 @@ class Encoder(nn.Module):
             digest.update(key.encode())
             digest.update(value.numpy().tobytes())
         return digest.hexdigest()
+
+
+def _as_numpy(samples: Tensor | ArrayLike) -> NDArray[Any]:
+    """The same samples as an array; NumPy has no bfloat16, so those become float32."""
+    if not isinstance(samples, Tensor):
+        return np.asarray(samples)
+    given = samples.detach().cpu()
+    array: NDArray[Any] = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
+    return array
 
 
 @contextmanager
