@@ -48,7 +48,7 @@ def test_a_run_that_ends_before_own_clusters_join_is_named(caplog, epochs, joins
 
 
 def test_a_budget_too_small_for_own_clusters_is_named(caplog, monkeypatch):
-    monkeypatch.setattr("decar.cli.settle._time", lambda cfg: {"seconds": 1.0, "step_seconds": 1.0})
+    monkeypatch.setattr("decar.cli.settle._time", lambda *_: {"seconds": 1.0, "step_seconds": 1.0})
     settled(caplog, budget="1s", network_from=None)
     assert LATE in caplog.text
     assert "raise budget=1s" in caplog.text
