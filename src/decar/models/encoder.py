@@ -7,16 +7,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 
 from decar.audio import FrontEnd, LogMel
-from decar.audio.samples import mono_batch
+from decar.audio.samples import as_array, mono_batch
 from decar.errors import ConfigError
 from decar.models.frames import FrequencyKeeping, Pool, plain_trunk
 from decar.models.networks import CONV, CutNetwork, unfit, whole_network
@@ -144,7 +142,7 @@ class Encoder(nn.Module):
             AudioError: No samples, samples that are not finite, a type without a scale, a float scale other than ±1, or
                 a shape that is not `(T,)` or `(B, T)`.
         """
-        samples = mono_batch(_as_numpy(waveform), sample_rate, self.sample_rate)
+        samples = mono_batch(as_array(waveform), sample_rate, self.sample_rate)
         device = next(self.parameters()).device
         if not len(samples):
             return torch.zeros(0, self.dim, device=device)
@@ -195,15 +193,6 @@ class Encoder(nn.Module):
             digest.update(key.encode())
             digest.update(value.numpy().tobytes())
         return digest.hexdigest()
-
-
-def _as_numpy(samples: Tensor | ArrayLike) -> NDArray[Any]:
-    """The same samples as an array; NumPy has no bfloat16, so those become float32."""
-    if not isinstance(samples, Tensor):
-        return np.asarray(samples)
-    given = samples.detach().cpu()
-    array: NDArray[Any] = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
-    return array
 
 
 @contextmanager
