@@ -28,8 +28,9 @@ from decar.audio import FrontEnd, LogMelStore, Manifest
 from decar.cli.config import conf_dir
 from decar.cli.train import BAR_RATE, all_clips, build_module
 from decar.models import Encoder
-from decar.models.encode import batches_by_length, whole_clips
+from decar.models.encode import batches_by_length
 from decar.models.encoder import evaluating
+from decar.models.pieces import padded_batch
 from decar.pretrain import DecarModule, PretrainData, ResumableCSVLogger
 from decar.pretrain.embed import embed_dataset
 
@@ -108,7 +109,7 @@ def settled(device: torch.device) -> None:
 def bare_pass(encoder: Encoder, store: LogMelStore, device: torch.device) -> Callable[[], None]:
     """The encoder alone on the batches of a pass, as tensors that are ready on the device."""
     batches = batches_by_length(store, np.arange(len(store)), encoder, 64)
-    ready = [whole_clips(store, batch, encoder).to(device) for batch in batches]
+    ready = [padded_batch([store[int(i)] for i in batch], encoder).to(device) for batch in batches]
 
     def forward() -> None:
         with evaluating(encoder), torch.inference_mode():

@@ -14,6 +14,7 @@ the dimensions that conf/labels asks for. Features are cached in --out.
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -53,14 +54,15 @@ def features(root: Path | None, out: Path) -> dict[str, NDArray[np.generic]]:
         made = {"kind": np.asarray(store.manifest.column("kind"), str), **describe(store, list(DESCRIPTORS))}
         for name, encoder in (("small", load_encoder()), ("untrained", untrained)):
             made[name] = projected(encode_store(encoder, store))
-        np.savez(cache, **made)
+        np.savez(cache, **cast(Any, made))  # numpy's types take the names for its own options
     return dict(np.load(cache))
 
 
 def projected(x: Floats) -> Floats:
     """512 random linear combinations of embeddings `(N, D)`, as the untrained `g` makes them."""
     weights = np.random.default_rng(0).normal(size=(x.shape[1], 512)) / np.sqrt(x.shape[1])
-    return (x - x.mean(axis=0)) @ weights.astype(np.float32)
+    made: Floats = (x - x.mean(axis=0)) @ weights.astype(np.float32)
+    return made
 
 
 def rows(data: dict[str, NDArray[np.generic]], n: int, draw: int) -> Iterator[dict[str, object]]:

@@ -79,6 +79,27 @@ def test_the_trainers_pass_gives_it_too_and_g_is_averaged(encoder, tmp_path):
     np.testing.assert_allclose(found[0], by_hand(encoder, sound(25.0)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("asked", [3, 1024])
+def test_the_trainers_pass_holds_a_bounded_number_of_pieces(asked, encoder, make_store):
+    from pytorch_lightning import Trainer
+
+    from decar.models.encoder import PIECES_AT_ONCE
+    from decar.pretrain.embed import embed_dataset
+
+    sizes = []
+
+    class Network(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(x))
+            return x.mean(dim=(1, 3))
+
+    store = make_store([98] * 130 + [5000] * 2)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    embed_dataset(trainer, Network(), encoder, store, dim=64, batch_size=asked)
+    assert max(sizes) == min(asked, PIECES_AT_ONCE)
+    assert sum(sizes) == 130 + 2 * 6
+
+
 def test_long_and_short_clips_in_one_pass_do_not_touch_each_other(encoder, make_store):
     lengths = [998, 2500, 20, 1000, 998, 5000, 300, 997]
     store = make_store(lengths)

@@ -122,3 +122,22 @@ def test_waveforms_that_cannot_be_embedded(encoder):
         Embedder(encoder).waveforms([np.zeros(16_000), np.full(16_000, np.nan)])
     with pytest.raises(AudioError, match="waveform 0: too short"):
         Embedder(encoder).waveforms([np.zeros(10)])
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_channels_that_cancel_are_no_silence_by_either_door(rate, tmp_path, encoder, caplog):
+    mono = (0.2 * np.sin(np.arange(3 * rate) * 2000 / rate)).astype(np.float32)
+    second = np.where(np.arange(3 * rate) < rate, mono, -mono)  # opposite from the second second on
+    stereo = np.stack([mono, second], axis=1)
+    soundfile.write(tmp_path / "a.wav", stereo, rate, "FLOAT")
+    wanted = Embedder(encoder).waveforms([mono], rate)[0]
+    np.testing.assert_allclose(Embedder(encoder).waveforms([stereo], rate)[0], wanted, rtol=0, atol=1e-5)
+    assert "waveform 0: channels cancel" in caplog.text
+    np.testing.assert_allclose(Embedder(encoder).files([tmp_path / "a.wav"]).vectors[0], wanted, rtol=0, atol=1e-5)
+
+
+def test_waveforms_may_be_tensors_of_any_float_type(encoder):
+    wave = torch.linspace(-0.5, 0.5, 16_000).bfloat16()
+    wanted = Embedder(encoder).waveforms([wave.float().numpy()])
+    np.testing.assert_array_equal(Embedder(encoder).waveforms([wave]), wanted)
+    np.testing.assert_array_equal(Embedder(encoder).waveforms([wave.float().requires_grad_()]), wanted)

@@ -79,3 +79,9 @@ def test_embed_takes_waveforms_of_any_length_and_agrees_with_the_log_mel(small_e
         found = small_encoder.embed(torch.zeros(1, samples))
         assert found.shape == (1, small_encoder.dim)
         assert torch.isfinite(found).all()
+
+
+def test_embed_takes_bfloat16_and_no_waveform_at_all(small_encoder):
+    wave = (0.1 * torch.randn(2, 16000, generator=torch.Generator().manual_seed(0))).bfloat16()
+    torch.testing.assert_close(small_encoder.embed(wave), small_encoder.embed(wave.float()), rtol=0, atol=0)
+    assert small_encoder.embed(torch.zeros(0, 16000)).shape == (0, small_encoder.dim)

@@ -20,6 +20,7 @@ import soxr
 
 from decar.audio import ffmpeg
 from decar.audio.ffmpeg import FfmpegSound
+from decar.audio.samples import CANCEL_NOTE, mixed
 from decar.audio.streams import Link, View, links
 from decar.errors import AudioError
 
@@ -33,8 +34,6 @@ BLOCK_SECONDS = 10
 # a word.
 TRUNCATION_TOLERANCE = 0.1  # s
 UNKNOWN = 2**48  # frames: what libsndfile says of a FLAC without a length is more
-CANCELLED = 1e-3  # -30 dB: channels whose mean has less of their power than this cancel one another
-CANCEL_NOTE = "channels cancel: they are of opposite polarity, one of them is taken"
 # Codings in which libsndfile's seek goes to a wrong place or fails (mp3: errors as large as the signal, on half of the
 # files tried). Opus needs some sound before the place until its decoder has settled.
 READ_UP_TO = ("MPEG_LAYER", "DWVW")
@@ -289,16 +288,11 @@ class _Part:
             self.say(sound.note)
 
     def _mixed(self, block: npt.NDArray[np.float32]) -> Waveform:
-        """The mean of the channels, or one of them, second by second."""
-        mean: Waveform = block.mean(axis=1)
-        rate = int(self.sound.samplerate)
-        for at in range(0, len(block), rate):
-            second, mixed = block[at : at + rate], mean[at : at + rate]
-            power = np.array([float(np.dot(channel, channel)) for channel in second.T])
-            if float(np.dot(mixed, mixed)) < CANCELLED * power.mean():
-                mixed[:] = second[:, np.argmax(power >= power.mean() / 10)]
-                self.say(CANCEL_NOTE)
-        return mean
+        """One waveform of a block's channels; says so where they cancel."""
+        mono, cancelled = mixed(block, int(self.sound.samplerate))
+        if cancelled:
+            self.say(CANCEL_NOTE)
+        return mono
 
     def _header(self) -> str:
         length = self.sound.length

@@ -7,13 +7,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import soxr
+import torch
 
 from decar.errors import AudioError
 
 LOUDEST = 32.0  # times full scale, of floats: 30 dB above what any recording reaches, far below unscaled 16-bit numbers
+CANCELLED = 1e-3  # -30 dB: channels whose mean has less of their power than this cancel one another
+CANCEL_NOTE = "channels cancel: they are of opposite polarity, one of them is taken"
 WIDEST_INTEGER = 4  # bytes; wider ones are a language's default for numbers, not a format of samples
 
 Waveform = npt.NDArray[np.float32]
+
+
+def as_array(samples: torch.Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
+    """The same samples in NumPy, from any device; it has no bfloat16, so those become float32."""
+    if not isinstance(samples, torch.Tensor):
+        return np.asarray(samples)
+    given = samples.detach().cpu()
+    array: npt.NDArray[Any] = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
+    return array
 
 
 def scaled(samples: npt.NDArray[Any]) -> Waveform:
@@ -55,6 +67,23 @@ def resampled(waveform: Waveform, rate: int | None, wanted: int) -> Waveform:
         raise AudioError(f"sample_rate={rate}: give the rate of the samples in Hz, such as 44100")
     made: Waveform = soxr.resample(waveform, rate, wanted)
     return made
+
+
+def mixed(channels: Waveform, rate: int) -> tuple[Waveform, bool]:
+    """`(T, C)` at `rate` Hz → the mean `(T,)` of its channels, and whether they cancel anywhere.
+
+    In each second in which they do (their mean has less than a thousandth of their power), the first one that is not
+    silent is taken.
+    """
+    mean: Waveform = channels.mean(axis=1)
+    cancelled = False
+    for at in range(0, len(channels), rate):
+        second, mono = channels[at : at + rate], mean[at : at + rate]
+        power = np.array([float(np.dot(channel, channel)) for channel in second.T])
+        if float(np.dot(mono, mono)) < CANCELLED * power.mean():
+            mono[:] = second[:, np.argmax(power >= power.mean() / 10)]
+            cancelled = True
+    return mean, cancelled
 
 
 def mono_batch(samples: npt.NDArray[Any], rate: int | None, wanted: int) -> Waveform:

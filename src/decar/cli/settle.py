@@ -101,7 +101,7 @@ def _pick(cfg: DictConfig, n_clips: int, processes: int, *, measure: bool) -> tu
 
     joins, epochs = "network_from" in cfg.labels, cfg.trainer.max_epochs
     network_from = cfg.labels.network_from if joins else 0  # other labels need no stage before their clusters
-    limit = _time(cfg, processes) if measure else {}
+    limit: dict[str, Any] = _time(cfg, processes) if measure else {}
     made = plan(n_clips, cfg.loader.batch_size, network_from=network_from, **limit)
     picked: dict[str, Any] = {"k": made.k}
     if epochs is None:

@@ -24,7 +24,7 @@ import decar
 from decar.audio import LogMel, Manifest
 from decar.audio.build import one_torch_thread
 from decar.audio.progress import progress_bar
-from decar.audio.samples import resampled, scaled
+from decar.audio.samples import CANCEL_NOTE, as_array, mixed, resampled, scaled
 from decar.cores import cpu_count
 from decar.embedder.engine import BLOCK_FRAMES, Memory, run
 from decar.embedder.output import beside, check_out, write_bad, write_rows
@@ -85,11 +85,14 @@ class Embedder:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size, self.num_workers = batch_size, num_workers or cpu_count()
 
-    def waveforms(self, waveforms: Sequence[ArrayLike], sample_rate: int | None = None) -> NDArray[np.float32]:
+    def waveforms(
+        self, waveforms: Sequence[torch.Tensor | ArrayLike], sample_rate: int | None = None
+    ) -> NDArray[np.float32]:
         """Embeddings `(N, D)` of waveforms, each `(T,)` or `(T, C)`, whatever the windows are.
 
         Args:
-            waveforms: Floats have full scale at ±1, integers are scaled by their type; channels are averaged.
+            waveforms: Floats have full scale at ±1, integers are scaled by their type; channels are mixed
+                as those of files (`audio.samples.mixed`).
             sample_rate: Hz; the encoder's own when None, else resampled.
 
         Raises:
@@ -98,10 +101,14 @@ class Embedder:
         out, rate = np.empty((len(waveforms), self.encoder.dim), np.float32), self.encoder.sample_rate
         for i, given in enumerate(waveforms):
             try:
-                wave = scaled(np.asarray(given))
+                wave = scaled(as_array(given))
                 if wave.ndim not in (1, 2) or not wave.size:
                     raise AudioError(f"samples of shape (T,) or (T, C) are expected, got {wave.shape}")
-                wave = resampled(wave.mean(axis=1) if wave.ndim == 2 else wave, sample_rate, rate)
+                if wave.ndim == 2:
+                    wave, cancelled = mixed(wave, int(sample_rate or rate))
+                    if cancelled:
+                        log.warning("waveform %d: %s", i, CANCEL_NOTE)
+                wave = resampled(wave, sample_rate, rate)
                 if len(wave) < self.encoder.frontend.win_length:
                     raise AudioError(f"too short, {len(wave) / rate:.3f} s")
             except AudioError as error:

@@ -16,7 +16,7 @@ from decar.audio.crops import length_batches
 from decar.audio.packing import packed
 from decar.audio.progress import progress_bar
 from decar.models.encoder import Encoder, evaluating
-from decar.models.pieces import clip_vectors, padded_batch
+from decar.models.pieces import clip_vectors
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +37,6 @@ def batches_by_length(
     short = np.flatnonzero(lengths <= bound)
     shared = length_batches(lengths[short], batch_size, min_frames=encoder.min_frames, max_frames=bound)
     return [indices[group] for group in groups] + [indices[short[group]] for group in shared]
-
-
-def whole_clips(store: LogMelStore, batch: NDArray[np.int64], encoder: Encoder) -> Tensor:
-    """The clips of one batch, each of one piece, as `(B, 1, M, F)` float32."""
-    return padded_batch([store[int(i)] for i in batch], encoder)
 
 
 def run_pass(

@@ -8,20 +8,19 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 
 from decar.audio import FrontEnd, LogMel
-from decar.audio.samples import mono_batch
+from decar.audio.samples import as_array, mono_batch
 from decar.errors import ConfigError
 from decar.models.frames import FrequencyKeeping, Pool, plain_trunk
 from decar.models.networks import CONV, CutNetwork, unfit, whole_network
 from decar.models.pieces import clip_vectors
 
-PIECES_AT_ONCE = 64  # of 10 s: what `embed` holds at most
+PIECES_AT_ONCE = 64  # of 10 s in one batch at most: here, and in the full-dataset pass of training
 
 
 class Encoder(nn.Module):
@@ -143,15 +142,14 @@ class Encoder(nn.Module):
             AudioError: No samples, samples that are not finite, a type without a scale, a float scale other than ±1, or
                 a shape that is not `(T,)` or `(B, T)`.
         """
-        given = waveform.detach().cpu().numpy() if isinstance(waveform, Tensor) else np.asarray(waveform)
-        samples = mono_batch(given, sample_rate, self.sample_rate)
+        samples = mono_batch(as_array(waveform), sample_rate, self.sample_rate)
         device = next(self.parameters()).device
+        if not len(samples):
+            return torch.zeros(0, self.dim, device=device)
         short = max(0, self.frontend.win_length - samples.shape[1])
         with evaluating(self):
             mel = self.logmel(functional.pad(torch.from_numpy(samples).to(device), (0, short)))
             clips = mel.half().transpose(1, 2).cpu().numpy()
-            if not len(clips):
-                return torch.zeros(0, self.dim, device=device)
             return clip_vectors(lambda x: self(x.to(device)), list(clips), self, PIECES_AT_ONCE).to(device)
 
     @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from decar.audio import LogMelStore
 from decar.models.encode import batches_by_length, run_pass
-from decar.models.encoder import Encoder, evaluating
+from decar.models.encoder import PIECES_AT_ONCE, Encoder, evaluating
 from decar.pretrain.ranks import collect_rows, rank_and_size, share_buffers
 
 Share = tuple[NDArray[np.float32], list[NDArray[np.int64]]]
@@ -39,7 +39,8 @@ def embed_share(
         encoder: Says how clips are padded.
         store: `N` clips.
         dim: `P`.
-        batch_size: Clips at a time.
+        batch_size: Pieces at a time, never more than `PIECES_AT_ONCE`: the training batch is that of all processes
+            together, of crops ten times shorter.
         title: What the progress bar says.
 
     Returns:
@@ -51,6 +52,7 @@ def embed_share(
             vectors: Tensor = module(trainer.strategy.batch_to_device(clips))
         return vectors
 
+    batch_size = min(batch_size, PIECES_AT_ONCE)
     rank, size = rank_and_size()
     if size == 1:
         with evaluating(module):
