@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import numpy as np
@@ -189,8 +188,12 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 
 def test_a_file_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.wav", tone(0.1))
-    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root, who may read everything
-    with pytest.raises(AudioError, match="Permission denied"):
+
+    def refused(*_: object) -> None:  # the tests may run as root, who may read everything
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(AudioError, match=r"^cannot be opened \(Permission denied\)$"):
         decode(path)
 
 

@@ -90,7 +90,7 @@ def test_without_the_program_it_says_what_to_install(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(AudioError, match=r"content is MPEG-4 .*, its name ends in \.wav; install the program ffmpeg"):
         decode(m4a(tmp_path, "really.wav"))
-    (tmp_path / "a.wma").write_bytes(b"not known" + bytes(range(128, 256)))
+    (tmp_path / "a.wma").write_bytes(b"not known" + bytes(range(256)))
     with pytest.raises(AudioError, match=r"Format not recognised\); install the program ffmpeg"):
         decode(tmp_path / "a.wma")
 
@@ -102,13 +102,17 @@ def test_without_the_program_it_says_what_to_install(tmp_path: Path, monkeypatch
         (b"<!DOCTYPE html><html>\xc3\xa4", "web page"),
         (b"#EXTM3U\nhttp://example.org/a.mp3\n", "text"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"#EXTM3U\n#EXTINF:2,\xc3\xa9\nother.aac\n", "text"),
+        (b"ffconcat version 1.0\n#\xff\nfile other.aac\n", "text"),
     ],
 )
 def test_what_is_no_sound_is_named_and_never_given_to_it(tmp_path: Path, fake, data: bytes, what: str) -> None:
     folder = fake("cat out.au")
-    (tmp_path / "a.wav").write_bytes(data)
-    with pytest.raises(AudioError, match=rf"not audio that .*content is {what}.*name ends in \.wav"):
-        decode(tmp_path / "a.wav")
+    for name in ("a.wav", "a.mp3", "a.m4a"):
+        (tmp_path / name).write_bytes(data)
+        told = rf"not audio that .*\(Format not recognised\); its content is {what}.*name ends in \{name[1:]}"
+        with pytest.raises(AudioError, match=told):
+            decode(tmp_path / name)
     assert not (folder / "words").exists()
 
 
@@ -116,6 +120,19 @@ def test_a_wrong_ending_does_not_matter_to_libsndfile(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.flac", ladder(), RATE)
     (tmp_path / "a.flac").rename(tmp_path / "a.wav")
     assert heard(decode(tmp_path / "a.wav")) == list(range(SECONDS))
+
+
+@pytest.mark.skipif(REAL is None, reason="ffmpeg is not installed")
+def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
+    """A control character keeps it from being recognised as text."""
+    soundfile.write(tmp_path / "in.wav", ladder(), RATE)
+    made = [tmp_path / "in.wav", tmp_path / "other.aac"]
+    subprocess.run([str(REAL), "-nostdin", "-v", "error", "-i", *made], check=True)
+    for text in ("#EXTM3U\n#\1\n#EXT-X-TARGETDURATION:10\n#EXTINF:2,\nother.aac\n#EXT-X-ENDLIST\n",
+                 "ffconcat version 1.0\n#\1\nfile other.aac\n"):  # fmt: skip
+        (tmp_path / "list.m4a").write_text(text)
+        with pytest.raises(AudioError, match="not audio that ffmpeg can read"):
+            decode(tmp_path / "list.m4a")
 
 
 @pytest.mark.skipif(REAL is None, reason="ffmpeg is not installed")

@@ -116,6 +116,34 @@ def test_truncated_is_what_the_container_proves(tmp_path: Path) -> None:
     assert len(notes) == 1  # that stretch is whole
 
 
+@pytest.mark.parametrize("container", ["AIFF", "AU", "CAF", "W64", "RF64"])
+def test_no_container_is_read_short_without_a_word(tmp_path: Path, container: str) -> None:
+    data = encoded(tmp_path, container)
+    (tmp_path / "a").write_bytes(data)
+    notes: list[str] = []
+    assert len(decode(tmp_path / "a", note=notes.append)) == SECONDS * RATE
+    assert not notes
+    (tmp_path / "a").write_bytes(data[: len(data) // 2])
+    assert 0.4 * SECONDS * RATE < len(decode(tmp_path / "a", note=notes.append)) < 0.6 * SECONDS * RATE
+    assert [note.partition(":")[0] for note in notes] == ["cut short"]
+
+
+@pytest.mark.parametrize(
+    "tag", [b"ID3\3\0\0\0\0\x20\0", b"APETAGEX", b"\0LIST\xff\xff\0\0INFO", b"TAG", b"id3 \xff\xff\0\0"]
+)
+def test_a_tag_behind_the_sound_of_a_wav_is_not_sound(tmp_path: Path, tag: bytes) -> None:
+    """Tags that are no chunk, or whose chunk is longer than the file."""
+    (tmp_path / "a.wav").write_bytes(encoded(tmp_path, "WAV") + tag + b"\x55" * 4000)
+    assert len(decode(tmp_path / "a.wav")) == SECONDS * RATE
+
+
+def test_zeros_before_the_first_frame_of_a_bare_mp3(tmp_path: Path) -> None:
+    bare = without_xing(encoded(tmp_path, "MP3"))
+    (tmp_path / "a.mp3").write_bytes(bare)
+    (tmp_path / "padded.mp3").write_bytes(bytes(500) + bare)
+    np.testing.assert_array_equal(decode(tmp_path / "padded.mp3"), decode(tmp_path / "a.mp3"))
+
+
 def test_a_wav_of_more_than_4_gib_is_not_read_short_without_a_word(tmp_path: Path) -> None:
     wav = sized(encoded(tmp_path, "WAV"), b"\xff" * 4)
     with open(tmp_path / "big.wav", "wb") as file:

@@ -1,6 +1,7 @@
 """Search against a slow double loop, the command on real sounds, and every way in which it can be asked wrongly."""
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -15,6 +16,7 @@ import torch
 
 from decar.audio import decode
 from decar.audio.picture import png, spectrogram
+from decar.cli.app import main
 from decar.errors import SearchError
 from decar.models import Encoder, save_bundle
 from decar.search import Index
@@ -126,6 +128,35 @@ def test_a_row_of_the_table_needs_no_encoder_and_a_file_finds_itself(decar, embe
     assert found["path"][0] == "noise/2.wav"
     assert found["distance"][0] < 1e-5
     assert re.search(r"1  0\.0000  noise/2\.wav", done.out)
+
+
+def test_what_a_search_found_can_be_embedded_and_searched_again(decar, tmp_path):
+    """Its CSV has columns of the names that the command adds; two of its rows are the same stretch of a file."""
+    vectors = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    paths = ["a.wav", "b.wav", "b.wav", "c.wav", "d.wav"]
+    file = write(tmp_path / "e.parquet", vectors, paths, query=["q"] * 5, rank=[1, 2, 3, 4, 5], distance=[0.5] * 5,
+                 table_rank=["kept"] * 5)  # fmt: skip
+    done = decar("search", "b.wav", str(file), "-n", "4", "--csv", "found.csv")
+    assert done.code == 0, done.err
+    found = pd.read_csv(tmp_path / "found.csv")
+    assert found["rank"].tolist() == [1, 2, 3, 4] * 2
+    assert found["query"].tolist() == ["b.wav (row 2)"] * 4 + ["b.wav (row 3)"] * 4
+    assert set(found["table_query"]) == {"q"}
+    assert set(found["table_table_rank"]) == {1, 3, 4, 5, 2}
+    assert set(found["table_rank"]) == {"kept"}
+    assert [line[:6] for line in done.out.splitlines()].count("   1  ") == 2
+
+
+def test_the_table_is_written_before_anything_is_printed(embedded, tmp_path, monkeypatch):
+    """As of `decar search … | head`: the pipe breaks while the command prints."""
+
+    def broken(*words, **options):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", broken)
+    with contextlib.suppress(BrokenPipeError):
+        main(["search", "low/0.wav", str(embedded), "-n", "3", "--csv", str(tmp_path / "f.csv")])
+    assert len(pd.read_csv(tmp_path / "f.csv")) == 3
 
 
 def test_a_file_that_lies_here_is_searched_for_and_a_row_where_it_is_asked_for(decar, embedded, sound_folder, tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import lru_cache
@@ -179,22 +180,24 @@ def _warn(file: str, text: str) -> None:
 def _check_file(file: Path) -> None:
     """The faults that the file system knows of: libsndfile would only say "System error"."""
     try:
-        size = file.stat().st_size
+        found = os.stat(file)
     except FileNotFoundError:
         raise AudioError("file not found") from None
     except OSError as error:
         raise AudioError(f"cannot be opened ({error.strerror})") from error
-    if not file.is_file():  # a folder, or a pipe that would block for ever
+    if not stat.S_ISREG(found.st_mode):  # a folder, or a pipe that would block for ever
         raise AudioError("not a file")
-    if size == 0:
+    if found.st_size == 0:
         raise AudioError("empty file (0 bytes)")
-    if not os.access(file, os.R_OK):
-        raise AudioError("cannot be opened (Permission denied)")
 
 
 def _sounds(file: Path, say: Note) -> Generator[_Sound | FfmpegSound, None, None]:
     """The streams of a file, opened one after the other."""
-    with open(file, "rb") as opened:
+    try:
+        opened = open(file, "rb")  # noqa: SIM115  # closed below
+    except PermissionError as error:
+        raise AudioError(f"cannot be opened ({error.strerror})") from error
+    with opened:
         for i, link in enumerate(links(opened)):
             try:
                 sound: _Sound | FfmpegSound = _Sound(file, link)
@@ -203,6 +206,7 @@ def _sounds(file: Path, say: Note) -> Generator[_Sound | FfmpegSound, None, None
                     say(f"cut short: its stream {i + 1} cannot be read ({_reason(error)})")
                     return
                 sound = _through_ffmpeg(file, error)
+                sound.note = link.note
             with closing(sound):
                 yield sound
             if isinstance(sound, FfmpegSound):
@@ -313,4 +317,6 @@ def _resampled(blocks: Iterator[Waveform], rate: int, sample_rate: int) -> Itera
 def _reason(error: Exception) -> str:
     """What libsndfile says, without the path that soundfile puts before them."""
     text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    if "possibly a pipe?" in text:  # of a text whose name ends in .mp3; the file is there, `_check_file` has seen it
+        return "Format not recognised"
     return " ".join(text.split()).removeprefix("Error : ").rstrip(".")

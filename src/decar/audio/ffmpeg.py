@@ -20,7 +20,13 @@ SUFFIXES = (
     *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".aac", ".ac3", ".dts", ".amr", ".awb", ".wma", ".wmv"),
     *(".asf", ".webm", ".weba", ".mkv", ".mka", ".avi", ".flv", ".mpg", ".mpeg", ".ape", ".wv", ".tta", ".spx", ".mpc"),
 )
-BEFORE = ("-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-i")
+# Containers that hold sound themselves. Without this list ffmpeg would open the files that a playlist names, if the
+# playlist does not look like text.
+FORMATS = (
+    "aac,ac3,eac3,loas,dts,dtshd,amr,amrnb,amrwb,asf,avi,flv,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,ape,wv,"
+    "tta,ogg,mpc,mpc8,mp3,flac,wav,w64,aiff,au,caf"
+)
+BEFORE = ("-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-format_whitelist", FORMATS, "-i")
 AFTER = (
     "-map",
     "0:a:0",
@@ -64,7 +70,7 @@ OTHER_KINDS = (
 )
 AU_HEADER = 24  # bytes of the header that ffmpeg writes, at least
 LINE_BYTES = 4_000  # of what ffmpeg reports, in which the last line is
-TEXT = bytes(range(32, 127)) + b"\t\r\n"
+TEXT = bytes({*range(32, 256)} - {127}) + b"\t\r\n"  # no control characters; of any encoding with bytes like ASCII's
 
 
 def available() -> bool:
@@ -135,7 +141,8 @@ class FfmpegSound:
             line = self._last_line()
             if status:
                 raise AudioError(f"truncated: ffmpeg stopped ({line or f'exit status {status}'})")
-            self.note = f"cut short: ffmpeg reports {line}" if line else ""
+            if line:
+                self.note = f"cut short: ffmpeg reports {line}"
         samples = np.frombuffer(data, ">f4", whole * self.channels)
         return samples.astype(np.float32).reshape(whole, self.channels)
 

@@ -24,6 +24,12 @@ STREAMING = 0x7FFF0000  # WAV sizes from here on mean "not known", as ffmpeg, so
 CAF_UNKNOWN = 2**64 - 1
 WAV_MOST = 2**32 - 1  # bytes of sound that libsndfile reads
 TRAILING = 512  # bytes behind the data of a WAV that are padding or junk, not sound
+# What writers append to a WAV. Their own length may be wrong: it does not make them sound.
+TAGS = (b"LIST", b"id3 ", b"ID3", b"APETAGEX", b"TAG", b"bext", b"iXML", b"axml", b"_PMX", b"cue ", b"smpl", b"inst",
+        b"fact", b"afsp", b"acid", b"JUNK", b"junk", b"PAD ", b"FLLR", b"umid")  # fmt: skip
+UNKNOWN_SIZES = (0, 2**32 - 1, 2**64 - 1)  # of a header that was never filled in
+ROUNDED = 8  # bytes by which a size may be rounded up (W64)
+PADDING = 2**12  # bytes of zeros that may precede the first frame of an mp3
 ID3V1 = 128  # bytes of a tag at the end of an mp3
 FLAC_START = b"fLaC\0\0\0\x22"
 FLAC_LEAST = 42  # bytes of its marker and STREAMINFO
@@ -129,15 +135,23 @@ def _link(file: BinaryIO, begin: int, size: int) -> tuple[Link | None, int | Non
         return _flac(file, begin, start, head, size)
     if head[:4] == b"RIFF":
         return _wav(file, begin, size)
-    if head[:4] in (b".snd", b"RF64"):
-        return _unfilled(file, begin, head, size), None
+    if head[:4] in (b".snd", b"RF64", b"FORM", b"riff"):
+        return _sized(file, begin, head, size), None
     if head[:4] == b"caff":
         return _caf(file, begin, size), None
-    if begin > 0 or start > 0 or head[:1] == b"\xff":
-        frame = first_frame(file, start, size)
-        if frame is not None:
-            return _mpeg(file, frame if begin else 0, frame, size)  # behind the tags of the one before
+    if begin > 0 or start > 0 or head[:1] == b"\xff" or not any(head):
+        padded = not any(head)
+        frame = first_frame(file, _after_zeros(file, start) if padded else start, size)
+        if frame is not None:  # a link begins behind the tags of the one before, and behind padding
+            return _mpeg(file, frame if begin or padded else 0, frame, size)
     return (None if begin else Link()), None
+
+
+def _after_zeros(file: BinaryIO, start: int) -> int:
+    """Offset behind the zeros that a file begins with, as some recorders pad an mp3."""
+    file.seek(start)
+    data = file.read(PADDING)
+    return start + len(data) - len(data.lstrip(b"\0"))
 
 
 def _next(file: BinaryIO, link: Link) -> int | None:
@@ -248,9 +262,16 @@ def _wav(file: BinaryIO, begin: int, size: int) -> tuple[Link, int | None]:
         following = _after_chunks(file, data + length, size)
     if following is not None and following < size:
         return Link(begin, following), following
-    if following is not None or (length and -missing < TRAILING):
+    if following is not None or (length and (-missing < TRAILING or _tagged(file, data + length))):
         return Link(begin), None
     return Link(begin, None, (data - 4 - begin, b"\xff\xff\xff\xff")), None
+
+
+def _tagged(file: BinaryIO, position: int) -> bool:
+    """Whether a tag begins at an offset, or after a byte of padding."""
+    file.seek(position)
+    head = file.read(1 + max(map(len, TAGS)))
+    return head.startswith(TAGS) or head[1:].startswith(TAGS)
 
 
 def _chunk(
@@ -282,22 +303,40 @@ def _after_chunks(file: BinaryIO, position: int, size: int) -> int | None:
     return size
 
 
-def _unfilled(file: BinaryIO, begin: int, head: bytes, size: int) -> Link:
-    """An AU or RF64 file whose writer did not come back to fill in how long the data are."""
+def _sized(file: BinaryIO, begin: int, head: bytes, size: int) -> Link:
+    """An AU, AIFF, RF64 or W64 file: one that is cut, or an AU or RF64 whose writer never filled in the size."""
     if head[:4] == b".snd":
-        return Link(begin, None, (8, b"\xff\xff\xff\xff") if head[8:12] == bytes(4) else (0, b""))
+        offset, length = (int.from_bytes(head[at : at + 4], "big") for at in (4, 8))
+        if length == 0:
+            return Link(begin, None, (8, b"\xff\xff\xff\xff"))
+        return Link(begin, note=_cut(begin + offset, length, size))
+    if head[:4] == b"FORM":
+        return Link(begin, note=_cut(begin + 8, int.from_bytes(head[4:8], "big"), size))
+    if head[:4] == b"riff":
+        return Link(begin, note=_cut(begin, int.from_bytes(head[16:24], "little"), size))
     found = _chunk(file, begin + 12, size, "little", 4)
-    if found is None or head[12:16] != b"ds64" or head[28:36] not in (bytes(8), b"\xff" * 8):
+    if found is None or head[12:16] != b"ds64":
         return Link(begin)
+    length = int.from_bytes(head[28:36], "little")
+    if length not in UNKNOWN_SIZES:
+        return Link(begin, note=_cut(found[0], length, size))
     return Link(begin, None, (28, (size - found[0]).to_bytes(8, "little")))
 
 
+def _cut(position: int, length: int, size: int) -> str:
+    """The note of a file in which `length` bytes are said to begin at `position`; "" if they are all there."""
+    missing = position + length - size
+    known = length not in UNKNOWN_SIZES
+    return f"cut short: {missing} of {length} bytes are missing" if known and missing >= ROUNDED else ""
+
+
 def _caf(file: BinaryIO, begin: int, size: int) -> Link:
-    """CAF allows a size of -1, "to the end", which libsndfile calls malformed."""
+    """CAF allows a size of -1, "to the end". libsndfile calls that malformed, and a cut file too."""
     found = _chunk(file, begin + 8, size, "big", 8)
-    if found is None or found[1] != CAF_UNKNOWN:
+    if found is None or (found[1] != CAF_UNKNOWN and not _cut(*found, size)):
         return Link(begin)
-    return Link(begin, None, (found[0] - 8 - begin, (size - found[0]).to_bytes(8, "big")))
+    patch = (found[0] - 8 - begin, (size - found[0]).to_bytes(8, "big"))
+    return Link(begin, None, patch, note=_cut(*found, size))
 
 
 def _mpeg(file: BinaryIO, begin: int, frame: int, size: int) -> tuple[Link, int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
     from decar.search.index import Index
     from decar.search.query import Query
+
+
+log = logging.getLogger(__name__)
+
+OURS = ("query", "rank", "distance")
 
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
@@ -45,32 +51,49 @@ def _search(args: argparse.Namespace) -> None:
     sounds = list(dict.fromkeys(args.sounds))
     queries = find_queries(sounds, index.table, args.bundle, in_table=args.row, root=args.root)
     found, origin = search(index, queries, args.n), {query.name: query.origin for query in queries}
+    _write(args, found, index)  # before anything is printed: `| head` ends the process at its second block
     for name, clips in found.groupby("query", sort=False):
         print(f"{name}  ({origin[str(name)]}; 1 - cosine, {args.measure})")
         for clip in clips[clips["rank"] > 0].to_dict("records"):
             print(f"{clip['rank']:4d}  {clip['distance']:.4f}  {clip['path']}{_told(clip)}")
-    _write(args, found, index)
+    if args.html:
+        print(f"page: {args.html}")
 
 
 def search(index: Index, queries: list[Query], n: int) -> pd.DataFrame:
-    """A row for each query (`rank` 0) and for each clip found: `query`, `rank`, `distance`, then the table's row."""
+    """A row for each query (`rank` 0) and for each clip found: `query`, `rank`, `distance`, then the table's row.
+
+    Columns of those three names in the table, which an embedded result of a search has, are called `table_query` and
+    so on.
+    """
     import numpy as np
     import pandas as pd
 
     vectors = np.stack([query.vector for query in queries])
     nearest = index.nearest(vectors, n, without=[query.row for query in queries])
-    parts = []
+    table, parts = _renamed(index.table.rows), []
     for query, rows, distances in zip(queries, nearest.rows, nearest.distances, strict=True):
         itself = pd.DataFrame([{"path": str(Path(query.name).absolute())}])
         if query.row is not None:
-            itself = index.table.rows.iloc[[query.row]]
-        clips = pd.concat([itself, index.table.rows.iloc[rows]], ignore_index=True)
+            itself = table.iloc[[query.row]]
+        clips = pd.concat([itself, table.iloc[rows]], ignore_index=True)
         clips.insert(0, "query", query.name)
         clips.insert(1, "rank", np.arange(len(clips)))
         clips.insert(2, "distance", np.concatenate([[0.0], distances]).astype(np.float32))
         parts.append(clips)
     found: pd.DataFrame = pd.concat(parts, ignore_index=True)
     return found
+
+
+def _renamed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with no column called as one of ours."""
+    names = [str(name) for name in rows.columns]
+    for i, name in enumerate(names):
+        while names[i] in OURS or names.count(names[i]) > 1:
+            names[i] = f"table_{names[i]}"
+        if name != names[i]:
+            log.info("the column '%s' of the table is called '%s' here", name, names[i])
+    return rows.set_axis(names, axis=1)
 
 
 def _told(clip: dict[Any, Any]) -> str:
@@ -88,7 +111,6 @@ def _write(args: argparse.Namespace, found: pd.DataFrame, index: Index) -> None:
     try:
         if args.html:
             write_page(args.html, found, root, args.measure)
-            print(f"page: {args.html}")
         if args.csv:
             with whole(args.csv) as part:
                 found[found["rank"] > 0].to_csv(part, index=False)

@@ -1,5 +1,6 @@
 """What is searched for: rows of the table, or sound files, which the table's own encoder embeds."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def find_queries(
     for sound in sounds:
         if sound not in files:
             made[sound] = [
-                Query(_named(table, row), vectors[row], row, f"row {row + 1} of {table.file}")
-                for row in places[sound].tolist()
+                Query(name, vectors[row], row, f"row {row + 1} of {table.file}")
+                for row, name in _names(table, places[sound].tolist()).items()
             ]
     return [query for sound in sounds for query in made[sound]]
 
@@ -85,6 +86,13 @@ def _file_query(sound: str, encoder: Encoder, table: EmbeddingTable, n_rows: int
     """A file to search for; says so where the table has rows of its name."""
     also = f", not the row of {table.file}: pass --row for that" if n_rows else ""
     return Query(sound, _embed(encoder, sound), None, f"the file {Path(sound).absolute()}{also}")
+
+
+def _names(table: EmbeddingTable, rows: list[int]) -> dict[int, str]:
+    """A name for each of the rows of one file, no two alike: results are told apart by them."""
+    names = {row: _named(table, row) for row in rows}
+    several = Counter(names.values())
+    return {row: f"{name} (row {row + 1})" if several[name] > 1 else name for row, name in names.items()}
 
 
 def _named(table: EmbeddingTable, row: int) -> str:
