@@ -124,7 +124,7 @@ def _warn_if_never_joined(cfg: DictConfig) -> None:
     )
 
 
-def _time(cfg: DictConfig, processes: int) -> dict[str, float]:
+def _time(cfg: DictConfig, processes: int) -> dict[str, Any]:
     """What the budget allows and what a step costs each of the processes; nothing without a budget."""
     import torch
     from hydra.utils import instantiate
