@@ -34,6 +34,7 @@ def save(tmp_path: Path, text: str, name: str = "t.csv", encoding: str = "utf-8"
         '"File","Begin Time (s)","End Time (s)"\n"a.wav","1","3"\n"b.wav",".5",".75"\n',
         "filename;start;end\na.wav;1;3\nb.wav;.5;.75\n",
         "audio_filepath;onset;offset\na.wav;1;3\nb.wav;.5;.75\n",
+        "path,starttime,endtime\na.wav,1,3\nb.wav,.5,.75\n",
         "file_name\tstartTime\tendTime\na.wav\t1\t3\nb.wav\t.5\t.75\n",
         "label;wav;segment_start;segment_end\nx,y;a.wav;1;3\nz;b.wav;.5;.75\n",
     ],
@@ -91,6 +92,9 @@ def test_a_raven_table_has_a_row_a_selection_and_times_in_its_own_file(tmp_path:
         ("path,start,length\na.wav,1,3\n", "column 'length' looks like a time"),
         ("path,start,offset\na.wav,1,3\n", "column 'offset' looks like a time"),
         ("path,offset\na.wav,1\n", "column 'offset' looks like a time"),
+        ("path,start;end\na.wav,0.5;1\n", "column 'start;end' looks like a time"),
+        ("path,start-end\na.wav,0.5 - 1.25\n", "column 'start-end' looks like a time"),
+        ("path,tmin,tmax\na.wav,1,3\n", "column 'tmin' looks like a time"),
         ("path,start_frame,end_frame\na.wav,1,3\n", "column 'start_frame' looks like a time"),
     ],
 )

@@ -33,7 +33,8 @@ _QUANTITIES = {  # the words of a name, without units and _FILLERS → what it g
 _FILLERS = {"time", "segment", "clip", "event"}
 _UNITS = dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0)
 _UNITS |= dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), 1e-3)
-_LIKE_START, _LIKE_END = {"start", "begin", "onset"}, {"end", "stop"}
+_LIKE_START = {"start", "begin", "onset", "tmin", "xmin", "t0"}
+_LIKE_END = {"end", "stop", "tmax", "xmax", "t1"}
 _LIKE_LENGTH = {"offset", "duration", "dur", "length", "len"}
 _NO_TIME = {"hz", "khz", "freq", "frequency", "date", "year", "month", "day", "path", "file"}
 _SLACK = 0.02  # s by which a duration and an end may disagree: both are rounded to hundredths
@@ -152,6 +153,7 @@ def _with_usual_names(table: pd.DataFrame, usual: Iterable[str]) -> tuple[pd.Dat
 def _meaning(name: str) -> tuple[str | None, float]:
     """What a column gives, by its name, and its unit in seconds."""
     words = normal(name).split("_")
+    words = [part for word in words for part in re.split(r"(?<=start|begin)(?=time)|(?<=end)(?=time)", word)]
     unit = _UNITS.get(words[-1], 1.0)
     core = frozenset(words if words[-1] not in _UNITS else words[:-1]) - _FILLERS
     if core == {"delta"} and "time" not in words:
@@ -193,8 +195,10 @@ def _refuse_likes(table: pd.DataFrame, given: dict[str, str]) -> None:
         alone = "start" not in given and normal(column) == "offset"
         if column in given.values() or words & _NO_TIME or not (words & likes or alone):
             continue
+        both = bool(words & _LIKE_START and words & _LIKE_END)  # "0.5-1.5" in a column start-end
         cells = table[column][table[column].notna() & (table[column].astype(str).str.strip() != "")]
-        if len(cells) and pd.to_numeric(cells.astype(str).str.replace(",", "."), errors="coerce").notna().all():
+        texts = cells.astype(str).str.replace(r"[\W_]" if both else ",", "" if both else ".", regex=True)
+        if len(cells) and pd.to_numeric(texts, errors="coerce").notna().all():
             raise ManifestError(
                 f"the column '{column}' looks like a time and is not understood: call it 'start', 'end' or 'duration', "
                 "in seconds, if it says where a clip lies in its file, else rename it or leave it out"
