@@ -54,7 +54,8 @@ def test_a_sweep_on_both_boards(train, sound_folder, tmp_path):
     frame.assign(sort=frame["path"].str.split("/").str[0]).to_csv(sound_folder / "t.csv", index=False)
     done = train(
         "-m", *SMALL, "data=csv", f"data.path={sound_folder}/t.csv", "data.label=sort", "k=2,3", "seed=5",
-        "labels.network_from=0", "logger=[csv,wandb,tensorboard]", f"hydra.sweep.dir={tmp_path}/my sweep/", "callbacks.dashboard.seconds=0.25",
+        "labels.network_from=0", "logger=[csv,wandb,tensorboard]", f"hydra.sweep.dir={tmp_path}/my sweep/",
+        "callbacks.dashboard.seconds=0.25",
     )  # fmt: skip
     assert done.code == 0, done.err
     assert "dashboard failed" not in done.out + done.err
