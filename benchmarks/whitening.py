@@ -2,7 +2,7 @@
 
     python benchmarks/whitening.py                          # bundled sounds, N = 30 to 1,991: a minute
     python benchmarks/whitening.py --root DIR --sizes 2000 5000 10000     # a folder with index.csv (column kind)
-    python benchmarks/whitening.py --plot docs/whitening.svg                       # and draw it
+    python benchmarks/whitening.py --plot docs/whitening.png                       # and draw it
 
 Each draw takes N clips at random. Six descriptors, and 512 random projections of the embeddings of `small` and of an
 untrained network (what `g` makes of them before training), are whitened to a given number of dimensions, the networks'
@@ -102,7 +102,7 @@ def draw_curves(found: pd.DataFrame, out: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("AMI of clusters with kinds of sound")
-    panels[-1].legend(fontsize="small")
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside right center", fontsize="small")
     figure.savefig(out)
     plt.close(figure)
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, help="a folder with index.csv (default: the bundled sounds)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[30, 45, 100, 150, 300, 470, 1000, 1991])
     parser.add_argument("--draws", type=int, default=5)
-    parser.add_argument("--plot", type=Path, help="an .svg or .png")
+    parser.add_argument("--plot", type=Path, help="a .png or .svg")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "whitening")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

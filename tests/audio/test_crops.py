@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decar.audio.crops import collate, length_batches, padded_frames, pieces, random_crop, stack
@@ -47,6 +47,7 @@ def test_short_clips_are_padded_with_silence_at_the_end(frames: int) -> None:
         assert crop[:, 0].tolist() == [*range(frames), *[SILENCE] * (5 - frames)]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5_000), st.integers(1, 1_200))
 def test_pieces_lie_end_to_end(frames: int, size: int) -> None:
     cuts = pieces(frames, size)
