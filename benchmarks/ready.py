@@ -25,7 +25,7 @@ from decar.models.bundle import READY_FILE
 ROOT = Path(__file__).resolve().parents[1]
 CARD = READY_FILE.with_name("MODEL_CARD.md")
 WHERE = (
-    "pretrain and license!=GPL-2 and license!=GPL-2+ and license!=GPL-2+ with exception and license!=GPL-3 or LGPL-3"
+    'pretrain and license!=GPL-2 and license!=GPL-2+ and license!=GPL-2+ with exception and license!="GPL-3 or LGPL-3"'
 )
 ALLOWED = ("MIT", "BSD", "CC0", "CC-BY")  # how the licences of all clips have to begin
 LIMIT_MB = 12

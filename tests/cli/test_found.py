@@ -102,10 +102,11 @@ def test_only_a_folder_that_decar_kept_log_mels_in_is_a_cache(honest, tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]\n", "uses YAML aliases"),
+        ("a: &a [1, 1]\nb: &b [*a, *a]\nc: [*b, *b]\n", "has YAML aliases"),
         ("a: " + "1" * MAX_BYTES, "larger than"),
         ("- 1\n- 2\n", "not a mapping"),
-        ("[" * 100_000, "cannot be read"),
+        ("[" * 100_000, "has more than 50 levels"),
+        ("a: " + "{a: " * 60, "has more than 50 levels"),
         ("a: [\0", "cannot be read"),
         ("a: !!python/object/apply:os.mkdir [x]\n", "cannot be read"),
         ("", ""),
@@ -157,5 +158,6 @@ def test_no_module_instantiates_what_it_found():
             if "instantiate" in {n.id for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name)}
             else set()
         )
-    assert loads == {"rank"}, "only a child of a job loads a file: the one that its parent has just written"
+    # a child of a job loads what its parent has just written; the checks read decar's own conf/
+    assert loads == {"rank", "checks"}
     assert makes == {"train", "eval", "embed", "launch", "settle"}, "modules whose configuration is the caller's own"

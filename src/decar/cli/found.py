@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from decar.audio import FrontEnd, Manifest
 
 MAX_BYTES = 1_000_000  # a config.yaml of ours has some 5 kB
+MAX_DEPTH = 50
 FRONT_END = "decar.audio.FrontEnd"
 
 Plain = str | int | float | bool | None
@@ -27,8 +28,8 @@ def read_config(file: Path) -> dict[str, Any]:
     """Parse a found `config.yaml` into plain dictionaries, lists and scalars; `${…}` stays as text.
 
     Raises:
-        ConfigError: It is missing, larger than `MAX_BYTES`, not YAML, no mapping, or uses aliases, which expand without
-            bound.
+        ConfigError: It is missing, larger than `MAX_BYTES`, not YAML, no mapping, deeper than `MAX_DEPTH`, or uses
+            aliases.
     """
     import yaml
     from omegaconf import OmegaConf
@@ -38,8 +39,12 @@ def read_config(file: Path) -> dict[str, Any]:
             text = opened.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise ConfigError(f"{file}: larger than {MAX_BYTES:,} bytes, not the config.yaml of a run")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ConfigError(f"{file}: uses YAML aliases, which decar never writes; not the config.yaml of a run")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:  # both cost without bound when they are loaded
+                what = "YAML aliases" if depth <= MAX_DEPTH else f"more than {MAX_DEPTH} levels"
+                raise ConfigError(f"{file}: has {what}, which decar never writes; not the config.yaml of a run")
         found = OmegaConf.to_container(OmegaConf.create(text.decode("utf-8")), resolve=False)
     except ConfigError:
         raise
