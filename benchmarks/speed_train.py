@@ -35,7 +35,10 @@ from decar.pretrain import DecarModule, PretrainData, ResumableCSVLogger
 from decar.pretrain.embed import embed_dataset
 
 PAPER = ["experiment=paper", "k=64"]
-SMALL = ["experiment=small", "budget=null", "k=64", "sampler.every_n_steps=155", "trainer.max_epochs=4"]
+SMALL = [
+    "experiment=small", "budget=null", "k=64", "sampler.every_n_steps=155", "trainer.max_epochs=4",
+    "labels.network_from=2",
+]  # fmt: skip
 TEN_SECONDS = 998  # frames
 NOTE = "bare forward / ours"
 
