@@ -110,8 +110,8 @@ def test_what_is_no_sound_is_named_and_never_given_to_it(tmp_path: Path, fake, d
     folder = fake("cat out.au")
     for name in ("a.wav", "a.mp3", "a.m4a"):
         (tmp_path / name).write_bytes(data)
-        told = rf"not audio that .*\(Format not recognised\); its content is {what}.*name ends in \{name[1:]}"
-        with pytest.raises(AudioError, match=told):
+        message = rf"not audio that .*\(Format not recognised\); its content is {what}.*name ends in \{name[1:]}"
+        with pytest.raises(AudioError, match=message):
             decode(tmp_path / name)
     assert not (folder / "words").exists()
 

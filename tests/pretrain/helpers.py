@@ -2,13 +2,14 @@
 
 from functools import partial
 
+import numpy as np
 import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from decar.audio import SpecAugment
-from decar.clustering import KMeans
+from decar.clustering import Assignment, KMeans
 from decar.models import Projection
 from decar.pretrain import DecarModule, NetworkLabels, PretrainData
 
@@ -30,6 +31,18 @@ class TinyEncoder(nn.Module):
 
     def settings(self):
         return {"name": "tiny"}
+
+
+class SameClusters:
+    """A clusterer that finds the same two clusters each time: NMI 1 from the second clustering on."""
+
+    seed, k = 0, 2
+
+    def with_seed(self, seed):
+        return self
+
+    def fit_predict(self, features):
+        return Assignment(np.arange(len(features)) % 2, 2, 0.0)
 
 
 class Recorder(Callback):

@@ -1,14 +1,13 @@
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from pytorch_lightning import Callback
 
-from decar.clustering import Assignment, KMeans
+from decar.clustering import KMeans
 from decar.errors import TrainingError
 from decar.pretrain import AtomicCheckpointIO, ClusterLog, EpochCheckpoint, StopOnNMI
 from decar.pretrain.safeguard import is_finished
-from tests.pretrain.helpers import build, fit
+from tests.pretrain.helpers import SameClusters, build, fit
 
 LENGTHS = [40, 64] * 20
 
@@ -40,17 +39,8 @@ def test_after_a_resume_the_patience_asked_for_now_counts():
 
 
 def test_a_run_that_was_stopped_and_is_resumed_does_not_train_on(make_store, tmp_path):
-    class Same:
-        seed, k = 0, 2
-
-        def with_seed(self, seed):
-            return self
-
-        def fit_predict(self, features):
-            return Assignment(np.arange(len(features)) % 2, 2, 0.0)
-
     def run(folder, **kwargs):
-        model, data = build(make_store(LENGTHS), clusterers=[Same()])
+        model, data = build(make_store(LENGTHS), clusterers=[SameClusters()])
         saver = EpochCheckpoint(tmp_path, "last", enable_version_counter=False)
         return fit(model, data, folder, epochs=9, callbacks=[StopOnNMI(patience=2), saver], **kwargs)[0]
 

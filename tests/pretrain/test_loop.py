@@ -21,7 +21,7 @@ from decar.pretrain import (
     UniformClusterSampler,
 )
 from decar.pretrain.logger import read_rows
-from tests.pretrain.helpers import build, fit
+from tests.pretrain.helpers import SameClusters, build, fit
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5
 
@@ -220,20 +220,7 @@ def test_head_group_has_its_own_options(make_store, tmp_path):
 
 
 def test_nmi_is_logged_and_patience_on_it_stops(make_store, tmp_path):
-    class Same:
-        """Finds the same clusters each time: NMI 1 from the second epoch on, and no further improvement."""
-
-        seed, k = 0, 2
-
-        def with_seed(self, seed):
-            return self
-
-        def fit_predict(self, features):
-            from decar.clustering import Assignment
-
-            return Assignment(np.arange(len(features)) % 2, 2, 0.0)
-
-    model, data = build(make_store(LENGTHS), clusterers=[Same()])
+    model, data = build(make_store(LENGTHS), clusterers=[SameClusters()])
     stop = StopOnNMI(patience=3)
     trainer, _ = fit(model, data, tmp_path, epochs=50, callbacks=[stop])
     assert trainer.current_epoch == 5  # none, 1.0, then three without improvement

@@ -292,7 +292,7 @@ class _Part:
             self.say(sound.note)
 
     def _mixed(self, block: npt.NDArray[np.float32]) -> Waveform:
-        """One waveform of a block's channels; says so where they cancel."""
+        """Mix the channels of a block to one `(n,)`; report where they cancel."""
         mono, cancelled = mixed(block, int(self.sound.samplerate))
         if cancelled:
             self.say(CANCEL_NOTE)

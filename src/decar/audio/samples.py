@@ -103,6 +103,6 @@ def mono_batch(samples: npt.NDArray[Any], rate: int | None, wanted: int) -> Wave
             "channels first"
         )
     waveform = scaled(batch)
-    if rate is not None and rate != wanted and len(waveform):
+    if len(waveform):
         waveform = resampled(waveform.T, rate, wanted).T
     return np.ascontiguousarray(waveform)

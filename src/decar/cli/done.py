@@ -205,9 +205,10 @@ def read_finished(cfg: DictConfig, output: Path, content: str) -> dict[str, Any]
         found = json.loads((output / FINISHED).read_text())
     except (OSError, ValueError):
         return None
-    if not isinstance(found, dict) or "metrics" not in found or not (output / "encoder.safetensors").is_file():
+    complete = isinstance(found, dict) and {"metrics", "run"} <= found.keys()  # earlier versions kept less
+    if not complete or not (output / "encoder.safetensors").is_file():
         return None
-    run = found.get("run") or {"options": _options_in(output), "content": ""}  # earlier versions kept no record
+    run = found["run"]
     if run["content"] and run["content"] != content:
         return None
     return found if _same(cfg, run["options"], same_sounds=bool(run["content"])) else None

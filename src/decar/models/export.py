@@ -193,10 +193,8 @@ def trial_clips(encoder: Encoder) -> list[Tensor]:
 def _trace(encoder: Encoder) -> torch.export.ExportedProgram:
     module = WaveformEncoder(encoder).eval()
     # the upper end of the batch only keeps the exporter from thinking of sizes that no memory holds
-    batch, samples = (
-        torch.export.Dim("batch", min=1, max=2**16),
-        torch.export.Dim("samples", min=1, max=longest(encoder)),
-    )
+    batch = torch.export.Dim("batch", min=1, max=2**16)
+    samples = torch.export.Dim("samples", min=1, max=longest(encoder))
     try:
         return torch.export.export(
             module, (torch.zeros(2, 2 * encoder.sample_rate),), dynamic_shapes={"waveform": {0: batch, 1: samples}}

@@ -89,7 +89,7 @@ def _file_query(sound: str, encoder: Encoder, table: EmbeddingTable, n_rows: int
 
 
 def _names(table: EmbeddingTable, rows: list[int]) -> dict[int, str]:
-    """A name for each of the rows of one file, no two alike: results are told apart by them."""
+    """A distinct name for each row of one file; results are keyed by it."""
     names = {row: _named(table, row) for row in rows}
     several = Counter(names.values())
     return {row: f"{name} (row {row + 1})" if several[name] > 1 else name for row, name in names.items()}
