@@ -12,19 +12,19 @@ import time
 from pathlib import Path
 
 from decar.audio import LogMelStore, Manifest, build
-from decar.audio.decode import decode
+from decar.audio.decode import decode_blocks
 
 
 def main(root: str, cache: str, seconds: str, together: str) -> None:
     logging.basicConfig(level=logging.INFO)
 
-    def slow_decode(*args: object, **options: object) -> object:
+    def slowly(*args: object, **options: object) -> object:
         time.sleep(float(seconds))
         with open(Path(cache) / "decoded.txt", "a") as file:
             file.write(f"{args[0]}\n")
-        return decode(*args, **options)  # type: ignore[arg-type]
+        return decode_blocks(*args, **options)  # type: ignore[arg-type]
 
-    build.decode = slow_decode  # type: ignore[assignment]
+    build.decode_blocks = slowly  # type: ignore[assignment]
     build.FLUSH_SECONDS, build.GROUP_CLIPS = 0.0, 1  # each clip a chunk of its own
     (Path(cache) / f"ready-{os.getpid()}").touch()
     while len(list(Path(cache).glob("ready-*"))) < int(together):  # imports take one longer than the other

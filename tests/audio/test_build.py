@@ -8,13 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from decar.audio import LogMelStore, Manifest, build
+from decar.audio import LogMel, LogMelStore, Manifest, build, decode
+from decar.audio.logmel import waveform_to_frames
 from decar.errors import StoreError
 from tests.audio import build_slowly
 from tests.audio.sounds import tone, write, write_bad_files
@@ -198,15 +201,15 @@ def test_no_usable_clip_at_all(tmp_path: Path) -> None:
 
 
 def test_an_odd_clip_does_not_end_the_build(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = build.decode
+    real = build.decode_blocks
 
-    def odd(file: Path, **options: float) -> np.ndarray:
+    def odd(file: Path, **options: float) -> Iterator[np.ndarray]:
         if file.name == "03.wav":
             raise RuntimeError("something\nnobody thought of")
-        wave = real(file, **options)
-        return wave * np.float32(3e37) if file.name == "04.wav" else wave
+        for wave in real(file, **options):
+            yield wave * np.float32(3e37) if file.name == "04.wav" else wave
 
-    monkeypatch.setattr(build, "decode", odd)
+    monkeypatch.setattr(build, "decode_blocks", odd)
     store = build_in(tmp_path, root)
     assert store.reasons[3] == "cannot be processed (RuntimeError: something nobody thought of)"
     assert store.reasons[4] == "samples too large for a spectrum"
@@ -232,6 +235,43 @@ def test_short_clips_are_worked_on_together_and_long_ones_alone(tmp_path: Path) 
     parts = list(build.groups(jobs))
     assert [job for part in parts for job in part] == jobs
     assert [len(part) for part in parts] == [8, 3, 1, 2, 2, 1]
+
+
+def test_a_long_clip_goes_to_the_disk_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit the log-mel of the whole, which is never in memory; of one that is bad at its end nothing is left."""
+    wave = tone(600.0) + np.linspace(0, 0.1, 600 * 16_000)
+    write(tmp_path / "in" / "long.wav", wave)
+    cut = write(tmp_path / "in" / "cut.flac", wave[: 100 * 16_000])
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 9 // 10])
+    write(tmp_path / "in" / "short.wav", tone(1.0))
+    monkeypatch.setattr(build, "FLUSH_BYTES", 2**18)
+    tracemalloc.start()
+    store = build_in(tmp_path / "cache", tmp_path / "in")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert store.reasons[0].startswith("truncated: header says 100.000 s, ")
+    assert store.reasons[1:] == ["", ""]
+    assert store.lengths.tolist() == [0, 59_998, 98]
+    np.testing.assert_array_equal(store[1], waveform_to_frames(LogMel(), decode(tmp_path / "in" / "long.wav")))
+    assert peak < 20e6  # bytes; the waveform alone has 38 MB
+
+
+def test_a_clip_that_is_longer_than_its_size_suggests_is_no_burden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silence makes a small FLAC: it is worked on alone, its neighbours come out as they are."""
+    write(tmp_path / "in" / "a.wav", tone(1.0))
+    write(tmp_path / "in" / "b.flac", np.append(np.zeros(16_000 * 70), tone(1.0)))
+    write(tmp_path / "in" / "c.wav", tone(2.0))
+    assert (tmp_path / "in" / "b.flac").stat().st_size < build.GROUP_BYTES / 2
+    longest = []
+    real = build.waveforms_to_frames
+    monkeypatch.setattr(
+        build, "waveforms_to_frames", lambda log_mel, waves: longest.extend(map(len, waves)) or real(log_mel, waves)
+    )
+    store = build_in(tmp_path / "cache", tmp_path / "in")
+    assert store.lengths.tolist() == [98, 7098, 198]
+    assert max(longest, default=0) <= build.GROUP_SECONDS * 16_000
 
 
 @pytest.mark.parametrize("clips", [1, 3, 100])

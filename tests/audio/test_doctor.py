@@ -6,7 +6,7 @@ import pytest
 import soundfile
 
 from decar.audio import Manifest
-from decar.audio.doctor import clipped_share, examine
+from decar.audio.doctor import _Seen, examine
 from decar.errors import ManifestError
 
 RATE = 16_000
@@ -87,9 +87,32 @@ def test_pieces_of_one_file_are_no_duplicates(sounds):
     assert examine(Manifest.from_csv(sounds / "t.csv"), progress=False)["problem"].tolist() == ["duplicate"]
 
 
+def clipped_share(*blocks):
+    seen = _Seen(RATE)
+    for block in blocks:
+        seen.add(block)
+    return seen.clipped_share
+
+
 def test_single_peaks_are_no_clipping():
     wave = np.zeros(1000, np.float32)
     wave[::10] = 1
     assert clipped_share(wave) == 0
     wave[:20] = -1
     assert clipped_share(wave) == pytest.approx(21 / 1000)  # the peak at 20 stands beside them
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 20, 999])
+def test_blocks_change_nothing(size):
+    """Runs of clipped samples across every border of blocks; the content too."""
+    wave = np.repeat((np.random.default_rng(size).random(400) < 0.4).astype(np.float32), 3)[: 10 * 7 * 17]
+    wave[::11] = 0
+    expected, found = _Seen(RATE), _Seen(RATE)
+    expected.add(wave)
+    for at in range(0, len(wave), size):
+        found.add(wave[at : at + size])
+    high = np.concatenate([[False], wave >= 1, [False]])
+    assert expected.clipped_share == np.mean(high[1:-1] & (high[:-2] | high[2:]))
+    assert found.clipped_share == expected.clipped_share
+    assert found.content.digest() == expected.content.digest()
+    assert (found.samples, found.peak) == (len(wave), 1)

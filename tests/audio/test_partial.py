@@ -29,6 +29,24 @@ def test_what_was_appended_is_found_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(data, np.concatenate(CLIPS))
 
 
+def test_a_clip_in_parts(tmp_path: Path) -> None:
+    """Begun and ended is as appended at once; begun and dropped, or killed, is as never begun."""
+    fill(tmp_path / "whole")
+    with fresh(tmp_path / "p") as store:
+        store.begin([CLIPS[3]])
+        store.drop()
+        store.drop()
+        store.begin([CLIPS[0][:1], CLIPS[0][1:2]])
+        store.append([CLIPS[0][2:], CLIPS[1]], REASONS[:2])
+        store.begin([CLIPS[2]])
+    with fresh(tmp_path / "p") as store:  # after a kill
+        assert (store.lengths, store.reasons) == ([3, 0], REASONS[:2])
+        store.begin([CLIPS[2]])
+        store.append([CLIPS[1], CLIPS[3]], REASONS[2:])
+    for name in (MEL_FILE, JOURNAL_FILE):
+        assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 @pytest.mark.parametrize("cut", range(0, 200, 7))
 def test_a_cut_anywhere_leaves_whole_chunks(tmp_path: Path, cut: int) -> None:
     """The journal torn at any byte: what is left is a prefix, and filling up gives the same bytes."""

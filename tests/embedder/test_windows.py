@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decar.audio import FrontEnd
-from decar.embedder.windows import Windows, cut
+from decar.audio.logmel import cut
+from decar.embedder.windows import Windows
 from decar.errors import ConfigError
 
 

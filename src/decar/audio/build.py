@@ -1,8 +1,7 @@
 """Builds a log-mel store: clips through a pool of threads, written in manifest order, put in place by one rename.
 
-Threads, not processes: libsndfile, soxr and torch work outside Python's lock, and no result needs to be sent. Torch
-takes the lock back after each of its operations, though: two threads with a second of sound an operation wait for one
-another half of the time, so short clips are worked on together.
+Torch takes Python's lock back after each of its operations: two threads with a second of sound an operation wait for
+one another half of the time, so short clips are worked on together. Of a long clip 10 s at a time are in memory.
 """
 
 from __future__ import annotations
@@ -11,23 +10,22 @@ import json
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
 
-from decar.audio.decode import Waveform, decode
-from decar.audio.logmel import FrontEnd, LogMel, too_short, waveforms_to_frames
+from decar.audio.decode import Waveform, decode_blocks
+from decar.audio.logmel import FrontEnd, LogMel, blocks_to_frames, checked, too_short, waveforms_to_frames
 from decar.audio.manifest import Manifest
 from decar.audio.packing import packed
+from decar.audio.parallel import in_order
 from decar.audio.partial import JOURNAL_FILE, MEL_FILE, Frames, PartialStore
 from decar.audio.progress import progress_bar
+from decar.audio.samples import Gauge
 from decar.cores import cpu_count
 from decar.errors import AudioError, StoreError
 
@@ -43,14 +41,14 @@ SILENT = "silent: no sample above 1e-4"
 
 FLUSH_SECONDS = 2.0  # a kill costs at most this much work
 FLUSH_BYTES = 32 * 2**20
-LOOK_AHEAD = 8  # jobs in work or waiting, a worker: bounds the memory when one long clip holds up the others
 GROUP_CLIPS = 8  # short clips are worked on together, see `waveforms_to_frames`; 16 are no faster
 GROUP_BYTES = 2**18  # of files: 8 s of wav at 16 kHz, a minute of Opus
+GROUP_SECONDS = 60  # of a clip in a group: a longer one, whatever the size of its file, is worked on alone
 BYTES_PER_SECOND = 32_000  # what a stretch of a file counts for
 
 Job = tuple[Path, float, float | None]
-Source = TypeVar("Source")
-Result = TypeVar("Result")
+Part = tuple[Frames, str | None]
+"""(F, M) float16 frames of a clip and, where they are its last, what is wrong with it ("": nothing); else None."""
 
 
 def build_store(
@@ -107,23 +105,53 @@ def _fill(
     partial: PartialStore, jobs: list[Job], log_mel: LogMel, num_workers: int, advance: Callable[[int], None]
 ) -> None:
     """Works off the jobs and appends the results chunk by chunk."""
-    chunk: list[tuple[Frames, str]] = []
-    size, begin = 0, time.monotonic()
+    pile = _Pile(partial)
 
-    def flush() -> None:
-        nonlocal size, begin
-        if chunk:
-            partial.append([frames for frames, _ in chunk], [reason for _, reason in chunk])
-        chunk.clear()
-        size, begin = 0, time.monotonic()
+    def size(parts: list[Part]) -> int:
+        return sum(frames.nbytes for frames, _ in parts)
 
-    for results in in_order(lambda group: _log_mels_or_reasons(group, log_mel), groups(jobs), num_workers):
-        chunk.extend(results)
-        size += sum(frames.nbytes for frames, _ in results)
-        if size >= FLUSH_BYTES or time.monotonic() - begin >= FLUSH_SECONDS:
-            flush()
-        advance(len(results))
-    flush()
+    for parts in in_order(lambda group: _log_mels(group, log_mel), groups(jobs), num_workers, size=size):
+        for part in parts:
+            pile.add(part)
+        pile.flush(when_due=True)
+        advance(sum(reason is not None for _, reason in parts))
+    pile.flush()
+
+
+class _Pile:
+    """Clips on their way to the disk, and the first parts of one that has not ended."""
+
+    def __init__(self, partial: PartialStore) -> None:
+        self._partial = partial
+        self._clips: list[Frames] = []
+        self._reasons: list[str] = []
+        self._open: list[Frames] = []
+        self._size, self._begin = 0, time.monotonic()
+
+    def add(self, part: Part) -> None:
+        """Takes the next part."""
+        frames, reason = part
+        self._open.append(frames)
+        self._size += frames.nbytes
+        if reason is None:
+            return
+        if reason not in ("", SILENT):  # whatever came of the clip before that was found
+            self._partial.drop()
+            self._open = [frames]
+        self._clips.append(self._open[0] if len(self._open) == 1 else np.concatenate(self._open))
+        self._reasons.append(reason)
+        self._open = []
+
+    def flush(self, when_due: bool = False) -> None:
+        """Writes all that there is; `when_due`: if it is much or old."""
+        if when_due and self._size < FLUSH_BYTES and time.monotonic() - self._begin < FLUSH_SECONDS:
+            return
+        if self._clips:
+            self._partial.append(self._clips, self._reasons)
+        if self._open:
+            self._partial.begin(self._open)
+        self._clips, self._reasons, self._open = [], [], []
+        self._size, self._begin = 0, time.monotonic()
 
 
 def groups(jobs: Iterable[Job]) -> Iterator[list[Job]]:
@@ -142,52 +170,74 @@ def _weight(job: Job) -> int:
         return 0
 
 
-def in_order(work: Callable[[Source], Result], jobs: Iterable[Source], num_workers: int) -> Iterator[Result]:
-    """The results of `work` in the order of the jobs, a bounded number of them at a time."""
-    pool = ThreadPoolExecutor(num_workers, thread_name_prefix="logmel")
-    pending: deque[Future[Result]] = deque()
-    try:
-        for job in jobs:
-            pending.append(pool.submit(work, job))
-            if len(pending) >= LOOK_AHEAD * num_workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:  # also after Ctrl-C: what has not begun is dropped
-        pool.shutdown(cancel_futures=True)
+class _LongError(Exception):
+    """A clip does not belong into a group."""
 
 
-def _log_mels_or_reasons(group: Sequence[Job], log_mel: LogMel) -> list[tuple[Frames, str]]:
-    """For each clip its (F, M) float16 log-mel and "", or what is wrong with it; a silent clip has both."""
-    nothing = np.zeros((0, log_mel.spec.n_mels), np.float16)
+def _log_mels(group: Sequence[Job], log_mel: LogMel) -> Iterator[list[Part]]:
+    """The log-mel of each clip, and what is wrong with it; a silent clip has both."""
+    together: list[Part] = []
+    if len(group) > 1:
+        try:
+            together = _together(group, log_mel)
+        except Exception:  # one odd or long file: each is worked on alone, where the odd one is named
+            log.debug("%s and %d others", group[0][0], len(group) - 1, exc_info=True)
+    if together:
+        yield together
+    else:
+        for job in group:
+            yield from ([part] for part in _alone(job, log_mel))
+
+
+def _together(group: Sequence[Job], log_mel: LogMel) -> list[Part]:
+    """Short clips, each in one part."""
+    waveforms = [_waveform_or_reason(job, log_mel.spec) for job in group]
+    good = [waveform for waveform in waveforms if not isinstance(waveform, str)]
+    frames = map(checked, waveforms_to_frames(log_mel, good) if good else [])
+    return [
+        (_nothing(log_mel), waveform) if isinstance(waveform, str) else (next(frames), _silent(np.abs(waveform).max()))
+        for waveform in waveforms
+    ]
+
+
+def _alone(job: Job, log_mel: LogMel) -> Iterator[Part]:
+    """A clip of any length, 10 s a part; never raises."""
+    file, start, duration = job
+    gauge = Gauge()
     try:
-        waveforms = [_waveform_or_reason(job, log_mel.spec) for job in group]
-        good = [waveform for waveform in waveforms if not isinstance(waveform, str)]
-        frames = iter(waveforms_to_frames(log_mel, good) if good else [])
-    except Exception as error:  # one odd file in a million must not end a build of ten hours
-        if len(group) > 1:
-            return [result for job in group for result in _log_mels_or_reasons([job], log_mel)]
-        log.debug("%s", group[0][0], exc_info=True)
-        return [(nothing, f"cannot be processed ({type(error).__name__}: {' '.join(str(error).split())})")]
-    results: list[tuple[Frames, str]] = []
-    for waveform in waveforms:
-        if isinstance(waveform, str):
-            results.append((nothing, waveform))
-        elif not np.isfinite(mel := next(frames)).all():  # full scale is 1, these samples are near 1e38
-            results.append((nothing, "samples too large for a spectrum"))
-        else:
-            results.append((mel, SILENT if np.abs(waveform).max() <= SILENCE_PEAK else ""))
-    return results
+        blocks = decode_blocks(file, start=start, duration=duration, sample_rate=log_mel.spec.sample_rate)
+        for frames in blocks_to_frames(log_mel, gauge.watch(blocks)):
+            yield frames, None
+        reason = _silent(gauge.peak)
+    except AudioError as error:
+        reason = str(error)
+    except Exception as error:
+        log.debug("%s", file, exc_info=True)
+        reason = f"cannot be processed ({type(error).__name__}: {' '.join(str(error).split())})"
+    yield _nothing(log_mel), reason
 
 
 def _waveform_or_reason(job: Job, spec: FrontEnd) -> Waveform | str:
-    """One clip, or what is wrong with it."""
+    """One short clip, or what is wrong with it."""
     file, start, duration = job
+    blocks, n_samples = [np.zeros(0, np.float32)], 0
     try:
-        waveform = decode(file, start=start, duration=duration, sample_rate=spec.sample_rate)
+        for block in decode_blocks(file, start=start, duration=duration, sample_rate=spec.sample_rate):
+            blocks.append(block)
+            n_samples += len(block)
+            if n_samples > GROUP_SECONDS * spec.sample_rate:
+                raise _LongError
     except AudioError as error:
         return str(error)
-    return waveform if spec.n_frames(len(waveform)) else too_short(len(waveform), spec)
+    return np.concatenate(blocks) if spec.n_frames(n_samples) else too_short(n_samples, spec)
+
+
+def _nothing(log_mel: LogMel) -> Frames:
+    return np.zeros((0, log_mel.spec.n_mels), np.float16)
+
+
+def _silent(peak: float) -> str:
+    return SILENT if peak <= SILENCE_PEAK else ""
 
 
 def _finish(

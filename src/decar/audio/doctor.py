@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from decar.audio.build import SILENCE_PEAK, SILENT, in_order
-from decar.audio.decode import decode, file_rate
+from decar.audio.build import SILENCE_PEAK, SILENT, Job
+from decar.audio.decode import decode_blocks, file_rate
 from decar.audio.groups import group_columns
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Manifest
+from decar.audio.parallel import in_order
 from decar.audio.progress import progress_bar
 from decar.cores import cpu_count
 from decar.errors import AudioError
@@ -29,8 +29,6 @@ FULL_SCALE = 0.999
 BEYOND = 2.0  # times full scale: more than the overshoot of a lossy coding
 CLIPPED_SHARE = 1e-3  # of all samples, at full scale beside another that is
 COLUMNS = ["path", "start", "severity", "problem", "detail"]
-
-Job = tuple[Path, float, float | None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def examine(
     jobs: list[Job] = [(file, *stretch) for file, stretch in zip(manifest.files, manifest.stretches, strict=True)]
     facts: list[ClipFacts] = []
     with progress_bar("examining", len(jobs), enabled=progress) as advance:
-        for found in in_order(lambda job: examine_clip(job, spec), jobs, cpu_count()):
+        for found in in_order(lambda job: [examine_clip(job, spec)], jobs, cpu_count()):
             facts.append(found)
             advance(1)
     rows = [(i, fact.problem, fact.detail) for i, fact in enumerate(facts) if fact.problem]
@@ -86,58 +84,74 @@ def examine(
 
 
 def examine_clip(job: Job, spec: FrontEnd) -> ClipFacts:
-    """One clip at its file's own rate."""
+    """One clip at its file's own rate, block by block."""
     file, start, duration = job
     notes: list[str] = []
     try:
         rate = file_rate(file)
-        waveform = decode(file, start=start, duration=duration, sample_rate=rate, note=notes.append)
+        seen = _Seen(rate)
+        for block in decode_blocks(file, start=start, duration=duration, sample_rate=rate, note=notes.append):
+            seen.add(block)
     except AudioError as error:
         return ClipFacts("empty" if str(error).startswith("empty") else "unreadable", str(error), "")
-    if not len(waveform):
+    if not seen.samples:
         return ClipFacts("empty", "no samples", "")
-    seconds, least = len(waveform) / rate, spec.win_length / spec.sample_rate
+    seconds, least = seen.samples / rate, spec.win_length / spec.sample_rate
     if seconds < least:
         return ClipFacts("too short", f"{seconds:.3f} s, one window is {least:.3f} s", "")
-    peak = float(np.abs(waveform).max())
-    if peak <= SILENCE_PEAK:
+    if seen.peak <= SILENCE_PEAK:
         return ClipFacts("silent", SILENT.partition(": ")[2], "")
-    problem, detail = _oddity(waveform, peak, rate, spec, notes)
-    return ClipFacts(problem, detail, _content(waveform, rate))
+    problem, detail = _oddity(seen, rate, spec, notes)
+    return ClipFacts(problem, detail, seen.content.hexdigest())
 
 
-def _oddity(
-    waveform: npt.NDArray[np.float32], peak: float, rate: int, spec: FrontEnd, notes: list[str]
-) -> tuple[str, str]:
+class _Seen:
+    """What is known of a waveform after the blocks so far.
+
+    Attributes:
+        samples: How many.
+        peak: The largest absolute value.
+        clipped: Samples at full scale beside another that is: single peaks are no clipping.
+        content: SHA-256 of the rate and the samples at 16 bits.
+    """
+
+    def __init__(self, rate: int) -> None:
+        self.samples, self.peak, self.clipped = 0, 0.0, 0
+        self.content = hashlib.sha256(f"{rate} ".encode())
+        self._last = np.zeros(2, bool)  # whether the last two samples are at full scale
+
+    def add(self, block: npt.NDArray[np.float32]) -> None:
+        """The samples that follow."""
+        self.samples += len(block)
+        level = np.abs(block)
+        self.peak = max(self.peak, float(level.max(initial=0.0)))
+        self.content.update(np.round(np.clip(block, -1, 1) * 32767).astype("<i2").tobytes())
+        high = np.concatenate([self._last, level >= FULL_SCALE])
+        pairs = high[1:-1] & (high[:-2] | high[2:])  # of all but the last sample, which the next block decides on
+        self.clipped += int(pairs.sum())
+        self._last = high[-2:]
+
+    @property
+    def clipped_share(self) -> float:
+        """Part of the samples that is clipped."""
+        return (self.clipped + int(self._last.all())) / self.samples
+
+
+def _oddity(seen: _Seen, rate: int, spec: FrontEnd, notes: list[str]) -> tuple[str, str]:
     """The first of `WARNINGS` that holds for a clip that can be used, and its detail."""
     if notes:
         problem, _, detail = sorted(notes)[0].partition(": ")
         return problem, detail
-    if peak > BEYOND:
+    if seen.peak > BEYOND:
         return (
             "beyond full scale",
-            f"the peak is {peak:.4g}, full scale is 1: numbers of another scale stored as float?",
+            f"the peak is {seen.peak:.4g}, full scale is 1: numbers of another scale stored as float?",
         )
-    share = clipped_share(waveform)
-    if share > CLIPPED_SHARE:
-        return "clipped", f"{share:.1%} of the samples stand at full scale or above"
+    if seen.clipped_share > CLIPPED_SHARE:
+        return "clipped", f"{seen.clipped_share:.1%} of the samples stand at full scale or above"
     if rate < spec.sample_rate:
         return "low rate", f"{rate} Hz: nothing above {rate // 2} Hz, the log-mel goes to {spec.f_max:.0f} Hz"
     return "", ""
-
-
-def clipped_share(waveform: npt.NDArray[np.float32]) -> float:
-    """Part of the samples that stand at full scale beside another that does: single peaks are no clipping."""
-    high = np.abs(waveform) >= FULL_SCALE
-    beside = np.zeros_like(high)
-    beside[1:] |= high[:-1]
-    beside[:-1] |= high[1:]
-    return float(np.mean(high & beside))
-
-
-def _content(waveform: npt.NDArray[np.float32], rate: int) -> str:
-    samples = np.round(np.clip(waveform, -1, 1) * 32767).astype("<i2")
-    return hashlib.sha256(f"{rate} ".encode() + samples.tobytes()).hexdigest()
 
 
 def _repeated(manifest: Manifest, contents: Sequence[str]) -> Iterator[tuple[int, str, str]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -146,6 +146,58 @@ def waveforms_to_frames(log_mel: LogMel, waveforms: Sequence[npt.NDArray[np.floa
             raise AudioError(too_short(len(waveform), spec))
     rows = packed(waveforms, lambda waveform: _hops(waveform, spec), BLOCK_FRAMES)
     return [frames for row in rows for frames in _row_to_frames(log_mel, row)]
+
+
+def cut(
+    blocks: Iterator[npt.NDArray[np.float32]], size: int, hop: int, least: int
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Windows of `size` samples, one every `hop`; the last may be shorter. In memory are one window and one block.
+
+    Every sample is in a window (where `hop` ≤ `size`), but for an end that would bring fewer than `least` new ones in a
+    window that is not full. A first window is given however short it is.
+
+    >>> [w.tolist() for w in cut(iter([np.arange(3), np.arange(3, 7)]), 4, 2, 1)]
+    [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6]]
+    """
+    held, skip, first, end = np.zeros(0, np.float32), 0, True, False
+    while not end:
+        block = next(blocks, None)
+        end = block is None
+        if block is not None:
+            held = np.concatenate([held, block]) if len(held) else block
+        if skip:  # of the gap between windows
+            gone = min(skip, len(held))
+            held, skip = held[gone:], skip - gone
+        while len(held) >= size or (end and not skip and (first or len(held) >= max(0, size - hop) + least)):
+            yield held[:size]
+            first, full = False, len(held) >= size
+            skip = max(0, hop - len(held))
+            held = held[hop:]
+            if not full:
+                return
+
+
+def blocks_to_frames(log_mel: LogMel, blocks: Iterator[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float16]]:
+    """A waveform block by block → its frames, (F, M) float16, 10 s at a time: bit for bit those of the whole.
+
+    Raises:
+        AudioError: it is shorter than one window, or its samples are so large that the spectrum overflows.
+    """
+    spec = log_mel.spec
+    size, hop = (BLOCK_FRAMES - 1) * spec.hop_length + spec.win_length, BLOCK_FRAMES * spec.hop_length
+    for waveform in cut(blocks, size, hop, spec.win_length - max(0, size - hop)):
+        yield checked(waveform_to_frames(log_mel, np.ascontiguousarray(waveform)))
+
+
+def checked(frames: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
+    """The same frames.
+
+    Raises:
+        AudioError: they are not finite: full scale is 1, the samples are near 1e38.
+    """
+    if not np.isfinite(frames).all():
+        raise AudioError("samples too large for a spectrum")
+    return frames
 
 
 def _hops(waveform: npt.NDArray[np.float32], spec: FrontEnd) -> int:

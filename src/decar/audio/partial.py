@@ -2,7 +2,7 @@
 
 The log-mels of a chunk of clips are appended to `mel.f16` and forced to the disk; only then a line about them is
 appended to `journal.jsonl`. So every whole line speaks of data that are there, and what lies behind the last whole
-line is cut off and made anew.
+line is cut off and made anew. The frames of a long clip are appended as they come; its line follows at its end.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class PartialStore:
         self.n_clips = n_clips
         self.lengths: list[int] = []
         self.reasons: list[str] = []
+        self._begun = 0  # frames of the next clip that are written already
 
     def __enter__(self) -> PartialStore:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,8 @@ class PartialStore:
         """Adds the next clips; when this returns, they are on the disk.
 
         Args:
-            frames: (F, M) of each clip, F = 0 for a clip that cannot be used.
+            frames: (F, M) of each clip, F = 0 for a clip that cannot be used; of the first clip what `begin` has not
+                been given.
             reasons: what is wrong with each, "" for nothing.
 
         Raises:
@@ -68,13 +70,39 @@ class PartialStore:
         """
         chunk = list(frames)
         lengths = [len(clip) for clip in chunk]
-        _write_all(self._mel.fileno(), np.concatenate(chunk).tobytes())
+        lengths[0] += self._begun
+        self._write(chunk)
         os.fsync(self._mel.fileno())
         line = json.dumps({"frames": lengths, "reasons": reasons}) + "\n"
         _write_all(self._journal.fileno(), line.encode())
         os.fsync(self._journal.fileno())
         self.lengths += lengths
         self.reasons += reasons
+        self._begun = 0
+
+    def begin(self, frames: Iterable[Frames]) -> None:
+        """Writes frames of the next clip ahead of its end: they count when `append` adds that clip.
+
+        Raises:
+            OSError: as of `append`.
+        """
+        chunk = list(frames)
+        self._write(chunk)
+        self._begun += sum(map(len, chunk))
+
+    def drop(self) -> None:
+        """Takes back what `begin` has written: the clip cannot be used after all."""
+        if self._begun:
+            self._keep(sum(self.lengths))
+            self._begun = 0
+
+    def _write(self, frames: list[Frames]) -> None:
+        """The one place where `mel.f16` grows."""
+        _write_all(self._mel.fileno(), np.concatenate(frames).tobytes())
+
+    def _keep(self, rows: int) -> None:
+        """The one place where `mel.f16` is cut: all but the first `rows` frames are dropped."""
+        os.truncate(self.folder / MEL_FILE, rows * self._row_bytes)
 
     def _recover(self) -> None:
         """Reads the journal up to its last good line and cuts both files there."""
@@ -94,7 +122,7 @@ class PartialStore:
             rows += sum(lengths)
             good_bytes += len(line)
         os.truncate(self.folder / JOURNAL_FILE, good_bytes)
-        os.truncate(self.folder / MEL_FILE, rows * self._row_bytes)
+        self._keep(rows)
 
     @property
     def _row_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 import soxr
 import torch
 
+from decar.audio.limits import limits
 from decar.errors import AudioError
 
 LOUDEST = 32.0  # times full scale, of floats: 30 dB above what any recording reaches, far below unscaled 16-bit numbers
@@ -17,6 +19,24 @@ CANCEL_NOTE = "channels cancel: they are of opposite polarity, one of them is ta
 WIDEST_INTEGER = 4  # bytes; wider ones are a language's default for numbers, not a format of samples
 
 Waveform = npt.NDArray[np.float32]
+
+
+class Gauge:
+    """How much of a waveform has gone by, and how loud it was.
+
+    Attributes:
+        samples: How many.
+        peak: The largest absolute value of them.
+    """
+
+    samples, peak = 0, 0.0
+
+    def watch(self, blocks: Iterator[Waveform]) -> Iterator[Waveform]:
+        """The same blocks."""
+        for block in blocks:
+            self.samples += len(block)
+            self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
+            yield block
 
 
 def as_array(samples: torch.Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
@@ -65,6 +85,7 @@ def resampled(waveform: Waveform, rate: int | None, wanted: int) -> Waveform:
         return waveform
     if not rate > 0:
         raise AudioError(f"sample_rate={rate}: give the rate of the samples in Hz, such as 44100")
+    limits().check_rate(rate)
     made: Waveform = soxr.resample(waveform, rate, wanted)
     return made
 

@@ -1,12 +1,10 @@
-"""Clips → log-mels of their pieces, in order, decoded by threads a bounded stretch at a time."""
+"""Clips → log-mels of their pieces, in order, decoded by threads; a bounded number of bytes waits."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeAlias
 
 import numpy as np
@@ -14,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from decar.audio import LogMel
-from decar.audio.build import SILENCE_PEAK, Job, in_order
+from decar.audio.build import SILENCE_PEAK, Job
 from decar.audio.decode import decode_blocks
 from decar.audio.logmel import too_short
+from decar.audio.parallel import in_order
+from decar.audio.samples import Gauge
 from decar.embedder.windows import Waveform, Windows
 from decar.errors import AudioError
 
 log = logging.getLogger(__name__)
-
-READ_AHEAD = 8  # pieces of a clip that lie ready at once, 10 s each
 
 
 @dataclass(frozen=True)
@@ -50,28 +48,18 @@ Event: TypeAlias = Piece | RowEnd | ClipEnd
 
 
 def events(jobs: Sequence[Job], windows: Windows, log_mel: LogMel, num_workers: int) -> Iterator[Event]:
-    """Pieces, ends of rows and ends of clips, in the order of the jobs.
+    """Pieces, ends of rows and ends of clips, in the order of the jobs."""
 
-    The threads read the beginnings of many clips at a time; the rest of a long one is read a stretch ahead.
-    """
+    def size(event: Event) -> int:
+        return event.mel.nbytes if isinstance(event, Piece) else 0
 
-    def begin(job: Job) -> tuple[list[Event], Iterator[Event]]:
-        stream = clip_events(job, windows, log_mel)
-        return list(islice(stream, READ_AHEAD)), stream
-
-    with ThreadPoolExecutor(1, thread_name_prefix="rest") as pool:
-        for chunk, stream in in_order(begin, jobs, num_workers):
-            while chunk:
-                over = isinstance(chunk[-1], ClipEnd)
-                rest = None if over else pool.submit(lambda s: list(islice(s, READ_AHEAD)), stream)
-                yield from chunk
-                chunk = rest.result() if rest else []
+    return in_order(lambda job: clip_events(job, windows, log_mel), jobs, num_workers, size=size)
 
 
 def clip_events(job: Job, windows: Windows, log_mel: LogMel) -> Iterator[Event]:
     """All of one clip; never raises: what is wrong stands in the `ClipEnd`."""
     file, start, duration = job
-    count = _Count()
+    count = Gauge()
     try:
         blocks = decode_blocks(file, start=start, duration=duration, sample_rate=log_mel.spec.sample_rate)
         for row in windows.rows(count.watch(blocks)):
@@ -86,18 +74,6 @@ def clip_events(job: Job, windows: Windows, log_mel: LogMel) -> Iterator[Event]:
     else:
         none = too_short(0, log_mel.spec) if not count.samples else ""
         yield ClipEnd(count.samples, none, silent=count.peak <= SILENCE_PEAK)
-
-
-class _Count:
-    """How much sound has gone by, and how loud it was."""
-
-    samples, peak = 0, 0.0
-
-    def watch(self, blocks: Iterator[Waveform]) -> Iterator[Waveform]:
-        for block in blocks:
-            self.samples += len(block)
-            self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
-            yield block
 
 
 @torch.no_grad()

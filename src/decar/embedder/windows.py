@@ -8,36 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decar.audio import FrontEnd
+from decar.audio.logmel import cut
 from decar.errors import ConfigError, check_positive
 
 Waveform = NDArray[np.float32]
-
-
-def cut(blocks: Iterator[Waveform], size: int, hop: int, least: int) -> Iterator[Waveform]:
-    """Windows of `size` samples, one every `hop`; the last may be shorter.
-
-    Every sample is in a window (where `hop` ≤ `size`), but for an end that would bring fewer than `least` new ones in a
-    window that is not full. A first window is given however short it is.
-
-    >>> [w.tolist() for w in cut(iter([np.arange(3), np.arange(3, 7)]), 4, 2, 1)]
-    [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6]]
-    """
-    held, skip, first, end = np.zeros(0, np.float32), 0, True, False
-    while not end:
-        block = next(blocks, None)
-        end = block is None
-        if block is not None:
-            held = np.concatenate([held, block]) if len(held) else block
-        if skip:  # of the gap between windows
-            gone = min(skip, len(held))
-            held, skip = held[gone:], skip - gone
-        while len(held) >= size or (end and not skip and (first or len(held) >= max(0, size - hop) + least)):
-            yield held[:size]
-            first, full = False, len(held) >= size
-            skip = max(0, hop - len(held))
-            held = held[hop:]
-            if not full:
-                return
 
 
 class Windows:
