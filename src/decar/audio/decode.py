@@ -24,6 +24,7 @@ from decar.audio.ffmpeg import FfmpegSound
 from decar.audio.samples import CANCEL_NOTE, mixed
 from decar.audio.streams import Link, View, links
 from decar.errors import AudioError
+from decar.limits import limits
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ SAMPLE_RATE = 16_000
 """Hz, of every waveform in the project unless a front-end says otherwise."""
 
 BLOCK_SECONDS = 10
+BLOCK_SAMPLES = 2**22  # of all channels: what is in memory at once, but for a second at a high rate
 # An mp3 may hold a few samples less than its header promises (encoder delay, last frame); less than this is not worth
 # a word.
 TRUNCATION_TOLERANCE = 0.1  # s
@@ -95,9 +97,14 @@ class _Sound(soundfile.SoundFile):  # type: ignore[misc]  # soundfile ships no t
         if first and self.length is not None and super().seekable() and not self.subtype.startswith(READ_UP_TO):
             self._position = int(self.seek(max(0, first - self.samplerate * SETTLING.get(self.subtype, 0))))
         while self._position < first:
-            if len(self.read_block(min(first - self._position, BLOCK_SECONDS * self.samplerate))) == 0:
+            if len(self.read_block(min(first - self._position, block_frames(self.samplerate, self.channels)))) == 0:
                 break
         return self._position
+
+
+def block_frames(rate: int, channels: int) -> int:
+    """Whole seconds of samples a channel that are read at once."""
+    return rate * max(1, min(BLOCK_SECONDS, BLOCK_SAMPLES // (rate * channels)))
 
 
 def decode(
@@ -127,9 +134,9 @@ def decode(
         follow one another in the file follow one another here, each at its own rate.
 
     Raises:
-        AudioError: missing, empty, no audio, truncated, `start` behind the end, or NaN or infinity in it. A wav whose
-            data end before its header says is read as far as it goes, with a note, and so is a cut ogg or opus, which
-            has no length in its header.
+        AudioError: missing, empty, no audio, truncated, `start` behind the end, NaN or infinity in it, or beyond the
+            `limits`. A wav whose data end before its header says is read as far as it goes, with a note, and so is a
+            cut ogg or opus, which has no length in its header.
     """
     pieces = list(decode_blocks(path, start=start, duration=duration, sample_rate=sample_rate, note=note))
     return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, np.float32), *pieces])
@@ -147,9 +154,12 @@ def decode_blocks(
     file = Path(path)
     _check_file(file)
     say = note or (lambda text: _warn(str(file), text))
+    n_samples, known = 0, limits()
     try:
         for rate, blocks in _parts(file, start, duration, say):
             for block in blocks if rate == sample_rate else _resampled(blocks, rate, sample_rate):
+                n_samples += len(block)
+                known.check_seconds(n_samples / sample_rate)
                 if not np.isfinite(block).all():
                     raise AudioError("non-finite samples (NaN or infinity)")
                 yield block
@@ -208,6 +218,7 @@ def _sounds(file: Path, say: Note) -> Generator[_Sound | FfmpegSound, None, None
                 sound = _through_ffmpeg(file, error)
                 sound.note = link.note
             with closing(sound):
+                limits().check_sound(int(sound.samplerate), int(sound.channels))
                 yield sound
             if isinstance(sound, FfmpegSound):
                 return
@@ -261,6 +272,8 @@ class _Part:
         self.sound, self.first, self.position, self.say = sound, first, 0, say
         ends = [end for end in (last, sound.length) if end is not None]
         self.last = min(ends) if ends else None
+        if self.last is not None and sound.length is not None:  # otherwise it is counted as it is read
+            limits().check_seconds((self.last - first) / int(sound.samplerate))
 
     def blocks(self) -> Iterator[Waveform]:
         sound, rate = self.sound, int(self.sound.samplerate)
@@ -270,7 +283,7 @@ class _Part:
             at = sound.seek_to(self.first // grid * grid)
             self.position = max(self.position, min(at, self.first))
             while at >= self.first // grid * grid and (self.last is None or at < self.last):
-                size = BLOCK_SECONDS * rate
+                size = block_frames(rate, int(sound.channels))
                 if self.last is not None:
                     size = min(size, -(-self.last // grid) * grid - at)
                 block = sound.read_block(size)

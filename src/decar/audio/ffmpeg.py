@@ -26,7 +26,19 @@ FORMATS = (
     "aac,ac3,eac3,loas,dts,dtshd,amr,amrnb,amrwb,asf,avi,flv,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpeg,mpegts,ape,wv,"
     "tta,ogg,mpc,mpc8,mp3,flac,wav,w64,aiff,au,caf"
 )
-BEFORE = ("-nostdin", "-v", "error", "-protocol_whitelist", "file,pipe", "-format_whitelist", FORMATS, "-i")
+MOST_MEMORY = 2**28  # bytes of one allocation of the program: a header can claim any size
+BEFORE = (
+    "-nostdin",
+    "-v",
+    "error",
+    "-max_alloc",
+    str(MOST_MEMORY),
+    "-protocol_whitelist",
+    "file,pipe",
+    "-format_whitelist",
+    FORMATS,
+    "-i",
+)
 AFTER = (
     "-map",
     "0:a:0",

@@ -24,7 +24,7 @@ from decar.audio.columns import find_column, no_column, on_this_system, path_col
 from decar.audio.conditions import matching
 from decar.audio.identity import WHOLE_BYTES, identify
 from decar.audio.scan import AUDIO_SUFFIXES, find_audio, labels_from_folders
-from decar.audio.tables import PARQUET_SUFFIXES, one_line, read_text_table
+from decar.audio.tables import PARQUET_SUFFIXES, read_parquet_table, read_text_table
 from decar.errors import ManifestError
 
 log = logging.getLogger(__name__)
@@ -138,15 +138,8 @@ class Manifest:
     ) -> Manifest:
         """As `from_csv`; labels of any plain type become text, missing ones ""; columns of lists are left out."""
         source = Path(path).expanduser()
-        try:
-            # pyarrow's types keep integers with gaps integers: "3", not "3.0"
-            table = pd.read_parquet(source, dtype_backend="pyarrow")
-            columns = {str(name): _as_text(table[name]) for name in table.columns if not _is_nested(table[name])}
-        except FileNotFoundError:
-            raise ManifestError(f"the table {source} does not exist") from None
-        except Exception as error:  # a damaged file makes pandas and pyarrow raise half a dozen kinds
-            raise ManifestError(f"the table {source} cannot be read as Parquet: {one_line(error)}") from error
-        return cls._from_table(pd.DataFrame(columns), source, root, path_column, []).where(where)
+        table = read_parquet_table(source)
+        return cls._from_table(table, source, root, path_column, []).where(where)
 
     @classmethod
     def from_path(
@@ -285,16 +278,6 @@ def positions(indices: Sequence[int] | npt.NDArray[np.integer | np.bool_], n: in
             raise ValueError(f"a mask needs {n} entries, got shape {array.shape}")
         return np.flatnonzero(array).astype(np.int64)
     return array.astype(np.int64)
-
-
-def _is_nested(column: pd.Series) -> bool:
-    """Lists and structs (an `embedding` column, say) are no labels."""
-    kind = getattr(column.dtype, "pyarrow_dtype", None)
-    return kind is not None and kind.num_fields > 0
-
-
-def _as_text(column: pd.Series) -> pd.Series:
-    return pd.Series(["" if pd.isna(value) else str(value) for value in column], dtype=str)
 
 
 def _update(digest: hashlib._Hash, parts: Iterable[str]) -> None:

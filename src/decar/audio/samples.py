@@ -10,8 +10,8 @@ import numpy.typing as npt
 import soxr
 import torch
 
-from decar.audio.limits import limits
 from decar.errors import AudioError
+from decar.limits import limits
 
 LOUDEST = 32.0  # times full scale, of floats: 30 dB above what any recording reaches, far below unscaled 16-bit numbers
 CANCELLED = 1e-3  # -30 dB: channels whose mean has less of their power than this cancel one another

@@ -30,6 +30,7 @@ from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Manifest, positions
 from decar.audio.partial import MEL_FILE
 from decar.errors import StoreError
+from decar.limits import limits
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class LogMelStore:
         if len(manifest) == 0:
             raise StoreError("the manifest has no clips: nothing to store")
         identity = manifest.identity(cache_dir)
-        fingerprint = _sha256(f"{FORMAT} {identity.fingerprint} {spec.hash()}")
+        fingerprint = _sha256(f"{FORMAT} {identity.fingerprint} {spec.hash()}{limits().changed()}")
         folder = Path(cache_dir).expanduser() / "logmel" / fingerprint
         try:
             store = cls._open(folder, manifest, spec, fingerprint)

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import BinaryIO, Literal
 
 from decar.audio.mpeg import first_frame, frames_end, id3_size, xing
@@ -190,30 +191,40 @@ def _flac(file: BinaryIO, begin: int, start: int, head: bytes, size: int) -> tup
     """
     fields = int.from_bytes(head[18:26], "big")
     total = fields % 2**36
-    if total and _flac_last_sample(file, max(start + FLAC_LEAST, size - FLAC_TAIL), head) < total:
+    if total and _flac_last_sample(file, start + FLAC_LEAST, size, head) < total:
         return Link(begin), UNSOUGHT
     following = _find(file, FLAC_START, start + FLAC_LEAST)
     unknown = (start - begin + 18, (fields - total).to_bytes(8, "big")) if total else (0, b"")
     return Link(begin, following, unknown), following
 
 
-def _flac_last_sample(file: BinaryIO, begin: int, head: bytes) -> int:
+def _flac_last_sample(file: BinaryIO, begin: int, size: int, head: bytes) -> int:
     """Number of the first sample of the last frame that begins behind `begin`; 0 if none is seen.
 
     A false sync makes a header disbelieved that was right, which costs time and changes nothing.
     """
-    file.seek(begin)
-    tail = file.read()
+    tail = max(0, size - FLAC_TAIL)
+    file.seek(tail)
     smallest, largest = int.from_bytes(head[8:10], "big"), int.from_bytes(head[10:12], "big")
-    for match in reversed(list(re.finditer(rb"\xff[\xf8\xf9]", tail))):
-        header = tail[match.start() : match.start() + 16]
+    for at, number, counts_samples in reversed(_flac_frames(file.read(FLAC_TAIL))):
+        if tail + at >= begin:
+            return number if counts_samples or smallest != largest else number * largest
+    return 0
+
+
+@lru_cache(4)  # every stream of a chain looks at the same end of the file
+def _flac_frames(data: bytes) -> list[tuple[int, int, bool]]:
+    """Frame headers: offset, number, and whether that counts samples, not frames."""
+    found = []
+    for match in re.finditer(rb"\xff[\xf8\xf9]", data):
+        header = data[match.start() : match.start() + 16]
         if len(header) < 6 or header[2] >> 4 == 0 or header[2] & 15 == 15 or header[3] & 1:
             continue
         number, length = _flac_number(header[4:])
         end = 4 + length + {6: 1, 7: 2}.get(header[2] >> 4, 0) + {12: 1, 13: 2, 14: 2}.get(header[2] & 15, 0)
         if length and end < len(header) and _crc8(header[:end]) == header[end]:
-            return number if header[1] & 1 or smallest != largest else number * largest
-    return 0
+            found.append((match.start(), number, bool(header[1] & 1)))
+    return found
 
 
 def _flac_number(data: bytes) -> tuple[int, int]:

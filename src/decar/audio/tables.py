@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pandas.errors import ParserWarning
 
 from decar.errors import ManifestError
+from decar.limits import limits
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
@@ -28,7 +35,11 @@ _MAGIC = {
     b"PAR1": "Parquet", b"{": "JSON", b"[": "JSON",
 }  # fmt: skip
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
-_HEAD = 1 << 16  # bytes that are sure to hold the header line
+_HEAD = 1 << 16  # bytes that say which kind of file it is
+_CHUNK = 1 << 20
+LONGEST_LINE = 1 << 20  # bytes
+MOST_COLUMNS = 10_000
+MOST_BYTES = 2**31  # of the cells of a Parquet table, which 60 kB can unfold to
 
 
 def is_table(path: Path) -> bool:
@@ -50,8 +61,11 @@ def read_text_table(source: Path, has_path: Callable[[list[str]], bool]) -> tupl
         ManifestError: The file is missing, of another kind, in another encoding, or its rows do not fit its header.
     """
     try:
+        check_file(source)
         encoding = _encoding(source)
-        separator = _separator(source, encoding, has_path)
+        n_lines = _count_lines(source)
+        separator, width = _separator(source, encoding, has_path)
+        _refuse_size(source, width, 8 * n_lines * width)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", ParserWarning)
             table = pd.read_csv(
@@ -61,6 +75,7 @@ def read_text_table(source: Path, has_path: Callable[[list[str]], bool]) -> tupl
                 keep_default_na=False,
                 index_col=False,  # otherwise a trailing comma in every row turns the first column into the index
                 encoding=encoding,
+                compression=None,  # not by the name: 1 MB of gzip holds 1 GB of cells
             )
         if caught:
             _refuse_lost_cells(source, separator, encoding, len(table.columns))
@@ -78,6 +93,101 @@ def read_text_table(source: Path, has_path: Callable[[list[str]], bool]) -> tupl
         table.columns = pd.Index(stripped)
     notes = [] if separator == _usual(source) else [f"cells are separated by {_SEPARATORS[separator]}"]
     return table.fillna(""), notes
+
+
+def read_parquet_table(source: Path) -> pd.DataFrame:
+    """The cells of a Parquet table as text, "" where empty; columns of lists and structs are not read.
+
+    Raises:
+        ManifestError: The file is missing, damaged, or unfolds to more than the limits allow.
+    """
+    try:
+        check_file(source)
+        names = [field.name for field in pq.read_schema(source) if not pa.types.is_nested(field.type)]
+        table = read_flat(source, names)
+        frame = table.to_pandas(types_mapper=pd.ArrowDtype)  # keeps integers with gaps integers: "3", not "3.0"
+        return pd.DataFrame({str(name): _as_text(frame[name]) for name in frame.columns})
+    except FileNotFoundError:
+        raise ManifestError(f"the table {source} does not exist") from None
+    except ManifestError:
+        raise
+    except Exception as error:  # a damaged file makes pandas and pyarrow raise half a dozen kinds
+        raise ManifestError(f"the table {source} cannot be read as Parquet: {one_line(error)}") from error
+
+
+def read_flat(source: Path, names: list[str]) -> pa.Table:
+    """Some columns of a Parquet file, after a look at how much it unfolds to: 60 kB can hold millions of equal rows.
+
+    The footer says how many values there are. How long text is, is known once its distinct values are read.
+
+    Raises:
+        ManifestError: There are more rows than the limit, more columns or bytes than any table of clips has.
+    """
+    schema, metadata = pq.read_schema(source), pq.read_metadata(source)
+    refuse_rows(source, metadata.num_rows)
+    _refuse_size(source, len(names), _value_bytes(metadata, set(names)))
+    texts = [name for name in names if _is_text(schema.field(name).type)]
+    table = pq.read_table(source, columns=names, read_dictionary=texts, use_pandas_metadata=True)
+    _refuse_size(source, len(names), sum(map(_text_bytes, table.columns)))
+    plain = [schema.field(field.name) if field.name in texts else field for field in table.schema]
+    return table.cast(pa.schema(plain, table.schema.metadata))
+
+
+def check_file(source: Path) -> None:
+    """Refuse what is no ordinary file: a named pipe or a device would be waited for, or read, for ever.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ManifestError: It is something else.
+    """
+    if not stat.S_ISREG(os.stat(source).st_mode):
+        raise ManifestError(f"the table {source} cannot be read: it is a folder, a pipe or a device; give a file")
+
+
+def refuse_rows(source: Path, n_rows: int) -> None:
+    """Raise a ManifestError where a table has more rows than the limit."""
+    if n_rows > limits().max_rows:
+        raise ManifestError(
+            f"the table {source} has {n_rows:,} rows or more, the limit max_rows is {limits().max_rows:,}: raise it, "
+            "or divide the table"
+        )
+
+
+def _refuse_size(source: Path, n_columns: int, n_bytes: int) -> None:
+    if n_columns > MOST_COLUMNS:
+        raise ManifestError(f"the table {source} has {n_columns:,} columns or more, {MOST_COLUMNS:,} at most are read")
+    if n_bytes > MOST_BYTES:
+        raise ManifestError(
+            f"the table {source} unfolds to {n_bytes:,} bytes, {MOST_BYTES:,} at most are read: leave columns out"
+        )
+
+
+def _value_bytes(metadata: Any, names: set[str]) -> int:
+    """Bytes of some columns in memory, but for the text of each row, by the footer."""
+    total = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for i in range(group.num_columns):
+            column = group.column(i)
+            if column.path_in_schema in names or column.path_in_schema.partition(".")[0] in names:
+                width = max(8, metadata.schema.column(i).length)  # of fixed length, else 0
+                total += max(column.num_values * width, column.total_uncompressed_size)
+    return total
+
+
+def _text_bytes(column: pa.ChunkedArray) -> int:
+    """Bytes of a column once each row has its own text."""
+    if not (pa.types.is_dictionary(column.type) and _is_text(column.type.value_type)):
+        return 0
+    lengths = [pc.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
+    return sum(pc.sum(chunk.cast(pa.int64())).as_py() or 0 for chunk in lengths)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind))
+
+
+def _as_text(column: pd.Series) -> pd.Series:
+    return pd.Series(["" if pd.isna(value) else str(value) for value in column], dtype=str)
 
 
 def one_line(error: Exception) -> str:
@@ -101,12 +211,33 @@ def _encoding(source: Path) -> str:
     return "utf-8-sig"
 
 
+def _count_lines(source: Path) -> int:
+    """Line ends, in bytes whatever the encoding, also those within quotes: at least as many as rows.
+
+    Raises:
+        ManifestError: There are more than the limit of rows, or a line without end.
+    """
+    n_lines = begun = 0
+    with open(source, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            n_lines += max(chunk.count(b"\n"), chunk.count(b"\r"))
+            last = max(chunk.rfind(b"\n"), chunk.rfind(b"\r"))
+            begun = begun + len(chunk) if last < 0 else len(chunk) - 1 - last
+            if begun > LONGEST_LINE:
+                raise ManifestError(f"the table {source} has a line of more than {LONGEST_LINE:,} bytes: not a table")
+            refuse_rows(source, n_lines - 1)  # the header is none
+    return n_lines
+
+
 def _usual(source: Path) -> str:
     return "\t" if source.suffix.lower() == ".tsv" else ","
 
 
-def _separator(source: Path, encoding: str, has_path: Callable[[list[str]], bool]) -> str:
-    """The separator that gives the header line a path column, else the most columns; the usual one of equals."""
+def _separator(source: Path, encoding: str, has_path: Callable[[list[str]], bool]) -> tuple[str, int]:
+    """The separator that gives the header line a path column, else the most columns; the usual one of equals.
+
+    And how many columns that are.
+    """
     with open(source, encoding=encoding, newline="") as file:
         text = file.read(_HEAD)
 
@@ -116,7 +247,9 @@ def _separator(source: Path, encoding: str, has_path: Callable[[list[str]], bool
         return has_path([cell.strip() for cell in header]), len(header)
 
     usual = _usual(source)
-    return max([usual, *(separator for separator in _SEPARATORS if separator != usual)], key=rank)
+    best = max([usual, *(separator for separator in _SEPARATORS if separator != usual)], key=rank)
+    with open(source, encoding=encoding, newline="") as file:
+        return best, 1 + file.readline(LONGEST_LINE).count(best)
 
 
 def _refuse_lost_cells(source: Path, separator: str, encoding: str, width: int) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from decar import __version__
 from decar.cli import embed, export, push, report, search
 from decar.cli.config import cache_home
+from decar.cli.limits import add_limits, use_limits
 from decar.errors import CorpusError, DecarError
 from decar.files import whole
 
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 on a user's error."""
     args = _parser().parse_args(argv)
     try:
+        use_limits(args)
         args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, `head` say, has seen enough
@@ -73,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--out", type=Path, metavar="FILE", help="write the findings as .csv or .parquet")
     doctor.set_defaults(run=_doctor)
+    add_limits(prepare)
+    add_limits(doctor)
     search.add_parser(commands)
     embed.add_parser(commands)
     report.add_parser(commands)

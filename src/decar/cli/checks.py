@@ -140,13 +140,19 @@ def _top_keys(raw: dict[Any, Any]) -> set[str]:
 
 def _keys_by_name(raw: dict[Any, Any]) -> dict[str, set[str]]:
     """Keys of the nodes that are read by name, not handed to a constructor of their own."""
+    limits = _parameters("limits", "decar.limits.Limits") or set()
     if _command(raw) == "eval":
         mode = raw.get("mode") or {}
         fine = {"crop_frames", "num_workers"} if isinstance(mode, dict) and mode.get("name") == "finetune" else set()
         task = _parameters("task", "decar.downstream.TaskSpec") or set()
-        return {"mode": {"name", *fine}, "pretrain": {"options"}, "task": (task | {"corpus"}) - {"crop_frames"}}
+        return {
+            "mode": {"name", *fine},
+            "limits": limits,
+            "pretrain": {"options"},
+            "task": (task | {"corpus"}) - {"crop_frames"},
+        }
     crops = _parameters("loader", "decar.pretrain.PretrainData") or set()
-    found = {"data": {"name", "label", "manifest"}, "pretrain": {"features"}}
+    found = {"data": {"name", "label", "manifest"}, "limits": limits, "pretrain": {"features"}}
     found |= {group: crops - OURS[group] for group in ("loader", "sampler")}
     optimizer: Any = raw.get("optimizer")
     heads = _parameters("optimizer", optimizer["_target_"]) if _is_target(optimizer) else None

@@ -26,8 +26,8 @@ OF_DATA = ("${data.", "${oc.select:data.")  # an option that follows `data`
 OF_FOLDER = ("${cache_dir}", "${hydra:runtime.output_dir}")  # or only says where a file lies
 
 # May change when a run goes on. Of the trainer, only TRAINING may not. `data` is compared by the sounds themselves.
-FREE = ("resume", "progress", "report", "objective", "cache_dir", "budget", "data", "logger", "callbacks", "trainer",
-        "loader.num_workers", "loader.persistent_workers", "loader.pin_memory")  # fmt: skip
+FREE = ("resume", "progress", "report", "objective", "cache_dir", "budget", "data", "limits", "logger", "callbacks",
+        "trainer", "loader.num_workers", "loader.persistent_workers", "loader.pin_memory")  # fmt: skip
 TRAINING = ("callbacks.stop", "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
             "trainer.gradient_clip_algorithm", "trainer.limit_train_batches")  # fmt: skip
 

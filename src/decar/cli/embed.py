@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from decar.cli.limits import add_limits
+
 if TYPE_CHECKING:
     from decar.models import Encoder
 
@@ -46,6 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--batch-size", type=int, default=16, metavar="N", help="pieces at a time (default: %(default)s)"
     )
     embed.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
+    add_limits(embed)
     embed.set_defaults(run=_embed)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from decar.cli.checks import check, require
 from decar.cli.done import same_job
 from decar.cli.expand import SKIP
+from decar.cli.limits import use_configured_limits
 from decar.cli.main import run_hydra
 from decar.cli.obtain import obtain
 from decar.files import whole
@@ -39,6 +40,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     conf: Any = HydraConfig.get()
     choice = conf.runtime.choices.task
     check(cfg)
+    use_configured_limits(cfg)
     if not has_source(cfg, choice, skip=many_tasks(conf)):
         return None
     output = Path(conf.runtime.output_dir)

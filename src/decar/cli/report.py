@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from decar.cli.config import cache_home
 from decar.cli.found import cache_of, frontend_of, manifest_of, read_config
+from decar.cli.limits import add_limits
 from decar.errors import ConfigError, DecarError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="DIR",
         help="folders with result.json files: those of this run's encoder are shown, beside RUN's own",
     )
+    add_limits(parser)
     parser.set_defaults(run=_report)
 
 

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decar.cli.limits import add_limits
 from decar.errors import SearchError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--root", type=Path, metavar="DIR", help="where the table's paths start from")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with players and spectrograms")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write what was found as a table")
+    add_limits(parser)
     parser.set_defaults(run=_search)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from decar.cli.checks import check, require, say_which_use_k
 from decar.cli.done import FINISHED, flat_options, read_finished, refuse_other_run, write_finished
 from decar.cli.launch import joined, leads, others, trainer_options
+from decar.cli.limits import use_configured_limits
 from decar.cli.main import run_hydra
 from decar.cli.report import report_run
 from decar.cli.settle import settle
@@ -42,6 +43,7 @@ def pretrain(cfg: DictConfig) -> float:
     from decar.pretrain.safeguard import stoppable
 
     check(cfg)
+    use_configured_limits(cfg)
     OmegaConf.to_yaml(cfg, resolve=True)  # before anything slow: raises by name for what is not set
     output = Path(HydraConfig.get().runtime.output_dir)
     with stoppable(), joined(cfg) as trainer:
@@ -243,6 +245,7 @@ def all_clips(cfg: DictConfig) -> LogMelStore:
 
     from decar.audio import LogMelStore
 
+    use_configured_limits(cfg)  # a further process of the job comes here first
     return LogMelStore.open_or_build(instantiate(cfg.data.manifest), instantiate(cfg.frontend), cfg.cache_dir)
 
 

@@ -32,6 +32,7 @@ from decar.embedder.partial import Parts
 from decar.embedder.reading import ClipEnd, events
 from decar.embedder.windows import Windows
 from decar.errors import AudioError, DecarError, check_whole
+from decar.limits import limits
 from decar.models import Encoder, load_encoder
 
 log = logging.getLogger(__name__)
@@ -173,6 +174,7 @@ class Embedder:
     def key(self, clips: Manifest) -> str:
         """What the bytes of an output depend on, in one hash: encoder, clips with their columns, files, options."""
         options = [FORMAT, BLOCK_FRAMES, self.batch_size, self.device, self.windows.as_dict(), decar.__version__]
+        options.append(limits().changed())
         words = [self.encoder.hash(), clips.fingerprint(), clips.content_hash(), json.dumps(options)]
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
 

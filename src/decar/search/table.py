@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from decar.audio.tables import read_flat
 from decar.errors import SearchError
 
 EMBEDDING = "embedding"
@@ -48,7 +49,7 @@ class EmbeddingTable:
             with pq.ParquetFile(file, pre_buffer=False) as parquet:
                 schema = parquet.schema_arrow
                 _check(file, schema)
-                rows = parquet.read([name for name in schema.names if name != EMBEDDING]).to_pandas()
+                rows = read_flat(file, [name for name in schema.names if name != EMBEDDING]).to_pandas()
                 first = next(parquet.iter_batches(1, columns=[EMBEDDING]), None)
         except (pa.ArrowException, OSError) as error:
             raise SearchError(f"{file}: cannot be read as Parquet ({' '.join(str(error).split())[:160]})") from error

@@ -6,8 +6,6 @@ them. The command lines set them from their options.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 
 from decar.errors import AudioError, check_positive, check_whole
@@ -60,10 +58,10 @@ class Limits:
                 "list stretches of the file (start, duration)"
             )
 
-    def sound_hash(self) -> str:
-        """SHA-256 (hex) of the limits that decide which clips are refused."""
-        numbers = {name: float(value) for name, value in asdict(self).items() if name != "max_rows"}
-        return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
+    def changed(self) -> str:
+        """The limits of sounds that are not the usual ones, as text: which clips are refused depends on them."""
+        usual = asdict(Limits())
+        return " ".join(f"{k}={v:g}" for k, v in asdict(self).items() if v != usual[k] and k != "max_rows")
 
 
 _current = Limits()
