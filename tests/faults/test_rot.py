@@ -3,7 +3,12 @@
 Bundles, checkpoints and the files of a run: tests/faults/test_rot_weights.py.
 """
 
+import errno
+import json
 import logging
+import multiprocessing
+import os
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,18 +18,30 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from decar.audio import LogMelStore, Manifest, cache, identity, store
-from decar.audio.build import PartialStore
+from decar.audio.blocks import BLOCK_BYTES, BlockHasher, Blocks
 from decar.audio.logmel import FrontEnd
+from decar.audio.partial import PartialStore
+from decar.cli.explain import explain
+from decar.digests import DamagedError
 from decar.downstream.embeddings import cached_embeddings
+from decar.embedder import Embedder, engine
 from decar.embedder.output import write_rows
 from decar.embedder.partial import Parts
 from decar.embedder.reading import ClipEnd
-from decar.errors import DecarError
+from decar.errors import DecarError, StoreError
+from decar.models import Encoder
+from decar.pretrain.datamodule import CropDataset
 from decar.search.table import EmbeddingTable
 from tests.audio.sounds import tone, write
+from tests.cli.helpers import decar
+from tests.downstream.helpers import TinyEncoder
 from tests.faults.damage import KINDS, damage
+
+__all__ = ["decar"]
 
 FRAMES = [np.random.default_rng(i).normal(size=(30, 64)).astype(np.float16) for i in range(4)]
 ROWS = np.random.default_rng(0).normal(size=(3000, 8)).astype(np.float32)
@@ -57,12 +74,8 @@ def sounds(folder: Path) -> Manifest:
 
 def log_mels(folder: Path) -> list[Any]:
     opened = LogMelStore.open_or_build(sounds(folder), cache_dir=folder, progress=False)
-    assert not cache_is_damaged(folder)
+    assert not [path for path, _, _ in cache.check_cache(folder) if path.parent.name == "logmel"]
     return [opened.lengths, opened.reasons, *map(np.array, (opened[i] for i in range(len(opened))))]
-
-
-def cache_is_damaged(folder: Path) -> list[Any]:
-    return list(cache.check_cache(folder))
 
 
 def fingerprint(folder: Path) -> str:
@@ -162,9 +175,7 @@ def try_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.L
         try:
             found = kind.use(bad)
         except DecarError as error:
-            assert "damaged" in str(error), done
-            assert str(bad) in str(error), done
-            return True
+            return "damaged" in str(error) and str(bad) in str(error)
         assert equal(found, expected), f"{done}: another result, {caplog.text or 'not a line'}"
         return "is damaged" in caplog.text and str(bad) in caplog.text
 
@@ -198,9 +209,142 @@ def test_damage_in_a_large_store_stops_the_reader_and_is_mended_at_the_next_open
     expected = log_mels(folder)
     (file,) = folder.glob("logmel/*/mel.f16")
     damage(file, np.random.default_rng(0), kind)
-    opened = LogMelStore.open_or_build(sounds(folder), cache_dir=folder, progress=False)
+    opened = pickle.loads(pickle.dumps(LogMelStore.open_or_build(sounds(folder), cache_dir=folder, progress=False)))
     with pytest.raises(DecarError, match=r"mel\.f16 is damaged \(block 1 of 1: .*; 0\.wav, 1\.wav.* and 1 more clips"):
         opened[0]
     assert "is damaged" not in caplog.text
     assert equal(log_mels(folder), expected)
     assert "block 1 of 1: its checksum is wrong): building it anew" in caplog.text
+
+
+def test_damage_found_by_a_loader_worker_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "CHECKED_AT_OPEN", 0)
+    folder = tmp_path / "cache"
+    log_mels(folder)
+    (file,) = folder.glob("logmel/*/mel.f16")
+    damage(file, np.random.default_rng(0), "zeros")
+    crops = CropDataset(LogMelStore.open_or_build(sounds(folder), cache_dir=folder, progress=False), 10)
+    loader = DataLoader(crops, batch_sampler=[[(0, 1), (3, 2)]], collate_fn=lambda x: x, num_workers=1)
+    with pytest.raises(StoreError) as caught:
+        next(iter(loader))
+    line = explain(caught.value, "train")
+    assert line is not None
+    assert line.startswith(f"{file} is damaged (block 1 of 1: its checksum is wrong; 0.wav")
+    assert line.endswith(
+        "run the command again, train.py with resume=auto; the log-mels are then computed anew from the sounds"
+    )
+    assert (file.parent / cache.DAMAGE_FILE).read_text() == "mel.f16: block 1 of 1: its checksum is wrong"
+
+
+def test_forked_processes_share_what_has_been_compared(tmp_path: Path) -> None:
+    """Loader workers do not read again what the pass over the whole set has read."""
+    file = tmp_path / "f"
+    file.write_bytes(bytes(3 * BLOCK_BYTES + 5))
+    hasher = BlockHasher()
+    for piece in (file.read_bytes()[:100], file.read_bytes()[100:]):
+        hasher.update(piece)
+    blocks = Blocks(file, hasher.hexdigest(), 128)
+    assert len(blocks) == 4
+    process = multiprocessing.get_context("fork").Process(target=blocks.check_rows, args=(0, 2 * BLOCK_BYTES // 128))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    file.write_bytes(b"\1" * (3 * BLOCK_BYTES + 5))
+    blocks.check_rows(0, 2 * BLOCK_BYTES // 128)
+    blocks.check_rows(5, 5)
+    with pytest.raises(DamagedError, match=r"block 3 of 4: its checksum is wrong") as caught:
+        blocks.check_rows(0, 2 * BLOCK_BYTES // 128 + 1)
+    assert blocks.rows(caught.value.args[1]) == range(2 * BLOCK_BYTES // 128, 3 * BLOCK_BYTES // 128)
+    assert [number for number, _ in blocks.damaged()] == [0, 1, 2, 3]
+    with pytest.raises(DamagedError, match="another length"):
+        Blocks(file, hasher.hexdigest()[:-16], 128)
+
+
+def test_a_block_that_the_disk_cannot_read_is_an_error_and_not_the_end_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cache"
+    expected = log_mels(folder)
+    monkeypatch.setattr(store, "CHECKED_AT_OPEN", 0)
+    opened = LogMelStore.open_or_build(sounds(folder), cache_dir=folder, progress=False)
+
+    def failing(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing)
+        with pytest.raises(StoreError, match="block 1 of 1: Input/output error"):
+            opened[2]
+    assert equal(log_mels(folder), expected)
+
+
+def test_a_store_of_an_earlier_version_is_opened_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "cache"
+    expected = log_mels(folder)
+    (file,) = folder.glob("logmel/*/meta.json")
+    meta = json.loads(file.read_text())
+    file.write_text(json.dumps({key: meta[key] for key in cache.WITHOUT_DIGESTS}))
+    with caplog.at_level(logging.INFO):
+        assert equal(log_mels(folder), expected)
+    assert f"{file.parent} is of an earlier version and has no checksums: delete it" in caplog.text
+    file.write_text(json.dumps({key: meta[key] for key in cache.WITHOUT_DIGESTS | {"blocks"}}))
+    with caplog.at_level(logging.INFO):
+        assert equal(log_mels(folder), expected)
+    assert "is damaged (no JSON object with a checksum" in caplog.text
+
+
+def test_the_doctor_finds_damage_anywhere_in_the_cache(decar: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    expected = [log_mels(folder), embeddings(folder), fingerprint(folder)]
+    well = decar("doctor", "--cache", str(folder))
+    assert (well.code, well.out.strip()) == (0, f"{folder}: nothing damaged")
+    files = [next(folder.glob(pattern)) for pattern in ("logmel/*/mel.f16", "embeddings/*", "identity/*")]
+    for file in files:
+        damage(file, np.random.default_rng(0), "flipped bit")
+    ill = decar("doctor", "--cache", str(folder))
+    assert ill.code == 1
+    log_mel, vectors, identities, total = ill.out.splitlines()
+    assert log_mel.startswith(f"damaged: {files[0].parent}: mel.f16: 1 of 1 blocks, number 1: its checksum is wrong; ")
+    assert vectors == f"damaged: {files[1]}: its checksum is wrong; computed anew when it is needed next"
+    assert identities == f"damaged: {files[2]}: its checksum is wrong; computed anew when it is needed next"
+    assert total == f"{folder}: 3 damaged"
+    assert equal([log_mels(folder), embeddings(folder), fingerprint(folder)], expected)
+    assert decar("doctor", "--cache", str(folder)).code == 0
+    assert decar("doctor", "--cache", str(tmp_path / "nowhere")).code == 2
+    assert decar("doctor").code == 2
+
+
+class Broken(TinyEncoder):
+    """Makes NaN of clips of 50 frames and more."""
+
+    def forward(self, mel: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = super().forward(mel)
+        return torch.where(torch.tensor(mel.shape[-1] > 98), x * torch.nan, x)
+
+
+def test_embeddings_that_are_not_finite_are_not_kept(make_store: Any, tmp_path: Path) -> None:
+    clips = make_store([40, 200, 60, 300])
+    with pytest.raises(StoreError, match=r"embedding of clip1\.wav, clip3\.wav holds NaN or Inf"):
+        cached_embeddings(Broken(), clips, tmp_path, progress=False)
+    assert not (tmp_path / "embeddings").exists()
+
+
+@pytest.mark.parametrize("windows", [None, 0.2])
+def test_rows_that_are_not_finite_are_not_written(
+    windows: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, hz in (("a", 300), ("b", 400), ("high", 4000), ("later", 4000)):
+        write(tmp_path / "in" / f"{name}.wav", tone(0.7, hz=hz))
+    forward = engine._forward
+
+    def broken(mels: list[Any], *args: Any) -> Any:
+        high = np.array([mel.mean(axis=0).argmax() > 40 for mel in mels])
+        return np.where(high[:, None], np.nan, forward(mels, *args)).astype(np.float32)
+
+    monkeypatch.setattr(engine, "_forward", broken)
+    embedder = Embedder(Encoder("conv", seed=0, hidden=8, widths=(4, 4)), windows=windows, num_workers=1)
+    clips, out = Manifest.from_folder(tmp_path / "in"), tmp_path / "o.parquet"
+    for act in (lambda: embedder.write(clips, out, progress=False), lambda: embedder.files(clips)):
+        with pytest.raises(DecarError, match=r"^high\.wav: its embedding holds NaN or Inf; no row is written"):
+            act()
+    assert not out.exists()

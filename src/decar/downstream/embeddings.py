@@ -72,7 +72,9 @@ def cached_embeddings(
         made = encode_store(encoder, store, batch_size=batch_size, device=device, progress=progress)
     bad = np.flatnonzero(~np.isfinite(made.sum(axis=1, dtype=np.float64)))  # float32 cannot overflow it
     if len(bad):
-        raise StoreError(f"the embedding of {store.named(bad)} holds NaN or Inf: is the bundle from a run that diverged?")
+        raise StoreError(
+            f"the embedding of {store.named(bad)} holds NaN or Inf: is the bundle from a run that diverged?"
+        )
     _write(path, made)
     return made
 
