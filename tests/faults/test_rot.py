@@ -225,8 +225,10 @@ def test_damage_found_by_a_loader_worker_is_told_in_one_line(tmp_path: Path, mon
     damage(file, np.random.default_rng(0), "zeros")
     crops = CropDataset(LogMelStore.open_or_build(sounds(folder), cache_dir=folder, progress=False), 10)
     loader = DataLoader(crops, batch_sampler=[[(0, 1), (3, 2)]], collate_fn=lambda x: x, num_workers=1)
+    batches: Any = iter(loader)
     with pytest.raises(StoreError) as caught:
-        next(iter(loader))
+        next(batches)
+    batches._shutdown_workers()  # left to the garbage collector it waits 5 s
     line = explain(caught.value, "train")
     assert line is not None
     assert line.startswith(f"{file} is damaged (block 1 of 1: its checksum is wrong; 0.wav")
