@@ -174,11 +174,16 @@ def hollow_store(n: int, folder: Path) -> LogMelStore:
     return LogMelStore(hollow_manifest(n, folder), FrontEnd(), mel, 0 * lengths, lengths, [""] * n, "hollow")
 
 
-def make_hollow(n: int, folder: Path) -> tuple[Manifest, Path]:
-    """A finished store of `n` clips on disk; its frames are a hole in a file, which takes no room."""
+def make_hollow(n: int, folder: Path, *, digests: bool = True) -> tuple[Manifest, Path]:
+    """A finished store of `n` clips on disk; its frames are a hole in a file, which takes no room.
+
+    Without digests it is as an earlier version wrote it.
+    """
+    from decar.audio.blocks import BLOCK_BYTES, BlockHasher
     from decar.audio.build import FORMAT, INDEX_FILE, META_FILE
     from decar.audio.partial import MEL_FILE
     from decar.audio.store import _sha256
+    from decar.digests import digest_of, sealed
 
     manifest, spec = hollow_manifest(n, folder), FrontEnd()
     fingerprint = _sha256(f"{FORMAT} {manifest.fingerprint()} {spec.hash()}")
@@ -187,9 +192,20 @@ def make_hollow(n: int, folder: Path) -> tuple[Manifest, Path]:
     frames = np.full(n, FRAMES)
     index = {"path": manifest.table["path"], "offset": np.cumsum(frames) - frames, "frames": frames}
     pd.DataFrame({**index, "status": "ok", "reason": ""}).to_parquet(place / INDEX_FILE)
-    (place / META_FILE).write_text(json.dumps({"fingerprint": fingerprint, "n_frames": FRAMES * n}))
+    facts = {"format": FORMAT, "fingerprint": fingerprint, "frontend": spec.as_dict()}
+    facts |= {"n_clips": n, "n_frames": FRAMES * n}
+    size = FRAMES * n * spec.n_mels * 2
     with (place / MEL_FILE).open("wb") as file:
-        file.truncate(FRAMES * n * spec.n_mels * 2)
+        file.truncate(size)
+    if digests:
+        whole, rest = BlockHasher(), BlockHasher()
+        whole.update(bytes(BLOCK_BYTES))
+        rest.update(bytes(size % BLOCK_BYTES))
+        blocks = whole.hexdigest() * (size // BLOCK_BYTES) + rest.hexdigest()
+        text = sealed({**facts, "blocks": blocks, "index": digest_of(place / INDEX_FILE)})
+    else:
+        text = json.dumps(facts)
+    (place / META_FILE).write_text(text)
     return manifest, folder / "cache"
 
 

@@ -6,7 +6,6 @@ one another half of the time, so short clips are worked on together. Of a long c
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -27,6 +26,7 @@ from decar.audio.partial import JOURNAL_FILE, MEL_FILE, Frames, PartialStore
 from decar.audio.progress import progress_bar
 from decar.audio.samples import Gauge
 from decar.cores import cpu_count
+from decar.digests import digest_of, sealed
 from decar.errors import AudioError, StoreError
 
 log = logging.getLogger(__name__)
@@ -72,15 +72,15 @@ def build_store(
             advance(done)
             _fill(partial, jobs, LogMel(frontend), num_workers or cpu_count(), advance)
         lengths, reasons = np.array(partial.lengths, np.int64), partial.reasons
+        blocks = partial.blocks.hexdigest()
     if not lengths.any():
         # a list of reasons is no store: the next try starts afresh
         for name in (MEL_FILE, JOURNAL_FILE):
             (unfinished / name).unlink()
         unfinished.rmdir()
         raise StoreError(f"none of the {len(manifest)} clips can be used: {first_reasons(manifest, reasons)}")
-    _finish(
-        unfinished, folder, manifest, lengths, reasons, {"fingerprint": fingerprint, "frontend": frontend.as_dict()}
-    )
+    facts = {"fingerprint": fingerprint, "frontend": frontend.as_dict(), "blocks": blocks}
+    _finish(unfinished, folder, manifest, lengths, reasons, facts)
 
 
 def first_reasons(manifest: Manifest, reasons: list[str], n: int = 3) -> str:
@@ -258,8 +258,9 @@ def _finish(
         "reason": reasons,
     }
     pd.DataFrame(columns).to_parquet(unfinished / INDEX_FILE)
-    meta = {"format": FORMAT, **facts, "n_clips": len(lengths), "n_frames": int(lengths.sum())}
-    (unfinished / META_FILE).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    counts = {"n_clips": len(lengths), "n_frames": int(lengths.sum())}
+    meta = {"format": FORMAT, **facts, **counts, "index": digest_of(unfinished / INDEX_FILE)}
+    (unfinished / META_FILE).write_text(sealed(meta, indent=1), encoding="utf-8")
     (unfinished / JOURNAL_FILE).unlink()
     for name in (INDEX_FILE, META_FILE):
         _sync(unfinished / name)

@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from decar.digests import ARRAY_SUFFIX, load_array, save_array
 from decar.files import whole
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def identify(files: Sequence[str], cache_dir: str | os.PathLike[str] | None = No
     """
     now = time.time_ns()
     found = _stats(files)
-    memory = None if cache_dir is None else Path(cache_dir).expanduser() / "identity" / f"{_key(files)}.npy"
+    memory = None if cache_dir is None else Path(cache_dir).expanduser() / "identity" / f"{_key(files)}{ARRAY_SUFFIX}"
     known = None if memory is None else _recall(memory, len(files))
     unread = found["size"] >= 0 if known is None else _changed(files, found, known)
     if known is not None:
@@ -149,16 +150,19 @@ def _key(files: Iterable[str]) -> str:
 def _recall(memory: Path, n: int) -> Records | None:
     """The remembered records, None where there are none that fit."""
     try:
-        records = np.load(memory, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        records = load_array(memory)
+    except FileNotFoundError:
         return None
-    return records if isinstance(records, np.ndarray) and records.dtype == RECORD and records.shape == (n,) else None
+    except (OSError, ValueError) as error:
+        log.warning("%s is damaged (%s): the content of all files is read again", memory, error)
+        return None
+    return records if records.dtype == RECORD and records.shape == (n,) else None
 
 
 def _remember(memory: Path, records: Records) -> None:
     """Keep records; a cache that cannot be written costs reading the files again."""
     try:
-        with whole(memory) as part, part.open("wb") as file:
-            np.save(file, records, allow_pickle=False)
+        with whole(memory) as part:
+            save_array(part, records)
     except OSError as error:
         log.debug("digests are not remembered: %s", error)

@@ -1,17 +1,16 @@
 """The log-mels of a whole manifest on disk: built once, found again by fingerprint, read by memory map.
 
 `CACHE/logmel/<fingerprint>/` holds `mel.f16`, (ΣF, M) float16 as it stands in memory, frame after frame, clip after
-clip; `index.parquet`, a row a clip: path, offset, frames, status, reason; and `meta.json`. The fingerprint is made
-from the clips (paths as the source writes them, stretches, content; see `identity.py`) and the front-end's numbers, so
-a change of either makes another store, and a copy of the sounds finds the same one. A folder of that name is always
-whole: it is built under another name (see `build.py`) and renamed.
+clip; `index.parquet`, a row a clip: path, offset, frames, status, reason; and `meta.json`, which has the digests of
+the others. The fingerprint is made from the clips (paths as the source writes them, stretches, content; see
+`identity.py`) and the front-end's numbers, so a change of either makes another store, and a copy of the sounds finds
+the same one. A folder of that name is always whole: it is built under another name (see `build.py`) and renamed.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -25,10 +24,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from decar.audio.build import FORMAT, INDEX_FILE, META_FILE, build_store, first_reasons
+from decar.audio.blocks import Blocks
+from decar.audio.build import FORMAT, build_store, first_reasons
+from decar.audio.cache import mark_damaged, read_store
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Manifest, positions
-from decar.audio.partial import MEL_FILE
+from decar.digests import DamagedError
 from decar.errors import StoreError
 from decar.limits import limits
 
@@ -36,10 +37,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CACHE = "~/.cache/decar"
 NAMED_IN_LOG = 20  # bad clips; the rest is counted
-
-
-class _DamagedError(Exception):
-    """A finished store does not hold what it says."""
+CHECKED_AT_OPEN = 2**25  # bytes of log-mels, 45 minutes of sound; further blocks are checked as they are first read
 
 
 @dataclass(eq=False)
@@ -55,6 +53,7 @@ class LogMelStore:
         reasons: what is wrong with each clip, "" for nothing. A silent clip has a reason and frames.
         fingerprint: of the clips, their order and the front-end: equal fingerprints have equal log-mels.
         content: of the sounds in their order, whatever the files are called; "" where they are not known.
+        blocks: compares `mel` with its digests as it is read; None for one in memory or of an earlier version.
     """
 
     manifest: Manifest
@@ -65,6 +64,7 @@ class LogMelStore:
     reasons: list[str]
     fingerprint: str
     content: str = ""
+    blocks: Blocks | None = None
 
     @classmethod
     def open_or_build(
@@ -99,7 +99,7 @@ class LogMelStore:
         folder = Path(cache_dir).expanduser() / "logmel" / fingerprint
         try:
             store = cls._open(folder, manifest, spec, fingerprint)
-        except _DamagedError:  # or being replaced by another process just now: the lock will tell
+        except DamagedError:  # or being replaced by another process just now: the lock will tell
             store = None
         if store is None:
             try:
@@ -113,6 +113,8 @@ class LogMelStore:
             except (OSError, NotImplementedError) as error:  # the second is a file system without locks
                 raise _cannot_write(folder.parent, error) from error
         store.content = identity.content
+        if store.blocks is None:
+            log.info("%s is of an earlier version and has no checksums: delete it to have it built with them", folder)
         store._log_bad()
         return store
 
@@ -130,7 +132,7 @@ class LogMelStore:
         try:
             try:
                 store = cls._open(folder, manifest, spec, fingerprint)  # the other one may have finished it
-            except _DamagedError as error:
+            except DamagedError as error:
                 log.warning("the log-mel store %s is damaged (%s): building it anew", folder, error)
                 shutil.rmtree(folder)
                 store = None
@@ -150,36 +152,45 @@ class LogMelStore:
         """The finished store, None when there is none.
 
         Raises:
-            _DamagedError: it is there, and its parts disagree.
+            DamagedError: it is there, and its parts disagree.
         """
         if not folder.exists():
             return None
-        try:
-            meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-            index = pd.read_parquet(folder / INDEX_FILE, columns=["offset", "frames", "reason"])
-            lengths = index["frames"].to_numpy(np.int64)
-            offsets = index["offset"].to_numpy(np.int64)
-            size = (folder / MEL_FILE).stat().st_size
-            shape = (int(meta["n_frames"]), spec.n_mels)
-            if meta["fingerprint"] != fingerprint or len(index) != len(manifest):
-                raise _DamagedError("it belongs to other clips")
-            if (lengths < 0).any() or (offsets != np.cumsum(lengths) - lengths).any() or lengths.sum() != shape[0]:
-                raise _DamagedError("the index contradicts itself")
-            if size != shape[0] * shape[1] * 2:
-                raise _DamagedError(f"{MEL_FILE} has {size} bytes, {shape[0] * shape[1] * 2} are expected")
-            mel = np.memmap(folder / MEL_FILE, np.float16, "r", shape=shape)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _DamagedError(" ".join(str(error).split()) or type(error).__name__) from error
-        return cls(manifest, spec, mel, offsets, lengths, index["reason"].astype(str).tolist(), fingerprint)
+        files = read_store(folder, CHECKED_AT_OPEN)
+        if files.fingerprint != fingerprint or len(files.lengths) != len(manifest) or files.mel.shape[1] != spec.n_mels:
+            raise DamagedError("it belongs to other clips")
+        arrays = files.mel, files.offsets, files.lengths, files.reasons
+        return cls(manifest, spec, *arrays, fingerprint, blocks=files.blocks)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> npt.NDArray[np.float16]:
-        """(F, M) float16 view of one clip's log-mel; F = 0 for a clip that cannot be used."""
-        offset = self.offsets[index]
+        """(F, M) float16 view of one clip's log-mel; F = 0 for a clip that cannot be used.
+
+        Raises:
+            StoreError: the clip lies in a block that is damaged; the store is built anew when it is opened next.
+        """
+        begin = int(self.offsets[index])
+        end = begin + int(self.lengths[index])
+        if self.blocks is not None:
+            try:
+                self.blocks.check_rows(begin, end)
+            except DamagedError as error:
+                raise self._damaged(self.blocks, error) from error
         mel = np.asarray(self.mel)  # a slice of a memmap is a memmap, which costs more than the slice
-        return mel[offset : offset + self.lengths[index]]
+        return mel[begin:end]
+
+    def _damaged(self, blocks: Blocks, error: DamagedError) -> StoreError:
+        """Marks the store, and names its file and the clips that are concerned."""
+        reason, number = error.args
+        mark_damaged(blocks.file.parent, f"{blocks.file.name}: {reason}")
+        rows = blocks.rows(number)
+        clips = np.flatnonzero((self.offsets < rows.stop) & (self.offsets + self.lengths > rows.start))
+        return StoreError(
+            f"{blocks.file} is damaged ({reason}; {self.named(clips)}): run the command again, train.py with "
+            "resume=auto; the log-mels are then computed anew from the sounds"
+        )
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer | np.bool_]) -> LogMelStore:
         """The clips at `indices` (or where a mask is True), in that order, over the same memory map."""
@@ -194,6 +205,7 @@ class LogMelStore:
             [self.reasons[i] for i in chosen],
             self.fingerprint if everything else _sha256(self.fingerprint, (chosen % max(len(self), 1)).tobytes()),
             self.content if everything else _sha256(self.content, (chosen % max(len(self), 1)).tobytes()),
+            self.blocks,
         )
 
     def usable(self, allow_silent: bool = False) -> LogMelStore:

@@ -127,7 +127,9 @@ def read_flat(source: Path, names: list[str]) -> pa.Table:
     refuse_rows(source, metadata.num_rows)
     _refuse_size(source, len(names), _value_bytes(metadata, set(names)))
     texts = [name for name in names if _is_text(schema.field(name).type)]
-    table = pq.read_table(source, columns=names, read_dictionary=texts, use_pandas_metadata=True)
+    table = pq.read_table(
+        source, columns=names, read_dictionary=texts, use_pandas_metadata=True, page_checksum_verification=True
+    )
     _refuse_size(source, len(names), sum(map(_text_bytes, table.columns)))
     plain = [schema.field(field.name) if field.name in texts else field for field in table.schema]
     return table.cast(pa.schema(plain, table.schema.metadata))

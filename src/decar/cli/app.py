@@ -60,8 +60,16 @@ def _parser() -> argparse.ArgumentParser:
     table1 = commands.add_parser("table1", help="the prepared corpora beside the paper's Table 1")
     table1.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV too")
     table1.set_defaults(run=_table1)
-    doctor = commands.add_parser("doctor", help="what is wrong with some audio, and leaks between its splits")
-    doctor.add_argument("source", type=Path, metavar="SOURCE", help="a folder, or a table with a column path")
+    doctor = commands.add_parser(
+        "doctor", help="what is wrong with some audio, leaks between its splits; damage in the cache"
+    )
+    doctor.add_argument(
+        "source", nargs="?", type=Path, metavar="SOURCE", help="a folder, or a table with a column path"
+    )
+    doctor.add_argument(
+        "--cache", nargs="?", type=Path, const=Path(cache_home()), metavar="DIR",
+        help="compare all that lies in the cache with its checksums (DIR: %(const)s)",
+    )  # fmt: skip
     doctor.add_argument("--root", type=Path, metavar="DIR", help="where relative paths of a table start from")
     doctor.add_argument(
         "--path-column", default="path", metavar="NAME", help="the column of a table that names the files"
@@ -111,7 +119,12 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> None:
-    """Exit status: 0 nothing but warnings, 1 errors."""
+    """Exit status: 0 nothing but warnings, 1 errors or a damaged cache."""
+    if args.source is None and args.cache is None:
+        raise DecarError("doctor: give a SOURCE, or --cache")
+    damaged = args.cache is not None and _doctor_cache(args.cache)
+    if args.source is None:
+        sys.exit(int(damaged))
     from decar.audio import Manifest
     from decar.audio.doctor import examine
 
@@ -123,7 +136,21 @@ def _doctor(args: argparse.Namespace) -> None:
     told = [f"{count} {problem}" for problem, count in found["problem"].value_counts().items()]
     print(f"{len(clips)} clips, {', '.join(told) or 'nothing wrong'}; hash of the list {clips.content_hash()[:16]}")
     _write_table(found, args.out)
-    sys.exit(int((found["severity"] == "error").any()))
+    sys.exit(int(damaged or (found["severity"] == "error").any()))
+
+
+def _doctor_cache(folder: Path) -> bool:
+    """Whether something in a cache is damaged, which is printed."""
+    from decar.audio.cache import check_cache
+
+    if not folder.is_dir():
+        raise DecarError(f"{folder}: no such folder; give the cache as --cache DIR")
+    n_damaged = 0
+    for path, problem, cure in check_cache(folder):
+        print(f"damaged: {path}: {problem}; {cure}", flush=True)
+        n_damaged += 1
+    print(f"{folder}: {n_damaged or 'nothing'} damaged")
+    return n_damaged > 0
 
 
 def _table1(args: argparse.Namespace) -> None:

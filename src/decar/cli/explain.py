@@ -60,7 +60,11 @@ def _raised_in(error: BaseException) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """The message in a line; of an error in a worker of torch's loader, which holds the worker's traceback, its end."""
+    text = str(error)
+    if text.startswith("Caught ") and "DataLoader worker" in text:
+        text = text.rpartition(f"{type(error).__name__}: ")[2]
+    return " ".join(text.split())
 
 
 def _explain_config(text: str, config_name: str) -> str:

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 
 from decar.audio.descriptors import logmel_statistics
 from decar.audio.store import LogMelStore
+from decar.digests import ARRAY_SUFFIX, load_array, save_array
+from decar.errors import StoreError
 from decar.files import whole
 from decar.models.encode import encode_store
 from decar.models.encoder import Encoder
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # to be raised whenever padding, statistics or layout change: older files are not read any more
+FORMAT = 3  # to be raised whenever padding, statistics or layout change: older files are not read any more
 
 Source = Encoder | Literal["logmel"]
 
@@ -39,8 +41,8 @@ def cached_embeddings(
 ) -> NDArray[np.float32]:
     """Embeddings of every clip of a store, from the cache when they are there.
 
-    Several processes may ask at once: each writes a file of its own and renames it into place. A file that cannot be
-    read, or is of another shape, is made anew; a cache that cannot be written costs a warning.
+    Several processes may ask at once: each writes a file of its own and renames it into place. A file that does not fit
+    its digest, or is of another shape, is made anew; a cache that cannot be written costs a warning.
 
     Args:
         encoder: The encoder, run in eval mode whatever mode it is in; or "logmel": mean and standard deviation of the
@@ -53,8 +55,11 @@ def cached_embeddings(
 
     Returns:
         `(N, D)` float32 in the order of the store.
+
+    Raises:
+        StoreError: An embedding holds NaN or Inf; nothing is written.
     """
-    name = f"{encoder_hash(encoder)[:24]}-{store.fingerprint[:24]}-v{FORMAT}.npy"
+    name = f"{encoder_hash(encoder)[:24]}-{store.fingerprint[:24]}-v{FORMAT}{ARRAY_SUFFIX}"
     path = Path(cache_dir).expanduser() / "embeddings" / name
     dim = 2 * store.frontend.n_mels if isinstance(encoder, str) else encoder.dim
     found = _read(path, (len(store), dim))
@@ -65,6 +70,11 @@ def cached_embeddings(
         made = np.stack([logmel_statistics(store[i]) for i in range(len(store))]).astype(np.float32)
     else:
         made = encode_store(encoder, store, batch_size=batch_size, device=device, progress=progress)
+    bad = np.flatnonzero(~np.isfinite(made.sum(axis=1, dtype=np.float64)))  # float32 cannot overflow it
+    if len(bad):
+        raise StoreError(
+            f"the embedding of {store.named(bad)} holds NaN or Inf: is the bundle from a run that diverged?"
+        )
     _write(path, made)
     return made
 
@@ -74,11 +84,11 @@ def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
     if not path.is_file():
         return None
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray) and found.shape == shape and found.dtype == np.float32:
+        found = load_array(path)
+        if found.shape == shape and found.dtype == np.float32:
             return found
         reason = "another shape than the store and the encoder have"
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
     log.warning("%s is damaged (%s) and is made anew", path, reason)
     return None
@@ -87,7 +97,7 @@ def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
 def _write(path: Path, x: NDArray[np.float32]) -> None:
     """Write whole or not at all."""
     try:
-        with whole(path) as part, part.open("wb") as file:
-            np.save(file, x, allow_pickle=False)
+        with whole(path) as part:
+            save_array(part, x)
     except OSError as error:
         log.warning("%s: embeddings are not kept (%s); is cache_dir writable, is the disk full?", path, error)

@@ -26,7 +26,7 @@ from decar.audio.build import one_torch_thread
 from decar.audio.progress import progress_bar
 from decar.audio.samples import CANCEL_NOTE, as_array, mixed, resampled, scaled
 from decar.cores import cpu_count
-from decar.embedder.engine import BLOCK_FRAMES, Memory, run
+from decar.embedder.engine import BLOCK_FRAMES, Memory, NotFiniteError, run
 from decar.embedder.output import beside, check_out, write_bad, write_rows
 from decar.embedder.partial import Parts
 from decar.embedder.reading import ClipEnd, events
@@ -37,7 +37,7 @@ from decar.models import Encoder, load_encoder
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2  # of the parts; raise it when what is computed into them changes
+FORMAT = 3  # of the parts; raise it when what is computed into them changes
 NAMED_IN_LOG = 20
 
 __all__ = ["Embedded", "Embedder", "Windows"]
@@ -183,7 +183,13 @@ class Embedder:
         with progress_bar("embed", len(clips), enabled=progress) as advance, one_torch_thread():
             advance(done)
             stream = events(jobs, self.windows, LogMel(self.encoder.frontend), self.num_workers)
-            run(stream, self.encoder, sink, batch_size=self.batch_size, device=self.device, advance=advance)
+            try:
+                run(stream, self.encoder, sink, batch_size=self.batch_size, device=self.device, advance=advance)
+            except NotFiniteError:
+                raise DecarError(
+                    f"{clips.table['path'][len(sink.ends)]}: its embedding holds NaN or Inf; no row is written: "
+                    "is the bundle damaged, or from a run that diverged?"
+                ) from None
 
     def _tables(
         self, clips: Manifest, counts: list[int], ends: list[ClipEnd], vectors: NDArray[np.float32]

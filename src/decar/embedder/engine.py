@@ -21,6 +21,10 @@ from decar.models.pieces import piece_vectors
 BLOCK_FRAMES = 64 * 998  # ten minutes of sound: what is in memory at once, and what a kill costs at most
 
 
+class NotFiniteError(ValueError):
+    """The encoder made NaN or Inf of the clip at hand, the first that the sink has no end of."""
+
+
 class Sink(Protocol):
     """Where rows go."""
 
@@ -43,7 +47,11 @@ def run(
     device: str,
     advance: Callable[[int], None],
 ) -> None:
-    """Embed all that comes, with the encoder in eval mode on `device`; it is put back after that."""
+    """Embed all that comes, with the encoder in eval mode on `device`; it is put back after that.
+
+    Raises:
+        NotFiniteError: A row is not finite; it has not been given to the sink.
+    """
     home = next(encoder.parameters()).device
     encoder.to(device)
     try:
@@ -107,6 +115,8 @@ class _Mean:
             elif isinstance(event, RowEnd):
                 if self.weight:  # a single piece comes out as it went in: both steps are exact in float64
                     rows.append((self.total / self.weight).astype(np.float32))
+                    if not np.isfinite(rows[-1]).all():
+                        raise NotFiniteError
                 self._forget()
             else:
                 if rows:

@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from decar.digests import seal_parquet
 from decar.errors import ConfigError
 from decar.files import whole
 
 ROWS_AT_ONCE = 1024
 SUFFIXES = (".parquet", ".pq", ".npy")
 HEADER = b"decar"  # of a Parquet file's metadata: JSON with encoder (hash), bundle, sample_rate, window, hop
+CHECKED = "checksums"  # of that JSON: pages and footer have some
 
 
 def check_out(out: Path) -> None:
@@ -27,7 +29,7 @@ def check_out(out: Path) -> None:
 
 
 def write_rows(out: Path, table: pd.DataFrame, vectors: NDArray[np.float32], facts: Mapping[str, object]) -> None:
-    """Write `(R, D)` rows beside what is known of each, as the ending of `out` says.
+    """Write `(R, D)` rows beside what is known of each, as the ending of `out` says; Parquet with checksums.
 
     Raises:
         OSError: The file cannot be written.
@@ -43,13 +45,15 @@ def write_rows(out: Path, table: pd.DataFrame, vectors: NDArray[np.float32], fac
         return
     known = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None)
     schema = known.schema.append(pa.field("embedding", pa.list_(pa.float32(), vectors.shape[1])))
-    schema = schema.with_metadata({HEADER: json.dumps(facts, sort_keys=True).encode()})
-    with whole(out) as part, pq.ParquetWriter(part, schema) as writer:
-        for first in range(0, len(vectors), ROWS_AT_ONCE):
-            rows = np.ascontiguousarray(vectors[first : first + ROWS_AT_ONCE], np.float32)
-            column = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
-            piece = known.slice(first, len(rows)).append_column(schema.field("embedding"), column)
-            writer.write_table(piece.cast(schema))
+    schema = schema.with_metadata({HEADER: json.dumps({**facts, CHECKED: True}, sort_keys=True).encode()})
+    with whole(out) as part:
+        with pq.ParquetWriter(part, schema, write_page_checksum=True) as writer:
+            for first in range(0, len(vectors), ROWS_AT_ONCE):
+                rows = np.ascontiguousarray(vectors[first : first + ROWS_AT_ONCE], np.float32)
+                column = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+                piece = known.slice(first, len(rows)).append_column(schema.field("embedding"), column)
+                writer.write_table(piece.cast(schema))
+        seal_parquet(part)
 
 
 def write_bad(out: Path, bad: pd.DataFrame) -> None:

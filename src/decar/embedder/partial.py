@@ -1,21 +1,27 @@
 """What a killed `decar embed` leaves beside its output, and how the next one goes on from it.
 
 `vectors.f32` holds rows as they were made; a line of `journal.jsonl` speaks of the clips of one commit, once their rows
-are on the disk. What lies behind the last whole line is cut off. `key.txt` says of which encoder, clips and options.
+are on the disk, with a digest of the rows and one of itself. What lies behind the last line that fits is cut off.
+`key.txt` says of which encoder, clips and options.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import shutil
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
+from decar.digests import CHUNK, DamagedError, sealed, unsealed
 from decar.embedder.reading import ClipEnd
+
+log = logging.getLogger(__name__)
 
 VECTORS, JOURNAL, KEY = "vectors.f32", "journal.jsonl", "key.txt"
 
@@ -38,6 +44,8 @@ class Parts:
         self.ends: list[ClipEnd] = []
         self.counts: list[int] = []
         self.committed = 0  # clips
+        self._digest = xxhash.xxh3_64()  # of the rows since the last commit
+        self._digest_before_clip = self._digest.copy()
 
     def __enter__(self) -> Parts:
         if not self._ours():
@@ -63,13 +71,17 @@ class Parts:
 
     def rows(self, vectors: NDArray[np.float32]) -> None:
         """See `Sink`."""
-        _write_all(self._vectors.fileno(), np.ascontiguousarray(vectors, "<f4").tobytes())
+        data = np.ascontiguousarray(vectors, "<f4").tobytes()
+        self._digest.update(data)
+        _write_all(self._vectors.fileno(), data)
         self._clip_rows += len(vectors)
 
     def clip(self, end: ClipEnd) -> None:
         """See `Sink`."""
         if end.reason and self._clip_rows:  # found out late, in the middle of the file
             os.truncate(self.folder / VECTORS, self.n_rows * self.dim * 4)
+            self._digest = self._digest_before_clip
+        self._digest_before_clip = self._digest.copy()
         self.counts.append(0 if end.reason else self._clip_rows)
         self.ends.append(end)
         self._clip_rows = 0
@@ -81,8 +93,11 @@ class Parts:
         if not entries:
             return
         os.fsync(self._vectors.fileno())
-        _write_all(self._journal.fileno(), (json.dumps(entries) + "\n").encode())
+        line = sealed({"clips": entries, "rows": self._digest.hexdigest()})
+        _write_all(self._journal.fileno(), f"{line}\n".encode())
         os.fsync(self._journal.fileno())
+        self._digest.reset()
+        self._digest_before_clip.reset()
         self.committed = len(self.ends)
 
     def matrix(self) -> NDArray[np.float32]:
@@ -99,22 +114,35 @@ class Parts:
             return False
 
     def _recover(self) -> None:
-        on_disk = (self.folder / VECTORS).stat().st_size // (4 * self.dim)
+        """Reads the journal up to its last good line and cuts both files there."""
         good = 0
-        for line in (self.folder / JOURNAL).read_bytes().splitlines(keepends=True):
-            try:
-                entries = [(int(n), ClipEnd(int(t), str(why), bool(silent))) for n, t, why, silent in json.loads(line)]
-            except (ValueError, TypeError):
-                break
-            # after a power cut the disk may have kept the journal and lost the rows
-            if not line.endswith(b"\n") or self.n_rows + sum(n for n, _ in entries) > on_disk:
-                break
-            self.counts += [n for n, _ in entries]
-            self.ends += [end for _, end in entries]
-            good += len(line)
+        with open(self.folder / VECTORS, "rb") as vectors:
+            for line in (self.folder / JOURNAL).read_bytes().splitlines(keepends=True):
+                if not line.endswith(b"\n"):  # torn by a kill
+                    break
+                try:
+                    counts, ends = self._compared(vectors, line)
+                except (ValueError, TypeError, KeyError) as error:
+                    log.warning("%s is damaged (%s): going on before that", self.folder, error)
+                    break
+                self.counts += counts
+                self.ends += ends
+                good += len(line)
         os.truncate(self.folder / JOURNAL, good)
         os.truncate(self.folder / VECTORS, self.n_rows * self.dim * 4)
         self.committed = len(self.ends)
+
+    def _compared(self, vectors: BinaryIO, line: bytes) -> tuple[list[int], list[ClipEnd]]:
+        """Counts and ends of a commit, after comparing its line and its rows with their digests."""
+        found = unsealed(line)
+        entries = [(int(n), ClipEnd(int(t), str(why), bool(silent))) for n, t, why, silent in found["clips"]]
+        digest, missing = xxhash.xxh3_64(), sum(n for n, _ in entries) * self.dim * 4
+        while missing > 0 and (data := vectors.read(min(missing, CHUNK))):
+            digest.update(data)
+            missing -= len(data)
+        if digest.hexdigest() != found["rows"]:
+            raise DamagedError(f"{VECTORS} at clip {len(self.ends) + 1}")
+        return [n for n, _ in entries], [end for _, end in entries]
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from decar.audio.tables import read_flat
+from decar.digests import DamagedError, check_parquet
 from decar.errors import SearchError
 
 EMBEDDING = "embedding"
@@ -46,13 +47,16 @@ class EmbeddingTable:
         if not file.is_file():
             raise SearchError(f"{file}: no such file; `decar embed SOURCE --bundle RUN --out FILE.parquet` makes one")
         try:
-            with pq.ParquetFile(file, pre_buffer=False) as parquet:
+            sealed = check_parquet(file)
+            with _parquet(file) as parquet:
                 schema = parquet.schema_arrow
                 _check(file, schema)
                 rows = read_flat(file, [name for name in schema.names if name != EMBEDDING]).to_pandas()
                 first = next(parquet.iter_batches(1, columns=[EMBEDDING]), None)
-        except (pa.ArrowException, OSError) as error:
-            raise SearchError(f"{file}: cannot be read as Parquet ({' '.join(str(error).split())[:160]})") from error
+            if _facts(schema).get("checksums") and not sealed:
+                raise DamagedError("its footer has lost its checksum")
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _unreadable(file, error) from error
         if first is None or not len(rows):
             raise SearchError(f"{file}: holds no rows: nothing can be found in it")
         vectors = _matrix(first.column(0), None)
@@ -67,13 +71,17 @@ class EmbeddingTable:
         """All embeddings in order: number of the first row, and `(n, D)`.
 
         Raises:
-            SearchError: A row has no embedding, one of another width, or one that is not finite.
+            SearchError: The file is damaged, or a row has no embedding, one of another width, or one that is not
+                finite.
         """
         start = 0
-        with pq.ParquetFile(self.file, pre_buffer=False) as parquet:
-            for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=[EMBEDDING]):
-                yield start, self._checked(start, batch.column(0))
-                start += len(batch)
+        try:
+            with _parquet(self.file) as parquet:
+                for batch in parquet.iter_batches(_ROWS_AT_ONCE, columns=[EMBEDDING]):
+                    yield start, self._checked(start, batch.column(0))
+                    start += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(self.file, error) from error
 
     def _checked(self, start: int, column: Any) -> NDArray[np.float32]:
         vectors = _matrix(column, self.dim)
@@ -97,6 +105,16 @@ class EmbeddingTable:
             here = (rows >= start) & (rows < start + len(vectors))
             out[here] = vectors[rows[here] - start]
         return out
+
+
+def _parquet(file: Path) -> pq.ParquetFile:
+    """The file, whose pages are compared with their checksums, if they have some, as they are read."""
+    return pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+
+
+def _unreadable(file: Path, error: Exception) -> SearchError:
+    reason = " ".join(str(error).split())[:160]
+    return SearchError(f"{file}: cannot be read as Parquet ({reason}); if it is damaged, embed the clips anew")
 
 
 def _check(file: Path, schema: pa.Schema) -> None:

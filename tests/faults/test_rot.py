@@ -1,0 +1,352 @@
+"""Random damage to each kind of file that stores and caches consist of: no result changes, and damage is told.
+
+Bundles, checkpoints and the files of a run: tests/faults/test_rot_weights.py.
+"""
+
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from decar.audio import LogMelStore, Manifest, cache, identity, store
+from decar.audio.blocks import BLOCK_BYTES, BlockHasher, Blocks
+from decar.audio.logmel import FrontEnd
+from decar.audio.partial import PartialStore
+from decar.cli.explain import explain
+from decar.digests import DamagedError
+from decar.downstream.embeddings import cached_embeddings
+from decar.embedder import Embedder, engine
+from decar.embedder.output import write_rows
+from decar.embedder.partial import Parts
+from decar.embedder.reading import ClipEnd
+from decar.errors import DecarError, StoreError
+from decar.models import Encoder
+from decar.pretrain.datamodule import CropDataset
+from decar.search.table import EmbeddingTable
+from tests.audio.sounds import tone, write
+from tests.cli.helpers import decar
+from tests.downstream.helpers import TinyEncoder
+from tests.faults.damage import KINDS, damage
+
+__all__ = ["decar"]
+
+FRAMES = [np.random.default_rng(i).normal(size=(30, 64)).astype(np.float16) for i in range(4)]
+ROWS = np.random.default_rng(0).normal(size=(3000, 8)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: how it comes to be, and what is read from it.
+
+    Attributes:
+        file: A pattern below the folder, of the file that is damaged.
+        use: Makes what is missing below a folder, reads it, returns the result.
+        begin: Makes the files, where `use` alone would not leave them.
+        always: Whether every damage is told; a journal whose last line is torn is what a kill leaves.
+    """
+
+    file: str
+    use: Callable[[Path], Any]
+    begin: Callable[[Path], Any] | None = None
+    always: bool = True
+
+
+def sounds(folder: Path) -> Manifest:
+    root = folder.parent / "sounds"
+    if not root.exists():
+        for i in range(4):
+            write(root / f"{i}.wav", tone(0.3, hz=300 + 500 * i))
+    return Manifest.from_folder(root)
+
+
+def log_mels(folder: Path) -> list[Any]:
+    opened = LogMelStore.open_or_build(sounds(folder), cache_dir=folder, progress=False)
+    assert not [path for path, _, _ in cache.check_cache(folder) if path.parent.name == "logmel"]
+    return [opened.lengths, opened.reasons, *map(np.array, (opened[i] for i in range(len(opened))))]
+
+
+def fingerprint(folder: Path) -> str:
+    return sounds(folder).fingerprint(folder)
+
+
+def embeddings(folder: Path) -> Any:
+    lengths = np.array([len(mel) for mel in FRAMES])
+    made = LogMelStore(
+        Manifest(pd.DataFrame({"path": list("abcd")}), Path("/nowhere")), FrontEnd(), np.concatenate(FRAMES),
+        np.cumsum(lengths) - lengths, lengths, [""] * 4, "synthetic",
+    )  # fmt: skip
+    return cached_embeddings("logmel", made, folder)
+
+
+def half_built(folder: Path) -> None:
+    with PartialStore(folder, n_mels=64, n_clips=4) as partial:
+        partial.append(FRAMES[:1], [""])
+        partial.append(FRAMES[1:3], ["", "silent"])
+
+
+def built(folder: Path) -> Any:
+    with PartialStore(folder, n_mels=64, n_clips=4) as partial:
+        done = len(partial.lengths)
+        reasons = ["", "", "silent", ""]
+        partial.append(FRAMES[done:], reasons[done:])
+        return [(folder / "mel.f16").read_bytes(), partial.lengths, partial.reasons, partial.blocks.hexdigest()]
+
+
+def half_embedded(folder: Path) -> None:
+    with Parts(folder, "key", 8) as parts:
+        embed(parts, range(100), 10)
+
+
+def embedded(folder: Path) -> Any:
+    with Parts(folder, "key", 8) as parts:
+        embed(parts, range(parts.committed, 120), 10)
+        return [np.array(parts.matrix()), parts.counts, parts.ends]
+
+
+def embed(parts: Parts, clips: range, commit_every: int) -> None:
+    for i in clips:
+        parts.rows(ROWS[i : i + 2])
+        parts.clip(ClipEnd(i, "cut short" if i % 7 == 3 else "", i % 5 == 0))
+        if i % commit_every == commit_every - 1:
+            parts.commit()
+
+
+def table_written(folder: Path) -> None:
+    paths = pd.DataFrame({"path": [f"{i}.wav" for i in range(len(ROWS))], "label": "a"})
+    write_rows(folder / "e.parquet", paths, ROWS, {"encoder": "a" * 64, "bundle": "small"})
+
+
+def table_read(folder: Path) -> Any:
+    table = EmbeddingTable.open(folder / "e.parquet")
+    return [table.rows.to_csv(), table.facts, np.concatenate([block for _, block in table.blocks()])]
+
+
+FILES = {
+    "log-mels": Kind("logmel/*/mel.f16", log_mels),
+    "index of a store": Kind("logmel/*/index.parquet", log_mels),
+    "facts of a store": Kind("logmel/*/meta.json", log_mels),
+    "identities": Kind("identity/*", fingerprint),
+    "cached embeddings": Kind("embeddings/*", embeddings),
+    "log-mels of a half-built store": Kind("mel.f16", built, half_built),
+    "journal of a half-built store": Kind("journal.jsonl", built, half_built, always=False),
+    "rows of a stopped decar embed": Kind("vectors.f32", embedded, half_embedded),
+    "journal of a stopped decar embed": Kind("journal.jsonl", embedded, half_embedded, always=False),
+    "key of a stopped decar embed": Kind("key.txt", embedded, half_embedded, always=False),
+    "table of embeddings": Kind("e.parquet", table_read, table_written),
+}
+
+
+@pytest.fixture
+def try_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Any:
+    """Damages a file of a kind many times."""
+    monkeypatch.setattr(identity, "FRESH_NS", 0)
+    monkeypatch.setattr(identity, "SPOT_CHECKS", 0)  # which would find a wrong digest of one of a few files
+
+    def run(kind: Kind, damages: list[str | None], seed: int) -> None:
+        rng, good, bad = np.random.default_rng(seed), tmp_path / "good", tmp_path / "bad"
+        good.mkdir()
+        (kind.begin or kind.use)(good)
+        shutil.copytree(good, bad)
+        expected = kind.use(bad)
+        for wanted in damages:
+            shutil.rmtree(bad)
+            shutil.copytree(good, bad)
+            (file,) = bad.glob(kind.file)
+            done = damage(file, rng, wanted)
+            caplog.clear()
+            with caplog.at_level(logging.INFO):
+                told = read_damaged(kind, bad, expected, done)
+            assert told or not kind.always, f"{done}: not a line"
+
+    def read_damaged(kind: Kind, bad: Path, expected: Any, done: str) -> bool:
+        try:
+            found = kind.use(bad)
+        except DecarError as error:
+            return "damaged" in str(error) and str(bad) in str(error)
+        assert equal(found, expected), f"{done}: another result, {caplog.text or 'not a line'}"
+        return "is damaged" in caplog.text and str(bad) in caplog.text
+
+    return run
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(np.array_equal(a, b)) if isinstance(a, np.ndarray) else bool(a == b)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damage_changes_no_result_and_is_told(name: str, try_damage: Any) -> None:
+    try_damage(FILES[name], [*KINDS], seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_two_hundred_damages_change_no_result_and_are_told(name: str, try_damage: Any) -> None:
+    try_damage(FILES[name], [None] * 200, seed=1)
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+def test_damage_in_a_large_store_stops_the_reader_and_is_mended_at_the_next_opening(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond what is checked at opening, a block is checked as it is first read."""
+    monkeypatch.setattr(store, "CHECKED_AT_OPEN", 0)
+    folder = tmp_path / "cache"
+    expected = log_mels(folder)
+    (file,) = folder.glob("logmel/*/mel.f16")
+    damage(file, np.random.default_rng(0), kind)
+    opened = pickle.loads(pickle.dumps(LogMelStore.open_or_build(sounds(folder), cache_dir=folder, progress=False)))
+    with pytest.raises(DecarError, match=r"mel\.f16 is damaged \(block 1 of 1: .*; 0\.wav, 1\.wav.* and 1 more clips"):
+        opened[0]
+    assert "is damaged" not in caplog.text
+    assert equal(log_mels(folder), expected)
+    assert "block 1 of 1: its checksum is wrong): building it anew" in caplog.text
+
+
+def test_damage_found_by_a_loader_worker_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "CHECKED_AT_OPEN", 0)
+    folder = tmp_path / "cache"
+    log_mels(folder)
+    (file,) = folder.glob("logmel/*/mel.f16")
+    damage(file, np.random.default_rng(0), "zeros")
+    crops = CropDataset(LogMelStore.open_or_build(sounds(folder), cache_dir=folder, progress=False), 10)
+    loader = DataLoader(crops, batch_sampler=[[(0, 1), (3, 2)]], collate_fn=lambda x: x, num_workers=1)
+    batches: Any = iter(loader)
+    with pytest.raises(StoreError) as caught:
+        next(batches)
+    batches._shutdown_workers()  # left to the garbage collector it waits 5 s
+    line = explain(caught.value, "train")
+    assert line is not None
+    assert line.startswith(f"{file} is damaged (block 1 of 1: its checksum is wrong; 0.wav")
+    assert line.endswith(
+        "run the command again, train.py with resume=auto; the log-mels are then computed anew from the sounds"
+    )
+    assert (file.parent / cache.DAMAGE_FILE).read_text() == "mel.f16: block 1 of 1: its checksum is wrong"
+
+
+def test_forked_processes_share_what_has_been_compared(tmp_path: Path) -> None:
+    """Loader workers do not read again what the pass over the whole set has read."""
+    file = tmp_path / "f"
+    file.write_bytes(bytes(3 * BLOCK_BYTES + 5))
+    hasher = BlockHasher()
+    for piece in (file.read_bytes()[:100], file.read_bytes()[100:]):
+        hasher.update(piece)
+    blocks = Blocks(file, hasher.hexdigest(), 128)
+    assert len(blocks) == 4
+    process = multiprocessing.get_context("fork").Process(target=blocks.check_rows, args=(0, 2 * BLOCK_BYTES // 128))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    file.write_bytes(b"\1" * (3 * BLOCK_BYTES + 5))
+    blocks.check_rows(0, 2 * BLOCK_BYTES // 128)
+    blocks.check_rows(5, 5)
+    with pytest.raises(DamagedError, match=r"block 3 of 4: its checksum is wrong") as caught:
+        blocks.check_rows(0, 2 * BLOCK_BYTES // 128 + 1)
+    assert blocks.rows(caught.value.args[1]) == range(2 * BLOCK_BYTES // 128, 3 * BLOCK_BYTES // 128)
+    assert [number for number, _ in blocks.damaged()] == [0, 1, 2, 3]
+    with pytest.raises(DamagedError, match="another length"):
+        Blocks(file, hasher.hexdigest()[:-16], 128)
+
+
+def test_a_block_that_the_disk_cannot_read_is_an_error_and_not_the_end_of_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "cache"
+    expected = log_mels(folder)
+    monkeypatch.setattr(store, "CHECKED_AT_OPEN", 0)
+    opened = LogMelStore.open_or_build(sounds(folder), cache_dir=folder, progress=False)
+
+    def failing(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing)
+        with pytest.raises(StoreError, match="block 1 of 1: Input/output error"):
+            opened[2]
+    assert equal(log_mels(folder), expected)
+
+
+def test_a_store_of_an_earlier_version_is_opened_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "cache"
+    expected = log_mels(folder)
+    (file,) = folder.glob("logmel/*/meta.json")
+    meta = json.loads(file.read_text())
+    file.write_text(json.dumps({key: meta[key] for key in cache.WITHOUT_DIGESTS}))
+    with caplog.at_level(logging.INFO):
+        assert equal(log_mels(folder), expected)
+    assert f"{file.parent} is of an earlier version and has no checksums: delete it" in caplog.text
+    file.write_text(json.dumps({key: meta[key] for key in cache.WITHOUT_DIGESTS | {"blocks"}}))
+    with caplog.at_level(logging.INFO):
+        assert equal(log_mels(folder), expected)
+    assert "is damaged (no JSON object with a checksum" in caplog.text
+
+
+def test_the_doctor_finds_damage_anywhere_in_the_cache(decar: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    expected = [log_mels(folder), embeddings(folder), fingerprint(folder)]
+    well = decar("doctor", "--cache", str(folder))
+    assert (well.code, well.out.strip()) == (0, f"{folder}: nothing damaged")
+    files = [next(folder.glob(pattern)) for pattern in ("logmel/*/mel.f16", "embeddings/*", "identity/*")]
+    for file in files:
+        damage(file, np.random.default_rng(0), "flipped bit")
+    ill = decar("doctor", "--cache", str(folder))
+    assert ill.code == 1
+    log_mel, vectors, identities, total = ill.out.splitlines()
+    assert log_mel.startswith(f"damaged: {files[0].parent}: mel.f16: 1 of 1 blocks, number 1: its checksum is wrong; ")
+    assert vectors == f"damaged: {files[1]}: its checksum is wrong; computed anew when it is needed next"
+    assert identities == f"damaged: {files[2]}: its checksum is wrong; computed anew when it is needed next"
+    assert total == f"{folder}: 3 damaged"
+    assert equal([log_mels(folder), embeddings(folder), fingerprint(folder)], expected)
+    assert decar("doctor", "--cache", str(folder)).code == 0
+    assert decar("doctor", "--cache", str(tmp_path / "nowhere")).code == 2
+    assert decar("doctor").code == 2
+
+
+class Broken(TinyEncoder):
+    """Makes NaN of clips of 50 frames and more."""
+
+    def forward(self, mel: torch.Tensor) -> torch.Tensor:
+        x: torch.Tensor = super().forward(mel)
+        return torch.where(torch.tensor(mel.shape[-1] > 98), x * torch.nan, x)
+
+
+def test_embeddings_that_are_not_finite_are_not_kept(make_store: Any, tmp_path: Path) -> None:
+    clips = make_store([40, 200, 60, 300])
+    with pytest.raises(StoreError, match=r"embedding of clip1\.wav, clip3\.wav holds NaN or Inf"):
+        cached_embeddings(Broken(), clips, tmp_path, progress=False)
+    assert not (tmp_path / "embeddings").exists()
+
+
+@pytest.mark.parametrize("windows", [None, 0.2])
+def test_rows_that_are_not_finite_are_not_written(
+    windows: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, hz in (("a", 300), ("b", 400), ("high", 4000), ("later", 4000)):
+        write(tmp_path / "in" / f"{name}.wav", tone(0.7, hz=hz))
+    forward = engine._forward
+
+    def broken(mels: list[Any], *args: Any) -> Any:
+        high = np.array([mel.mean(axis=0).argmax() > 40 for mel in mels])
+        return np.where(high[:, None], np.nan, forward(mels, *args)).astype(np.float32)
+
+    monkeypatch.setattr(engine, "_forward", broken)
+    embedder = Embedder(Encoder("conv", seed=0, hidden=8, widths=(4, 4)), windows=windows, num_workers=1)
+    clips, out = Manifest.from_folder(tmp_path / "in"), tmp_path / "o.parquet"
+    for act in (lambda: embedder.write(clips, out, progress=False), lambda: embedder.files(clips)):
+        with pytest.raises(DecarError, match=r"^high\.wav: its embedding holds NaN or Inf; no row is written"):
+            act()
+    assert not out.exists()
