@@ -43,6 +43,9 @@ def test_a_clip_in_parts(tmp_path: Path) -> None:
         assert (store.lengths, store.reasons) == ([3, 0], REASONS[:2])
         store.begin([CLIPS[2]])
         store.append([CLIPS[1], CLIPS[3]], REASONS[2:])
+        digests = store.blocks.hexdigest()
+    with fresh(tmp_path / "whole") as store:
+        assert digests == store.blocks.hexdigest()
     for name in (MEL_FILE, JOURNAL_FILE):
         assert (tmp_path / "p" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
