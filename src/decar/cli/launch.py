@@ -10,12 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from decar import signals
 from decar.cli.checks import require
 from decar.cores import cpu_count
+from decar.errors import ConfigError
+from decar.files import locked
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -131,6 +134,24 @@ def joined(cfg: DictConfig) -> Iterator[Trainer]:
             distributed.destroy_process_group()
 
 
+@contextmanager
+def claimed(output: Path, option: str) -> Iterator[None]:
+    """Lock the folder that a job writes into.
+
+    Raises:
+        ConfigError: Another job writes into it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(output / ".lock"))
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{output}: {error.strerror}, which writes into this folder; wait until it has ended, or pass another "
+                f"{option}"
+            ) from None
+        yield
+
+
 def _started_elsewhere(trainer: Trainer) -> bool:
     environment = getattr(trainer.strategy, "cluster_environment", None)
     return environment is not None and bool(environment.creates_processes_externally)
@@ -198,7 +219,8 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[N
         over = threading.Event()
         threading.Thread(target=_watch, args=(children, over), daemon=True).start()
         try:
-            yield
+            with signals.at_end(lambda: [child.kill() for child in children]):
+                yield
             _wait(children)
         finally:
             over.set()
