@@ -41,7 +41,10 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
-HOLD = "import sys, time; from decar.files import locked\nwith locked(sys.argv[1]): print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time; from decar.files import locked
+with locked(sys.argv[1]): print("held", flush=True); time.sleep(60)
+"""
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
-"""What happens between a signal and the end of a job; whole jobs are in tests/cli/test_stop.py and benchmarks/chaos.py."""
+"""What happens between a signal and the end of a job; whole jobs are in tests/cli/test_ddp.py."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,22 +22,17 @@ def test_each_signal_has_its_exit_status():
 @pytest.mark.parametrize("number", signals.SIGNALS)
 def test_a_signal_raises_and_says_how_to_go_on(number):
     before = signal.getsignal(number)
-    with pytest.raises(PreemptedError, match=f"{signal.Signals(number).name}.*kept.*go on: do this") as raised:
-        with signals.stoppable("do this"):
-            os.kill(os.getpid(), number)
-            time.sleep(1)
+    told = f"{signal.Signals(number).name}.*kept.*go on: do this"
+    with pytest.raises(PreemptedError, match=told) as raised, signals.stoppable("do this"):
+        os.kill(os.getpid(), number)
     assert raised.value.status == STATUS[number]
     assert signal.getsignal(number) is before
     assert not signals.active()
 
 
 def test_no_except_exception_swallows_a_stop():
-    with pytest.raises(PreemptedError), signals.stoppable():
-        try:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-        except Exception:
-            pass
+    with pytest.raises(PreemptedError), signals.stoppable(), contextlib.suppress(Exception):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_deferred_signal_waits_and_the_first_one_counts():

@@ -62,11 +62,8 @@ class PreemptedError(BaseException):
         name = signal.Signals(number).name
         self.status = exit_status(number)
         requeue = ", to be requeued" if self.status == TEMPORARY_FAILURE else ""
-        done = (
-            "; what is done is kept"
-            if saved
-            else f" and ended after {GRACE:.0f} s without a step; the last checkpoint stands"
-        )
+        stuck = f" and ended after {GRACE:.0f} s without a step; the last checkpoint stands"
+        done = "; what is done is kept" if saved else stuck
         super().__init__(f"stopped by {name}{done}. To go on: {go_on} (exit status {self.status}{requeue})")
 
 

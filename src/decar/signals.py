@@ -23,9 +23,8 @@ from typing import Any
 from decar import errors
 from decar.errors import PreemptedError, exit_status
 
-SIGNALS = tuple(
-    signal.Signals[n] for n in ("SIGINT", "SIGHUP", "SIGTERM", "SIGUSR1") if n in signal.Signals.__members__
-)
+_NAMES = ("SIGINT", "SIGHUP", "SIGTERM", "SIGUSR1")
+SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
 AGAIN = 1.0  # seconds between two Ctrl-C of a user: torchrun passes on the one that the terminal has sent already
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 import decar as decar_package
 from decar.cli.train import objective
 from decar.errors import ConfigError
+from decar.files import locked
 
 BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
 FAST = [
