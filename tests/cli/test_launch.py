@@ -20,11 +20,11 @@ def child():
 
 def test_a_killed_process_is_named_in_place_of_the_error_of_the_exchange(child):
     child.kill()
-    with pytest.raises(
-        LostProcessError, match=rf"process 1 \(pid {child.pid}\) .* killed by SIGKILL. To go on"
-    ) as told:
-        with launch._losses_told([child]):
-            raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
+    with (
+        pytest.raises(LostProcessError, match=rf"process 1 \(pid {child.pid}\) .* killed by SIGKILL. To go on") as told,
+        launch._losses_told([child]),
+    ):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer")
     assert told.value.status == 3
 
 

@@ -221,7 +221,7 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[N
         over = threading.Event()
         threading.Thread(target=_watch, args=(children, over), daemon=True).start()
         try:
-            with signals.at_end(lambda: [child.kill() for child in children]), _losses_told(children):
+            with signals.at_end(lambda: _kill(children)), _losses_told(children):
                 yield
             _wait(children)
         finally:
@@ -229,6 +229,11 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[N
             for child in children:
                 child.kill()
                 child.wait()
+
+
+def _kill(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.kill()
 
 
 def _wait(children: list[subprocess.Popen[bytes]], seconds: float = 60) -> None:
