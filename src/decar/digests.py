@@ -82,7 +82,7 @@ def save_array(path: str | os.PathLike[str], array: NDArray[Any]) -> None:
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
     digest = xxhash.xxh3_64(head.getvalue())
-    digest.update(array.reshape(-1).view(np.uint8))
+    digest.update(array.reshape(-1).view(np.uint8).data)
     with open(path, "wb") as file:
         file.write(head.getvalue())
         array.tofile(file)
@@ -100,7 +100,7 @@ def load_array(path: str | os.PathLike[str]) -> NDArray[Any]:
 
     data = np.fromfile(path, np.uint8)
     content, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:].tobytes()
-    if xxhash.xxh3_64_digest(content) != digest:
+    if xxhash.xxh3_64_digest(content.data) != digest:
         raise DamagedError("its checksum is wrong")
     head = io.BytesIO(content[:CHUNK].tobytes())
     np.lib.format.read_magic(head)

@@ -6,9 +6,18 @@ The command line prints these without a traceback; everything else that is raise
 import math
 import signal
 
+TEMPORARY_FAILURE = 75
+GRACE = 20.0  # seconds that a job has to stop or to end a step once it was asked to stop: Kubernetes kills after 30
+
 
 class DecarError(Exception):
-    """Base of every error whose cure lies with the user."""
+    """Base of every error whose cure lies with the user.
+
+    Attributes:
+        status: What the process ends with.
+    """
+
+    status = 2
 
 
 class ManifestError(DecarError):
@@ -35,20 +44,32 @@ class TrainingError(DecarError):
     """Training cannot go on, or cannot go on from this checkpoint."""
 
 
-class PreemptedError(DecarError):
-    """A scheduler has asked the job to stop; the same command with `resume=auto` goes on.
+class LostProcessError(TrainingError):
+    """Another process of the job was killed, ended with an error, or does not answer."""
+
+    status = 3
+
+
+class PreemptedError(BaseException):
+    """A signal has asked the job to stop. No Exception: no `except Exception` on its way may swallow it.
 
     Attributes:
-        EXIT_STATUS: What the process ends with: EX_TEMPFAIL of sysexits.h, "try again later", to be requeued by.
+        status: What the process ends with: 128 + the signal for SIGINT and SIGHUP, as a shell counts; for the signals
+            of schedulers EX_TEMPFAIL of sysexits.h, "try again later", to be requeued by.
     """
 
-    EXIT_STATUS = 75
+    def __init__(self, number: int, go_on: str = "run the same command with resume=auto", saved: bool = True) -> None:
+        name = signal.Signals(number).name
+        self.status = exit_status(number)
+        requeue = ", to be requeued" if self.status == TEMPORARY_FAILURE else ""
+        stuck = f" and ended after {GRACE:.0f} s without a step; the last checkpoint stands"
+        done = "; what is done is kept" if saved else stuck
+        super().__init__(f"stopped by {name}{done}. To go on: {go_on} (exit status {self.status}{requeue})")
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(signal_number).name}; nothing is lost: run the same command with resume=auto "
-            f"to go on (exit status {self.EXIT_STATUS}: to be requeued)"
-        )
+
+def exit_status(number: int) -> int:
+    """The exit status of a job that a signal has stopped."""
+    return 128 + number if signal.Signals(number).name in ("SIGINT", "SIGHUP") else TEMPORARY_FAILURE
 
 
 class BundleError(DecarError):

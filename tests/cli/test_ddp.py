@@ -69,14 +69,17 @@ def finish_log(folder, *words):
     return (folder / "run/train.log").read_text()
 
 
-def test_sigterm_saves_and_asks_to_be_requeued(tmp_path):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_names_the_command_that_goes_on(tmp_path, number, status):
     words = ["sampler.every_n_steps=200", "trainer.max_epochs=1", "callbacks.inside.minutes=0", "resume=auto"]
     process = start(tmp_path, *words)
     wait_for(tmp_path / "run/checkpoints/last.ckpt", process)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 75
-    assert "stopped by SIGTERM; nothing is lost" in err
+    assert process.returncode == status, err
+    assert f"stopped by {number.name}; what is done is kept. To go on: python train.py debug=fast" in err
+    assert f"hydra.run.dir={tmp_path}/run resume=auto (exit status {status}" in err
+    assert "Traceback" not in err
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] < 200
     assert not (tmp_path / "run/finished.json").exists()
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 import decar as decar_package
 from decar.cli.train import objective
 from decar.errors import ConfigError
+from decar.files import locked
 
 BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
 FAST = [
@@ -348,3 +350,16 @@ def test_a_budget_that_is_no_time_is_refused(train, sound_folder, tmp_path):
     outcome = train(*small(sound_folder, tmp_path / "run", "budget=soon"))
     assert outcome.code == 2
     assert "budget=soon" in outcome.errors[0]
+
+
+def test_a_second_job_in_the_folder_of_a_running_one_is_refused_by_name(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("decar.files.LOCK_WAIT", 0.1)
+    run = tmp_path / "run"
+    run.mkdir()
+    with locked(run / ".lock"):
+        done = train("debug=fast", "trainer.accelerator=cpu", f"hydra.run.dir={run}", "resume=auto")
+    assert done.code == 2
+    assert len(done.errors) == 1
+    for part in (str(run), f"in use by process {os.getpid()} on ", "another hydra.run.dir"):
+        assert part in done.errors[0]
+    assert not (run / "config.yaml").exists()

@@ -79,7 +79,7 @@ def build_store(
             (unfinished / name).unlink()
         unfinished.rmdir()
         raise StoreError(f"none of the {len(manifest)} clips can be used: {first_reasons(manifest, reasons)}")
-    facts = {"fingerprint": fingerprint, "frontend": frontend.as_dict(), "blocks": blocks}
+    facts: dict[str, object] = {"fingerprint": fingerprint, "frontend": frontend.as_dict(), "blocks": blocks}
     _finish(unfinished, folder, manifest, lengths, reasons, facts)
 
 

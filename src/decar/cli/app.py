@@ -14,20 +14,25 @@ from decar import __version__
 from decar.cli import embed, export, push, report, search
 from decar.cli.config import cache_home
 from decar.cli.limits import add_limits, use_limits
-from decar.errors import CorpusError, DecarError
+from decar.errors import CorpusError, DecarError, PreemptedError
 from decar.files import whole
+from decar.signals import stoppable
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; exits with 2 on a user's error."""
+    """Entry point; exits with 2 on a user's error, and when a signal stops it as `train.py` does."""
     args = _parser().parse_args(argv)
     try:
         use_limits(args)
-        args.run(args)
-        sys.stdout.flush()
+        with stoppable("run the same command again"):
+            args.run(args)
+            sys.stdout.flush()
+    except PreemptedError as stopped:
+        print(f"decar: {stopped}", file=sys.stderr)
+        sys.exit(stopped.status)
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains again at exit
     except DecarError as error:

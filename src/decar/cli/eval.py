@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from decar.cli.checks import check, require
 from decar.cli.done import same_job
 from decar.cli.expand import SKIP
+from decar.cli.launch import claimed
 from decar.cli.limits import use_configured_limits
 from decar.cli.main import run_hydra
 from decar.cli.obtain import obtain
@@ -31,11 +32,6 @@ NO_BUNDLE = ("random", "logmel")
 def evaluate(cfg: DictConfig) -> float | None:
     """Judge as configured and write `result.json`; returns the accuracy on test, None for a task that was skipped."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    from decar.downstream import judge
-    from decar.models import read_facts
 
     conf: Any = HydraConfig.get()
     choice = conf.runtime.choices.task
@@ -44,6 +40,18 @@ def evaluate(cfg: DictConfig) -> float | None:
     if not has_source(cfg, choice, skip=many_tasks(conf)):
         return None
     output = Path(conf.runtime.output_dir)
+    with claimed(output, "hydra.run.dir"):
+        return evaluate_into(output, cfg, choice)
+
+
+def evaluate_into(output: Path, cfg: DictConfig, choice: str) -> float:
+    """Judge into this folder, unless it has the result already; the accuracy on test."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from decar.downstream import judge
+    from decar.models import read_facts
+
     obtain(cfg)
     frontend = instantiate(cfg.frontend)
     encoder = choose_encoder(cfg, frontend)

@@ -38,6 +38,12 @@ def explain(error: BaseException, config_name: str) -> str | None:
         if isinstance(link, OSError) and link.filename:  # a disk, a folder, a right: not ours to mend
             log.debug("where it happened", exc_info=error)
             return f"{link.filename}: {link.strerror}"
+        if isinstance(link, RuntimeError) and str(link).startswith(("DataLoader worker", "DataLoader timed out")):
+            option = {"train": "loader.num_workers", "eval": "mode.num_workers"}.get(config_name, "num_workers")
+            return (
+                f"a process that reads batches is dead or stuck ({_one_line(link).split(' It is')[0][:120]}): pass "
+                f"{option}=0, or, in a container, give it more shared memory (docker run --shm-size=8g)"
+            )
         if type(link).__name__ == "MisconfigurationException":  # Lightning's word for the user's mistakes
             return _one_line(link)
     if isinstance(error, HydraException | OmegaConfBaseException) or _raised_in(error) in ("hydra", "omegaconf"):

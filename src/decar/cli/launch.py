@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from decar import signals
 from decar.cli.checks import require
 from decar.cores import cpu_count
+from decar.errors import ConfigError, LostProcessError
+from decar.files import locked
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FROZEN_SECONDS = 300  # that a process may be stopped before the job ends
 NOTICE_SECONDS = 20  # that this process has to see by itself that another one is gone
 PARENT = "DECAR_PARENT"  # environment variable of a child: the process that it ends with
 
@@ -131,6 +136,24 @@ def joined(cfg: DictConfig) -> Iterator[Trainer]:
             distributed.destroy_process_group()
 
 
+@contextmanager
+def claimed(output: Path, option: str) -> Iterator[None]:
+    """Lock the folder that a job writes into.
+
+    Raises:
+        ConfigError: Another job writes into it.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(output / ".lock"))
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"{output}: {error.strerror}, which writes into this folder; wait until it has ended, or pass another "
+                f"{option}"
+            ) from None
+        yield
+
+
 def _started_elsewhere(trainer: Trainer) -> bool:
     environment = getattr(trainer.strategy, "cluster_environment", None)
     return environment is not None and bool(environment.creates_processes_externally)
@@ -198,13 +221,19 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[N
         over = threading.Event()
         threading.Thread(target=_watch, args=(children, over), daemon=True).start()
         try:
-            yield
+            with signals.at_end(lambda: _kill(children)), _losses_told(children):
+                yield
             _wait(children)
         finally:
             over.set()
             for child in children:
                 child.kill()
                 child.wait()
+
+
+def _kill(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.kill()
 
 
 def _wait(children: list[subprocess.Popen[bytes]], seconds: float = 60) -> None:
@@ -218,25 +247,62 @@ def _wait(children: list[subprocess.Popen[bytes]], seconds: float = 60) -> None:
 
 
 def _watch(children: list[subprocess.Popen[bytes]], over: threading.Event) -> None:
-    """When a child fails, this process mostly fails too, at their next exchange; where it waits for ever, end it."""
+    """End the job where a child is gone and this process does not notice, or where a child stays stopped."""
+    stopped = dict.fromkeys(children, 0)
     while not over.wait(1):
         if any(child.poll() for child in children):
             if not over.wait(NOTICE_SECONDS):
-                log.error("another process of this job has ended with an error; see the lines above")
-                for child in children:
-                    child.kill()
-                os._exit(1)
+                signals.end_now(LostProcessError.status, f"error: {_loss(children)}")
             return
+        for rank, child in enumerate(children, 1):  # ticks are counted: a job that is stopped as a whole may go on
+            stopped[child] = stopped[child] + 1 if is_stopped(child.pid) else 0
+            if stopped[child] >= FROZEN_SECONDS:
+                line = f"process {rank} (pid {child.pid}) of this job has been stopped for {FROZEN_SECONDS} s"
+                signals.end_now(LostProcessError.status, f"error: {line}. To go on: {signals.how_to_go_on()}")
+                return
+
+
+def _loss(children: list[subprocess.Popen[bytes]]) -> str:
+    """Which process is gone, and how to go on; empty where all are there."""
+    for rank, child in enumerate(children, 1):
+        if code := child.poll():
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}, see above"
+            return f"process {rank} (pid {child.pid}) of this job {how}. To go on: {signals.how_to_go_on()}"
+    return ""
+
+
+@contextmanager
+def _losses_told(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Raise LostProcessError in place of the error of an exchange with a process that is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        ends = time.monotonic() + 2  # the exchange may fail before the system has reaped the child
+        while not (line := _loss(children)) and time.monotonic() < ends:
+            time.sleep(0.1)
+        if not line:
+            raise
+        raise LostProcessError(line) from error
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process has been stopped, by SIGSTOP say; False where there is no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
 
 
 def end_with_parent() -> None:
-    """In a child: end when the process that started it is gone, which `kill -9` leaves no time to say."""
+    """In a child: end when the process that started it is gone, which `kill -9` leaves no time to say, or stopped."""
     parent = int(os.environ[PARENT])
 
     def watch() -> None:
-        while os.getppid() == parent:
+        stopped = 0.0
+        while os.getppid() == parent and stopped < FROZEN_SECONDS:
             time.sleep(0.5)
-        os._exit(1)
+            stopped = stopped + 0.5 if is_stopped(parent) else 0.0
+        os._exit(LostProcessError.status)
 
     threading.Thread(target=watch, daemon=True).start()
 

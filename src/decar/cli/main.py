@@ -2,10 +2,14 @@
 
 import functools
 import logging
+import multiprocessing
 import os
+import shlex
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -16,7 +20,8 @@ from decar.cli.config import conf_dir, register_resolvers
 from decar.cli.expand import expand_tasks
 from decar.cli.explain import explain
 from decar.cli.sweep import failures, forget_failure, note_failure
-from decar.errors import PreemptedError
+from decar.errors import DecarError, PreemptedError
+from decar.signals import active, go_on_by, stoppable
 
 log = logging.getLogger(__name__)
 
@@ -31,43 +36,88 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
     register_resolvers()
     warnings.filterwarnings("ignore", message=r"(?s).*validated against ConfigStore schema")  # of the launchers
 
+    typed = list(sys.argv)
+
     @functools.wraps(task)
     def job(cfg: DictConfig) -> object:
         quiet()
         forget_failure()
+        here = active()  # else this is a launcher's process, which `run_hydra` was not called in
         try:
-            return task(cfg)
-        except PreemptedError:  # the other jobs of a sweep have to wait too
-            raise
-        except Exception as error:
-            line, alone = explain(error, config_name), HydraConfig.get().mode != RunMode.MULTIRUN
-            if line is None and alone:
+            with stoppable():
+                go_on_by(same_command(typed))
+                found = task(cfg)
+            forget_failure()  # another sweep into this folder may have met the lock of this job
+            return found
+        except PreemptedError as stopped:
+            if here:
                 raise
-            log.error("%s", line or "a fault of decar's, not yours:", exc_info=line is None)
-            if alone:
-                raise
-            note_failure(line or f"{type(error).__name__}: {error} (a fault of decar's: see {config_name}.log there)")
-            return None
+            error: Exception = DecarError(str(stopped))  # the sweep counts the job as failed
+        except Exception as raised:
+            error = raised
+        line, alone = explain(error, config_name), HydraConfig.get().mode != RunMode.MULTIRUN
+        if line is None and alone:
+            raise error
+        log.error("%s", line or "a fault of decar's, not yours:", exc_info=None if line else error)
+        if alone:
+            raise error
+        note_failure(line or f"{type(error).__name__}: {error} (a fault of decar's: see {config_name}.log there)")
+        return None
 
     told: list[str] = []
+    status = 2
     try:
-        sys.argv[1:] = expand_tasks(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+        with stoppable():
+            sys.argv[1:] = expand_tasks(sys.argv[1:])
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
     except PreemptedError as stopped:
-        print(f"decar: {stopped}", file=sys.stderr)
-        sys.exit(stopped.EXIT_STATUS)
+        _leave(stopped.status, str(stopped))
     except BrokenPipeError:  # the reader of --help, `head` say, has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains again at exit
     except Exception as error:
         line = explain(error, config_name)
         if line is None:
+            _end_workers()
             raise
         told.append(line)
+        status = error.status if isinstance(error, DecarError) else 2
     told += failures()
     for line in told:
         print(f"decar: error: {line}", file=sys.stderr)
     if told:
-        sys.exit(2)
+        _leave(status)
+
+
+def same_command(typed: Sequence[str]) -> str:
+    """What to run to go on with this job or sweep: the command as typed, its folder named, with `resume=auto`."""
+    from decar.downstream.commands import hydra_value
+
+    conf = HydraConfig.get()
+    sweep = conf.mode == RunMode.MULTIRUN
+    key, folder = ("hydra.sweep.dir", conf.sweep.dir) if sweep else ("hydra.run.dir", conf.runtime.output_dir)
+    options = [word for word in typed[1:] if not word.lstrip("+").startswith("resume=")]
+    if not any(word.startswith(f"{key}=") for word in options):
+        options.append(f"{key}={hydra_value(str(folder))}")
+    options.append("resume=auto")
+    if {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys():  # what started this process is not known
+        return f"the same torchrun or srun command with {shlex.join(options[-2:])}"
+    program = Path(typed[0])
+    start = ["python", str(program)] if program.suffix == ".py" else [program.name]
+    return shlex.join([*start, *options])
+
+
+def _leave(status: int, line: str = "") -> NoReturn:
+    """End the command; no worker process holds it up."""
+    if line:
+        print(f"decar: {line}", file=sys.stderr)
+    _end_workers()
+    sys.exit(status)
+
+
+def _end_workers() -> None:
+    """Kill loader workers: Python waits for them at exit, for a frozen one for ever."""
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def quiet() -> None:

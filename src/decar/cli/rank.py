@@ -11,10 +11,11 @@ from decar.cli.config import register_resolvers
 from decar.cli.explain import explain
 from decar.cli.launch import end_with_parent
 from decar.errors import PreemptedError
+from decar.signals import stoppable
 
 
 def main() -> None:
-    """Train with what the first process has settled; exit with 2 on a user's error, 75 when asked to stop."""
+    """Train with what the first process has settled; exit with 2 on a user's error."""
     from omegaconf import DictConfig, OmegaConf
 
     from decar.cli.main import quiet
@@ -28,9 +29,10 @@ def main() -> None:
     cfg = OmegaConf.load(config)
     assert isinstance(cfg, DictConfig)
     try:
-        train(cfg, config.parent, checkpoint, all_clips(cfg))
+        with stoppable(leads=False):  # Ctrl-C goes to all processes: the first one decides when the job stops
+            train(cfg, config.parent, checkpoint, all_clips(cfg))
     except PreemptedError as error:
-        sys.exit(error.EXIT_STATUS)
+        sys.exit(error.status)
     except Exception as error:
         line = explain(error, "train")
         if line is None:

@@ -6,13 +6,14 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decar import signals
 from decar.cli.checks import check, require, say_which_use_k
 from decar.cli.done import FINISHED, flat_options, read_finished, refuse_other_run, write_finished
-from decar.cli.launch import joined, leads, others, trainer_options
+from decar.cli.launch import claimed, joined, leads, others, trainer_options
 from decar.cli.limits import use_configured_limits
 from decar.cli.main import run_hydra
 from decar.cli.report import report_run
@@ -40,13 +41,15 @@ def pretrain(cfg: DictConfig) -> float:
     from omegaconf import DictConfig, OmegaConf
 
     from decar.pretrain.ranks import agree, one_then_all
-    from decar.pretrain.safeguard import stoppable
 
     check(cfg)
     use_configured_limits(cfg)
     OmegaConf.to_yaml(cfg, resolve=True)  # before anything slow: raises by name for what is not set
     output = Path(HydraConfig.get().runtime.output_dir)
-    with stoppable(), joined(cfg) as trainer:
+    with ExitStack() as stack:
+        trainer = stack.enter_context(joined(cfg))
+        signals.follow(leads())
+        agree(lambda: stack.enter_context(claimed(output, "hydra.run.dir")))
         done, checkpoint = agree(lambda: look_back(cfg, output, trainer.world_size))
         if not done:
             clips = one_then_all(lambda: all_clips(cfg))
@@ -136,6 +139,8 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
                     "stopped in epoch %d of %d: the same command with hydra.run.dir=%s resume=auto goes on",
                     trainer.current_epoch, trainer.max_epochs, output,
                 )  # fmt: skip
+            if signals.asked():  # in the last step
+                raise signals.stop(signals.asked())
             if cfg.report:
                 report_run(cfg, output, clips)
     return metrics

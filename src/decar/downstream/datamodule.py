@@ -17,6 +17,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from decar.audio.crops import collate, length_batches, random_crop
 from decar.audio.store import LogMelStore
 from decar.downstream.task import Task, drop_unreadable
+from decar.signals import leave_to_parent
+
+WORKER_SECONDS = 300  # that workers may take for a batch; then one is taken to be stuck
 
 T = TypeVar("T")
 Indices: TypeAlias = NDArray[np.int64]
@@ -141,4 +144,6 @@ class TaskData(LightningDataModule):
             sampler=keys,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            timeout=WORKER_SECONDS if self.num_workers else 0,
+            worker_init_fn=leave_to_parent,
         )

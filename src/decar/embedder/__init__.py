@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import numpy as np
 import pandas as pd
 import torch
@@ -32,6 +31,7 @@ from decar.embedder.partial import Parts
 from decar.embedder.reading import ClipEnd, events
 from decar.embedder.windows import Windows
 from decar.errors import AudioError, DecarError, check_whole
+from decar.files import locked
 from decar.limits import limits
 from decar.models import Encoder, load_encoder
 
@@ -147,7 +147,7 @@ class Embedder:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             with (
-                filelock.FileLock(f"{folder}.lock", timeout=0),
+                locked(f"{folder}.lock"),
                 Parts(folder, self.key(clips), self.encoder.dim) as parts,
             ):
                 if parts.committed:
@@ -159,9 +159,8 @@ class Embedder:
                     write_rows(out, made.table, made.vectors, self._facts(name))
                 told = self._tell(made, parts.ends, clips, out)
             shutil.rmtree(folder)
-            Path(f"{folder}.lock").unlink(missing_ok=True)
-        except filelock.Timeout:
-            raise DecarError(f"{out}: another process is writing it; wait for it, or give another --out") from None
+        except BlockingIOError as error:
+            raise DecarError(f"{out}: {error.strerror}; wait until it has ended, or give another --out") from None
         except OSError as error:
             raise DecarError(
                 f"{error.filename or out}: cannot be written ({error.strerror or error}); mend that and run the same "

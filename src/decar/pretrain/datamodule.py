@@ -21,6 +21,7 @@ from decar.audio.crops import random_piece, stack
 from decar.errors import ConfigError, StoreError, TrainingError
 from decar.pretrain.labels import EpochLabels
 from decar.pretrain.sampler import Stream, UniformClusterSampler, derive_seed
+from decar.signals import leave_to_parent
 
 Draw = tuple[int, int]  # dataset index, seed of its crop
 Batch = tuple[Tensor, Tensor]  # (B, 1, M, F), (B,)
@@ -59,6 +60,8 @@ class EpochLoader:
             num_workers=data.num_workers,
             persistent_workers=data.persistent_workers and data.num_workers > 0,
             pin_memory=data.pin_memory,
+            timeout=data.timeout if data.num_workers else 0,
+            worker_init_fn=leave_to_parent,
         )
 
     @property
@@ -140,6 +143,7 @@ class PretrainData(LightningDataModule):
         seed: With the epoch it fixes order and crops.
         persistent_workers: Keep them over epochs; forking anew each epoch hung under DDP (gh-112275).
         pin_memory: Stage batches for faster copies to a GPU.
+        timeout: Seconds that a batch of the workers may take, then one is taken to be stuck.
     """
 
     def __init__(
@@ -153,6 +157,7 @@ class PretrainData(LightningDataModule):
         num_workers: int = 0,
         persistent_workers: bool = True,
         pin_memory: bool = False,
+        timeout: float = 300,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -161,6 +166,7 @@ class PretrainData(LightningDataModule):
         self.store, self.crop_frames, self.batch_size = store, crop_frames, batch_size
         self.draws_per_clip, self.num_workers, self.seed = draws_per_clip, num_workers, seed
         self.persistent_workers, self.pin_memory, self.every_n_steps = persistent_workers, pin_memory, every_n_steps
+        self.timeout = timeout
         self.labels: EpochLabels | None = None
         self.need_labels: Callable[[], None] = lambda: None  # the module puts its own clustering here
         self._targets = torch.empty(0, 0, dtype=torch.int64)

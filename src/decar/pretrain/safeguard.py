@@ -1,17 +1,13 @@
-"""How training ends: at the end of an epoch, within one, or because a scheduler wants its machine back.
+"""How training ends: at the end of an epoch, within one, or because a signal asks it to stop.
 
 What an epoch and a run are is asked of the trainer. An epoch that is cut short (`trainer.max_time`) leaves a checkpoint
 from within it, so that a resume continues with its next batch.
 """
 
-import logging
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -20,11 +16,8 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from torch import distributed
 
-from decar.errors import PreemptedError
+from decar import signals
 
-log = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # what schedulers send before they kill
 _AGREE_EVERY = 10  # steps between two questions to the other processes whether one was told to stop
 
 
@@ -91,7 +84,8 @@ class EpochCheckpoint(ModelCheckpoint):
         """Save where training ends within an epoch; Lightning calls this after the callbacks that may end it."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self.monitor is None and ends_within_epoch(trainer):
-            trainer.save_checkpoint(self.format_checkpoint_name(self._monitor_candidates(trainer)))
+            with signals.saving():
+                trainer.save_checkpoint(self.format_checkpoint_name(self._monitor_candidates(trainer)))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save, if the epoch is whole and has the figure."""
@@ -101,11 +95,12 @@ class EpochCheckpoint(ModelCheckpoint):
 
 
 class Safeguard(Callback):
-    """Write the checkpoint of a run within its epochs: every so often, and when a scheduler asks it to stop.
+    """Write the checkpoint of a run within its epochs: every so often, and when a signal asks it to stop.
 
-    On SIGTERM or SIGUSR1 the step is finished, the checkpoint written and PreemptedError raised, in all processes after
-    the same step. Outside of steps, as while clustering, the last checkpoint is as good as a new one: it ends at once.
-    Nothing is written after an epoch's last step, since the epoch's own checkpoint is about to be.
+    On a signal of `decar.signals` the step is finished, the checkpoint written and PreemptedError raised, in all
+    processes after the same step. Outside of steps, as while clustering, the last checkpoint is as good as a new one:
+    the first process ends at once, and the others with it. Nothing is written after an epoch's last step, since the
+    epoch's own checkpoint is about to be.
 
     Args:
         path: The checkpoint that is replaced.
@@ -114,59 +109,58 @@ class Safeguard(Callback):
 
     def __init__(self, path: str | Path, minutes: float = 10) -> None:
         self.path, self.minutes = Path(path), minutes
-        self._signal, self._stepping, self._saved = 0, False, time.monotonic()
-        self._handlers: dict[int, Any] = {}
+        self._saved = time.monotonic()
+        self._handlers = ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signals over from Lightning, whose handlers talk to other processes while a signal is handled."""
         self._saved = time.monotonic()
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._told) for number in SIGNALS}
+        self._handlers.enter_context(signals.stoppable(leads=trainer.is_global_zero))
+        self._handlers.callback(signals.restore, signals.install())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give them back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
+        signals.defer(False)
+        self._handlers.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give them back here too."""
         self.on_train_end(trainer, pl_module)
 
-    def _told(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
-        if not self._stepping:
-            raise PreemptedError(number)
-
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """From here on a signal waits for the end of the step."""
-        self._stepping = True
+        signals.defer(True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write, if it is time to."""
+        signals.defer(True, hurry=not epoch_is_whole(trainer))  # a probe may come before the epoch's checkpoint
         alone = trainer.world_size == 1
         if epoch_is_whole(trainer) or gradients_wait(trainer) or not (alone or trainer.global_step % _AGREE_EVERY == 0):
             return
-        told, due = self._signal, int(time.monotonic() - self._saved > 60 * self.minutes)
+        number, due = signals.asked(), int(time.monotonic() - self._saved > 60 * self.minutes)
         if not alone:
-            told, due = _highest(told, due, device=trainer.strategy.root_device)
-        if told or due:
-            trainer.save_checkpoint(self.path)
+            number, due = _highest(number, due, device=trainer.strategy.root_device)
+        if number or due:
+            with signals.saving():
+                trainer.save_checkpoint(self.path)
             self._saved = time.monotonic()
-        if told:
-            raise PreemptedError(told)
+        if number:
+            raise signals.stop(number)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Its checkpoint is written by others; the one within the next epoch counts its minutes from here."""
         self._saved = time.monotonic()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A signal of the last step has waited until its epoch was saved; those to come need not wait."""
-        self._stepping = False
-        if self._signal and trainer.world_size == 1:
-            raise PreemptedError(self._signal)
+        """Stop for a signal that came in the last steps, now that their epoch is saved; raise at once from here on."""
+        signals.defer(False)  # before the question: a signal in between is not lost
+        number = signals.asked()
+        if trainer.world_size > 1:
+            (number,) = _highest(number, device=trainer.strategy.root_device)
+        if number:
+            raise signals.stop(number)
 
 
 def _highest(*values: int, device: torch.device) -> list[int]:
@@ -174,21 +168,3 @@ def _highest(*values: int, device: torch.device) -> list[int]:
     told = torch.tensor(values, device=device)
     distributed.all_reduce(told, distributed.ReduceOp.MAX)
     return [int(value) for value in told.tolist()]
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Before and after training nothing needs to be saved: the signals end the job at once, in good order."""
-
-    def told(number: int, frame: FrameType | None) -> None:
-        raise PreemptedError(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, told) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
