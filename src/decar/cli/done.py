@@ -27,7 +27,8 @@ OF_FOLDER = ("${cache_dir}", "${hydra:runtime.output_dir}")  # or only says wher
 
 # May change when a run goes on. Of the trainer, only TRAINING may not. `data` is compared by the sounds themselves.
 FREE = ("resume", "progress", "report", "objective", "cache_dir", "budget", "data", "limits", "logger", "callbacks",
-        "trainer", "loader.num_workers", "loader.persistent_workers", "loader.pin_memory", "loader.timeout")  # fmt: skip
+        "trainer", "loader.num_workers", "loader.persistent_workers", "loader.pin_memory",
+        "loader.timeout")  # fmt: skip
 TRAINING = ("callbacks.stop", "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
             "trainer.gradient_clip_algorithm", "trainer.limit_train_batches")  # fmt: skip
 
