@@ -62,7 +62,7 @@ def test_what_is_pushed_is_loaded(bundle, remote, capsys, options, address):
     assert {file.name for file in folder.iterdir()} == {"encoder.safetensors", "decar.json", "README.md"}
     card = (folder / "README.md").read_text()
     assert f'decar.load_encoder("{address}")' in card
-    assert '| data | "mini" |' in card
+    assert "| data | mini |" in card
     assert json.loads((folder / "decar.json").read_text())["facts"]["clips"] == 12
 
 

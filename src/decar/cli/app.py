@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING
 from decar import __version__
 from decar.cli import embed, export, push, report, search
 from decar.cli.config import cache_home
+from decar.cli.terminal import complain, say, say_lines, start_log, terminal
 from decar.errors import CorpusError, DecarError
-from decar.files import whole
+from decar.files import whole, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 on a user's error."""
-    args = _parser().parse_args(argv)
     try:
-        args.run(args)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains again at exit
+        with terminal():
+            args = _parser().parse_args(argv)
+            args.run(args)
     except DecarError as error:
-        print(f"decar: error: {error}", file=sys.stderr)
+        complain(error)
+        sys.exit(2)
+    except OSError as error:  # a private folder, say; without a file name it is an internal error
+        if error.filename is None:
+            raise
+        complain(f"{error.filename}: {error.strerror}")
         sys.exit(2)
 
 
@@ -93,17 +96,18 @@ def _prepare(args: argparse.Namespace) -> None:
     corpus = CORPORA.get(args.corpus)
     if corpus is None:
         raise CorpusError(f"there is no corpus '{args.corpus}'; there are {', '.join(CORPORA)}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    start_log(logging.INFO)
     if args.download:
         download(corpus, args.root)
     prepared = prepare(
         corpus, args.root, args.cache_dir, allow_missing=args.allow_missing, store=not args.no_store,
         progress=sys.stderr.isatty(),
     )  # fmt: skip
-    print(to_markdown(table1([(corpus, prepared)]).set_index("corpus")))
-    print(f"\nmanifest: {prepared.file}, {prepared.unreadable} clips cannot be used")
-    print(f"judge:     python eval.py task={corpus.name} bundle=RUN")
-    print(f"pre-train: python train.py data=corpus data.name={corpus.name}")
+    say_lines(to_markdown(table1([(corpus, prepared)]).set_index("corpus")))
+    say()
+    say(f"manifest: {prepared.file}, {prepared.unreadable} clips cannot be used")
+    say(f"judge:     python eval.py task={corpus.name} bundle=RUN")
+    say(f"pre-train: python train.py data=corpus data.name={corpus.name}")
 
 
 def _doctor(args: argparse.Namespace) -> None:
@@ -111,14 +115,14 @@ def _doctor(args: argparse.Namespace) -> None:
     from decar.audio import Manifest
     from decar.audio.doctor import examine
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    start_log(logging.INFO)
     clips = Manifest.from_path(args.source, root=args.root, path_column=args.path_column)
     found = examine(clips, apart=args.apart)
-    for severity, path, problem, detail in found[["severity", "path", "problem", "detail"]].to_numpy():
-        print(f"{severity}: {path}: {problem}: {detail}")
-    told = [f"{count} {problem}" for problem, count in found["problem"].value_counts().items()]
-    print(f"{len(clips)} clips, {', '.join(told) or 'nothing wrong'}; hash of the list {clips.content_hash()[:16]}")
     _write_table(found, args.out)
+    for severity, path, problem, detail in found[["severity", "path", "problem", "detail"]].to_numpy():
+        say(f"{severity}: {path}: {problem}: {detail}")
+    told = [f"{count} {problem}" for problem, count in found["problem"].value_counts().items()]
+    say(f"{len(clips)} clips, {', '.join(told) or 'nothing wrong'}; hash of the list {clips.content_hash()[:16]}")
     sys.exit(int((found["severity"] == "error").any()))
 
 
@@ -132,8 +136,8 @@ def _table1(args: argparse.Namespace) -> None:
     table = table1([(corpus, prepared) for corpus, prepared in found if prepared])
     if not len(table):
         raise CorpusError(f"no corpus has been prepared in {args.cache_dir}: run `decar prepare CORPUS ROOT`")
-    print(to_markdown(table.set_index("corpus")))
     _write_table(table, args.csv)
+    say_lines(to_markdown(table.set_index("corpus")))
 
 
 def _write_table(table: pd.DataFrame, file: Path | None, *, index: bool = False) -> None:
@@ -145,7 +149,7 @@ def _write_table(table: pd.DataFrame, file: Path | None, *, index: bool = False)
             if file.suffix.lower() in (".parquet", ".pq"):
                 table.to_parquet(part, index=index)
             else:
-                table.to_csv(part, index=index)
+                write_csv(table, part, index=index)
     except OSError as error:
         raise DecarError(f"{file}: the table could not be written ({error.strerror or error})") from error
 
@@ -156,16 +160,17 @@ def _table2(args: argparse.Namespace) -> None:
     results = collect(args.runs)
     if args.metric:
         results = by_metric(results, args.metric)
-    print(table2_markdown(results))
     _write_table(table2(results), args.csv, index=True)
+    say_lines(table2_markdown(results))
 
 
 def _table3(args: argparse.Namespace) -> None:
     from decar.downstream import collect, table3_cells, table3_markdown
 
     results = collect(args.runs)
-    print(table3_markdown(results))
+    text = table3_markdown(results)  # raises before anything is written
     _write_table(table3_cells(results), args.csv)
+    say_lines(text)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from decar.cli.config import conf_dir, register_resolvers
 from decar.cli.expand import expand_tasks
 from decar.cli.explain import explain
 from decar.cli.sweep import failures, forget_failure, note_failure
-from decar.errors import PreemptedError
+from decar.cli.terminal import complain, terminal
+from decar.errors import PreemptedError, printable
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +52,12 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
 
     told: list[str] = []
     try:
-        sys.argv[1:] = expand_tasks(sys.argv[1:])
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+        with terminal():
+            sys.argv[1:] = expand_tasks(sys.argv[1:])
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
     except PreemptedError as stopped:
-        print(f"decar: {stopped}", file=sys.stderr)
+        print(f"decar: {printable(stopped)}", file=sys.stderr)
         sys.exit(stopped.EXIT_STATUS)
-    except BrokenPipeError:  # the reader of --help, `head` say, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains again at exit
     except Exception as error:
         line = explain(error, config_name)
         if line is None:
@@ -65,7 +65,7 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
         told.append(line)
     told += failures()
     for line in told:
-        print(f"decar: error: {line}", file=sys.stderr)
+        complain(line)
     if told:
         sys.exit(2)
 
