@@ -52,9 +52,11 @@ class EmbeddingTable:
                 schema = parquet.schema_arrow
                 _check(file, schema)
                 names = [name for name in schema.names if name != EMBEDDING]
-                rows = parquet.read(names).to_pandas(ignore_metadata=True)  # pandas' index is a column like the others
+                others = parquet.read(names)
+                others.validate(full=True)  # text that is no UTF-8 would fail when it is printed
+                rows = others.to_pandas(ignore_metadata=True)  # pandas' index is a column like the others
                 first = next(parquet.iter_batches(1, columns=[EMBEDDING]), None)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise SearchError(f"{file}: cannot be read as Parquet ({' '.join(str(error).split())[:160]})") from error
         if first is None or not len(rows):
             raise SearchError(f"{file}: holds no rows: nothing can be found in it")
@@ -62,6 +64,7 @@ class EmbeddingTable:
         if vectors is None or not vectors.shape[1]:
             raise SearchError(f"{file}, row 1: no embedding there; embed the clips anew")
         rows = rows.astype({name: np.float64 for name in STRETCH if name in rows})
+        _check_stretches(file, rows)
         return cls(file, rows, vectors.shape[1], _facts(file, schema))
 
     def __len__(self) -> int:
@@ -124,6 +127,17 @@ def _check(file: Path, schema: pa.Schema) -> None:
             raise SearchError(
                 f"{file}: the column '{name}' holds {kind}, not numbers; convert it to seconds, or rename it if it is "
                 "not where a clip lies in its file"
+            )
+
+
+def _check_stretches(file: Path, rows: pd.DataFrame) -> None:
+    """Raise a SearchError for a start or duration that no clip has; NaN: the file's own."""
+    for name in (name for name in STRETCH if name in rows):
+        seconds = rows[name].to_numpy()
+        wrong = np.flatnonzero(np.isinf(seconds) | (seconds < 0) | ((seconds == 0) & (name == "duration")))
+        if len(wrong):
+            raise SearchError(
+                f"{file}, row {wrong[0] + 1}: {name}={seconds[wrong[0]]:g} is no number of seconds in a file"
             )
 
 
