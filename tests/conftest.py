@@ -1,9 +1,15 @@
 """Small things that many tests need: a store of synthetic log-mels, a folder of synthetic sounds, a small encoder."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
+
+# Ctrl-C and hang-up are tested. A shell's background job (`make test &`, nohup) ignores them, and so would its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from collections.abc import Callable
 from pathlib import Path

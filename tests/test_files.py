@@ -1,18 +1,143 @@
-"""Whole or not at all."""
+"""Written whole or not at all, listed whatever lies there, read back as they were."""
 
 import errno
+import inspect
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from decar import files
-from decar.files import locked, whole
+from decar.errors import is_unicode, printable
+from decar.files import find_files, locked, whole, write_csv
+
+EVIL = "\x1b]0;evil\x07a.wav"  # retitles a terminal
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (EVIL, "\\x1b]0;evil\\x07a.wav"),
+        ("a\nb\r.wav\x85\u2028", "a\\nb\\r.wav\\x85\\u2028"),
+        ("abc\u202egpj.wav\u2066", "abc\\u202egpj.wav\\u2066"),  # shown as abcwav.jpg by a terminal that reorders
+        (os.fsdecode(b"\xff.wav"), "\\udcff.wav"),
+        ("C:\\new ä \u3000\xa0 می\u200cخواهم", "C:\\new ä \u3000\xa0 می\u200cخواهم"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_escaped_and_all_else_stays(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(printable(text)) == shown
+    assert is_unicode(text) == ("udcff" not in shown)
+
+
+def test_text_in_csv_reads_back_as_it_was(tmp_path: Path) -> None:
+    names = [EVIL, "a\nb", "a\rb", 'quo"te, comma', "=1+1", "", "plain"]
+    table = pd.DataFrame({"path": names, "x\ry": range(7)})
+    write_csv(table, tmp_path / "t.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "t.csv", keep_default_na=False), table)
+    write_csv(pd.DataFrame({"path": ["a", "b c"]}, index=pd.Index([3, 4], name="task")), tmp_path / "t.csv", index=True)
+    assert (tmp_path / "t.csv").read_text() == "task,path\n3,a\n4,b c\n"
+
+
+@pytest.fixture
+def odd_folder() -> Path:
+    """A folder in which only `a.wav`, `deep/b.wav` and the dangling `gone.wav` are files that can be read."""
+    top = Path(tempfile.mkdtemp(prefix="decar-odd-"))
+    top.chmod(0o755)  # pytest's own folders are private
+    for name in ("a.wav", "deep/b.wav", "deep/private/secret/c.wav"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).touch()
+    os.mkfifo(top / "pipe.wav")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(top / "socket.wav"))
+    for name, target in {
+        "self.wav": "self.wav", "one.wav": "two.wav", "two.wav": "one.wav", "to pipe.wav": "pipe.wav",
+        "gone.wav": "nowhere.wav", "null.wav": "/dev/null", "deep/loop": "..", "to secret": "deep/private/secret",
+    }.items():  # fmt: skip
+        (top / name).symlink_to(target)
+    (top / "deep" / "private").chmod(0)
+    yield top
+    (top / "deep" / "private").chmod(0o755)
+    shutil.rmtree(top)
+
+
+@pytest.fixture
+def unprivileged() -> None:
+    """Private folders are private, also where the tests run as root."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+LEFT_OUT = {
+    "deep/loop": "the same folder as", "deep/private": "Permission denied", "to secret": "Permission denied",
+    "self.wav": "Too many levels", "one.wav": "Too many levels", "two.wav": "Too many levels",
+    "pipe.wav": "a named pipe", "to pipe.wav": "a named pipe", "socket.wav": "a socket", "null.wav": "a device",
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("unprivileged")
+def test_whatever_lies_in_a_folder_costs_one_line_and_the_scan_goes_on(
+    odd_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert find_files(odd_folder) == ["a.wav", "gone.wav", "deep/b.wav"]
+    lines = [record.message for record in caplog.records]
+    assert len(lines) == len(LEFT_OUT)
+    for name, reason in LEFT_OUT.items():
+        [line] = [line for line in lines if f"{odd_folder}/{name} (" in line or f"{odd_folder}/{name}/ (" in line]
+        assert reason in line
+
+
+def test_a_folder_that_vanishes_during_the_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a/1.wav", "b/2.wav", "c/3.wav"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def scan(folder: Path) -> object:
+        if folder == tmp_path / "a":
+            (tmp_path / "b" / "2.wav").unlink()
+            (tmp_path / "b").rmdir()
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert find_files(tmp_path) == ["a/1.wav", "c/3.wav"]
+    assert [record.message for record in caplog.records] == [
+        f"left out: the folder {tmp_path}/b (No such file or directory)"
+    ]
+
+
+def test_folders_deeper_than_pythons_stack(tmp_path: Path) -> None:
+    (tmp_path / ("d/" * 200)).mkdir(parents=True)
+    (tmp_path / ("d/" * 200) / "a.wav").touch()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 150)
+    try:
+        assert find_files(tmp_path) == ["d/" * 200 + "a.wav"]
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_of_many_files_that_are_left_out_the_first_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(50):
+        (tmp_path / f"{i}.wav").symlink_to(f"{i}.wav")
+    assert find_files(tmp_path) == []
+    assert len(caplog.records) == 21
+    assert caplog.records[-1].message == "left out: 30 more"
 
 
 def test_what_is_written_stands_where_it_should_and_is_readable_by_others(tmp_path):

@@ -5,6 +5,10 @@ The command line prints these without a traceback; everything else that is raise
 
 import math
 import signal
+import unicodedata
+
+_HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: control, format (bidi), surrogate, separators of lines
+_JOINERS = "\u200c\u200d"  # format characters that only shape letters: Persian, Hindi and emoji need them
 
 TEMPORARY_FAILURE = 75
 GRACE = 20.0  # seconds that a job has to stop or to end a step once it was asked to stop: Kubernetes kills after 30
@@ -103,3 +107,35 @@ def check_whole(key: str, value: object, least: int) -> None:
     """Raise a ConfigError naming the option unless its value is a whole number that is not below `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{key}={value}: not allowed; give a whole number, {least} or more")
+
+
+def printable(text: object, keep: str = "") -> str:
+    r"""One line that is safe to print: control characters, bidi overrides and surrogates are escaped as Python does.
+
+    A file name may hold line breaks and sequences that retitle or erase a terminal. Escaping twice changes nothing:
+    backslashes stay as they are.
+
+    Args:
+        text: A text, or anything whose `str` is printed.
+        keep: Control characters to leave alone, such as the line breaks of a traceback.
+
+    >>> print(printable("\x1b]0;evil\x07a\n.wav"), printable("two\nlines", keep="\n"))
+    \x1b]0;evil\x07a\n.wav two
+    lines
+    """
+    text = str(text)
+    return text if text.isprintable() else "".join(_escaped(sign, keep) for sign in text)
+
+
+def _escaped(sign: str, keep: str) -> str:
+    hidden = unicodedata.category(sign) in _HIDDEN and sign not in keep and sign not in _JOINERS
+    return sign.encode("unicode_escape").decode("ascii") if hidden else sign
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a file name is text: no table, page or JSON can hold one whose bytes are not valid UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

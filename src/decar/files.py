@@ -1,14 +1,22 @@
-"""Files that are there whole or not at all, and locks that the system frees when their holder dies."""
+"""Files that are there whole or not at all, locks that are freed when their holder dies, what lies in a folder."""
+
+from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import logging
 import os
 import socket
+import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 try:
     import fcntl
@@ -17,6 +25,7 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
+NAMED_IN_LOG = 20  # files that a scan leaves out; more are counted
 LOCK_WAIT = 10.0  # seconds: a job that was just stopped may still be writing its checkpoint
 _BUSY = (errno.EAGAIN, errno.EACCES)
 
@@ -127,3 +136,102 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+def write_csv(table: pd.DataFrame, path: Path, *, index: bool = False) -> None:
+    r"""Write a table as CSV in UTF-8; each text reads back as it is.
+
+    Text with a carriage return is quoted, which pandas leaves out. What is not valid Unicode is written as `\udcff`.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    table = table.reset_index() if index else table
+    cells = (cell for name in table.columns for cell in (name, *table[name]))
+    returns = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+    if returns:
+        table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC, errors="backslashreplace")
+    else:
+        table.to_csv(path, index=False, errors="backslashreplace")
+
+
+def find_files(folder: Path, *, recursive: bool = True, hidden: bool = True) -> list[str]:
+    """Paths below `folder` of its files, with forward slashes, a folder's own files before those of its folders.
+
+    Links to folders are followed, each real folder once, so that a loop of links ends. A link whose target is missing
+    counts as a file: whoever opens it reports that. Everything else that is no file is left out with a warning each,
+    and so is a folder that cannot be read: links that lead to themselves or into private folders, named pipes, sockets,
+    devices, folders that vanish during the scan.
+
+    Args:
+        folder: Where to look.
+        recursive: Whether to look into its folders.
+        hidden: Whether to list files and folders whose names begin with a dot.
+    """
+    found: list[str] = []
+    left_out: list[str] = []
+    seen: dict[tuple[int, int], str] = {}
+    waiting = [""]
+    while waiting:
+        prefix = waiting.pop()
+        try:
+            entries = _entries(folder / prefix, hidden, seen)
+        except OSError as error:
+            left_out.append(f"the folder {folder / prefix} ({error.strerror})")
+            continue
+        faults = {entry.name: fault(entry) for entry in entries}
+        left_out += [f"{folder / prefix / name} ({reason})" for name, reason in faults.items() if reason]
+        usable = [entry for entry in entries if not faults[entry.name]]
+        found += [prefix + entry.name for entry in usable if not entry.is_dir()]
+        if recursive:
+            waiting += [f"{prefix}{entry.name}/" for entry in reversed(usable) if entry.is_dir()]
+    warn_left_out(left_out)
+    return found
+
+
+def _entries(folder: Path, hidden: bool, seen: dict[tuple[int, int], str]) -> list[os.DirEntry[str]]:
+    """What lies in a folder, sorted by name.
+
+    Raises:
+        OSError: It cannot be read, or has been listed under another name.
+    """
+    status = folder.stat()
+    first = seen.setdefault((status.st_dev, status.st_ino), str(folder))
+    if first != str(folder):
+        raise OSError(0, f"the same folder as {first}")
+    with os.scandir(folder) as entries:
+        return sorted((e for e in entries if hidden or not e.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def fault(entry: os.DirEntry[str]) -> str:
+    """Why an entry of a folder is neither a file nor a folder; "" for both, and for a link without a target."""
+    try:
+        if entry.is_dir() or entry.is_file():
+            return ""
+        return not_a_file(entry.path)
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def not_a_file(path: str) -> str:
+    """Why a path is no file, "" where it is one or there is nothing.
+
+    Raises:
+        OSError: It cannot be looked at.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return ""
+    if stat.S_ISREG(mode):
+        return ""
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+    return f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
+
+
+def warn_left_out(what: Sequence[str]) -> None:
+    """A warning for each of the first files that are left out, and one that counts the others."""
+    for name in what[:NAMED_IN_LOG]:
+        log.warning("left out: %s", name)
+    if len(what) > NAMED_IN_LOG:
+        log.warning("left out: %d more", len(what) - NAMED_IN_LOG)

@@ -1,3 +1,7 @@
+import io
+import os
+import sys
+
 import pandas as pd
 import pytest
 
@@ -34,3 +38,28 @@ def test_nothing_there(tmp_path, monkeypatch, source, told):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ManifestError, match=told):
         read_source(source, stdin=[])
+
+
+def test_a_pattern_lists_each_real_folder_once_and_names_what_is_no_file(tmp_path, monkeypatch, caplog):
+    write(tmp_path / "d" / "a.wav", tone(0.1))
+    (tmp_path / "d" / "loop").symlink_to(".")
+    (tmp_path / "d" / "self.wav").symlink_to("self.wav")
+    os.mkfifo(tmp_path / "d" / "pipe.wav")
+    os.close(os.open(os.fsencode(tmp_path / "d") + b"/\xff.wav", os.O_CREAT))
+    monkeypatch.chdir(tmp_path)
+    assert read_source("d/**/*.wav").table["path"].tolist() == ["d/a.wav"]
+    assert [record.message for record in caplog.records] == [
+        "left out: d/pipe.wav (a named pipe, not a file)",
+        "left out: d/self.wav (Too many levels of symbolic links)",
+        "left out: d/\udcff.wav (its name is not valid Unicode: rename it)",
+    ]
+
+
+def test_a_name_that_is_no_unicode_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.close(os.open(b"\xff.wav", os.O_CREAT))
+    with pytest.raises(ManifestError, match=r"\udcff.wav: the name is not valid Unicode"):
+        read_source("\udcff.wav")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.wav\n\xff.wav\n"), encoding="utf-8"))
+    with pytest.raises(ManifestError, match=r"\udcff.wav: the name is not valid Unicode"):
+        read_source("-")

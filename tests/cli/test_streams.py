@@ -20,6 +20,7 @@ COMMAND = f"'{sys.executable}' -m decar.cli.app"
         (f"{COMMAND} doctor nowhere >&- 2>&-", 2, ""),
         (f"{COMMAND} --version >&-", 0, ""),
         (f"{COMMAND} embed - <&-", 2, "no path came on stdin"),
+        (f"({COMMAND} --help; echo status $? >&2) | true", 0, "status 0\n"),
     ],
 )
 def test_closed_streams(tmp_path: Path, command: str, code: int, told: str) -> None:
@@ -27,6 +28,7 @@ def test_closed_streams(tmp_path: Path, command: str, code: int, told: str) -> N
     assert done.returncode == code, done.stderr
     assert told in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
+    assert "BrokenPipe" not in done.stderr
 
 
 def test_what_is_opened_next_is_not_standard_error(tmp_path: Path) -> None:

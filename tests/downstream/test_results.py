@@ -19,6 +19,13 @@ def test_written_and_read_back(tmp_path: Path) -> None:
     assert {"task", "mode", "encoder_hash", "seed", "split_hash", "metric", "confusion", "version"} <= set(entries)
 
 
+def test_names_that_are_no_unicode_are_kept(tmp_path: Path) -> None:
+    result = make_result(bundle="runs/\udcff ä", classes=["\x1b[2J", "\ud800"])
+    path = result.write(tmp_path)
+    assert Result.read(path) == result
+    assert "ä" in path.read_text(encoding="utf-8")
+
+
 def test_entries_of_a_later_version_are_ignored(tmp_path: Path) -> None:
     path = make_result().write(tmp_path / "result.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "novelty": 1}))
@@ -62,3 +69,15 @@ def test_collect_says_what_is_not_there(tmp_path: Path) -> None:
         collect([tmp_path / "nowhere"])
     with pytest.raises(DecarError, match=r"no result\.json in there.*eval\.py"):
         collect([tmp_path])
+
+
+def test_collect_goes_on_past_what_is_no_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_result().write(tmp_path / "a" / "result.json")
+    (tmp_path / "b").mkdir()
+    os.mkfifo(tmp_path / "b" / "result.json")  # opening it would block for ever
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    assert len(collect([tmp_path])) == 1
+    assert [record.message for record in caplog.records] == [
+        f"left out: {tmp_path}/b/result.json (a named pipe, not a file)",
+        f"left out: the folder {tmp_path}/b/loop (the same folder as {tmp_path})",
+    ]

@@ -1,7 +1,9 @@
 """The hub at its boundary: a fake backed by a folder; and the real client, offline."""
 
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ from huggingface_hub import errors
 
 from decar.errors import BundleError
 from decar.models import Encoder, load_encoder, save_bundle
-from decar.models.hub import parse
+from decar.models.hub import model_card, parse
 
 
 @pytest.fixture
@@ -62,8 +64,28 @@ def test_what_is_pushed_is_loaded(bundle, remote, capsys, options, address):
     assert {file.name for file in folder.iterdir()} == {"encoder.safetensors", "decar.json", "README.md"}
     card = (folder / "README.md").read_text()
     assert f'decar.load_encoder("{address}")' in card
-    assert '| data | "mini" |' in card
+    assert "| data | mini |" in card
     assert json.loads((folder / "decar.json").read_text())["facts"]["clips"] == 12
+
+
+def test_a_card_holds_what_a_bundle_says_as_text():
+    """No front matter, cell, link or element can come out of a fact; half a surrogate is no reason to fail."""
+    evil = {
+        "a\n---\nlicense: mit": "x | y\n| z | [click](http://evil) <script>bad()</script> `c` **b** www.evil.com",
+        "k": [{"<img src=x>": "\ud800\u202e"}], "clips": 12, "lr": 0.5, "half": None,
+    }  # fmt: skip
+    card = model_card("hf://me/mine", "conv (<b>|</b>)", 16000, 8, "abc", evil)
+    card.encode()
+    assert card.startswith(
+        "---\nlibrary_name: decar\ntags: [audio, audio-embedding, self-supervised]\n---\n\n# me/mine\n"
+    )
+    table = card[card.index("| | |") :].splitlines()
+    assert len(table) == 2 + 2 + len(evil)
+    assert all(row.count("|") == 3 for row in table)
+    assert not re.search(r"[<>`*\[\]()]|http:|www\.|\ud800|\u202e", "".join(table))
+    assert table[4:7:2][0].startswith("| a&#92;n---&#92;nlicense&#58; mit | x &#124; y&#92;n&#124; z")
+    assert html.unescape(table[2]) == "| network | conv (<b>|</b>) |"
+    assert table[-3:] == ["| clips | 12 |", "| lr | 0.5 |", "| half | null |"]
 
 
 def test_a_repository_without_a_bundle(remote):

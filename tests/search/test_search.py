@@ -101,6 +101,71 @@ def test_files_that_are_no_embeddings(tmp_path):
             Index.from_parquet(tmp_path / f"{name}.parquet")
 
 
+@pytest.mark.parametrize(
+    ("facts", "columns", "told"),
+    [
+        ({"encoder": 5}, {}, r"its metadata has encoder=5, which is no text"),
+        ({"root": 1.5}, {}, r"its metadata has root=1\.5, which is no text"),
+        ({"bundle": ["a"]}, {}, r"its metadata has bundle=\['a'\], which is no text"),
+        ({}, {"start": ["0:10", "1", "2"]}, r"the column 'start' holds string, not numbers; convert it to seconds"),
+        ({}, {"duration": [True, True, False]}, r"the column 'duration' holds bool, not numbers"),
+        ({}, {"start": [0, -2, 5]}, r"row 2: start=-2 is no number of seconds"),
+        ({}, {"start": [0, 0, np.inf]}, r"row 3: start=inf is no number of seconds"),
+        ({}, {"duration": [None, 0.0, 1.0]}, r"row 2: duration=0 is no number of seconds"),
+    ],
+)
+def test_facts_and_columns_of_another_kind_are_named(decar, embedded, sound_folder, tmp_path, facts, columns, told):
+    """Both roads: a row of the table, and a file, which needs the encoder."""
+    file = write(tmp_path / "odd.parquet", np.eye(3), facts=facts, **columns)
+    for sound in ("1.wav", str(sound_folder / "low/0.wav")):
+        done = decar("search", sound, str(file), "-n", "1", "--html", "p.html")
+        assert done.code == 2
+        assert len(done.errors) == 1
+        assert re.search(rf"odd\.parquet.* {told}", done.errors[0]), done.errors
+    assert not (tmp_path / "p.html").exists()
+
+
+def test_columns_that_cannot_be_used_are_named(tmp_path):
+    def opened(**columns):
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+        return EmbeddingTable.open(tmp_path / "t.parquet")
+
+    vectors = pa.array([[1.0, 0.0]], pa.list_(pa.float32()))
+    with pytest.raises(SearchError, match=r"t\.parquet: the column 'path' holds int64, not text"):
+        opened(path=[1], embedding=vectors)
+    invalid = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff")]
+    )
+    with pytest.raises(SearchError, match=r"t\.parquet: cannot be read as Parquet"):
+        opened(path=["a"], embedding=vectors, label=invalid)
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), vectors], ["path", "path", "embedding"])
+    pq.write_table(twice, tmp_path / "t.parquet")
+    with pytest.raises(SearchError, match=r"t\.parquet: 2 columns are called 'path'"):
+        EmbeddingTable.open(tmp_path / "t.parquet")
+
+
+def test_columns_of_pandas_and_whole_seconds_are_understood(decar, tmp_path):
+    """A path in pandas' index, categories, and a start in whole numbers."""
+    table = pd.DataFrame({"path": ["a.wav"] * 3, "start": [0, 5, 10], "embedding": np.eye(3).tolist()})
+    table.astype({"path": "category"}).set_index("path").to_parquet(tmp_path / "t.parquet")
+    done = decar("search", "a.wav", "t.parquet", "-n", "2", "--csv", "f.csv", "--html", "f.html")
+    assert done.code == 0, done.err
+    assert "a.wav (5 s)  (row 2 of t.parquet" in done.out
+    assert set(pd.read_csv(tmp_path / "f.csv")["query"]) == {"a.wav", "a.wav (5 s)", "a.wav (10 s)"}
+
+
+def test_odd_places_cost_a_clip_its_player(decar, tmp_path):
+    paths = ["a\0.wav", "x" * 300, "b.wav", "c.wav"]
+    table = write(tmp_path / "e.parquet", np.eye(4), paths, start=[0.0, None, 99.0, 0.0])
+    soundfile.write(tmp_path / "b.wav", np.ones(16000) / 2, 16000)
+    soundfile.write(tmp_path / "c.wav", np.ones(16000) / 2, 16000)
+    done = decar("search", "--row", "c.wav", str(table), "-n", "3", "--html", "f.html")
+    assert done.code == 0, done.err
+    page = (tmp_path / "f.html").read_text()
+    assert page.count('<p class="none">') == 3
+    assert page.count("<audio") == 1
+
+
 @pytest.fixture
 def embedded(sound_folder, tmp_path):
     """The sounds of a folder, embedded, beside the bundle that did it."""
@@ -196,6 +261,7 @@ def test_the_page_holds_all_it_shows_and_escapes_what_it_says(decar, embedded, s
     players = re.findall(r'<audio[^>]*src="data:audio/ogg;base64,([^"]+)"', page)
     assert len(players) == 11, "itself and eleven, one of which is gone"
     assert page.count("file not found") == 1
+    assert "Content-Security-Policy" in page
     wave, rate = soundfile.read(io.BytesIO(base64.b64decode(players[0])))
     assert len(wave) / rate == pytest.approx(0.5, abs=0.02)
     assert len(re.findall(r'src="data:image/png;base64,', page)) == 11

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from decar.audio import ffmpeg
+from decar.errors import is_unicode
+from decar.files import find_files, warn_left_out
 
 log = logging.getLogger(__name__)
 
@@ -34,24 +35,20 @@ def find_audio(folder: Path, *, recursive: bool) -> list[str]:
 
     Files that libsndfile reads, and where the program ffmpeg is installed those that it reads, by their endings. One
     line of the log counts the others by ending; it is a warning when ffmpeg would read some of them. Hidden files and
-    folders are left out. Links to folders are followed, each real folder once, so that a loop of links ends. A folder
-    that may not be read and a name that is not valid Unicode are left out with a warning.
+    folders are left out, and, with a warning, names that are not valid Unicode and what `find_files` leaves out. Links
+    to folders are followed, each real folder once.
     """
-    found = []
-    passed_over: Counter[str] = Counter()
     suffixes = (*AUDIO_SUFFIXES, *(ffmpeg.SUFFIXES if ffmpeg.available() else ()))
-    for path in _walk(folder, "", recursive, set()):
-        if not path.lower().endswith(suffixes):
-            passed_over[os.path.splitext(path)[1].lower()] += 1
-            continue
-        try:
-            path.encode("utf-8")
-        except UnicodeEncodeError:  # no table or log could ever hold it
-            log.warning("left out, the name is not valid Unicode, rename it: %s", ascii(path))
-            continue
-        found.append(path)
-    _report(folder, passed_over)
-    return sorted(found)
+    files = find_files(folder, recursive=recursive, hidden=False)
+    audio = [path for path in files if path.lower().endswith(suffixes)]
+    _report(folder, Counter(os.path.splitext(path)[1].lower() for path in set(files).difference(audio)))
+    return sorted(only_unicode(audio))
+
+
+def only_unicode(paths: list[str]) -> list[str]:
+    """The paths that a table can hold; the others are left out with a warning each."""
+    warn_left_out([f"{path} (its name is not valid Unicode: rename it)" for path in paths if not is_unicode(path)])
+    return [path for path in paths if is_unicode(path)]
 
 
 def _report(folder: Path, passed_over: Counter[str]) -> None:
@@ -65,27 +62,6 @@ def _report(folder: Path, passed_over: Counter[str]) -> None:
     sound = kinds[0] in ffmpeg.SUFFIXES  # then it is not installed
     cure = f"; {ffmpeg.INSTALL}" if sound else ""
     log.log(logging.WARNING if sound else logging.INFO, "passed over in %s: %s%s", folder, ", ".join(named), cure)
-
-
-def _walk(folder: Path, prefix: str, recursive: bool, seen: set[tuple[int, int]]) -> Iterator[str]:
-    """Every file below a folder that is not hidden."""
-    try:
-        stat = folder.stat()
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        log.warning("left out, the folder %s cannot be read: %s", ascii(str(folder)), error.strerror)
-        return
-    if (stat.st_dev, stat.st_ino) in seen:
-        return
-    seen.add((stat.st_dev, stat.st_ino))
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            if recursive:
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", recursive, seen)
-        elif entry.is_file() or entry.is_symlink():
-            yield prefix + entry.name  # a dangling link is kept: the store then names it as a bad clip
 
 
 def labels_from_folders(paths: list[str]) -> dict[str, list[str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import io
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +12,10 @@ from pathlib import Path
 import pandas as pd
 
 from decar.audio.manifest import Manifest
+from decar.audio.scan import only_unicode
 from decar.audio.tables import is_table
-from decar.errors import ManifestError
+from decar.errors import ManifestError, is_unicode
+from decar.files import not_a_file, warn_left_out
 
 STDIN = "-"
 
@@ -38,7 +42,7 @@ def read_source(
     """
     text = str(source)
     if text == STDIN:
-        lines = (line.rstrip("\r\n") for line in (sys.stdin if stdin is None else stdin))
+        lines = (line.rstrip("\r\n") for line in (_stdin() if stdin is None else stdin))
         return _listed(
             [line for line in lines if line.strip()], root, "no path came on stdin: a path a line is expected"
         )
@@ -50,12 +54,45 @@ def read_source(
     if path.exists():
         return _listed([text if path == Path(text) else str(path)], None, "")
     if glob.has_magic(text):
-        found = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
-        return _listed(found, None, f"{text}: no file fits this pattern; is it quoted, so that decar sees it?")
+        none = f"{text}: no file fits this pattern; is it quoted, so that decar sees it?"
+        return _listed(only_unicode(_matching(str(path))), None, none)
     raise ManifestError(f"{text} does not exist: give a folder, a table, an audio file, a pattern, or - for stdin")
+
+
+def _stdin() -> Iterable[str]:
+    """The lines of standard input; bytes that are not UTF-8 become surrogates, as in the file names of Python."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+    return sys.stdin
+
+
+def _matching(pattern: str) -> list[str]:
+    """The files that fit a pattern, sorted, each real folder once; what `find_files` would leave out is left out too.
+
+    `glob` follows links to folders, and a link that leads back to its own folder forty times.
+    """
+    homes: dict[str, str] = {}
+    found, left_out = [], []
+    for name in sorted(glob.glob(pattern, recursive=True), key=lambda name: (name.count(os.sep), name)):
+        folder = os.path.dirname(name)
+        if os.path.isdir(name) or homes.setdefault(os.path.realpath(folder), folder) != folder:
+            continue
+        try:
+            reason = not_a_file(name)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        if reason:
+            left_out.append(f"{name} ({reason})")
+        else:
+            found.append(name)
+    warn_left_out(left_out)
+    return sorted(found)
 
 
 def _listed(paths: list[str], root: str | Path | None, none: str) -> Manifest:
     if not paths:
         raise ManifestError(none)
+    odd = next((path for path in paths if not is_unicode(path)), None)
+    if odd is not None:
+        raise ManifestError(f"{odd}: the name is not valid Unicode, which no table can hold: rename the file")
     return Manifest(pd.DataFrame({"path": paths}), Path.cwd() if root is None else Path(root).expanduser())

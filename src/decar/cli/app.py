@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,9 @@ from decar import __version__
 from decar.cli import embed, export, push, report, search
 from decar.cli.config import cache_home
 from decar.cli.limits import add_limits, use_limits
-from decar.errors import CorpusError, DecarError, PreemptedError
-from decar.files import whole
+from decar.cli.terminal import complain, say, say_lines, start_log, terminal
+from decar.errors import CorpusError, DecarError, PreemptedError, printable
+from decar.files import whole, write_csv
 from decar.signals import stoppable
 
 if TYPE_CHECKING:
@@ -24,19 +24,21 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 on a user's error, and when a signal stops it as `train.py` does."""
-    args = _parser().parse_args(argv)
     try:
-        use_limits(args)
-        with stoppable("run the same command again"):
+        with terminal(), stoppable("run the same command again"):
+            args = _parser().parse_args(argv)
+            use_limits(args)
             args.run(args)
-            sys.stdout.flush()
     except PreemptedError as stopped:
-        print(f"decar: {stopped}", file=sys.stderr)
+        print(f"decar: {printable(stopped)}", file=sys.stderr)
         sys.exit(stopped.status)
-    except BrokenPipeError:  # the reader, `head` say, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains again at exit
     except DecarError as error:
-        print(f"decar: error: {error}", file=sys.stderr)
+        complain(error)
+        sys.exit(2)
+    except OSError as error:  # a private folder, say; without a file name it is an internal error
+        if error.filename is None:
+            raise
+        complain(f"{error.filename}: {error.strerror}")
         sys.exit(2)
 
 
@@ -110,17 +112,18 @@ def _prepare(args: argparse.Namespace) -> None:
     corpus = CORPORA.get(args.corpus)
     if corpus is None:
         raise CorpusError(f"there is no corpus '{args.corpus}'; there are {', '.join(CORPORA)}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    start_log(logging.INFO)
     if args.download:
         download(corpus, args.root)
     prepared = prepare(
         corpus, args.root, args.cache_dir, allow_missing=args.allow_missing, store=not args.no_store,
         progress=sys.stderr.isatty(),
     )  # fmt: skip
-    print(to_markdown(table1([(corpus, prepared)]).set_index("corpus")))
-    print(f"\nmanifest: {prepared.file}, {prepared.unreadable} clips cannot be used")
-    print(f"judge:     python eval.py task={corpus.name} bundle=RUN")
-    print(f"pre-train: python train.py data=corpus data.name={corpus.name}")
+    say_lines(to_markdown(table1([(corpus, prepared)]).set_index("corpus")))
+    say()
+    say(f"manifest: {prepared.file}, {prepared.unreadable} clips cannot be used")
+    say(f"judge:     python eval.py task={corpus.name} bundle=RUN")
+    say(f"pre-train: python train.py data=corpus data.name={corpus.name}")
 
 
 def _doctor(args: argparse.Namespace) -> None:
@@ -133,14 +136,14 @@ def _doctor(args: argparse.Namespace) -> None:
     from decar.audio import Manifest
     from decar.audio.doctor import examine
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    start_log(logging.INFO)
     clips = Manifest.from_path(args.source, root=args.root, path_column=args.path_column)
     found = examine(clips, apart=args.apart)
-    for severity, path, problem, detail in found[["severity", "path", "problem", "detail"]].to_numpy():
-        print(f"{severity}: {path}: {problem}: {detail}")
-    told = [f"{count} {problem}" for problem, count in found["problem"].value_counts().items()]
-    print(f"{len(clips)} clips, {', '.join(told) or 'nothing wrong'}; hash of the list {clips.content_hash()[:16]}")
     _write_table(found, args.out)
+    for severity, path, problem, detail in found[["severity", "path", "problem", "detail"]].to_numpy():
+        say(f"{severity}: {path}: {problem}: {detail}")
+    told = [f"{count} {problem}" for problem, count in found["problem"].value_counts().items()]
+    say(f"{len(clips)} clips, {', '.join(told) or 'nothing wrong'}; hash of the list {clips.content_hash()[:16]}")
     sys.exit(int(damaged or (found["severity"] == "error").any()))
 
 
@@ -152,9 +155,9 @@ def _doctor_cache(folder: Path) -> bool:
         raise DecarError(f"{folder}: no such folder; give the cache as --cache DIR")
     n_damaged = 0
     for path, problem, cure in check_cache(folder):
-        print(f"damaged: {path}: {problem}; {cure}", flush=True)
+        say(f"damaged: {path}: {problem}; {cure}")
         n_damaged += 1
-    print(f"{folder}: {n_damaged or 'nothing'} damaged")
+    say(f"{folder}: {n_damaged or 'nothing'} damaged")
     return n_damaged > 0
 
 
@@ -168,8 +171,8 @@ def _table1(args: argparse.Namespace) -> None:
     table = table1([(corpus, prepared) for corpus, prepared in found if prepared])
     if not len(table):
         raise CorpusError(f"no corpus has been prepared in {args.cache_dir}: run `decar prepare CORPUS ROOT`")
-    print(to_markdown(table.set_index("corpus")))
     _write_table(table, args.csv)
+    say_lines(to_markdown(table.set_index("corpus")))
 
 
 def _write_table(table: pd.DataFrame, file: Path | None, *, index: bool = False) -> None:
@@ -181,7 +184,7 @@ def _write_table(table: pd.DataFrame, file: Path | None, *, index: bool = False)
             if file.suffix.lower() in (".parquet", ".pq"):
                 table.to_parquet(part, index=index)
             else:
-                table.to_csv(part, index=index)
+                write_csv(table, part, index=index)
     except OSError as error:
         raise DecarError(f"{file}: the table could not be written ({error.strerror or error})") from error
 
@@ -192,16 +195,17 @@ def _table2(args: argparse.Namespace) -> None:
     results = collect(args.runs)
     if args.metric:
         results = by_metric(results, args.metric)
-    print(table2_markdown(results))
     _write_table(table2(results), args.csv, index=True)
+    say_lines(table2_markdown(results))
 
 
 def _table3(args: argparse.Namespace) -> None:
     from decar.downstream import collect, table3_cells, table3_markdown
 
     results = collect(args.runs)
-    print(table3_markdown(results))
+    text = table3_markdown(results)  # raises before anything is written
     _write_table(table3_cells(results), args.csv)
+    say_lines(text)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decar.cli.limits import add_limits
+from decar.cli.terminal import say, start_log
 
 if TYPE_CHECKING:
     from decar.models import Encoder
@@ -59,7 +59,7 @@ def _embed(args: argparse.Namespace) -> None:
     from decar.embedder.output import beside, check_out
     from decar.errors import check_whole
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    start_log(logging.INFO)
     check_out(args.out)
     if args.workers is not None:
         check_whole("--workers", args.workers, 1)
@@ -72,7 +72,7 @@ def _embed(args: argparse.Namespace) -> None:
     made = embedder.write(clips, args.out, name=args.bundle)
     rows, dim = made.vectors.shape
     left_out = f", {len(made.bad)} clips left out ({beside(args.out, 'bad')})" if len(made.bad) else ""
-    print(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")
+    say(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")
 
 
 def _encoder(bundle: str) -> Encoder:

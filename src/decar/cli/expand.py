@@ -6,6 +6,7 @@ import fnmatch
 from pathlib import Path
 
 from decar.cli.checks import require
+from decar.files import find_files
 
 SKIP = "DECAR_SKIP_TASKS"  # in hydra.job.env_set: the one place that a job in another process is handed, and no option
 
@@ -27,7 +28,9 @@ def expand_tasks(arguments: list[str]) -> list[str]:
     if not any(sign in pattern for sign in "*?") or root is None:
         return arguments
     folder = Path(root).expanduser() / "tasks"
-    names = sorted(path.stem for path in folder.glob("*.csv") if fnmatch.fnmatch(path.stem, pattern))
+    files = find_files(folder, recursive=False) if folder.is_dir() else []
+    tables = [Path(file).stem for file in files if file.endswith(".csv")]
+    names = sorted(name for name in tables if fnmatch.fnmatch(name, pattern))
     require(bool(names), f"task.name={pattern}: no such table in {folder}; DIR/tasks/NAME.csv is looked for")
     require(several, f"task.name={pattern} means {len(names)} tasks: add -m")
     return [f"task.name={','.join(names)}" if word.startswith("task.name=") else word for word in arguments]

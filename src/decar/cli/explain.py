@@ -33,7 +33,7 @@ def explain(error: BaseException, config_name: str) -> str | None:
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, DecarError):
-            return _one_line(link)
+            return str(link)
     for link in chain:
         if isinstance(link, OSError) and link.filename:  # a disk, a folder, a right: not ours to mend
             log.debug("where it happened", exc_info=error)

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from decar.cli.terminal import say
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -26,5 +28,5 @@ def _export(args: argparse.Namespace) -> None:
     encoder = load_encoder(args.bundle)
     worst = export_encoder(encoder, args.out, args.to)
     size, rate = args.out.stat().st_size / 1e6, encoder.sample_rate
-    print(f"{args.out}: {size:.1f} MB, waveform (batch, samples) at {rate} Hz in, embedding (batch, {encoder.dim}) out")
-    print(f"read back and compared with the encoder: largest relative difference {worst:.1e}")
+    say(f"{args.out}: {size:.1f} MB, waveform (batch, samples) at {rate} Hz in, embedding (batch, {encoder.dim}) out")
+    say(f"read back and compared with the encoder: largest relative difference {worst:.1e}")

@@ -20,6 +20,7 @@ from decar.cli.config import conf_dir, register_resolvers
 from decar.cli.expand import expand_tasks
 from decar.cli.explain import explain
 from decar.cli.sweep import failures, forget_failure, note_failure
+from decar.cli.terminal import complain, terminal
 from decar.errors import DecarError, PreemptedError
 from decar.signals import active, go_on_by, stoppable
 
@@ -67,13 +68,11 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
     told: list[str] = []
     status = 2
     try:
-        with stoppable():
+        with terminal(), stoppable():
             sys.argv[1:] = expand_tasks(sys.argv[1:])
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
     except PreemptedError as stopped:
         _leave(stopped.status, str(stopped))
-    except BrokenPipeError:  # the reader of --help, `head` say, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or Python complains again at exit
     except Exception as error:
         line = explain(error, config_name)
         if line is None:
@@ -83,7 +82,7 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
         status = error.status if isinstance(error, DecarError) else 2
     told += failures()
     for line in told:
-        print(f"decar: error: {line}", file=sys.stderr)
+        complain(line)
     if told:
         _leave(status)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from decar.cli.terminal import say
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -23,4 +25,4 @@ def _push(args: argparse.Namespace) -> None:
     from decar.models.hub import push
 
     where = push(args.bundle, args.repo, private=args.private, revision=args.revision)
-    print(f'pushed; load it with decar.load_encoder("{where}")')
+    say(f'pushed; load it with decar.load_encoder("{where}")')

@@ -10,6 +10,7 @@ from pathlib import Path
 from decar.cli.config import register_resolvers
 from decar.cli.explain import explain
 from decar.cli.launch import end_with_parent
+from decar.cli.terminal import complain, start_log
 from decar.errors import PreemptedError
 from decar.signals import stoppable
 
@@ -24,7 +25,7 @@ def main() -> None:
     end_with_parent()
     register_resolvers()
     quiet()
-    logging.basicConfig(level=logging.ERROR)
+    start_log(logging.ERROR)
     config, checkpoint = Path(sys.argv[1]), sys.argv[2] or None
     cfg = OmegaConf.load(config)
     assert isinstance(cfg, DictConfig)
@@ -37,7 +38,7 @@ def main() -> None:
         line = explain(error, "train")
         if line is None:
             raise
-        print(f"decar: error: process {os.environ['LOCAL_RANK']}: {line}", file=sys.stderr)
+        complain(f"process {os.environ['LOCAL_RANK']}: {line}")
         sys.exit(2)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from decar.cli.config import cache_home
 from decar.cli.found import cache_of, frontend_of, manifest_of, read_config
 from decar.cli.limits import add_limits
+from decar.cli.terminal import say, start_log
 from decar.errors import ConfigError, DecarError
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ def _report(args: argparse.Namespace) -> None:
     from decar.cli.eval import device_of
     from decar.report import write_report
 
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
+    start_log(logging.WARNING)
     source = run_files(args.folder, args.downstream)
     page = write_report(source, args.out, device=device_of("auto"), progress=sys.stderr.isatty())
-    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
+    say(f"{page}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 
 def run_files(run: Path, downstream: Sequence[Path] = ()) -> RunFiles:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.limits import add_limits
+from decar.cli.terminal import say
 from decar.errors import SearchError
 
 if TYPE_CHECKING:
@@ -55,11 +56,11 @@ def _search(args: argparse.Namespace) -> None:
     found, origin = search(index, queries, args.n), {query.name: query.origin for query in queries}
     _write(args, found, index)  # before anything is printed: `| head` ends the process at its second block
     for name, clips in found.groupby("query", sort=False):
-        print(f"{name}  ({origin[str(name)]}; 1 - cosine, {args.measure})")
+        say(f"{name}  ({origin[str(name)]}; 1 - cosine, {args.measure})")
         for clip in clips[clips["rank"] > 0].to_dict("records"):
-            print(f"{clip['rank']:4d}  {clip['distance']:.4f}  {clip['path']}{_told(clip)}")
+            say(f"{clip['rank']:4d}  {clip['distance']:.4f}  {clip['path']}{_told(clip)}")
     if args.html:
-        print(f"page: {args.html}")
+        say(f"page: {args.html}")
 
 
 def search(index: Index, queries: list[Query], n: int) -> pd.DataFrame:
@@ -106,7 +107,7 @@ def _told(clip: dict[Any, Any]) -> str:
 
 def _write(args: argparse.Namespace, found: pd.DataFrame, index: Index) -> None:
     """The page and the table, where they are asked for."""
-    from decar.files import whole
+    from decar.files import whole, write_csv
     from decar.search.page import write_page
 
     root = args.root or Path(index.table.facts.get("root") or args.embeddings.parent)
@@ -115,6 +116,6 @@ def _write(args: argparse.Namespace, found: pd.DataFrame, index: Index) -> None:
             write_page(args.html, found, root, args.measure)
         if args.csv:
             with whole(args.csv) as part:
-                found[found["rank"] > 0].to_csv(part, index=False)
+                write_csv(found[found["rank"] > 0], part)
     except OSError as error:
         raise SearchError(f"{error.filename or args.html}: cannot be written ({error.strerror or error})") from error

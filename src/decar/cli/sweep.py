@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from decar.cli.terminal import say, say_lines
 from decar.errors import DecarError
 
 FAILED = "failed.txt"  # in the folder of a job: what it is called, and why it failed
@@ -57,12 +58,13 @@ class PrintTable(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print it; results that do not belong into one table are no mistake of the sweep's, and cost a line."""
         from decar.downstream import collect, table2_markdown
+        from decar.downstream.results import result_files
 
         folder = Path(config.hydra.sweep.dir)
-        if not any(folder.rglob("result.json")):
+        if not result_files(folder):
             return
         try:
-            print(f"\n{table2_markdown(collect([folder]))}")
+            say_lines(f"\n{table2_markdown(collect([folder]))}")
         except DecarError as error:
-            print(f"no table: {error}")
-        print(f"results: {folder}")
+            say(f"no table: {error}")
+        say(f"results: {folder}")

@@ -18,7 +18,7 @@ from decar.cli.limits import use_configured_limits
 from decar.cli.main import run_hydra
 from decar.cli.report import report_run
 from decar.cli.settle import settle
-from decar.files import whole
+from decar.files import whole, write_csv
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
@@ -258,7 +258,7 @@ def tell_of(store: LogMelStore, output: Path) -> None:
     """How much there is to learn from; clips that cannot be used go into `bad_files.csv`."""
     bad, clips = store.bad, store.usable()
     if len(bad):  # the store named them in the log
-        bad.to_csv(output / "bad_files.csv", index=False)
+        write_csv(bad, output / "bad_files.csv")
         log.warning("left out %d of %d clips, listed with reasons in bad_files.csv", len(bad), len(store))
     minutes = clips.lengths.sum() * clips.frontend.hop_length / clips.frontend.sample_rate / 60
     log.info("%d clips, %.1f minutes", len(clips), minutes)

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
 from decar.errors import DecarError
-from decar.files import whole
+from decar.files import find_files, whole
 
 FILE_NAME = "result.json"
 Mode = Literal["frozen", "finetune"]
@@ -94,7 +94,8 @@ class Result:
         path = path / FILE_NAME if path.is_dir() else path
         try:
             with whole(path) as part:
-                part.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False), encoding="utf-8")
+                text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
+                part.write_text(text, encoding="utf-8", errors="backslashreplace")  # \udcff, as JSON escapes it
         except OSError as error:
             raise DecarError(f"{path}: the result could not be written ({error}); is the disk full?") from error
         return path
@@ -130,7 +131,7 @@ def collect(roots: Iterable[str | Path]) -> list[Result]:
     for root in folders:
         if not root.exists():
             raise DecarError(f"{root}: no such file or folder; give the folder that eval.py wrote its runs to")
-        paths.update(dict.fromkeys(sorted(root.rglob(FILE_NAME)) if root.is_dir() else [root]))
+        paths.update(dict.fromkeys(result_files(root) if root.is_dir() else [root]))
     if not paths:
         where = ", ".join(map(str, folders))
         raise DecarError(f"{where}: no {FILE_NAME} in there; make one with `python eval.py task=… bundle=…`")
@@ -140,6 +141,11 @@ def collect(roots: Iterable[str | Path]) -> list[Result]:
         question = (r.task, r.mode, r.protocol, r.encoder, r.encoder_hash, r.seed, r.split_hash, r.shots)
         newest[question] = path, r
     return [result for _, result in sorted(newest.values(), key=lambda found: found[0])]
+
+
+def result_files(folder: Path) -> list[Path]:
+    """The result files at any depth of a folder, sorted."""
+    return sorted(folder / name for name in find_files(folder) if PurePath(name).name == FILE_NAME)
 
 
 def by_metric(results: Iterable[Result], name: str) -> list[Result]:

@@ -13,7 +13,7 @@ from decar.downstream.columns import NAMES
 from decar.downstream.commands import option
 from decar.downstream.paper import paper_column, paper_tables
 from decar.downstream.results import Mode, ProtocolName, Result
-from decar.downstream.tables import EMPTY, heading, interval, runs_of, to_markdown
+from decar.downstream.tables import EMPTY, heading, interval, runs_of, to_fill, to_markdown
 from decar.errors import DecarError
 
 CELL = ["task", "column", "protocol", "mode", "ours", "interval", "seeds", "paper"]
@@ -100,7 +100,7 @@ def table3_markdown(results: Sequence[Result]) -> str:
                 table = to_markdown(table3(ours, protocol, mode))
                 parts.append(f"protocol={protocol}, {NAMES[mode]}\n\n{table}")
                 gaps = missing(ours, protocol, mode)
-                parts += ["To fill the empty cells:\n\n" + "\n".join(f"    {g}" for g in gaps)] if gaps else []
+                parts += [to_fill(gaps)] if gaps else []
     return "\n\n".join(parts) + "\n"
 
 

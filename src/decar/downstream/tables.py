@@ -16,6 +16,7 @@ from decar.downstream.commands import missing_commands
 from decar.downstream.paper import beside_table2
 from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol, SearchProtocol
 from decar.downstream.results import Mode, ProtocolName, Result
+from decar.errors import printable
 
 EMPTY = "–"
 USUAL: dict[str, Protocol] = {p.name: p for p in (PaperProtocol(), SearchProtocol(), KnnProtocol())}
@@ -68,8 +69,13 @@ def table2_markdown(results: Sequence[Result]) -> str:
         parts.append(f"Ours / the paper's Table 2 (protocol=paper, n seeds)\n\n{to_markdown(nine)}")
     commands = missing_commands(results)
     if commands:
-        parts.append("To fill the empty cells:\n\n" + "\n".join(f"    {command}" for command in commands))
+        parts.append(to_fill(commands))
     return "\n\n".join(parts) + "\n"
+
+
+def to_fill(commands: Sequence[str]) -> str:
+    """A paragraph of commands, a line each, ready to paste."""
+    return "To fill the empty cells:\n\n" + "\n".join(f"    {printable(command)}" for command in commands)
 
 
 def heading(results: Sequence[Result]) -> str:
@@ -83,7 +89,7 @@ def heading(results: Sequence[Result]) -> str:
     usual = "accuracy" if "accuracy" in metrics.values() else min(metrics.values(), default="accuracy")
     name = usual if usual == "mAP" else usual.replace("_", " ").capitalize().replace("f1", "F1")
     others = [f"{title}: {metric}" for title, metric in sorted(metrics.items()) if metric != usual]
-    return "; ".join([f"{name} on the test split, %", *others]) + "."
+    return printable("; ".join([f"{name} on the test split, %", *others]) + ".")
 
 
 def _departures(results: Sequence[Result]) -> list[str]:
@@ -98,14 +104,14 @@ def _departures(results: Sequence[Result]) -> list[str]:
             usually = list(usual[key]) if isinstance(usual.get(key), tuple) else usual.get(key)
             if value != usually:
                 found.add(f"{NAMES[result.mode].capitalize()}, {result.protocol}: {key}={value}, usually {usually}.")
-    return sorted(found)
+    return [printable(sentence) for sentence in sorted(found)]
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
     """A table of text as Markdown that is also aligned to the eye: names to the left, numbers to the right."""
     head = [str(frame.index.name or ""), *map(str, frame.columns)]
     lines = [head, *([str(name), *map(str, row)] for name, row in zip(frame.index, frame.to_numpy(), strict=True))]
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    lines = [[printable(cell).replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from decar.digests import seal_parquet
 from decar.errors import ConfigError
-from decar.files import whole
+from decar.files import whole, write_csv
 
 ROWS_AT_ONCE = 1024
 SUFFIXES = (".parquet", ".pq", ".npy")
@@ -36,7 +36,7 @@ def write_rows(out: Path, table: pd.DataFrame, vectors: NDArray[np.float32], fac
     """
     if out.suffix.lower() == ".npy":
         with whole(beside(out, "paths")) as part:
-            table.to_csv(part, index=False)
+            write_csv(table, part)
         with whole(out) as part, part.open("wb") as file:
             head = {"descr": "<f4", "fortran_order": False, "shape": vectors.shape}
             np.lib.format.write_array_header_1_0(file, head)
@@ -62,7 +62,7 @@ def write_bad(out: Path, bad: pd.DataFrame) -> None:
         beside(out, "bad").unlink(missing_ok=True)
         return
     with whole(beside(out, "bad")) as part:
-        bad.to_csv(part, index=False)
+        write_csv(bad, part)
 
 
 def beside(out: Path, what: str) -> Path:

@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-from decar.errors import BundleError
+from decar.errors import BundleError, printable
 
 PREFIX = "hf://"  # no local path is taken for a repository, nor the other way round
 WEIGHTS, FACTS, CARD = "encoder.safetensors", "decar.json", "README.md"
@@ -76,15 +76,27 @@ def push(bundle: str | Path, address: str, *, private: bool = False, revision: s
 
 
 def model_card(where: str, network: str, rate: int, dim: int, encoder_hash: str, facts: dict[str, object]) -> str:
-    """The README.md of the repository, made of what the bundle says."""
-    told = "\n".join(f"| {key} | {json.dumps(value)} |".replace("\n", " ") for key, value in facts.items())
+    """The README.md of the repository, made of what the bundle says; none of it can be Markdown, HTML or YAML."""
+    told = "\n".join(f"| {as_text(key)} | {as_text(value)} |" for key, value in facts.items())
     return (
         "---\nlibrary_name: decar\ntags: [audio, audio-embedding, self-supervised]\n---\n\n"
         f"# {where.removeprefix(PREFIX)}\n\nAn audio encoder trained without labels by decar (arXiv 2110.08895).\n\n"
         f'```python\nimport decar\n\nencoder = decar.load_encoder("{where}")\n'
         f"embedding = encoder.embed(waveform)  # (B, T) at {rate} Hz to (B, {dim})\n```\n\n"
-        f"| | |\n|---|---|\n| network | {network} |\n| hash | {encoder_hash} |\n{told}\n"
+        f"| | |\n|---|---|\n| network | {as_text(network)} |\n| hash | {encoder_hash} |\n{told}\n"
     )
+
+
+def as_text(value: object) -> str:
+    """A value as text of a Markdown cell: each sign that Markdown or HTML could read is written by its number.
+
+    >>> as_text("<b>"), as_text(0.5), as_text({"k": 3})
+    ('&#60;b&#62;', '0.5', '&#123;&#34;k&#34;&#58; 3&#125;')
+    """
+    if value is None or isinstance(value, int | float):
+        return json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[^\w \-]|_", lambda sign: f"&#{ord(sign[0])};", printable(text))
 
 
 def _reason(error: Exception) -> str:

@@ -50,13 +50,14 @@ def read_environment(run: Path) -> dict[str, str]:
     Raises:
         DecarError: It was not written down, or cannot be read.
     """
+    file = run / ENVIRONMENT
     try:
-        found = json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+        if not file.is_file():  # a named pipe would block
+            raise ValueError("no file")
+        found = json.loads(file.read_text(encoding="utf-8"))
         return {str(key): str(value) for key, value in found.items()}
     except (OSError, ValueError, AttributeError) as error:
-        raise DecarError(
-            f"{run / ENVIRONMENT}: not there or not readable: the run was made without a report"
-        ) from error
+        raise DecarError(f"{file}: missing or not readable: the run was made without a report") from error
 
 
 def _version(name: str) -> str:

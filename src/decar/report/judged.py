@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from decar.downstream import Result
-from decar.downstream.results import FILE_NAME
+from decar.downstream.results import result_files
 from decar.errors import DecarError
 
 
@@ -18,7 +18,7 @@ def find_results(run: Path, others: Sequence[Path] = ()) -> tuple[list[Result], 
     for folder in others:
         if not folder.exists():
             raise DecarError(f"--downstream {folder}: no such folder; give the one that eval.py wrote its runs to")
-    files = {file.resolve() for folder in (run, *others) for file in folder.rglob(FILE_NAME)}
+    files = {file.resolve() for folder in (run, *others) for file in result_files(folder)}
     found, faults = [], []
     for file in sorted(files):
         try:

@@ -12,7 +12,7 @@ import torch
 
 from decar.audio import LogMel
 from decar.audio.picture import opus_uri, png_uri, spectrogram, waveform_of
-from decar.errors import AudioError
+from decar.errors import AudioError, printable
 from decar.files import whole
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,10 @@ figure{margin:0;border:1px solid #ddd;border-radius:6px;padding:.6em}
 img{width:100%;height:6em;image-rendering:pixelated}
 audio{width:100%}figcaption{font-size:.85em;word-break:break-all}.none{color:#a00}
 """
+_RULES = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; form-action 'none'; base-uri 'none'"
+)
+_POLICY = f'<meta http-equiv="Content-Security-Policy" content="{_RULES}">'
 
 
 def write_page(file: Path, found: pd.DataFrame, root: Path, measure: str) -> None:
@@ -43,8 +47,11 @@ def write_page(file: Path, found: pd.DataFrame, root: Path, measure: str) -> Non
     logmel, parts = LogMel(), []
     for name, clips in found.groupby("query", sort=False):
         cells = "\n".join(_clip(clip, root, logmel) for clip in clips.to_dict("records"))
-        parts.append(f'<h2>{escape(str(name))}</h2>\n<div class="clips">\n{cells}\n</div>')
-    head = f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Nearest clips</title><style>{_STYLE}</style>'
+        parts.append(f'<h2>{_text(name)}</h2>\n<div class="clips">\n{cells}\n</div>')
+    head = (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8">{_POLICY}<title>Nearest clips</title>'
+        f"<style>{_STYLE}</style>"
+    )
     line = f"<h1>Nearest clips</h1>\n<p>Distance: 1 − cosine of the embeddings ({escape(measure)}); 0 is the same.</p>"
     with whole(file) as part:
         part.write_text("\n".join([head, line, *parts, "</html>\n"]), encoding="utf-8")
@@ -55,7 +62,7 @@ def _clip(clip: dict[Any, Any], root: Path, logmel: LogMel) -> str:
     place = f"{clip['distance']:.4f}" if clip["rank"] else "searched for"
     known = {key: clip[key] for key in clip if key not in ("query", "rank", "distance", "path")}
     told = ", ".join(f"{key} {value}" for key, value in known.items() if not _blank(value))
-    words = f"<b>{place}</b> {escape(str(clip['path']))}" + (f"<br>{escape(told)}" if told else "")
+    words = f"<b>{place}</b> {_text(clip['path'])}" + (f"<br>{_text(told)}" if told else "")
     return f"<figure>{_sound(clip, root, logmel)}<figcaption>{words}</figcaption></figure>"
 
 
@@ -67,9 +74,14 @@ def _sound(clip: dict[Any, Any], root: Path, logmel: LogMel) -> str:
             raise AudioError("shorter than a window")
     except AudioError as error:
         log.warning("%s: no player (%s)", clip["path"], error)
-        return f'<p class="none">{escape(str(error))}</p>'
+        return f'<p class="none">{_text(error)}</p>'
     picture = spectrogram(np.asarray(logmel(torch.from_numpy(wave)[None])[0].T.numpy()))
     return f'<img alt="" src="{png_uri(picture)}"><audio controls preload="none" src="{opus_uri(wave)}"></audio>'
+
+
+def _text(value: object) -> str:
+    """Names and labels as text in HTML."""
+    return escape(printable(value))
 
 
 def _blank(value: object) -> bool:

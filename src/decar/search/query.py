@@ -12,7 +12,7 @@ from decar.audio import LogMel
 from decar.audio.decode import decode_blocks
 from decar.audio.logmel import blocks_to_frames
 from decar.audio.samples import Gauge
-from decar.errors import AudioError, BundleError, SearchError
+from decar.errors import AudioError, BundleError, SearchError, is_unicode
 from decar.models import Encoder, load_encoder
 from decar.models.encoder import PIECES_AT_ONCE, evaluating
 from decar.models.hub import PREFIX
@@ -65,6 +65,8 @@ def find_queries(
     places = {sound: np.flatnonzero(paths == sound) for sound in sounds}
     files = [sound for sound in sounds if not in_table and _is_file(sound, root if len(places[sound]) else None)]
     for sound in sounds:
+        if not is_unicode(sound):
+            raise SearchError(f"{sound}: the name is not valid Unicode, which no table can hold: rename the file")
         if sound not in files and not len(places[sound]):
             what = "no path of" if in_table else "no such file, and no path of"
             raise SearchError(f"{sound}: {what} {table.file} (such as {paths[0]})")

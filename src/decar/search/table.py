@@ -17,6 +17,8 @@ from decar.digests import DamagedError, check_parquet
 from decar.errors import SearchError
 
 EMBEDDING = "embedding"
+STRETCH = ("start", "duration")  # s, optional columns
+FACTS = ("encoder", "bundle", "root")  # that are used here: texts
 _ROWS_AT_ONCE = 4096  # of 3,072 numbers: 50 MB
 
 
@@ -26,7 +28,7 @@ class EmbeddingTable:
 
     Attributes:
         file: The file.
-        rows: `N` rows: `path`, and whatever else the file has but the embeddings.
+        rows: `N` rows: `path`, `start` and `duration` (s, float) where the file has them, and its other columns.
         dim: `D`.
         facts: What its maker wrote down under the key `decar`: `encoder` (hash), `bundle`; empty when it is foreign.
     """
@@ -41,7 +43,8 @@ class EmbeddingTable:
         """Look at a file.
 
         Raises:
-            SearchError: It is missing, no Parquet, empty, or lacks `path` or an `embedding` of numbers.
+            SearchError: It is missing, no Parquet, empty, lacks `path` or `embedding`, or one of the columns and facts
+                that are used holds something else than it should.
         """
         file = Path(file)
         if not file.is_file():
@@ -51,9 +54,11 @@ class EmbeddingTable:
             with _parquet(file) as parquet:
                 schema = parquet.schema_arrow
                 _check(file, schema)
-                rows = read_flat(file, [name for name in schema.names if name != EMBEDDING]).to_pandas()
+                others = read_flat(file, [name for name in schema.names if name != EMBEDDING])
+                others.validate(full=True)  # text that is no UTF-8 would fail when it is printed
+                rows = others.to_pandas(ignore_metadata=True)  # pandas' index is a column like the others
                 first = next(parquet.iter_batches(1, columns=[EMBEDDING]), None)
-            if _facts(schema).get("checksums") and not sealed:
+            if _facts(file, schema).get("checksums") and not sealed:
                 raise DamagedError("its footer has lost its checksum")
         except (pa.ArrowException, OSError, ValueError) as error:
             raise _unreadable(file, error) from error
@@ -62,7 +67,9 @@ class EmbeddingTable:
         vectors = _matrix(first.column(0), None)
         if vectors is None or not vectors.shape[1]:
             raise SearchError(f"{file}, row 1: no embedding there; embed the clips anew")
-        return cls(file, rows.reset_index(drop=True), vectors.shape[1], _facts(schema))
+        rows = rows.astype({name: np.float64 for name in STRETCH if name in rows})
+        _check_stretches(file, rows)
+        return cls(file, rows, vectors.shape[1], _facts(file, schema))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,10 +129,39 @@ def _check(file: Path, schema: pa.Schema) -> None:
     for name in ("path", EMBEDDING):
         if name not in schema.names:
             raise SearchError(f"{file}: no column '{name}' (columns: {there}); `decar embed` writes such a table")
+    for name in ("path", EMBEDDING, *STRETCH):
+        if schema.names.count(name) > 1:
+            raise SearchError(f"{file}: {schema.names.count(name)} columns are called '{name}'; keep one of them")
     kind = schema.field(EMBEDDING).type
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not (lists and pa.types.is_floating(kind.value_type)):
         raise SearchError(f"{file}: the column 'embedding' holds {kind}, not lists of floating-point numbers")
+    kind = schema.field("path").type
+    if not _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind):
+        raise SearchError(f"{file}: the column 'path' holds {kind}, not text; write the paths of the sounds there")
+    for name in STRETCH:
+        kind = schema.field(name).type if name in schema.names else pa.null()
+        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)):
+            raise SearchError(
+                f"{file}: the column '{name}' holds {kind}, not numbers; convert it to seconds, or rename it if it is "
+                "not where a clip lies in its file"
+            )
+
+
+def _check_stretches(file: Path, rows: pd.DataFrame) -> None:
+    """Raise a SearchError for a start or duration that no clip has; NaN: the file's own."""
+    for name in (name for name in STRETCH if name in rows):
+        seconds = rows[name].to_numpy()
+        wrong = np.flatnonzero(np.isinf(seconds) | (seconds < 0) | ((seconds == 0) & (name == "duration")))
+        if len(wrong):
+            raise SearchError(
+                f"{file}, row {wrong[0] + 1}: {name}={seconds[wrong[0]]:g} is no number of seconds in a file"
+            )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_kind(kind) for is_kind in texts)
 
 
 def _matrix(column: Any, dim: int | None) -> NDArray[np.float32] | None:
@@ -137,9 +173,21 @@ def _matrix(column: Any, dim: int | None) -> NDArray[np.float32] | None:
     return np.asarray(values, np.float32).reshape(len(column), int(widths[0]))
 
 
-def _facts(schema: pa.Schema) -> dict[str, Any]:
+def _facts(file: Path, schema: pa.Schema) -> dict[str, Any]:
+    """What the maker of the table wrote down.
+
+    Raises:
+        SearchError: A fact that is used here is no text.
+    """
     try:
         found = json.loads((schema.metadata or {})[b"decar"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    found = found if isinstance(found, dict) else {}
+    for key in FACTS:
+        if not isinstance(found.get(key) or "", str):
+            raise SearchError(
+                f"{file}: its metadata has {key}={found[key]!r}, which is no text: was it damaged? "
+                "Embed the sounds anew, or remove the key 'decar' from the metadata"
+            )
+    return found
