@@ -6,11 +6,6 @@ import signal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 
-# Ctrl-C and hang-up are tested. A shell's background job (`make test &`, nohup) ignores them, and so would its children.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-if hasattr(signal, "SIGHUP"):
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +20,11 @@ from decar.audio import FrontEnd, LogMelStore, Manifest
 from decar.models import Encoder
 
 torch.set_num_threads(1)
+
+# Ctrl-C and hang-up are tested. A shell's background job (`make test &`, nohup) ignores them, and so would its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 SMALL = "mobilenetv3_small_050"
 
