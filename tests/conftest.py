@@ -6,7 +6,7 @@ import signal
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from decar.models import Encoder
 
 torch.set_num_threads(1)
 
-# Ctrl-C and hang-up are tested. A shell's background job (`make test &`, nohup) ignores them, and so would its children.
+# Ctrl-C and hang-up are tested. A background job of a shell ignores them (`make test &`, nohup), and so would children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -32,6 +32,14 @@ SMALL = "mobilenetv3_small_050"
 settings.register_profile("steady", derandomize=True, deadline=None)  # at home new examples are tried each time
 if os.environ.get("CI"):
     settings.load_profile("steady")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what a test has logged of names that are not Unicode: pytest-xdist cannot send it."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 @pytest.fixture(autouse=True)
