@@ -191,7 +191,7 @@ def _check_file(file: Path) -> None:
     """The faults that the file system knows of: libsndfile would only say "System error"."""
     try:
         found = os.stat(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # no file has a name with a null byte
         raise AudioError("file not found") from None
     except OSError as error:
         raise AudioError(f"cannot be opened ({error.strerror})") from error

@@ -33,7 +33,7 @@ def explain(error: BaseException, config_name: str) -> str | None:
     chain = list(_chain(error))
     for link in chain:
         if isinstance(link, DecarError):
-            return str(link)
+            return _message(link)
     for link in chain:
         if isinstance(link, OSError) and link.filename:  # a disk, a folder, a right: not ours to mend
             log.debug("where it happened", exc_info=error)
@@ -65,12 +65,16 @@ def _raised_in(error: BaseException) -> str:
     return str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] if trace else ""
 
 
-def _one_line(error: BaseException) -> str:
-    """The message in a line; of an error in a worker of torch's loader, which holds the worker's traceback, its end."""
+def _message(error: BaseException) -> str:
+    """The message; of an error in a worker of torch's loader, whose message holds the worker's traceback, the end."""
     text = str(error)
     if text.startswith("Caught ") and "DataLoader worker" in text:
         text = text.rpartition(f"{type(error).__name__}: ")[2]
-    return " ".join(text.split())
+    return text.strip()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(_message(error).split())
 
 
 def _explain_config(text: str, config_name: str) -> str:

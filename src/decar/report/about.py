@@ -57,7 +57,7 @@ def read_environment(run: Path) -> dict[str, str]:
         found = json.loads(file.read_text(encoding="utf-8"))
         return {str(key): str(value) for key, value in found.items()}
     except (OSError, ValueError, AttributeError) as error:
-        raise DecarError(f"{file}: missing or not readable: the run was made without a report") from error
+        raise DecarError(f"{file}: not there or not readable: the run was made without a report") from error
 
 
 def _version(name: str) -> str:
