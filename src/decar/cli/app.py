@@ -14,7 +14,7 @@ from decar.cli import embed, export, push, report, search
 from decar.cli.config import cache_home
 from decar.cli.limits import add_limits, use_limits
 from decar.cli.terminal import complain, say, say_lines, start_log, terminal
-from decar.errors import CorpusError, DecarError, PreemptedError, printable
+from decar.errors import CorpusError, DecarError, PreemptedError, check_positive, printable
 from decar.files import whole, write_csv
 from decar.signals import stoppable
 
@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("corpus", metavar="CORPUS", help="librispeech, voxceleb1, …; a wrong name lists all")
     prepare.add_argument("root", type=Path, metavar="ROOT", help="the folder that its archives are unpacked in")
     prepare.add_argument("--download", action="store_true", help="fetch and unpack its archives into ROOT first")
+    prepare.add_argument(
+        "--max-unpacked", type=float, default=200, metavar="GB", help="refuse an archive that has more (%(default)s)"
+    )
     prepare.add_argument("--allow-missing", action="store_true", help="go on without listed files that are not there")
     prepare.add_argument("--no-store", action="store_true", help="leave the log-mels to the first job that needs them")
     prepare.set_defaults(run=_prepare)
@@ -107,14 +110,16 @@ def _prepare(args: argparse.Namespace) -> None:
     from decar.corpora.download import download
     from decar.corpora.prepare import prepare
     from decar.corpora.table1 import table1
+    from decar.corpora.unpack import Bounds
     from decar.downstream import to_markdown
 
+    check_positive("--max-unpacked", args.max_unpacked)
     corpus = CORPORA.get(args.corpus)
     if corpus is None:
         raise CorpusError(f"there is no corpus '{args.corpus}'; there are {', '.join(CORPORA)}")
     start_log(logging.INFO)
     if args.download:
-        download(corpus, args.root)
+        download(corpus, args.root, bounds=Bounds(size=int(args.max_unpacked * 1e9)))
     prepared = prepare(
         corpus, args.root, args.cache_dir, allow_missing=args.allow_missing, store=not args.no_store,
         progress=sys.stderr.isatty(),

@@ -42,11 +42,18 @@ class Archive:
         url: Its official address.
         checksum: `md5:…` or `sha256:…` as published; "" where none is.
         folder: Folder under the root that it is unpacked in; "" for the root.
+        name: File name to save it under, where the address does not end in it.
     """
 
     url: str
     checksum: str = ""
     folder: str = ""
+    name: str = ""
+
+    @property
+    def file(self) -> str:
+        """The name that it is saved under."""
+        return self.name or self.url.rsplit("/", 1)[1]
 
 
 @dataclass(frozen=True)

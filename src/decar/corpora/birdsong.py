@@ -43,8 +43,8 @@ CORPUS = Corpus(
     archives=(
         Archive("https://archive.org/download/ff1010bird/ff1010bird_wav.zip", folder="ff1010bird_wav"),
         Archive(_WARBLR, folder="warblrb10k_public_wav"),
-        Archive("https://ndownloader.figshare.com/files/10853303"),
-        Archive("https://ndownloader.figshare.com/files/10853306"),
+        Archive("https://ndownloader.figshare.com/files/10853303", name="ff1010bird_metadata_2018.csv"),
+        Archive("https://ndownloader.figshare.com/files/10853306", name="warblrb10k_public_metadata_2018.csv"),
     ),
     paper=Size(2, 15690, 10.08),
     published={"part=freefield1010": 7690, "part=warblr": 8000},

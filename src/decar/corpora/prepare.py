@@ -12,6 +12,7 @@ from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Manifest
 from decar.audio.store import LogMelStore
 from decar.corpora.base import Corpus
+from decar.corpora.download import check_finished
 from decar.errors import CorpusError, ManifestError
 from decar.files import whole
 
@@ -95,9 +96,11 @@ def prepare(
         progress: Whether to show a bar.
 
     Raises:
-        CorpusError: The layout is not the official one, files are missing, or the split is not one to learn from.
+        CorpusError: A download was stopped, the layout is not the official one, files are missing, or the split is not
+            one to learn from.
     """
     root = Path(root).expanduser().absolute()
+    check_finished(root, corpus.title)
     clips, missing = _present(corpus.read(root), corpus, allow_missing)
     check_split(clips, corpus)
     file = manifest_file(cache_dir, corpus.name)
