@@ -7,6 +7,7 @@ import csv
 import errno
 import logging
 import os
+import re
 import socket
 import stat
 import tempfile
@@ -30,6 +31,15 @@ LOCK_WAIT = 10.0  # seconds: a job that was just stopped may still be writing it
 _BUSY = (errno.EAGAIN, errno.EACCES)
 
 _held: set[int] = set()  # descriptors of the locks of this process
+
+ADVICE = {
+    errno.ENOSPC: "the disk is full, make room",
+    errno.EDQUOT: "your disk quota is used up, make room",
+    errno.EFBIG: "the file is larger than the disk or `ulimit -f` allows, raise the limit or write elsewhere",
+    errno.EROFS: "the disk is read-only, write to another folder",
+    errno.EACCES: "you have no permission to write there, change it or write to another folder",
+    errno.EPERM: "you have no permission to write there, change it or write to another folder",
+}
 
 
 @contextlib.contextmanager
@@ -136,6 +146,22 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+def advice(error: BaseException) -> str:
+    """What to do about a failed write, by the error number: only a full disk is called full.
+
+    >>> advice(OSError(errno.EROFS, "Read-only file system"))
+    'the disk is read-only, write to another folder'
+    """
+    link: BaseException | None = error
+    while link is not None:  # torch and safetensors wrap the system's error, or keep its number only in the text
+        written = re.search(r"(?:os error |Errno )(\d+)", str(link))
+        code = getattr(link, "errno", None) or (int(written[1]) if written else None)
+        if code is not None:
+            return ADVICE.get(code, "check the disk and the folder")
+        link = link.__cause__ or link.__context__
+    return "check the disk and the folder"
 
 
 def write_csv(table: pd.DataFrame, path: Path, *, index: bool = False) -> None:

@@ -18,6 +18,7 @@ import decar as decar_package
 from decar.cli.train import objective
 from decar.errors import ConfigError
 from decar.files import locked
+from tests.faults.damage import damage
 
 BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
 FAST = [
@@ -270,6 +271,23 @@ def test_a_run_needs_no_config_yaml_to_go_on(train, sound_folder, tmp_path, rate
         encoders.append(decar_package.load_encoder(run).hash())
     assert len(set(encoders)) == 1
     assert len({(run / "metrics.csv").read_text() for run in runs}) == 1
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(train, sound_folder, tmp_path):
+    common = [*FAST, "data=folder", f"data.root={sound_folder}", "k=3", "trainer.max_epochs=3"]
+    assert train(*common, f"hydra.run.dir={tmp_path / 'whole'}").code == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut" / "finished.json").unlink()
+    last = tmp_path / "cut" / "checkpoints" / "last.ckpt"
+    done = damage(last, np.random.default_rng(1), "cut tail")
+    outcome = train(*common, f"hydra.run.dir={tmp_path / 'cut'}", "resume=auto")
+    assert outcome.code == 0, outcome.err
+    log = (tmp_path / "cut" / "train.log").read_text()
+    assert "last.ckpt is damaged" in log, done
+    assert "going on from the one before, last.previous.ckpt" in log
+    assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    hashes = {decar_package.load_encoder(tmp_path / name).hash() for name in ("whole", "cut")}
+    assert len(hashes) == 1
 
 
 def test_what_is_given_is_not_picked(train, sound_folder, tmp_path):

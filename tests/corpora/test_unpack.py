@@ -205,13 +205,8 @@ def test_damage_is_noticed_and_raises_nothing_else(name, make, tmp_path):
         except CorpusError:
             noticed += 1
         else:
-            found = there(folder)
-            if name == "a.tar":
-                found = {
-                    key: value if len(value) == len(members.get(key, "")) else value for key, value in found.items()
-                }
-            else:
-                assert found == members, (kind, start)
+            if name != "a.tar":  # which has no checksum of what its members hold
+                assert there(folder) == members, (kind, start)
         for file in folder.rglob("*.wav"):
             file.unlink()
     assert noticed > 100

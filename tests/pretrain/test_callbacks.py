@@ -61,7 +61,7 @@ def test_a_failed_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match=r"No space.*is the disk full.*resume=auto"):
+    with pytest.raises(TrainingError, match=r"No space.*the disk is full, make room.*resume=auto"):
         writer.save_checkpoint({"a": torch.zeros(2)}, path)
     assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(2))
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

@@ -183,17 +183,33 @@ def find_checkpoint(resume: str | None, output: Path) -> str | None:
         named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in HydraConfig.get().overrides.hydra)
         require(named, "resume=auto needs hydra.run.dir=RUN, the folder of the run to go on with")
         log.info("going on from %s" if last.is_file() else "nothing to go on from in %s: starting anew", last)
-        return readable(last) if last.is_file() else None
+        return _last_good(last) if last.is_file() else None
     path = Path(resume)
     path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     require(path.is_file(), f"resume={resume}: there is no checkpoint {path}; give a .ckpt file, a run folder, or auto")
     return readable(path)
 
 
+def _last_good(last: Path) -> str:
+    """`last.ckpt`, or where it is damaged the checkpoint before it."""
+    from decar.pretrain.checkpoint import damage_of, previous_of
+
+    reason, previous = damage_of(last), previous_of(last)
+    if reason and previous.is_file() and not damage_of(previous):
+        log.warning("%s is damaged (%s): going on from the one before, %s", last, reason, previous.name)
+        return readable(previous)
+    return readable(last)
+
+
 def readable(path: Path) -> str:
-    """The path of a checkpoint that can be loaded, without running any code that it may hold."""
+    """The path of a checkpoint that is as it was written and can be loaded, without running code that it may hold."""
     import torch
 
+    from decar.pretrain.checkpoint import damage_of
+
+    reason = damage_of(path)
+    require(not reason, f"{path}: not a readable checkpoint ({reason}): it is damaged or something else; is best.ckpt "
+            "beside it whole?")  # fmt: skip
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         complete = isinstance(checkpoint, dict) and {"state_dict", "optimizer_states", "loops"} <= set(checkpoint)

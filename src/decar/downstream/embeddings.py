@@ -14,7 +14,7 @@ from decar.audio.descriptors import logmel_statistics
 from decar.audio.store import LogMelStore
 from decar.digests import ARRAY_SUFFIX, load_array, save_array
 from decar.errors import StoreError
-from decar.files import whole
+from decar.files import advice, whole
 from decar.models.encode import encode_store
 from decar.models.encoder import Encoder
 
@@ -100,4 +100,4 @@ def _write(path: Path, x: NDArray[np.float32]) -> None:
         with whole(path) as part:
             save_array(part, x)
     except OSError as error:
-        log.warning("%s: embeddings are not kept (%s); is cache_dir writable, is the disk full?", path, error)
+        log.warning("%s: embeddings are not kept (%s): %s", path, error, advice(error))

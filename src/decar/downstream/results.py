@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
 from decar.errors import DecarError
-from decar.files import find_files, whole
+from decar.files import advice, find_files, whole
 
 FILE_NAME = "result.json"
 Mode = Literal["frozen", "finetune"]
@@ -97,7 +97,7 @@ class Result:
                 text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
                 part.write_text(text, encoding="utf-8", errors="backslashreplace")  # \udcff, as JSON escapes it
         except OSError as error:
-            raise DecarError(f"{path}: the result could not be written ({error}); is the disk full?") from error
+            raise DecarError(f"{path}: the result could not be written ({error}): {advice(error)}") from error
         return path
 
     @classmethod

@@ -27,7 +27,7 @@ from torch.nn import functional
 import decar
 from decar.audio import FrontEnd
 from decar.errors import ConfigError, ExportError
-from decar.files import whole
+from decar.files import advice, whole
 from decar.models.encoder import Encoder, evaluating
 
 Target = Literal["onnx", "torch"]
@@ -128,7 +128,7 @@ def export_encoder(encoder: Encoder, path: str | Path, to: Target) -> float:
                 if not worst <= TOLERANCE:
                     raise ExportError(f"{path}: not written, embeds differently by {worst:.1e}, more than {TOLERANCE}")
         except OSError as error:
-            raise ExportError(f"{path}: could not be written ({error.strerror or error}); is the disk full?") from error
+            raise ExportError(f"{path}: could not be written ({error.strerror or error}): {advice(error)}") from error
     return worst
 
 

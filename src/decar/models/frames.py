@@ -96,7 +96,7 @@ def wide_at_the_end(layers: nn.Sequential, x: Tensor) -> Tensor:
     Clips differ by little against what all vectors have in common. A last layer that rounds to bfloat16 hides it, and
     whitening then scales up the rounding.
     """
-    if not torch.is_autocast_enabled(x.device.type):
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # which knows no meta device
         return cast(Tensor, layers(x))
     last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
     x = layers[:last](x)

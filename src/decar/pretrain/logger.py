@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from decar.errors import TrainingError
-from decar.files import whole
+from decar.files import advice, whole
 
 FIRST = ("epoch", "step")  # columns
 
@@ -65,7 +65,7 @@ class ResumableCSVLogger(Logger):
                 csv.DictWriter(file, self._columns).writerow(row)
         except OSError as error:
             raise TrainingError(
-                f"{self._file}: a row could not be written ({error.strerror}); is the disk full?"
+                f"{self._file}: a row could not be written ({error.strerror}): {advice(error)}"
             ) from error
 
     @rank_zero_only
