@@ -47,18 +47,25 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
-def test_two_processes_started_here_or_by_torchrun_are_the_same_run_and_a_kill_changes_nothing(tmp_path):
-    ddp = ["trainer=ddp", "trainer.devices=2", "sampler.every_n_steps=40"]
+DDP = ["trainer=ddp", "trainer.devices=2", "sampler.every_n_steps=40"]
+
+
+@pytest.mark.slow
+def test_two_processes_started_here_or_by_torchrun_are_the_same_run(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "train.py", "-m"]
-    finish(tmp_path / "whole", *ddp)
+    finish(tmp_path / "whole", *DDP)
     sweep = [f"hydra.sweep.dir={tmp_path}/torchrun", "hydra.sweep.subdir=${sampler.every_n_steps}/run"]
-    finish(tmp_path / "torchrun", *ddp[:2], "sampler.every_n_steps=5,40", *sweep, runner=torchrun)
+    finish(tmp_path / "torchrun", *DDP[:2], "sampler.every_n_steps=5,40", *sweep, runner=torchrun)
     assert not difference(tmp_path / "torchrun/40", tmp_path / "whole")
-    process = start(tmp_path / "cut", *ddp, "resume=auto", "callbacks.inside.minutes=0")
+
+
+def test_a_kill_changes_nothing_with_two_processes(tmp_path):
+    finish(tmp_path / "whole", *DDP)
+    process = start(tmp_path / "cut", *DDP, "resume=auto", "callbacks.inside.minutes=0")
     wait_for(tmp_path / "cut/run/checkpoints/last.ckpt", process)
     process.kill()
     process.communicate()
-    assert "going on from" in finish_log(tmp_path / "cut", *ddp, "resume=auto", "callbacks.inside.minutes=0")
+    assert "going on from" in finish_log(tmp_path / "cut", *DDP, "resume=auto", "callbacks.inside.minutes=0")
     assert not difference(tmp_path / "cut", tmp_path / "whole")
     rows = (tmp_path / "whole/run/metrics.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * (4 + 1), "one process logs"

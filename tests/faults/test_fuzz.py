@@ -196,7 +196,7 @@ def test_checkpoints(tmp_path, n):
     fuzz(mutated(file.read_bytes()), attempt, n)
 
 
-@pytest.mark.parametrize("n", [100, SLOW])
+@pytest.mark.parametrize("n", [40, SLOW])
 def test_options(n):
     """Any option with any value: it is taken, or refused in one line; composed as the command line does."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
