@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import IO
+from typing import IO, cast
 
 from decar.errors import CorpusError
 
@@ -165,10 +165,10 @@ def _zip_members(file: Path, _limit: int) -> Iterator[tuple[str, IO[bytes] | Non
 
 def _tar_members(file: Path, limit: int) -> Iterator[tuple[str, IO[bytes] | None]]:
     with file.open("rb") as plain, gzip.open(plain) if _head(file, 2) == b"\x1f\x8b" else plain as content:
-        stream = _Forward(content, limit)
+        stream = _Forward(cast(IO[bytes], content), limit)
         archive = tarfile.TarFile(fileobj=stream)  # type: ignore[arg-type]
         while (member := archive.next()) is not None:
-            archive.members.clear()  # they would all be kept
+            archive.members.clear()  # type: ignore[attr-defined]  # they would all be kept
             if member.isdir():
                 yield member.name, None
             elif member.isreg():
