@@ -177,7 +177,7 @@ def test_download_fetches_checks_and_unpacks_once(replica, tmp_path, monkeypatch
     assert [file.name for file in (tmp_path / "again" / "archives").iterdir()] == [".lock"]
     gone = dataclasses.replace(corpus, archives=(Archive(f"file://{tmp_path}/gone.zip"),))
     with pytest.raises(CorpusError, match="cannot be downloaded"):
-        download(gone, tmp_path / "again")
+        download(gone, tmp_path / "again", tries=2, wait=0.01)
 
 
 def test_what_needs_a_form_says_where(tmp_path):
