@@ -32,7 +32,7 @@ from decar.models.encode import batches_by_length
 from decar.models.encoder import evaluating
 from decar.models.pieces import padded_batch
 from decar.pretrain import DecarModule, PretrainData, ResumableCSVLogger
-from decar.pretrain.embed import embed_dataset
+from decar.pretrain.vectors import embed_dataset
 
 PAPER = ["experiment=paper", "k=64"]
 SMALL = [
@@ -83,7 +83,7 @@ class Compare(Callback):
         encoder, module, self._device = pl_module.encoder, pl_module, trainer.strategy.root_device
 
         def ours() -> None:
-            embed_dataset(trainer, module, encoder, self.store, dim=module.projection.out, batch_size=64)
+            embed_dataset(trainer, module, encoder, self.store, dim=module.projection.out, batch_size=64).gather()
 
         self.passes = alternate(ours, bare_pass(encoder, self.store, self._device), self.runs)
         self._bare = bare_step(module, self.block, self._device, self.whole)

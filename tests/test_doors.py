@@ -70,12 +70,12 @@ def test_all_doors_give_the_same_vector(seconds, encoder, tmp_path):
 def test_the_trainers_pass_gives_it_too_and_g_is_averaged(encoder, tmp_path):
     from pytorch_lightning import Trainer
 
-    from decar.pretrain.embed import embed_dataset
+    from decar.pretrain.vectors import embed_dataset
 
     soundfile.write(tmp_path / "a.wav", sound(25.0), RATE, "PCM_16")
     store = LogMelStore.open_or_build(Manifest.from_folder(tmp_path), encoder.frontend, tmp_path / "c", progress=False)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    found = embed_dataset(trainer, encoder, encoder, store, dim=encoder.dim, batch_size=2)
+    found = embed_dataset(trainer, encoder, encoder, store, dim=encoder.dim, batch_size=2).gather()
     np.testing.assert_allclose(found[0], by_hand(encoder, sound(25.0)), rtol=0, atol=1e-5)
 
 
@@ -84,7 +84,7 @@ def test_the_trainers_pass_holds_a_bounded_number_of_pieces(asked, encoder, make
     from pytorch_lightning import Trainer
 
     from decar.models.encoder import PIECES_AT_ONCE
-    from decar.pretrain.embed import embed_dataset
+    from decar.pretrain.vectors import embed_dataset
 
     sizes = []
 

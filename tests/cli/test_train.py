@@ -314,15 +314,15 @@ def test_a_run_cut_short_is_not_done_and_the_same_command_goes_on(train, sound_f
     run, common = tmp_path / "run", [*fast, "data=folder", f"data.root={sound_folder}", "sampler.every_n_steps=3",
                                       "trainer.log_every_n_steps=1"]  # fmt: skip
     again = [*common, f"hydra.run.dir={run}", "resume=auto", "+trainer.max_time='00:01:00:00'"]
-    monkeypatch.setattr("decar.pretrain.safeguard.TimeLimit.time_elapsed", lambda *_: 4000.0)
-    monkeypatch.setattr("decar.pretrain.safeguard.TimeLimit.on_fit_start", lambda *_: None)
+    monkeypatch.setattr("decar.pretrain.checkpoint.TimeLimit.time_elapsed", lambda *_: 4000.0)
+    monkeypatch.setattr("decar.pretrain.checkpoint.TimeLimit.on_fit_start", lambda *_: None)
     first = train(*again)
     assert first.code == 0, first.err
     assert "stopped in epoch 1 of 2: the same command with" in first.out + first.err
     assert not (run / "finished.json").exists()
     row = metrics(run)[-1]
     assert math.isfinite(float(row["loss_epoch"]))
-    monkeypatch.setattr("decar.pretrain.safeguard.TimeLimit.time_elapsed", lambda *_: 0.0)
+    monkeypatch.setattr("decar.pretrain.checkpoint.TimeLimit.time_elapsed", lambda *_: 0.0)
     second = train(*again)
     assert "going on from" in second.out + second.err
     assert json.loads((run / "finished.json").read_text())["epochs"] == 2

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from decar.pretrain.means import EpochMeans
+from decar.pretrain.ranks import EpochMeans
 
 
 def test_means_of_all_steps_and_then_anew():

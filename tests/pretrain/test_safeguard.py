@@ -12,8 +12,8 @@ from pytorch_lightning import Callback
 from decar import signals
 from decar.errors import PreemptedError
 from decar.pretrain import EpochCheckpoint, EpochRow, ResumableCSVLogger, Safeguard
+from decar.pretrain.checkpoint import TimeLimit, is_finished
 from decar.pretrain.logger import read_rows
-from decar.pretrain.safeguard import TimeLimit, is_finished
 from decar.signals import SIGNALS
 from tests.pretrain.helpers import build, fit
 

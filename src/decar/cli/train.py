@@ -40,7 +40,7 @@ def pretrain(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    from decar.pretrain.ranks import agree, one_then_all
+    from decar.pretrain.ranks import on_rank_zero, rank_zero_first
 
     check(cfg)
     use_configured_limits(cfg)
@@ -49,11 +49,11 @@ def pretrain(cfg: DictConfig) -> float:
     with ExitStack() as stack:
         trainer = stack.enter_context(joined(cfg))
         signals.follow(leads())
-        agree(lambda: stack.enter_context(claimed(output, "hydra.run.dir")))
-        done, checkpoint = agree(lambda: look_back(cfg, output, trainer.world_size))
+        on_rank_zero(lambda: stack.enter_context(claimed(output, "hydra.run.dir")))
+        done, checkpoint = on_rank_zero(lambda: look_back(cfg, output, trainer.world_size))
         if not done:
-            clips = one_then_all(lambda: all_clips(cfg))
-            done, text = agree(lambda: look_ahead(cfg, clips, checkpoint, output, trainer.world_size))
+            clips = rank_zero_first(lambda: all_clips(cfg))
+            done, text = on_rank_zero(lambda: look_ahead(cfg, clips, checkpoint, output, trainer.world_size))
         if done:
             log.info("%s: done already, nothing to do", output)
             return objective(cfg, done["metrics"])
@@ -113,8 +113,7 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     from pytorch_lightning.callbacks import RichProgressBar
 
     from decar.pretrain import PretrainData
-    from decar.pretrain.checkpoint import RunRecord
-    from decar.pretrain.safeguard import TimeLimit, is_finished
+    from decar.pretrain.checkpoint import RunRecord, TimeLimit, is_finished
 
     clips = store.usable()
     module = build_module(cfg, clips)

@@ -13,9 +13,9 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from decar.files import whole
 from decar.models import save_bundle
+from decar.pretrain.checkpoint import epoch_is_whole
 from decar.pretrain.datamodule import PretrainData
 from decar.pretrain.module import DecarModule
-from decar.pretrain.safeguard import epoch_is_whole
 
 log = logging.getLogger(__name__)
 

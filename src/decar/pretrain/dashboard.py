@@ -20,10 +20,10 @@ from decar.clustering import l2_normalize
 from decar.clustering.stats import cluster_sizes
 from decar.errors import AudioError, check_whole
 from decar.pretrain.boards import Board, Picture, Wave, boards_of
-from decar.pretrain.embed import embed_dataset
 from decar.pretrain.module import DecarModule
-from decar.pretrain.ranks import agree, conduct
+from decar.pretrain.ranks import broadcast
 from decar.pretrain.sampler import Stream, derive_seed
+from decar.pretrain.vectors import Floats, Rows, embed_dataset
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ BEST = {"nmi": "max", "probe_accuracy": "max", "pseudo_accuracy": "max", "loss_e
 _EMBEDDED = 50  # clips of a cluster at most: enough for its centre
 _BAR = 96  # pixels, height of the picture of sizes
 
-Ask = Callable[[Any], NDArray[np.float32]]
+Members = dict[int, Rows]  # clips of each cluster that is shown
 
 
 class Dashboard(Callback):
@@ -62,12 +62,11 @@ class Dashboard(Callback):
         self.extremes: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self._boards: list[Board] = []
-        self._wanted, self._failed = False, False
+        self._failed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the boards; only the first process has loggers, but all embed."""
+        """Find the boards, which only rank 0 has."""
         self._boards = boards_of(trainer.loggers) if trainer.is_global_zero else []
-        self._wanted = agree(lambda: bool(self._boards))
         self._try(lambda board: board.begin(self.facts, BEST))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,35 +82,30 @@ class Dashboard(Callback):
                 self.extremes[name] = better(float(value), self.extremes.get(name, float(value)))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the clusters of the epoch."""
-        if not self._wanted:
-            return
+        """Show the clusters of the epoch: all ranks embed, rank 0 shows."""
         assert isinstance(pl_module, DecarModule)
         done = trainer.current_epoch + 1
-        if done % self.every_n_epochs == 0 or done == trainer.max_epochs:
-            module, sample = pl_module, partial(self._embed, trainer, pl_module)
-            conduct(lambda ask: self._show(module, ask), sample)
-
-    def _embed(self, trainer: Trainer, module: DecarModule, rows: NDArray[np.int64]) -> Any:
-        encoder = module.encoder
-        return embed_dataset(
-            trainer, encoder, encoder, module.data.store.take(rows), dim=encoder.dim,
-            batch_size=module.data.batch_size, title="dashboard: embedding a few clips",
-        )  # fmt: skip
-
-    def _show(self, module: DecarModule, ask: Ask) -> None:
-        """On the first process only; whatever goes wrong stays in here."""
-        if self._failed:
+        due = done % self.every_n_epochs == 0 or done == trainer.max_epochs
+        if not due or not broadcast(bool(self._boards) and not self._failed):
             return
+        encoder = pl_module.encoder
         try:
-            found = self._clusters(module, ask)
-            sizes, compared = self._sizes(module), self._compared(module)
-            shown, step = self._nearest(module, found), module.trainer.global_step - 1
+            members = self._members(pl_module)
+            rows = np.concatenate([*members.values()])
+            z = embed_dataset(
+                trainer, encoder, encoder, pl_module.data.store.take(rows), dim=encoder.dim,
+                batch_size=pl_module.data.batch_size, title="dashboard: embedding a few clips",
+            ).gather()  # fmt: skip
+            if trainer.is_global_zero:
+                self._show(pl_module, _by_distance(members, z))
         except Exception as error:
             self._give_up(error)
-            return
-        table = self._table(module, found)
-        for name, (pictures, waves, captions, heard) in shown.items():
+
+    def _show(self, module: DecarModule, found: Members) -> None:
+        """On rank 0 only."""
+        sizes, compared, table = self._sizes(module), self._compared(module), self._table(module, found)
+        step = module.trainer.global_step - 1
+        for name, (pictures, waves, captions, heard) in self._nearest(module, found).items():
             self._try(partial(_pictures, f"clusters/{name}", pictures, captions, step))
             if waves:
                 self._try(partial(_sounds, f"sounds/{name}", waves, heard, step))
@@ -121,11 +115,8 @@ class Dashboard(Callback):
             self._try(lambda b: b.pictures("clusters/labels", [picture], [words], step))
         self._try(lambda b: b.table("clusters/table", table, step))
 
-    def _clusters(self, module: DecarModule, ask: Ask) -> dict[int, NDArray[np.int64]]:
-        """Some clusters of the last clustering and of each its clips, nearest to the centre first.
-
-        The last one is the network's own, where there is one. The centre is that of a few of its clips' embeddings.
-        """
+    def _members(self, module: DecarModule) -> Members:
+        """Some clips of some clusters of the last clustering: the network's own, where there is one."""
         labels = module.data.labels
         assert labels is not None
         column = labels.labels[:, -1]
@@ -133,17 +124,9 @@ class Dashboard(Callback):
         order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
         chosen = order[np.unique(np.linspace(0, len(order) - 1, self.clusters).round().astype(int))]
         rng = np.random.default_rng(derive_seed(Stream.HEALTH, module.seed, labels.epoch, 3))
-        members = {int(c): np.sort(rng.permutation(np.flatnonzero(column == c))[:_EMBEDDED]) for c in chosen}
-        rows = np.concatenate([*members.values()])
-        vectors = l2_normalize(ask(rows))
-        places = np.cumsum([0, *map(len, members.values())])
-        found = {}
-        for (cluster, clips), first, last in zip(members.items(), places, places[1:], strict=False):
-            centre = vectors[first:last].mean(axis=0)
-            found[cluster] = clips[np.argsort(-(vectors[first:last] @ centre), kind="stable")]
-        return found
+        return {int(c): np.sort(rng.permutation(np.flatnonzero(column == c))[:_EMBEDDED]) for c in chosen}
 
-    def _nearest(self, module: DecarModule, found: dict[int, NDArray[np.int64]]) -> dict[str, tuple[Any, ...]]:
+    def _nearest(self, module: DecarModule, found: Members) -> dict[str, tuple[Any, ...]]:
         """For each cluster by its place: pictures, waves, captions of both; clips that cannot be read are not heard."""
         store, shown = module.data.store, {}
         files, stretches = store.manifest.files, store.manifest.stretches
@@ -189,7 +172,7 @@ class Dashboard(Callback):
         known = words != ""
         return pd.crosstab(labels.labels[known, -1], words[known], normalize="index") if known.any() else None
 
-    def _table(self, module: DecarModule, found: dict[int, NDArray[np.int64]]) -> pd.DataFrame:
+    def _table(self, module: DecarModule, found: Members) -> pd.DataFrame:
         """A row a cluster: size, its commonest label, its share, and where it was looked into, the nearest clip."""
         labels, shares = module.data.labels, self._shares(module)
         assert labels is not None
@@ -235,6 +218,16 @@ class Dashboard(Callback):
         """Take them from a checkpoint."""
         kept = checkpoint.get("dashboard", {})
         self.extremes, self.last = dict(kept.get("extremes", {})), dict(kept.get("last", {}))
+
+
+def _by_distance(members: Members, vectors: Floats) -> Members:
+    """The clips of each cluster, nearest to the centre of their embeddings `(n, D)` first."""
+    unit, found, first = l2_normalize(vectors), {}, 0
+    for cluster, clips in members.items():
+        rows = unit[first : first + len(clips)]
+        found[cluster] = clips[np.argsort(-(rows @ rows.mean(axis=0)), kind="stable")]
+        first += len(clips)
+    return found
 
 
 def _pictures(key: str, pictures: list[Picture], captions: list[str], step: int, board: Board) -> None:

@@ -20,6 +20,7 @@ from decar.audio import LogMelStore
 from decar.audio.crops import random_piece, stack
 from decar.errors import ConfigError, StoreError, TrainingError
 from decar.pretrain.labels import EpochLabels
+from decar.pretrain.ranks import rank_and_size
 from decar.pretrain.sampler import Stream, UniformClusterSampler, derive_seed
 from decar.signals import leave_to_parent
 
@@ -173,7 +174,7 @@ class PretrainData(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Refuse a batch that cannot be dealt out evenly (raises ConfigError)."""
-        share_of_batch(self.batch_size, self.world_size)
+        share_of_batch(self.batch_size, rank_and_size()[1])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -181,11 +182,6 @@ class PretrainData(LightningDataModule):
         if self.every_n_steps is not None:
             return self.every_n_steps
         return steps_for(len(self.store), self.draws_per_clip, self.batch_size)
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes; 1 without a trainer."""
-        return self.trainer.world_size if self.trainer is not None else 1
 
     def current_epoch(self) -> int:
         """The trainer's epoch, or 0 when the loader is used without one."""
@@ -207,7 +203,7 @@ class PretrainData(LightningDataModule):
         """This process's share of the batches of an epoch, which are a pure function of seed, epoch and labels.
 
         Batch `b` is drawn evenly over the clusters of clustering `b mod H`. Several processes deal out the batch that
-        one process would train on: the crop at place `p` goes to rank `p mod world_size`.
+        one process would train on: the crop at place `p` goes to rank `p mod size`.
         """
         if self.labels is None:
             raise StoreError("batches were asked for before there were labels")
@@ -218,8 +214,8 @@ class PretrainData(LightningDataModule):
         seeds: NDArray[np.int64] = np.random.default_rng(derive_seed(Stream.CROPS, self.seed, epoch)).integers(
             2**62, size=indices.shape
         )
-        mine = slice(self.trainer.global_rank if self.trainer is not None else 0, None, self.world_size)
-        dealt = zip(indices[:, mine].tolist(), seeds[:, mine].tolist(), strict=True)
+        rank, size = rank_and_size()
+        dealt = zip(indices[:, rank::size].tolist(), seeds[:, rank::size].tolist(), strict=True)
         return [list(zip(i, s, strict=True)) for i, s in dealt]
 
     def _draw(self, column: NDArray[np.int64], h: int, epoch: int, n_batches: int) -> NDArray[np.int64]:

@@ -6,8 +6,6 @@ a nearest-neighbour probe says so; labels are looked at here and nowhere else in
 
 import logging
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,10 +16,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from decar.audio import Manifest
 from decar.clustering.stats import effective_rank, entropy
 from decar.errors import ConfigError
-from decar.pretrain.embed import embed_dataset
 from decar.pretrain.module import DecarModule
-from decar.pretrain.ranks import conduct
+from decar.pretrain.ranks import on_rank_zero
 from decar.pretrain.sampler import Stream, derive_seed
+from decar.pretrain.vectors import Floats, embed_dataset
 
 log = logging.getLogger(__name__)
 
@@ -94,25 +92,16 @@ class EmbeddingHealth(Callback):
             )
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Effective rank and probe accuracy of the encoder as it stands."""
+        """Effective rank and probe accuracy of the encoder as it stands. Collective."""
         assert isinstance(pl_module, DecarModule)
         encoder, store = pl_module.encoder, pl_module.data.store
         sample, classes = self._sample(store.manifest, pl_module.seed)
-        known = classes >= 0
-        self.probed = int(known.sum())
-        embed = partial(
-            embed_dataset, trainer, encoder, encoder, store.take(sample), dim=encoder.dim,
+        self.probed = int((classes >= 0).sum())
+        z = embed_dataset(
+            trainer, encoder, encoder, store.take(sample), dim=encoder.dim,
             batch_size=pl_module.data.batch_size, title="health: embedding a sample",
-        )  # fmt: skip
-
-        def look(vectors: Callable[[Any], NDArray[np.float32]]) -> dict[str, float]:
-            z = vectors(None)
-            found = {"embedding_rank": effective_rank(z)}
-            if len(set(classes[known])) > 1:
-                found["probe_accuracy"] = nearest_neighbour_accuracy(z[known], classes[known])
-            return found
-
-        return conduct(look, lambda _: embed())
+        ).gather()  # fmt: skip
+        return on_rank_zero(lambda: _figures(z, classes))
 
     def _sample(self, manifest: Manifest, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of the sample, and the class of each; -1 where it has no label."""
@@ -136,13 +125,21 @@ class EmbeddingHealth(Callback):
         self._alarmed = bool(state_dict.get("alarmed", False))
 
 
+def _figures(z: Floats, classes: NDArray[np.int64]) -> dict[str, float]:
+    """The figures of embeddings `(n, D)` whose classes are `(n,)`, -1 where unknown."""
+    found, known = {"embedding_rank": effective_rank(z)}, classes >= 0
+    if len(set(classes[known])) > 1:
+        found["probe_accuracy"] = nearest_neighbour_accuracy(z[known], classes[known])
+    return found
+
+
 def is_worse(accuracy: float, before: float, n_clips: int) -> bool:
     """Whether an accuracy over `n_clips` has fallen by more than two standard errors of the difference of two such."""
     pooled = (accuracy + before) / 2
     return before - accuracy > 2 * math.sqrt(2 * pooled * (1 - pooled) / max(1, n_clips))
 
 
-def nearest_neighbour_accuracy(vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def nearest_neighbour_accuracy(vectors: Floats, labels: NDArray[np.int64]) -> float:
     """Share of clips whose nearest other clip has the same label; cosine of standardised vectors `(N, D)`.
 
     Returns:

@@ -15,23 +15,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from decar.clustering import faiss_on
 from decar.errors import ConfigError, TrainingError
 from decar.models import Encoder, Projection, PseudoLabelHeads
-from decar.pretrain.bank import FeatureBank
+from decar.pretrain.checkpoint import ends_within_epoch
 from decar.pretrain.datamodule import Batch, PretrainData
-from decar.pretrain.embed import Share, embed_share
-from decar.pretrain.labels import EpochLabels, LabelSource, Situation
-from decar.pretrain.means import EpochMeans
+from decar.pretrain.labels import LabelSource, Situation
 from decar.pretrain.ranks import (
+    EpochMeans,
     average_gradients,
-    collect_rows,
-    conduct,
     deal_batch,
     gather_batch,
     mean_over_ranks,
     share_buffers,
 )
-from decar.pretrain.safeguard import ends_within_epoch
 from decar.pretrain.sampler import Stream, derive_seed
-from decar.pretrain.shards import Shards
+from decar.pretrain.vectors import FeatureBank, Vectors, embed_dataset
 
 _CHECK_EVERY = 10  # steps; looking at the loss makes a GPU wait
 
@@ -98,7 +94,7 @@ class DecarModule(LightningModule):
         self._leave_heads_out()
         self.data.need_labels = self.ensure_labels
         if self.features == "bank" and self.bank is None:
-            self.bank = FeatureBank(len(self.data.store), self.projection.out)
+            self.bank = FeatureBank(self.projection.out)
 
     def _leave_heads_out(self) -> None:
         """Keep DistributedDataParallel off the heads: it cannot follow when they are replaced.
@@ -133,33 +129,25 @@ class DecarModule(LightningModule):
         data, epoch = self.data, self.current_epoch
         if data.labels is not None and data.labels.epoch == epoch:
             return
-        previous = data.labels
-
-        def cluster(ask: Callable[[Any], Any]) -> EpochLabels:
-            return self.source.assign(Situation(ask, data.store, epoch=epoch, seed=self.seed, previous=previous))
-
-        device = self._root_device
+        situation = Situation(data.store, epoch=epoch, seed=self.seed, previous=data.labels)
+        device = self.trainer.strategy.root_device
         with faiss_on((device.index or 0) if device.type == "cuda" else None):
-            data.set_labels(conduct(cluster, Shards(self._vectors, device).work))
-        assert data.labels is not None
-        self._renew_heads(data.labels.sizes, data.labels.kept)
+            z = self._vectors() if self.source.needs_vectors(epoch) else None
+            labels = self.source.assign(z, situation)
+        data.set_labels(labels)
+        self._renew_heads(labels.sizes, labels.kept)
 
-    @property
-    def _root_device(self) -> torch.device:
-        """Where the processes exchange tensors."""
-        return self.trainer.strategy.root_device
-
-    def _vectors(self) -> Share:
-        """`z` of the set: of a pass, or from the bank once a pass has filled it."""
+    def _vectors(self) -> Vectors:
+        """`z` of the set: from a pass, or from the bank once a pass has filled it."""
         if self.bank is not None and self.bank.filled:
-            return self.bank.share(self._root_device)
-        rows, places = embed_share(
+            return self.bank.vectors()
+        z = embed_dataset(
             self.trainer, self, self.encoder, self.data.store, dim=self.projection.out, batch_size=self.data.batch_size
         )
         if self.bank is None:
-            return rows, places
-        self.bank.fill(collect_rows(rows, places, self._root_device))
-        return self.bank.share(self._root_device)
+            return z
+        self.bank.fill(z.gather())
+        return self.bank.vectors()
 
     def _renew_heads(self, sizes: list[int], kept: int) -> None:
         """Fresh heads but for the first `kept`, known to the optimizer; what it remembered of the old ones goes."""
@@ -265,7 +253,7 @@ class DecarModule(LightningModule):
         checkpoint["decar"] = self._recipe()
         checkpoint["means"] = self.means.state_dict()
         if self.bank is not None:
-            checkpoint["bank"] = self.bank.state_dict(self._root_device)
+            checkpoint["bank"] = self.bank.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Give the heads the number and shapes they had: clusterings join, and some find their own number of clusters.

@@ -6,7 +6,6 @@ Labels are looked at here and nowhere else in pre-training; nothing of it reache
 import logging
 import os
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,16 +23,15 @@ from decar.audio import FrontEnd, LogMelStore, Manifest
 from decar.audio.groups import AUTO, together
 from decar.audio.store import DEFAULT_CACHE
 from decar.errors import ConfigError, TrainingError, check_positive, check_whole
-from decar.pretrain.embed import embed_dataset
 from decar.pretrain.health import EmbeddingHealth
 from decar.pretrain.module import DecarModule
-from decar.pretrain.ranks import conduct, one_then_all
+from decar.pretrain.ranks import on_rank_zero, rank_zero_first
 from decar.pretrain.sampler import Stream, derive_seed
+from decar.pretrain.vectors import Floats, Rows, embed_dataset
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["knn", "linear"]
-Rows = NDArray[np.int64]
 
 _VALID = ("valid", "val", "validation", "dev")
 _FOLDS = 4  # where there is no split a quarter is held out
@@ -94,7 +92,7 @@ class OnlineProbe(Callback):
         if self.path is None or self._store is not None:
             return
         assert isinstance(pl_module, DecarModule)
-        self._store = one_then_all(partial(self._open, pl_module.encoder.frontend))
+        self._store = rank_zero_first(partial(self._open, pl_module.encoder.frontend))
         labels = self._store.manifest.column(self.label).to_numpy(str)
         rng = np.random.default_rng(derive_seed(Stream.HEALTH, pl_module.seed, 1))
         self._store = self._store.take(np.sort(rng.permutation(np.flatnonzero(labels != ""))[: self.max_clips]))
@@ -187,21 +185,17 @@ class OnlineProbe(Callback):
             log.info("probe after epoch %d: %.3f (untrained %.3f)", done, self.found[done], self.found[0])
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> float:
-        """Accuracy of the encoder as it stands; all processes embed, the first one fits."""
+        """Accuracy of the encoder as it stands. Collective; rank 0 fits."""
         assert isinstance(pl_module, DecarModule)
         assert self._store is not None
         encoder = pl_module.encoder
-        embed = partial(
-            embed_dataset, trainer, encoder, encoder, self._store, dim=encoder.dim,
+        z = embed_dataset(
+            trainer, encoder, encoder, self._store, dim=encoder.dim,
             batch_size=pl_module.data.batch_size, title="probe: embedding its clips",
-        )  # fmt: skip
+        ).gather()  # fmt: skip
+        return on_rank_zero(lambda: self.accuracy(z))
 
-        def judge(vectors: Callable[[Any], NDArray[np.float32]]) -> float:
-            return self.accuracy(vectors(None))
-
-        return conduct(judge, lambda _: embed())
-
-    def accuracy(self, vectors: NDArray[np.float32]) -> float:
+    def accuracy(self, vectors: Floats) -> float:
         """Share of the validation part that is told right, from the embeddings `(N, D)` of all clips."""
         assert self._store is not None
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
