@@ -1,12 +1,11 @@
-"""What clusters sound and look like, on wandb and TensorBoard: clips nearest to centres, sizes, what labels they hold.
+"""Clusters on wandb and TensorBoard: the clips nearest to their centres, their sizes, the labels in them.
 
-Curves go there by Lightning itself. Nothing here changes training, and a dashboard that fails costs it one warning.
+Lightning itself logs the curves. Nothing here changes training; if a dashboard fails, a warning is logged once.
 """
 
 import logging
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from decar.audio.picture import RANGE, spectrogram, waveform_of
 from decar.clustering import l2_normalize
 from decar.clustering.stats import cluster_sizes
 from decar.errors import AudioError, check_whole
-from decar.pretrain.boards import Board, Picture, Wave, boards_of
+from decar.pretrain.boards import Board, boards_of
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import broadcast
 from decar.pretrain.sampler import Stream, derive_seed
@@ -38,12 +37,12 @@ class Dashboard(Callback):
     """Show clusters wherever the run is logged to wandb or TensorBoard; without either it does nothing.
 
     Args:
-        facts: What runs are told apart and grouped by.
-        label: Column of the clips that clusters are compared with.
-        every_n_epochs: How often; after the last epoch too.
-        clusters: How many are shown, from the largest to the smallest.
-        clips: Of each so many, nearest to its centre.
-        seconds: Of a clip that can be heard; 0: no sounds.
+        facts: Options by which runs are compared and grouped.
+        label: Column of the manifest that clusters are compared with.
+        every_n_epochs: Interval; the last epoch is always shown.
+        clusters: Number of clusters, from the largest to the smallest.
+        clips: Number of clips per cluster, nearest to its centre.
+        seconds: Length of sounds; 0: none.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class Dashboard(Callback):
         self._try(lambda board: board.begin(self.facts, BEST))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The figures of the epoch before are complete: the module's own come after a callback's hook at its end."""
+        """Note the figures of the previous epoch: the module logs its own after the callbacks' end-of-epoch hooks."""
         self._note(trainer.callback_metrics)
 
     def _note(self, metrics: Mapping[str, Any]) -> None:
@@ -103,17 +102,31 @@ class Dashboard(Callback):
 
     def _show(self, module: DecarModule, found: Members) -> None:
         """On rank 0 only."""
-        sizes, compared, table = self._sizes(module), self._compared(module), self._table(module, found)
         step = module.trainer.global_step - 1
-        for name, (pictures, waves, captions, heard) in self._nearest(module, found).items():
-            self._try(partial(_pictures, f"clusters/{name}", pictures, captions, step))
+        sizes, compared, table = self._sizes(module), self._compared(module), self._table(module, found)
+        for place, (cluster, clips) in enumerate(found.items()):
+            self._show_clips(module, place, cluster, clips[: self.clips], step)
+        for board in self._boards:
+            board.pictures("clusters/sizes", [sizes], ["clips a cluster, from the largest"], step)
+            if compared is not None:
+                board.pictures("clusters/labels", [compared[0]], [compared[1]], step)
+            board.table("clusters/table", table, step)
+
+    def _show_clips(self, module: DecarModule, place: int, cluster: int, clips: Rows, step: int) -> None:
+        """Pictures and sounds of some clips of a cluster; sounds only of those that can be read."""
+        store, waves, heard = module.data.store, [], []
+        captions = [f"cluster {cluster}: {path}" for path in store.manifest.table["path"].iloc[clips]]
+        for i, caption in zip(clips if self.seconds > 0 else (), captions, strict=False):
+            try:
+                waves.append(waveform_of(store.manifest.files[i], *store.manifest.stretches[i], self.seconds))
+                heard.append(caption)
+            except AudioError as error:
+                log.debug("%s: cannot be heard (%s)", caption, error)
+        pictures = [spectrogram(store[int(i)]) for i in clips]
+        for board in self._boards:
+            board.pictures(f"clusters/rank_{place}", pictures, captions, step)
             if waves:
-                self._try(partial(_sounds, f"sounds/{name}", waves, heard, step))
-        self._try(lambda b: b.pictures("clusters/sizes", [sizes], ["clips a cluster, from the largest"], step))
-        if compared is not None:
-            picture, words = compared
-            self._try(lambda b: b.pictures("clusters/labels", [picture], [words], step))
-        self._try(lambda b: b.table("clusters/table", table, step))
+                board.sounds(f"sounds/rank_{place}", waves, heard, SAMPLE_RATE, step)
 
     def _members(self, module: DecarModule) -> Members:
         """Some clips of some clusters of the last clustering: the network's own, where there is one."""
@@ -126,26 +139,8 @@ class Dashboard(Callback):
         rng = np.random.default_rng(derive_seed(Stream.HEALTH, module.seed, labels.epoch, 3))
         return {int(c): np.sort(rng.permutation(np.flatnonzero(column == c))[:_EMBEDDED]) for c in chosen}
 
-    def _nearest(self, module: DecarModule, found: Members) -> dict[str, tuple[Any, ...]]:
-        """For each cluster by its place: pictures, waves, captions of both; clips that cannot be read are not heard."""
-        store, shown = module.data.store, {}
-        files, stretches = store.manifest.files, store.manifest.stretches
-        for place, (cluster, clips) in enumerate(found.items()):
-            captions = [f"cluster {cluster}: {store.manifest.table['path'].iloc[i]}" for i in clips[: self.clips]]
-            pictures = [spectrogram(store[int(i)]) for i in clips[: self.clips]]
-            waves, heard = [], []
-            for i, caption in zip(clips[: self.clips] if self.seconds > 0 else (), captions, strict=False):
-                try:
-                    start, duration = stretches[i]
-                    waves.append(waveform_of(files[i], start, duration, self.seconds))
-                    heard.append(caption)
-                except AudioError as error:
-                    log.debug("%s: cannot be heard (%s)", files[i], error)
-            shown[f"rank_{place}"] = (pictures, waves, captions, heard)
-        return shown
-
     def _sizes(self, module: DecarModule) -> NDArray[np.uint8]:
-        """Bars of the sizes of the last clustering, sorted: a healthy one falls off slowly."""
+        """Bars of the sorted cluster sizes of the last clustering; they should fall off slowly."""
         labels = module.data.labels
         assert labels is not None
         sizes = np.sort(cluster_sizes(labels.labels[:, -1], labels.sizes[-1]))[::-1]
@@ -154,7 +149,7 @@ class Dashboard(Callback):
         return np.where(filled[..., None], np.array([60, 90, 170]), 255).astype(np.uint8)
 
     def _compared(self, module: DecarModule) -> tuple[NDArray[np.uint8], str] | None:
-        """Share of each label (row) in each cluster (column), clusters by their commonest label; None without."""
+        """Share of each label (row) in each cluster (column), ordered by most frequent label; None without labels."""
         shares = self._shares(module)
         if shares is None:
             return None
@@ -173,7 +168,7 @@ class Dashboard(Callback):
         return pd.crosstab(labels.labels[known, -1], words[known], normalize="index") if known.any() else None
 
     def _table(self, module: DecarModule, found: Members) -> pd.DataFrame:
-        """A row a cluster: size, its commonest label, its share, and where it was looked into, the nearest clip."""
+        """One row per cluster: size, most frequent label, its share and, if shown, the clip nearest to the centre."""
         labels, shares = module.data.labels, self._shares(module)
         assert labels is not None
         sizes = cluster_sizes(labels.labels[:, -1], labels.sizes[-1])
@@ -189,20 +184,19 @@ class Dashboard(Callback):
         return pd.DataFrame(rows)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the figures that runs are compared by."""
+        """Log best and final figures, by which runs are compared."""
         self._note(trainer.callback_metrics)
         summary = {f"best_{name}": value for name, value in self.extremes.items()}
         summary |= {f"final_{name}": value for name, value in self.last.items()}
         self._try(lambda board: board.end(self.facts, summary))
 
     def _try(self, show: Callable[[Board], None]) -> None:
-        """Show on every board; the first failure is the last attempt."""
-        for board in () if self._failed else self._boards:
-            try:
+        """Show on every board, unless one has failed."""
+        try:
+            for board in () if self._failed else self._boards:
                 show(board)
-            except Exception as error:
-                self._give_up(error)
-                return
+        except Exception as error:
+            self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         self._failed = True
@@ -210,12 +204,12 @@ class Dashboard(Callback):
                     type(error).__name__, " ".join(str(error).split())[:200])  # fmt: skip
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take best and last values along; not in `state_dict`, which does not see the epoch's figures."""
+        """Save best and last values; Lightning calls `state_dict` before the epoch's figures are complete."""
         self._note(trainer.callback_metrics)
         checkpoint["dashboard"] = {"extremes": dict(self.extremes), "last": dict(self.last)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take them from a checkpoint."""
+        """Restore best and last values."""
         kept = checkpoint.get("dashboard", {})
         self.extremes, self.last = dict(kept.get("extremes", {})), dict(kept.get("last", {}))
 
@@ -228,11 +222,3 @@ def _by_distance(members: Members, vectors: Floats) -> Members:
         found[cluster] = clips[np.argsort(-(rows @ rows.mean(axis=0)), kind="stable")]
         first += len(clips)
     return found
-
-
-def _pictures(key: str, pictures: list[Picture], captions: list[str], step: int, board: Board) -> None:
-    board.pictures(key, pictures, captions, step)
-
-
-def _sounds(key: str, waves: list[Wave], captions: list[str], step: int, board: Board) -> None:
-    board.sounds(key, waves, captions, SAMPLE_RATE, step)

@@ -1,7 +1,7 @@
-"""Is the embedding getting better? Looked at before training and after every epoch, on a sample of the clips.
+"""Does the embedding improve? Measured before training and after every epoch, on a sample of the clips.
 
-NMI and loss say how well clusters are learned, not whether they are worth learning. Where a column of labels is known,
-a nearest-neighbour probe says so; labels are looked at here and nowhere else in pre-training.
+NMI and loss show how well clusters are learned, not whether they are worth learning. A nearest-neighbour probe shows
+that, where a column of labels is known. Pre-training does not use labels anywhere else, except in `OnlineProbe`.
 """
 
 import logging
@@ -48,12 +48,12 @@ class EmbeddingHealth(Callback):
         """Measure the untrained embedding; a resumed run knows it from its checkpoint."""
         if not self.start:
             self.start = self.measure(trainer, pl_module)
-            told = ", ".join(f"{name} {value:.3g}" for name, value in self.start.items())
             if trainer.is_global_zero:
-                log.info("embedding before training: %s", told)
+                figures = ", ".join(f"{name} {value:.3g}" for name, value in self.start.items())
+                log.info("embedding before training: %s", figures)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure, log, compare."""
+        """Measure, log, and warn."""
         now = self.measure(trainer, pl_module)
         for name, value in now.items():
             pl_module.log(name, value, batch_size=1)
@@ -70,7 +70,7 @@ class EmbeddingHealth(Callback):
             )  # fmt: skip
 
     def _look_for_collapse(self, module: LightningModule, rank: float) -> None:
-        """One warning when clusters or embedding have collapsed: more training will not mend it."""
+        """Warn once when clusters or embedding have collapsed: further training does not repair that."""
         assert isinstance(module, DecarModule)
         assert module.data.labels is not None
         labels, before = module.data.labels, self.start.get("embedding_rank", 0.0)
@@ -116,11 +116,11 @@ class EmbeddingHealth(Callback):
         return sample, classes[sample]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the untrained embedding was like, and what was warned of."""
+        """Figures of the untrained embedding, and which warnings were given."""
         return {"start": dict(self.start), "warned": self._warned, "alarmed": self._alarmed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it from a checkpoint."""
+        """Restore them."""
         self.start, self._warned = dict(state_dict["start"]), bool(state_dict["warned"])
         self._alarmed = bool(state_dict.get("alarmed", False))
 

@@ -1,6 +1,6 @@
-"""Does NMI mean progress? A labelled set of its own, probed every few epochs while the encoder learns from others.
+"""Does NMI mean progress? A labelled set that is probed every few epochs while the encoder learns from other sounds.
 
-Labels are looked at here and nowhere else in pre-training; nothing of it reaches the network.
+The labels do not influence training.
 """
 
 import logging
@@ -38,10 +38,9 @@ _FOLDS = 4  # where there is no split a quarter is held out
 
 
 class OnlineProbe(Callback):
-    """Log `probe_accuracy` of a labelled table or folder: fitted on its train part, read on its validation part.
+    """Log `probe_accuracy` of a labelled table or folder: fitted to its train part, measured on its validation part.
 
-    It takes the place of `EmbeddingHealth`'s own probe on the training clips. The untrained embedding is probed too,
-    and told in the log.
+    It replaces the probe of `EmbeddingHealth` on the training clips. The log also has the untrained embedding's.
 
     Args:
         path: `.csv`, `.tsv`, `.parquet`, or a folder with a folder per class; None: no probe.
@@ -88,7 +87,7 @@ class OnlineProbe(Callback):
         self._store: LogMelStore | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have its log-mels before training begins: a table that cannot be used is told at once."""
+        """Compute its log-mels before training begins, so that an unusable table is reported at once."""
         if self.path is None or self._store is not None:
             return
         assert isinstance(pl_module, DecarModule)
@@ -154,14 +153,14 @@ class OnlineProbe(Callback):
         return train, valid
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe the untrained embedding; a resumed run knows it from its checkpoint."""
+        """Probe the untrained embedding; a resumed run has the figure in its checkpoint."""
         if self._store is not None and 0 not in self.found:
             self.found[0] = self.measure(trainer, pl_module)
             if trainer.is_global_zero:
                 log.info("probe before training: %.3f", self.found[0])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe, when it is time to."""
+        """Probe at intervals."""
         done = trainer.current_epoch + 1
         if self._store is None or (done % self.every_n_epochs and done != trainer.max_epochs):
             return
@@ -170,7 +169,7 @@ class OnlineProbe(Callback):
         self._tell(trainer, done)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe what is left at the end, where training ended before `max_epochs`."""
+        """Probe where training ended before `max_epochs`."""
         done = trainer.current_epoch
         if self._store is None or done in self.found:
             return
@@ -196,7 +195,7 @@ class OnlineProbe(Callback):
         return on_rank_zero(lambda: self.accuracy(z))
 
     def accuracy(self, vectors: Floats) -> float:
-        """Share of the validation part that is told right, from the embeddings `(N, D)` of all clips."""
+        """Accuracy on the validation part, from the embeddings `(N, D)` of all clips."""
         assert self._store is not None
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
@@ -211,9 +210,9 @@ class OnlineProbe(Callback):
         return float(np.mean(fitted.predict(vectors[valid]) == y[valid]))
 
     def state_dict(self) -> dict[str, Any]:
-        """What was found so far."""
+        """Accuracies so far."""
         return {"found": dict(self.found)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it from a checkpoint."""
+        """Restore them."""
         self.found = {int(done): float(value) for done, value in state_dict["found"].items()}
