@@ -104,7 +104,10 @@ def test_a_single_collapsed_clustering_of_many_is_noticed(make_store, tmp_path, 
     model, data = build(make_store(LENGTHS))
 
     class Collapsed:
-        def assign(self, situation):
+        def needs_vectors(self, epoch):
+            return False
+
+        def assign(self, z, situation):
             rows = np.arange(len(data.store))
             return EpochLabels(np.stack([rows % 4, rows % 3, rows == 0], axis=1).astype(np.int64), [4, 3, 2], 0)
 

@@ -85,9 +85,9 @@ def test_a_resume_within_an_epoch_does_not_cluster_again(make_store, tmp_path, m
     epochs = []
     assign = type(again.source).assign
 
-    def spy(self, situation):
+    def spy(self, z, situation):
         epochs.append(situation.epoch)
-        return assign(self, situation)
+        return assign(self, z, situation)
 
     monkeypatch.setattr(type(again.source), "assign", spy)
     fit(again, data, tmp_path / "rest", epochs=3, ckpt_path=tmp_path / "whole" / "epoch=1-step=15.ckpt")
@@ -264,8 +264,11 @@ def test_the_pass_sees_every_clip_once_in_order_and_changes_nothing(make_store, 
     seen = []
 
     class Features:
-        def assign(self, situation):
-            seen.append((situation.vectors(), {k: v.clone() for k, v in model.state_dict().items()}, model.training))
+        def needs_vectors(self, epoch):
+            return True
+
+        def assign(self, z, situation):
+            seen.append((z.gather(), {k: v.clone() for k, v in model.state_dict().items()}, model.training))
             return EpochLabels(np.zeros((len(store), 1), np.int64), [1], situation.epoch, {"nmi": 0.0})
 
     model.source = Features()

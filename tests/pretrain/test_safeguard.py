@@ -37,12 +37,12 @@ class Signals(Callback):
         source = pl_module.source
 
         class Killed:
-            clusterers = source.clusterers
+            clusterers, needs_vectors = source.clusterers, source.needs_vectors
 
-            def assign(_, situation):
+            def assign(_, z, situation):
                 if situation.epoch == self.epoch:
                     os.kill(os.getpid(), self.number)
-                return source.assign(situation)
+                return source.assign(z, situation)
 
         pl_module.source = Killed()
 

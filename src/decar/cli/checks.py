@@ -238,7 +238,7 @@ def _idle_of_labels(cfg: DictConfig) -> dict[str, str]:
         idle["k"] = f"{labels} clusters with {names}, which takes no k from here; leave k out, or pass clusterer=kmeans"
     if "${clusterer}" not in _interpolations(raw["labels"]):
         idle["clusterer"] = f"{labels} has a clusterer of its own; pass labels.clusterer.…, or labels=network or both"
-    if not any(_class(node) == "NetworkLabels" for _, node in _targets(raw["labels"])):
+    if str(raw["labels"].get("_target_")) == "decar.pretrain.DescriptorLabels":
         idle["pretrain.features"] = f"{labels} clusters no vectors of the network; pass labels=network or labels=both"
     return idle
 

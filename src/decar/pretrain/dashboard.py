@@ -114,15 +114,16 @@ class Dashboard(Callback):
 
     def _show_clips(self, module: DecarModule, place: int, cluster: int, clips: Rows, step: int) -> None:
         """Pictures and sounds of some clips of a cluster; sounds only of those that can be read."""
-        store, waves, heard = module.data.store, [], []
-        captions = [f"cluster {cluster}: {path}" for path in store.manifest.table["path"].iloc[clips]]
-        for i, caption in zip(clips if self.seconds > 0 else (), captions, strict=False):
+        store, waves, heard = module.data.store.take(clips), [], []
+        captions = [f"cluster {cluster}: {path}" for path in store.manifest.table["path"]]
+        pictures = [spectrogram(store[i]) for i in range(len(store))]
+        sounds = zip(captions, store.manifest.files, store.manifest.stretches, strict=True)
+        for caption, file, stretch in sounds if self.seconds > 0 else ():
             try:
-                waves.append(waveform_of(store.manifest.files[i], *store.manifest.stretches[i], self.seconds))
+                waves.append(waveform_of(file, *stretch, self.seconds))
                 heard.append(caption)
             except AudioError as error:
-                log.debug("%s: cannot be heard (%s)", caption, error)
-        pictures = [spectrogram(store[int(i)]) for i in clips]
+                log.debug("%s: cannot be heard (%s)", file, error)
         for board in self._boards:
             board.pictures(f"clusters/rank_{place}", pictures, captions, step)
             if waves:

@@ -126,12 +126,17 @@ class DecarModule(LightningModule):
         if data.labels is not None and data.labels.epoch == epoch:
             return
         situation = Situation(data.store, epoch=epoch, seed=self.seed, previous=data.labels)
-        device = self.trainer.strategy.root_device
+        device = self._root_device
         with faiss_on((device.index or 0) if device.type == "cuda" else None):
             z = self._vectors() if self.source.needs_vectors(epoch) else None
             labels = self.source.assign(z, situation)
         data.set_labels(labels)
         self._renew_heads(labels.sizes, labels.kept)
+
+    @property
+    def _root_device(self) -> torch.device:
+        """The device of this rank."""
+        return self.trainer.strategy.root_device
 
     def _vectors(self) -> Vectors:
         """`z` of the set: from a pass, or from the bank once a pass has filled it."""
