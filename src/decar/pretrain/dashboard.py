@@ -22,7 +22,7 @@ from decar.pretrain.boards import Board, boards_of
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import broadcast
 from decar.pretrain.sampler import Stream, derive_seed
-from decar.pretrain.vectors import Floats, Rows, embed_dataset
+from decar.pretrain.vectors import Floats, Rows
 
 log = logging.getLogger(__name__)
 
@@ -87,14 +87,10 @@ class Dashboard(Callback):
         due = done % self.every_n_epochs == 0 or done == trainer.max_epochs
         if not due or not broadcast(bool(self._boards) and not self._failed):
             return
-        encoder = pl_module.encoder
         try:
             members = self._members(pl_module)
-            rows = np.concatenate([*members.values()])
-            z = embed_dataset(
-                trainer, encoder, encoder, pl_module.data.store.take(rows), dim=encoder.dim,
-                batch_size=pl_module.data.batch_size, title="dashboard: embedding a few clips",
-            ).gather()  # fmt: skip
+            clips = pl_module.data.store.take(np.concatenate([*members.values()]))
+            z = pl_module.embed_store(clips, "dashboard: embedding a few clips")
             if trainer.is_global_zero:
                 self._show(pl_module, _by_distance(members, z))
         except Exception as error:

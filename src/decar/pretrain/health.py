@@ -19,7 +19,7 @@ from decar.errors import ConfigError
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import on_rank_zero
 from decar.pretrain.sampler import Stream, derive_seed
-from decar.pretrain.vectors import Floats, embed_dataset
+from decar.pretrain.vectors import Floats
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +94,10 @@ class EmbeddingHealth(Callback):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
         """Effective rank and probe accuracy of the encoder as it stands. Collective."""
         assert isinstance(pl_module, DecarModule)
-        encoder, store = pl_module.encoder, pl_module.data.store
+        store = pl_module.data.store
         sample, classes = self._sample(store.manifest, pl_module.seed)
         self.probed = int((classes >= 0).sum())
-        z = embed_dataset(
-            trainer, encoder, encoder, store.take(sample), dim=encoder.dim,
-            batch_size=pl_module.data.batch_size, title="health: embedding a sample",
-        ).gather()  # fmt: skip
+        z = pl_module.embed_store(store.take(sample), "health: embedding a sample")
         return on_rank_zero(lambda: _figures(z, classes))
 
     def _sample(self, manifest: Manifest, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from decar.audio import LogMelStore
 from decar.clustering import faiss_on
 from decar.errors import ConfigError, TrainingError
 from decar.models import Encoder, Projection, PseudoLabelHeads
@@ -27,7 +28,7 @@ from decar.pretrain.ranks import (
     share_buffers,
 )
 from decar.pretrain.sampler import Stream, derive_seed
-from decar.pretrain.vectors import FeatureBank, Vectors, embed_dataset
+from decar.pretrain.vectors import FeatureBank, Floats, Vectors, embed_dataset
 
 _CHECK_EVERY = 10  # steps; reading the loss makes a GPU wait
 
@@ -149,6 +150,13 @@ class DecarModule(LightningModule):
             return z
         self.bank.fill(z.gather())
         return self.bank.vectors()
+
+    def embed_store(self, store: LogMelStore, title: str) -> Floats:
+        """Embeddings of the clips of a store: `(n, D)` on rank 0, `(0, D)` on the others. Collective."""
+        encoder, size = self.encoder, self.data.batch_size
+        return embed_dataset(
+            self.trainer, encoder, encoder, store, dim=encoder.dim, batch_size=size, title=title
+        ).gather()
 
     def _renew_heads(self, sizes: list[int], kept: int) -> None:
         """Reset all heads but the first `kept`, and replace them and their state in the optimizer."""

@@ -27,7 +27,7 @@ from decar.pretrain.health import EmbeddingHealth
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import on_rank_zero, rank_zero_first
 from decar.pretrain.sampler import Stream, derive_seed
-from decar.pretrain.vectors import Floats, Rows, embed_dataset
+from decar.pretrain.vectors import Floats, Rows
 
 log = logging.getLogger(__name__)
 
@@ -187,11 +187,7 @@ class OnlineProbe(Callback):
         """Accuracy of the encoder as it stands. Collective; rank 0 fits."""
         assert isinstance(pl_module, DecarModule)
         assert self._store is not None
-        encoder = pl_module.encoder
-        z = embed_dataset(
-            trainer, encoder, encoder, self._store, dim=encoder.dim,
-            batch_size=pl_module.data.batch_size, title="probe: embedding its clips",
-        ).gather()  # fmt: skip
+        z = pl_module.embed_store(self._store, "probe: embedding its clips")
         return on_rank_zero(lambda: self.accuracy(z))
 
     def accuracy(self, vectors: Floats) -> float:
