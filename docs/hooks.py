@@ -41,7 +41,9 @@ def _api(room: str) -> str:
     tree = ast.parse((ROOT / "src" / package.replace(".", "/") / "__init__.py").read_text())
     (names,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
     public = [name for name in ast.literal_eval(names) if not name.startswith("__")]
-    return "\n\n".join([f"# {package}", ast.get_docstring(tree) or "", *(f"::: {package}.{name}" for name in public)])
+    home = {name.name: n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) for name in n.names}
+    entries = (f"::: {home.get(name, package)}.{name}" for name in public)  # a function may have its module's name
+    return "\n\n".join([f"# {package}", ast.get_docstring(tree) or "", *entries])
 
 
 class Doctests(griffe.Extension):
