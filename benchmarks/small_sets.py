@@ -1,4 +1,4 @@
-"""Do the network's own clusters mean anything on a small set? `experiment=demo` on 45, 150 and 470 bundled clips.
+"""Do the network's own clusters mean anything on a small set? The default recipe on 45, 150 and 470 bundled clips.
 
     python benchmarks/small_sets.py --seeds 0 1 2      # 2.5 minutes a run on one thread
 
@@ -45,7 +45,7 @@ def train(clips: Path, seed: int, run: Path, cache: Path) -> None:
         "data=csv", f"data.path={clips}", "data.path_column=file", f"seed={seed}", "report=false", "resume=auto",
         f"cache_dir={cache}", f"hydra.run.dir={run}",
     ]  # fmt: skip
-    subprocess.run([sys.executable, "train.py", "experiment=demo", *options], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "train.py", *options], cwd=ROOT, check=True)
 
 
 def own_clusters(run: Path, clips: Path) -> "tuple[np.ndarray, np.ndarray]":

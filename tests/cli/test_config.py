@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from decar.cli.checks import check
 from decar.cli.config import cache_home, conf_dir, register_resolvers, wandb_offline
+from decar.clustering import PIC, KMeans
 from decar.corpora import CORPORA
 
 CONF = conf_dir()
@@ -103,6 +104,15 @@ def test_k_reaches_kmeans_and_presets_do_not_leak_into_pic():
     both = composed("train", "k=33").labels
     assert both.first.clusterer.k == both.network.clusterers[0].k == 33
     assert "k" not in composed("train", "clusterer=pic", "k=33").labels.network.clusterers[0]
+
+
+@pytest.mark.parametrize(
+    "labels", [["labels=both", "labels.network_from=1"], ["labels=descriptors"], ["labels=network"]]
+)
+def test_the_clusterer_is_that_of_all_heads(labels):
+    for option, expected in (("clusterer=pic", PIC), ("clusterer=kmeans", KMeans)):
+        source = instantiate(composed("train", *labels, option, "k=3").labels, _convert_="all")
+        assert {type(clusterer) for clusterer in source.clusterers} == {expected}
 
 
 def test_several_loggers_at_once():

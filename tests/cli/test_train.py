@@ -353,10 +353,12 @@ def test_what_a_sweeper_is_given(tmp_path):
 
 
 @pytest.mark.parametrize("labels", ["network", "descriptors", "both"])
-@pytest.mark.parametrize("experiment", ["demo", "small", "paper"])
+@pytest.mark.parametrize(
+    "experiment", [[], ["experiment=small"], ["experiment=paper"]], ids=["default", "small", "paper"]
+)
 def test_debug_fast_runs_with_every_experiment_and_labels(train, sound_folder, tmp_path, experiment, labels):
     outcome = train(
-        f"experiment={experiment}", f"labels={labels}", "debug=fast", "trainer=cpu", "data=folder", "encoder=conv",
+        *experiment, f"labels={labels}", "debug=fast", "trainer=cpu", "data=folder", "encoder=conv",
         f"data.root={sound_folder}", "hydra.run.dir=run", "loader.batch_size=4", "k=3", "sampler.every_n_steps=2",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err

@@ -243,18 +243,6 @@ def _idle_of_labels(cfg: DictConfig) -> dict[str, str]:
     return idle
 
 
-def say_which_use_k(cfg: DictConfig) -> None:
-    """Log which clusterings use `k` and which do not, where k was given and both kinds are there."""
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(raw, dict)
-    found = _clusterers(raw)
-    used = [path for path, node in found.items() if _takes_k(node)]
-    others = [f"{path} ({_class(node)})" for path, node in found.items() if not _takes_k(node)]
-    given = any(word.lstrip("+").startswith("k=") for word in HydraConfig.get().overrides.task)
-    if given and used and others:
-        log.info("k=%s is used by %s; not by %s", cfg.k, ", ".join(used), ", ".join(others))
-
-
 def _takes_k(node: dict[Any, Any]) -> bool:
     return "${k}" in _interpolations(node.get("k"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar import signals
-from decar.cli.checks import check, require, say_which_use_k
+from decar.cli.checks import check, require
 from decar.cli.done import FINISHED, flat_options, read_finished, refuse_other_run, write_finished
 from decar.cli.launch import claimed, joined, leads, others, trainer_options
 from decar.cli.limits import use_configured_limits
@@ -291,7 +291,6 @@ def check_k(cfg: DictConfig, n_clips: int) -> None:
             f"k={k} is larger than the number of usable clips ({n_clips}): "
             f"pass a smaller k, such as k={max(2, n_clips // 30)}",
         )
-    say_which_use_k(cfg)
 
 
 @contextmanager
