@@ -21,6 +21,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from benchmarks.damage import KINDS, damage
 from decar.audio import LogMelStore, Manifest, cache, identity, store
 from decar.audio.blocks import BLOCK_BYTES, BlockHasher, Blocks
 from decar.audio.logmel import FrontEnd
@@ -39,7 +40,6 @@ from decar.search.table import EmbeddingTable
 from tests.audio.sounds import tone, write
 from tests.cli.helpers import decar
 from tests.downstream.helpers import TinyEncoder
-from tests.faults.damage import KINDS, damage
 
 __all__ = ["decar"]
 
