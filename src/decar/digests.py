@@ -112,7 +112,7 @@ def check_lines(content: bytes) -> None:
     first, _, text = content.partition(b"\n")
     if SEAL.encode() in first and first != f"# {SEAL} {xxhash.xxh3_64_hexdigest(text)}".encode():
         raise DamagedError(
-            "its checksum is wrong: it is damaged, or was edited; delete the first line to use it as it is"
+            "its checksum is wrong: it is damaged, or was edited; delete its first line to use it as it is"
         )
 
 

@@ -54,6 +54,8 @@ def read_config(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{file}: not a mapping; give the folder of a run of decar-train")
+    if not found:
+        raise ConfigError(f"{file}: cut short, it holds no options; copy it from a whole folder")
     return {str(key): value for key, value in found.items()}
 
 

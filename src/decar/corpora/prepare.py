@@ -63,9 +63,7 @@ def load_prepared(cache_dir: str | Path, name: str) -> Prepared | None:
         clips = Manifest.from_csv(file, root=facts["root"])
         return Prepared(clips, Path(facts["root"]), file, facts["missing"], facts["seconds"], facts["unreadable"])
     except (OSError, ValueError, KeyError, TypeError, ManifestError) as error:
-        raise CorpusError(
-            f"{file}: damaged ({error}); run `decar prepare {name} ROOT` again"
-        ) from error
+        raise CorpusError(f"{file}: damaged ({error}); run `decar prepare {name} ROOT` again") from error
 
 
 def prepared_manifest(cache_dir: str | Path, name: str, where: str | None = None) -> Manifest:
