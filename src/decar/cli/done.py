@@ -58,7 +58,7 @@ def read_before(checkpoint: Path) -> Before:
     """Read what a checkpoint says of its run; without a record, the options in the `config.yaml` of its run folder."""
     import torch
 
-    found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     loop = found.get("loops", {}).get("fit_loop", {})
     whole_epochs = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
     within = loop and not loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", True)

@@ -212,7 +212,7 @@ def readable(path: Path) -> str:
     require(not reason, f"{path}: not a readable checkpoint ({reason}): it is damaged or something else; is best.ckpt "
             "beside it whole?")  # fmt: skip
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         complete = isinstance(checkpoint, dict) and {"state_dict", "optimizer_states", "loops"} <= set(checkpoint)
     except Exception as error:  # torch raises half a dozen kinds for a file that is cut or is something else
         reason = " ".join(str(error).split())[:120]
