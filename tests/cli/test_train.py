@@ -15,10 +15,10 @@ import torch
 from omegaconf import OmegaConf
 
 import decar as decar_package
+from benchmarks.damage import damage
 from decar.cli.train import objective
 from decar.errors import ConfigError
 from decar.files import locked
-from tests.faults.damage import damage
 
 BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
 FAST = [

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.damage import KINDS, damage
 from decar.errors import BundleError
 from decar.models import Encoder, load_encoder, save_bundle
 from decar.pretrain.checkpoint import AtomicCheckpointIO, damage_of, previous_of
 from tests.conftest import SMALL
-from tests.faults.damage import KINDS, damage
 
 N = [pytest.param(10), pytest.param(67, marks=pytest.mark.slow)]  # of each of three kinds: some 200
 

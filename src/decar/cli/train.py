@@ -18,6 +18,7 @@ from decar.cli.limits import use_configured_limits
 from decar.cli.main import run_hydra
 from decar.cli.report import report_run
 from decar.cli.settle import settle
+from decar.digests import sealed_lines
 from decar.files import whole, write_csv
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
@@ -103,7 +104,7 @@ def look_ahead(
     if not done:
         (output / FINISHED).unlink(missing_ok=True)
         with whole(output / "config.yaml") as part:
-            part.write_text(text)
+            part.write_text(sealed_lines(text), encoding="utf-8")
     return done, text
 
 
@@ -210,7 +211,7 @@ def readable(path: Path) -> str:
     require(not reason, f"{path}: not a readable checkpoint ({reason}): it is damaged or something else; is best.ckpt "
             "beside it whole?")  # fmt: skip
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         complete = isinstance(checkpoint, dict) and {"state_dict", "optimizer_states", "loops"} <= set(checkpoint)
     except Exception as error:  # torch raises half a dozen kinds for a file that is cut or is something else
         reason = " ".join(str(error).split())[:120]
@@ -221,7 +222,7 @@ def readable(path: Path) -> str:
 
 def clear(output: Path) -> None:
     """Take away what a run that was stopped before its first checkpoint has left: runs never mix."""
-    for name in (FINISHED, "metrics.csv", ".metrics.before.csv", "bad_files.csv", "report.html", "environment.json"):
+    for name in (FINISHED, "metrics.csv", ".metrics.sealed", "bad_files.csv", "report.html", "environment.json"):
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "clusters.parquet", ignore_errors=True)
 

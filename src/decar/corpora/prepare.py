@@ -1,6 +1,5 @@
 """A corpus on disk → a checked manifest in the cache, its log-mel store, and how it compares with Table 1."""
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from decar.audio.manifest import Manifest
 from decar.audio.store import LogMelStore
 from decar.corpora.base import Corpus
 from decar.corpora.download import check_finished
+from decar.digests import DamagedError, digest_of, read_json, write_json
 from decar.errors import CorpusError, ManifestError
 from decar.files import whole
 
@@ -57,7 +57,9 @@ def load_prepared(cache_dir: str | Path, name: str) -> Prepared | None:
     if not file.is_file():
         return None
     try:
-        facts = json.loads(file.with_name(FACTS).read_text())
+        facts = read_json(file.with_name(FACTS))
+        if digest_of(file) != facts.get("digest", digest_of(file)):  # an earlier version wrote none
+            raise DamagedError("its checksum is wrong")
         clips = Manifest.from_csv(file, root=facts["root"])
         return Prepared(clips, Path(facts["root"]), file, facts["missing"], facts["seconds"], facts["unreadable"])
     except (OSError, ValueError, KeyError, TypeError, ManifestError) as error:
@@ -118,8 +120,9 @@ def _write(prepared: Prepared) -> None:
     try:
         with whole(prepared.file) as part:
             prepared.manifest.table.to_csv(part, index=False)
+            facts["digest"] = digest_of(part)
         with whole(prepared.file.with_name(FACTS)) as part:
-            part.write_text(json.dumps(facts, indent=1))
+            write_json(part, facts)
     except OSError as error:
         raise CorpusError(f"{prepared.file}: cannot be written ({error}); pass another --cache-dir") from error
 

@@ -1,11 +1,11 @@
 """One judged cell of a table, as it is kept: `result.json`."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
+from decar.digests import DamagedError, read_json, write_json
 from decar.errors import DecarError
 from decar.files import advice, find_files, whole
 
@@ -94,8 +94,7 @@ class Result:
         path = path / FILE_NAME if path.is_dir() else path
         try:
             with whole(path) as part:
-                text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
-                part.write_text(text, encoding="utf-8", errors="backslashreplace")  # \udcff, as JSON escapes it
+                write_json(part, asdict(self))
         except OSError as error:
             raise DecarError(f"{path}: the result could not be written ({error}): {advice(error)}") from error
         return path
@@ -108,10 +107,9 @@ class Result:
             DecarError: There is no such file, or it is no whole result.
         """
         try:
-            entries = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise DecarError(f"{path}: not a readable result ({reason}); delete it and run eval.py again") from error
+            entries = read_json(Path(path))
+        except (OSError, DamagedError) as error:
+            raise DecarError(f"{path}: not a readable result ({error}); delete it and run eval.py again") from error
         problem = _problem(entries)
         if problem:
             raise DecarError(f"{path}: not a whole result ({problem}); delete it and run eval.py again")
@@ -163,10 +161,8 @@ def by_metric(results: Iterable[Result], name: str) -> list[Result]:
     return chosen
 
 
-def _problem(entries: Any) -> str:
+def _problem(entries: Mapping[str, Any]) -> str:
     """What is wrong with the content of a result file, "" when nothing is."""
-    if not isinstance(entries, Mapping):
-        return "no table of entries"
     needed = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
     missing = [name for name in needed if name not in entries]
     if missing:

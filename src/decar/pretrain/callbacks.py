@@ -11,6 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
+from decar.digests import write_parquet
 from decar.files import whole
 from decar.models import save_bundle
 from decar.pretrain.checkpoint import epoch_is_whole
@@ -65,7 +66,7 @@ class ClusterLog(Callback):
             for h, column in enumerate(data.labels.labels.T)
         ]
         with whole(self.path / f"epoch_{epoch:05d}.parquet") as part:  # readers of the folder pass over dot files
-            pd.concat(parts, ignore_index=True).to_parquet(part)
+            write_parquet(part, pd.concat(parts, ignore_index=True))
 
 
 class StopOnNMI(EarlyStopping):

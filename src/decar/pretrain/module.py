@@ -143,6 +143,8 @@ class DecarModule(LightningModule):
         """`z` of the set: from a pass, or from the bank once a pass has filled it."""
         if self.bank is not None and self.bank.filled:
             return self.bank.vectors()
+        if self.data.store.blocks is not None:
+            self.data.store.blocks.forget()  # a disk may have changed them since the last epoch; the pass reads all
         z = embed_dataset(
             self.trainer, self, self.encoder, self.data.store, dim=self.projection.out, batch_size=self.data.batch_size
         )

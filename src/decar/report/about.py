@@ -1,6 +1,5 @@
 """With what a run was made: versions, hardware, date, command."""
 
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from decar import __version__
 from decar.cores import cpu_count
+from decar.digests import DamagedError, read_json, write_json
 from decar.errors import DecarError
 from decar.files import whole
 
@@ -41,23 +41,22 @@ def write_environment(run: Path) -> None:
     """Keep beside a run what it was made with."""
     with whole(run / ENVIRONMENT) as part:
         command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-        part.write_text(json.dumps(environment(command), indent=1), encoding="utf-8")
+        write_json(part, environment(command))
 
 
 def read_environment(run: Path) -> dict[str, str]:
     """What a run was made with.
 
     Raises:
-        DecarError: It was not written down, or cannot be read.
+        DecarError: It was not written down, or is damaged.
     """
     file = run / ENVIRONMENT
+    if not file.is_file():  # a named pipe would block
+        raise DecarError(f"{file}: not there: the run was made without a report")
     try:
-        if not file.is_file():  # a named pipe would block
-            raise ValueError("no file")
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {str(key): str(value) for key, value in found.items()}
-    except (OSError, ValueError, AttributeError) as error:
-        raise DecarError(f"{file}: not there or not readable: the run was made without a report") from error
+        return {str(key): str(value) for key, value in read_json(file).items()}
+    except (OSError, DamagedError) as error:
+        raise DecarError(f"{file}: damaged ({error}): nothing says what the run was made with") from error
 
 
 def _version(name: str) -> str:

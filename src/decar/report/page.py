@@ -111,7 +111,9 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True) -> d
     assignments: list[of.Assignments] | None = attempt(
         "clusters", lambda: of.read_assignments(run / "clusters.parquet")
     )
-    if assignments and assignments[0].skipped:
+    if assignments and assignments[0].damaged:
+        notes["clusters"] = f"Damaged and left out: {', '.join(assignments[0].damaged)} of clusters.parquet."
+    elif assignments and assignments[0].skipped:
         notes["clusters"] = f"The first {assignments[0].skipped} epochs of this long log of assignments are left out."
     store = source.store if isinstance(source.store, LogMelStore) else None
     clips = attempt("map", lambda: look(source, assignments, device=device, progress=progress))

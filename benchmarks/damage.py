@@ -22,5 +22,7 @@ def damage(file: Path, rng: np.random.Generator, kind: str | None = None) -> str
         else:
             del data[at:]
         if bytes(data) != before:  # zeros may have been zeros
-            file.write_bytes(data)
+            with file.open("r+b") as opened:  # in place, as a disk does it: programs may have the file open
+                opened.write(data)
+                opened.truncate()
             return f"{file.name}: {kind} at byte {at} of {len(before)}"
