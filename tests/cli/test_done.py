@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from decar.cli.config import job_name
 from decar.cli.done import refuse_other_run, same_job
 from decar.errors import TrainingError
-from decar.models import Encoder, read_facts, save_bundle
-from tests.conftest import SMALL
+from decar.models import read_facts, save_bundle
+from tests.conftest import SMALL, make_encoder
 
 FAST = [
     "experiment=paper", "report=false", f"encoder.name={SMALL}", "trainer=cpu", "trainer.max_epochs=1",
@@ -131,7 +131,7 @@ def test_a_root_for_the_bundled_sounds_is_refused(train, sound_folder):
 
 
 def test_judged_once(evaluate, sound_folder, tmp_path):
-    bundle = save_bundle(Encoder(SMALL, seed=5), tmp_path / "run" / "encoder.safetensors")
+    bundle = save_bundle(make_encoder(SMALL, seed=5), tmp_path / "run" / "encoder.safetensors")
     table = tmp_path / "mine.csv"
     files = sorted(path.relative_to(sound_folder) for path in sound_folder.rglob("*.wav"))
     pd.DataFrame({"path": files, "label": [path.parent.name for path in files]}).to_csv(table, index=False)
@@ -144,7 +144,7 @@ def test_judged_once(evaluate, sound_folder, tmp_path):
     assert result.stat().st_mtime_ns == first
     assert "judged already" not in evaluate(*words, "seed=1").out, "another question"
     assert json.loads(result.read_text())["seed"] == 1
-    save_bundle(Encoder(SMALL, seed=6), bundle)
+    save_bundle(make_encoder(SMALL, seed=6), bundle)
     assert "judged already" not in evaluate(*words, "seed=1").out, "another encoder under the same name"
     table.touch()
     assert "judged already" in evaluate(*words, "seed=1").out, "the table holds the same"

@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from decar.models import Encoder, save_bundle
-from tests.conftest import SMALL
+from decar.models import save_bundle
+from tests.conftest import SMALL, make_encoder
 
 
 @pytest.fixture
 def bundle(tmp_path):
-    return save_bundle(Encoder(SMALL, seed=5), tmp_path / "run" / "encoder.safetensors")
+    return save_bundle(make_encoder(SMALL, seed=5), tmp_path / "run" / "encoder.safetensors")
 
 
 def results(folder):

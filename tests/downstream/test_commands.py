@@ -9,7 +9,7 @@ from decar.downstream.columns import COLUMNS
 from decar.downstream.commands import DEFAULT_NETWORK, missing_commands, option
 from decar.downstream.results import Result
 from decar.downstream.tables import EMPTY, table2, table2_markdown
-from decar.models import Encoder
+from tests.conftest import make_encoder
 from tests.downstream.helpers import make_decar, make_result
 
 ODD = [
@@ -122,7 +122,7 @@ def test_untrained_weights_are_those_of_the_network_that_is_judged() -> None:
     ],
 )
 def test_the_command_for_untrained_weights_builds_the_very_network(options) -> None:
-    network = Encoder(**options, seed=0).description
+    network = make_encoder(**options, seed=0).description
     (command,) = only([make_decar(network=network)], "bundle=random", "frozen", "search")
     assert built(composed(command)) == network
 

@@ -274,12 +274,12 @@ def test_the_pass_sees_every_clip_once_in_order_and_changes_nothing(make_store, 
     features, after, training = seen[0]
     assert training
     assert all(torch.equal(before[key], after[key]) for key in before)
-    from decar.models.pieces import clip_vectors
+    from decar.models.embed import embed_clips
 
     fresh, _ = build(store)
     fresh.eval()
     with torch.no_grad():
-        expected = [clip_vectors(fresh, [store[i]], fresh.encoder, 1) for i in range(len(store))]
+        expected = [embed_clips(fresh, [store[i]], fresh.encoder, 1) for i in range(len(store))]
     torch.testing.assert_close(torch.from_numpy(features), torch.cat(expected))
 
 

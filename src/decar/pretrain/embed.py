@@ -11,8 +11,8 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from decar.audio import LogMelStore
-from decar.models.encode import batches_by_length, run_pass
-from decar.models.encoder import PIECES_AT_ONCE, Encoder, evaluating
+from decar.models import Encoder
+from decar.models.embed import PIECES_AT_ONCE, batches_by_length, evaluating, run_pass
 from decar.pretrain.ranks import collect_rows, rank_and_size, share_buffers
 
 Share = tuple[NDArray[np.float32], list[NDArray[np.int64]]]
