@@ -10,7 +10,8 @@ from decar.audio.crops import padded_frames
 from decar.downstream.embeddings import cached_embeddings
 from decar.embedder import Embedder
 from decar.hear import HearModel, get_scene_embeddings
-from decar.models import embed_store, evaluating, load_encoder
+from decar.models import embed_store, load_encoder
+from decar.models.embed import evaluating
 from decar.search.query import _embed
 
 RATE = 16_000

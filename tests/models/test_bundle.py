@@ -14,6 +14,7 @@ from decar.audio import FrontEnd
 from decar.errors import BundleError
 from decar.models import Encoder, load_encoder, read_facts, save_bundle
 from decar.models.bundle import READY_FILE
+from decar.models.networks import seeded
 from tests.conftest import SMALL, make_encoder
 
 
@@ -94,7 +95,7 @@ def test_a_failed_write_leaves_the_old_bundle_and_no_litter(bundle, monkeypatch)
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("decar.models.bundle.save_file", full)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(BundleError, match="the disk is full, make room"):
         save_bundle(make_encoder(SMALL, seed=0), bundle)
     assert bundle.read_bytes() == before
@@ -226,6 +227,15 @@ def test_a_network_of_ones_own_loads_where_the_caller_names_it(tmp_path):
     assert torch.equal(loaded.embed(wave), encoder.embed(wave))
     with pytest.raises(BundleError, match=r"its network is .*Own', which is not decar's"):
         load_encoder(file)
+
+
+def test_the_hash_knows_the_code_of_ones_own_network(monkeypatch):
+    """Otherwise cached embeddings would outlive the code that made them."""
+    with seeded(0):
+        encoder = Encoder(Own())
+    before = encoder.hash()
+    monkeypatch.setattr("inspect.getsource", lambda kind: "class Own: ...")
+    assert encoder.hash() != before
 
 
 @pytest.mark.parametrize(

@@ -129,10 +129,9 @@ def named_class(name: str | None) -> Callable[..., Any] | None:
     from hydra.utils import get_object
 
     try:
-        found: Callable[..., Any] | None = name and get_object(name)
+        return get_object(name) if name else None  # type: ignore[no-any-return]
     except Exception as error:  # importing may raise anything
         raise ConfigError(f"{name}: cannot be imported ({' '.join(str(error).split())})") from error
-    return found
 
 
 def register_resolvers() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import decar
@@ -29,7 +29,7 @@ from decar.audio import FrontEnd
 from decar.errors import BundleError
 from decar.files import advice, whole
 from decar.models.encoder import Encoder
-from decar.models.networks import build_network, seeded
+from decar.models.networks import build_network, reason_of, seeded
 
 log = logging.getLogger(__name__)
 
@@ -71,9 +71,10 @@ def save_bundle(
         "version": decar.__version__,
     }  # fmt: skip
     try:
+        content = save(weights, metadata={"decar": json.dumps(header)})
+        digest = xxhash.xxh3_128_hexdigest(content)
         with whole(path) as part:
-            save_file(weights, part, metadata={"decar": json.dumps(header)})
-            _fill_in_digest(part)
+            part.write_bytes(content.replace(BLANK.encode(), digest.encode(), 1))
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path}: the bundle could not be written ({error}): {advice(error)}") from error
     return path
@@ -163,7 +164,7 @@ def hub_reason(error: Exception) -> str:
     """Why the hub's client failed, and what to do."""
     from huggingface_hub import errors
 
-    reasons = {  # subclasses first
+    reasons: dict[Any, str] = {  # subclasses first
         errors.GatedRepoError: "the repository is gated; ask for access on its page, then run `hf auth login`",
         errors.RepositoryNotFoundError: "no such repository, or a private one; check the name, or run `hf auth login`",
         errors.RevisionNotFoundError: "no such revision; leave @REVISION out for the latest",
@@ -235,15 +236,6 @@ def _digest(path: Path, filled: str) -> str:
     return found.hexdigest()
 
 
-def _fill_in_digest(path: Path) -> None:
-    """Write the digest over the zeros that stand for it."""
-    digest = _digest(path, BLANK)
-    with path.open("r+b") as file:
-        head = file.read(8 + int.from_bytes(file.read(8), "little"))
-        file.seek(8 + head.index(BLANK.encode()))
-        file.write(digest.encode())
-
-
 def _build(path: Path, settings: object, network: Callable[..., nn.Module] | None) -> Encoder:
     """The encoder that a header describes, constructed only where the shapes of its weights are those in the file."""
     foreign = settings.get("network") if isinstance(settings, dict) else None
@@ -269,9 +261,8 @@ def _build(path: Path, settings: object, network: Callable[..., nn.Module] | Non
             with seeded(0):
                 return make()
     except Exception as error:  # a foreign header can make the builders of networks raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BundleError(
-            f"{path}: the header does not describe an encoder ({reason}); export the bundle anew"
+            f"{path}: the header does not describe an encoder ({reason_of(error)}); export the bundle anew"
         ) from error
     name = foreign or settings["name"]
     raise BundleError(f"{path}: the weights do not fit {name} ({reason}); export the bundle anew")

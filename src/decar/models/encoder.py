@@ -4,8 +4,10 @@ Letters: `B` batch, `T` samples, `M` mel bands, `F` frames, `D` embedding.
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -126,8 +128,11 @@ class Encoder(nn.Module):
         return {key: value.detach().cpu().contiguous() for key, value in self.network.state_dict().items()}
 
     def hash(self) -> str:
-        """SHA-256 over weights and settings: two encoders of one hash embed alike."""
+        """SHA-256 over weights and settings, and the source of a class of the user's: what determines an embedding."""
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
+        if "network" in self._made_of:
+            with suppress(OSError, TypeError):  # typed in a shell, or written in C
+                digest.update(inspect.getsource(type(self.network)).encode())
         for key, value in sorted(self.weights().items()):
             digest.update(key.encode())
             digest.update(value.numpy().tobytes())

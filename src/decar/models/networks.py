@@ -248,8 +248,8 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    """The type and text of an exception, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _pool_over_time(x: Tensor, pool: Pool) -> Tensor:
@@ -281,7 +281,7 @@ def _frame_size(trunk: nn.Module, n_mels: int) -> int:
 
 
 def _conv_stride(widths: Sequence[int], stride: int | None) -> int:
-    own = 2 ** len(widths)
+    own: int = 2 ** len(widths)
     if stride not in (None, own):
         raise ConfigError(
             f"encoder.stride={stride}: {CONV} of encoder.widths={list(widths)} has stride {own}; "
