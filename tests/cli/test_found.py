@@ -160,4 +160,4 @@ def test_no_module_instantiates_what_it_found():
         )
     # a child of a job loads what its parent has just written; the checks read decar's own conf/
     assert loads == {"rank", "checks"}
-    assert makes == {"train", "eval", "embed", "launch", "settle"}, "modules whose configuration is the caller's own"
+    assert makes == {"train", "eval", "config", "launch"}, "modules whose configuration is the caller's own"

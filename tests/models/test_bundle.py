@@ -211,9 +211,10 @@ class Own(torch.nn.Module):
     def __init__(self, width: int = 3) -> None:
         super().__init__()
         self.linear = torch.nn.Linear(64, width)
+        self.scale = torch.arange(1.0, 65)  # not in the state_dict
 
     def forward(self, x):
-        return self.linear(x.mean((1, 3)))
+        return self.linear(x.mean((1, 3)) * self.scale)
 
 
 def test_a_network_of_ones_own_loads_where_the_caller_names_it(tmp_path):

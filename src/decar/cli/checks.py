@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from decar.cli.config import OUR_NETWORK, conf_dir
+from decar.cli.config import OUR_NETWORK, conf_dir, named_class
 from decar.cli.explain import did_you_mean
 from decar.errors import ConfigError, check_positive, check_whole
 
@@ -178,12 +178,7 @@ def _parameters(path: str, target: Any) -> set[str] | None:
     Raises:
         ConfigError: There is no such class or function.
     """
-    from hydra.utils import get_object
-
-    try:
-        found = get_object(target)
-    except Exception as error:  # importing may raise anything
-        raise ConfigError(f"{path}._target_={target}: cannot be imported ({' '.join(str(error).split())})") from error
+    found = named_class(target, f"{path}._target_=")
     try:
         parameters = inspect.signature(found).parameters
     except (TypeError, ValueError):  # written in C

@@ -109,29 +109,29 @@ def build_encoder(cfg: DictConfig) -> Encoder:
 
 def own_network(cfg: DictConfig) -> Callable[..., Any] | None:
     """The class of the user's own network, where the `encoder` group names one; None for decar's."""
-    target = cfg.encoder._target_
-    return None if target == OUR_NETWORK else named_class(target)
+    return None if cfg.encoder._target_ == OUR_NETWORK else named_class(cfg.encoder._target_)
 
 
 def add_network(command: argparse.ArgumentParser) -> None:
-    """Add the option that `named_class` reads."""
+    """Add the option that names the class of a user's own network."""
     command.add_argument(
-        "--network", metavar="MODULE.CLASS", help="of a bundle made with a network of your own: its class"
+        "--network", type=named_class, metavar="MODULE.CLASS", help="of a bundle with a network of your own: its class"
     )
 
 
-def named_class(name: str | None) -> Callable[..., Any] | None:
-    """A class by its full name; None for None.
+def named_class(name: str, said: str = "") -> Callable[..., Any]:
+    """Import a class by its full name; an error names it behind `said`.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or its module cannot be imported.
     """
     from hydra.utils import get_object
 
     try:
-        return get_object(name) if name else None  # type: ignore[no-any-return]
+        found: Callable[..., Any] = get_object(name)
     except Exception as error:  # importing may raise anything
-        raise ConfigError(f"{name}: cannot be imported ({' '.join(str(error).split())})") from error
+        raise ConfigError(f"{said}{name}: cannot be imported ({' '.join(str(error).split())})") from error
+    return found
 
 
 def register_resolvers() -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from decar.cli.config import add_network, build_encoder, conf_dir, named_class
+from decar.cli.config import add_network, build_encoder, conf_dir
 from decar.cli.limits import add_limits
 from decar.cli.terminal import say, start_log
 
@@ -77,12 +78,12 @@ def _embed(args: argparse.Namespace) -> None:
     say(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")
 
 
-def _encoder(bundle: str, network: str | None) -> Encoder:
+def _encoder(bundle: str, network: Callable[..., Any] | None) -> Encoder:
     """The encoder of that name; untrained weights are those of the default network, seed 0, as in `eval.py`."""
     from decar.models import load_encoder
 
     if bundle != "random":
-        return load_encoder(bundle, network=named_class(network))
+        return load_encoder(bundle, network=network)
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decar.cli.config import add_network, named_class
+from decar.cli.config import add_network
 from decar.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def _export(args: argparse.Namespace) -> None:
     from decar.models import load_encoder
     from decar.models.export import export_encoder
 
-    encoder = load_encoder(args.bundle, network=named_class(args.network))
+    encoder = load_encoder(args.bundle, network=args.network)
     worst = export_encoder(encoder, args.out, args.to)
     size, rate = args.out.stat().st_size / 1e6, encoder.sample_rate
     say(f"{args.out}: {size:.1f} MB, waveform (batch, samples) at {rate} Hz in, embedding (batch, {encoder.dim}) out")

@@ -7,7 +7,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from decar.cli.config import add_network, named_class
+from decar.cli.config import add_network
 from decar.cli.terminal import say
 from decar.errors import BundleError, printable
 
@@ -42,7 +42,7 @@ def _push(args: argparse.Namespace) -> None:
     repo, revision = parse_address(args.repo)
     revision = args.revision or revision
     where = HUB + repo + (f"@{revision}" if revision else "")
-    encoder, facts = load_encoder(args.bundle, network=named_class(args.network)), read_facts(args.bundle)
+    encoder, facts = load_encoder(args.bundle, network=args.network), read_facts(args.bundle)
     about = {"encoder": encoder.settings(), "encoder_hash": encoder.hash(), "facts": facts}
     contents = {
         FILE: bundle_file(args.bundle).read_bytes(),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.config import add_network, cache_home, named_class, own_network
+from decar.cli.config import add_network, cache_home, own_network
 from decar.cli.found import cache_of, frontend_of, manifest_of, read_config
 from decar.cli.limits import add_limits
 from decar.cli.terminal import say, start_log
@@ -45,7 +45,7 @@ def _report(args: argparse.Namespace) -> None:
     from decar.report import write_report
 
     start_log(logging.WARNING)
-    source = run_files(args.folder, args.downstream, named_class(args.network))
+    source = run_files(args.folder, args.downstream, args.network)
     page = write_report(source, args.out, device=device_of("auto"), progress=sys.stderr.isatty())
     say(f"{page}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
 

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.config import add_network, named_class
+from decar.cli.config import add_network
 from decar.cli.limits import add_limits
 from decar.cli.terminal import say
 from decar.errors import SearchError
@@ -54,9 +54,7 @@ def _search(args: argparse.Namespace) -> None:
 
     index = Index.from_parquet(args.embeddings, args.measure)
     sounds = list(dict.fromkeys(args.sounds))
-    queries = find_queries(
-        sounds, index.table, args.bundle, in_table=args.row, root=args.root, network=named_class(args.network)
-    )
+    queries = find_queries(sounds, index.table, args.bundle, in_table=args.row, root=args.root, network=args.network)
     found, origin = search(index, queries, args.n), {query.name: query.origin for query in queries}
     _write(args, found, index)  # before anything is printed: `| head` ends the process at its second block
     for name, clips in found.groupby("query", sort=False):

@@ -42,6 +42,16 @@ MOST_INPUT = 2**20  # bands times frames of a shortest clip: 160 times the usual
 MOST_WIDTHS = 20  # blocks of a trunk: each halves the frames
 HUB = "hf://"  # no local path is taken for a repository, nor the other way round
 FILE = "encoder.safetensors"  # in a run's folder, and on the hub
+_OFFLINE = "the hub cannot be reached and the cache has no copy; go online, unset HF_HUB_OFFLINE, or give a file"
+HUB_REASONS = {  # by class of the hub's client
+    "GatedRepoError": "the repository is gated; ask for access on its page, then run `hf auth login`",
+    "RepositoryNotFoundError": "no such repository, or a private one; check the name, or run `hf auth login`",
+    "RevisionNotFoundError": "no such revision; leave @REVISION out for the latest",
+    "LocalEntryNotFoundError": _OFFLINE,
+    "OfflineModeIsEnabled": _OFFLINE,
+    "EntryNotFoundError": f"the repository has no {FILE}; was it pushed with `decar push`?",
+    "LocalTokenNotFoundError": "no token; run `hf auth login` or set HF_TOKEN",
+}
 READY = "small"  # the name of the bundle that comes with the package
 READY_FILE = Path(__file__).parents[1] / "data" / READY / FILE
 
@@ -162,24 +172,13 @@ def parse_address(address: str) -> tuple[str, str | None]:
 
 def hub_reason(error: Exception) -> str:
     """Why the hub's client failed, and what to do."""
-    from huggingface_hub import errors
-
-    reasons: dict[Any, str] = {  # subclasses first
-        errors.GatedRepoError: "the repository is gated; ask for access on its page, then run `hf auth login`",
-        errors.RepositoryNotFoundError: "no such repository, or a private one; check the name, or run `hf auth login`",
-        errors.RevisionNotFoundError: "no such revision; leave @REVISION out for the latest",
-        (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled): "the hub cannot be reached and the cache has no "
-        "copy; go online, unset HF_HUB_OFFLINE, or give a file",
-        errors.EntryNotFoundError: f"the repository has no {FILE}; was it pushed with `decar push`?",
-        errors.LocalTokenNotFoundError: "no token; run `hf auth login` or set HF_TOKEN",
-    }
-    for kind, reason in reasons.items():
-        if isinstance(error, kind):
-            return reason
+    for kind in type(error).__mro__:  # the most specific class first
+        if kind.__name__ in HUB_REASONS:
+            return HUB_REASONS[kind.__name__]
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
         return f"the hub refuses (status {status}); run `hf auth login` with a token that may write there"
-    return f"the hub gave an unexpected answer ({' '.join(str(error).split())[:150]}); try again later"
+    return f"the hub gave an unexpected answer ({reason_of(error)}); try again later"
 
 
 def _fetch(address: str) -> Path:

@@ -140,18 +140,19 @@ class Encoder(nn.Module):
 
     def _measure_dim(self) -> int:
         """`D` as the network gives it, on the device where the network is."""
-        spec = self.frontend
+        spec, name = self.frontend, self.description
+        name = f"encoder.name={name}" if "name" in self._made_of else name
         silence = torch.zeros(1, 1, spec.n_mels, self.min_frames, device=self.device)
         try:
             with evaluating(self.network):
                 out: Tensor = self.network(silence)
         except FAILURES as error:
             raise ConfigError(
-                f"{self.description}: this network cannot embed log-mels of {spec.n_mels} bands and {self.min_frames} "
+                f"{name}: this network cannot embed log-mels of {spec.n_mels} bands and {self.min_frames} "
                 f"frames ({reason_of(error)}); take a convolutional network, or longer crops"
             ) from error
         if out.ndim != 2 or len(out) != 1:
-            raise ConfigError(f"{self.description}: gives shape {tuple(out.shape)}, not one vector a clip")
+            raise ConfigError(f"{name}: gives shape {tuple(out.shape)}, not one vector a clip")
         return int(out.shape[1])
 
 

@@ -38,16 +38,11 @@ class Projection(nn.Module):
                     nn.Dropout(0.5), nn.Linear(dim, out), nn.ReLU(), nn.Dropout(0.5), nn.Linear(out, out)
                 )
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        """What the heads read: `(B, P)`, after the last ReLU."""
-        return self.both(embedding)[0]
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads' input, and the vectors `z` to be clustered, each `(B, P)`, in float32 under autocast too.
 
-    def features(self, embedding: Tensor) -> Tensor:
-        """What is clustered: `z` `(B, P)`. The paper takes the output of `g`, the others what is before its ReLU."""
-        return self.both(embedding)[1]
-
-    def both(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """What the heads read, and `z`, each `(B, P)`, in float32 under autocast too."""
+        The heads read the output of the last ReLU. The paper clusters it too; the other kinds cluster its input.
+        """
         before = with_float32_end(self.layers, embedding)
         after = torch.relu(before)
         return after, after if self.kind == "paper" else before
