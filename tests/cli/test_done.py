@@ -10,8 +10,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from decar.cli.config import job_name
-from decar.cli.done import refuse_other_run, same_job
+from decar.cli.config import OUR_NETWORK, job_name
+from decar.cli.done import changed_options, refuse_other_run, same_job
 from decar.errors import TrainingError
 from decar.models import read_facts, save_bundle
 from tests.conftest import SMALL, make_encoder
@@ -49,6 +49,14 @@ def test_same_job_looks_at_what_was_asked_for(asked, tmp_path):
     assert not same_job(asked, tmp_path / "nowhere")
     (tmp_path / "config.yaml").write_text("{")
     assert not same_job(asked, tmp_path)
+
+
+def test_a_run_of_before_networks_had_names_goes_on():
+    cfg = OmegaConf.create({"encoder": {"_target_": OUR_NETWORK, "n_mels": 64, "name": "conv"}})
+    before = {"encoder._target_": "decar.models.Encoder", "encoder.name": "conv"}
+    assert not changed_options(before, cfg)
+    assert changed_options({**before, "encoder.name": "resnet18"}, cfg) == {"encoder.name": ("resnet18", "conv")}
+    assert "encoder._target_" in changed_options({**before, "encoder._target_": "mymodule.MyNetwork"}, cfg)
 
 
 def test_names_of_folders():
