@@ -68,8 +68,8 @@ def build_network(
         network = timm_network(name, pool)
     else:
         if name == CONV:
-            trunk: nn.Module = conv_trunk(widths)
-            settings |= {"stride": _conv_stride(widths, stride), "widths": list(widths)}
+            trunk: nn.Module = conv_trunk(widths, stride)
+            settings |= {"stride": 2 ** len(widths), "widths": list(widths)}
         else:
             trunk = CutTimm(name, cast(int, stride))
             settings |= {"stride": stride}
@@ -133,7 +133,7 @@ class CutTimm(nn.Module):
         return features.permute(0, 3, 1, 2) if self.channels_last else features
 
 
-def conv_trunk(widths: Sequence[int]) -> nn.Sequential:
+def conv_trunk(widths: Sequence[int], stride: int | None = None) -> nn.Sequential:
     """Blocks of 3×3 convolution, 2×2 max-pooling, BatchNorm, ReLU: `(B, 1, M, F)` to `(B, C, M/2^n, F/2^n)`.
 
     Pooling comes first because it quarters the cost of what follows; the maximum commutes with ReLU, and with
@@ -141,12 +141,18 @@ def conv_trunk(widths: Sequence[int]) -> nn.Sequential:
 
     Args:
         widths: Channels of each of the `n` blocks; the last is `C`.
+        stride: Of the map; None or `2^n`.
 
     Raises:
-        ConfigError: `widths` is not a list of whole numbers above 0, or is empty.
+        ConfigError: `widths` is not a list of whole numbers above 0, or is empty, or `stride` is another.
     """
     if not isinstance(widths, Sequence) or isinstance(widths, str) or not len(widths):
         raise ConfigError(f"encoder.widths={widths}: not allowed; give a list of whole numbers, as in [32, 64, 64]")
+    if stride not in (None, 2 ** len(widths)):
+        raise ConfigError(
+            f"encoder.stride={stride}: {CONV} of encoder.widths={list(widths)} has stride {2 ** len(widths)}; "
+            f"pass encoder.stride={2 ** len(widths)}, or as many widths as the stride has factors of 2"
+        )
     blocks: list[nn.Module] = []
     for before, width in zip([1, *widths], widths, strict=False):
         check_whole("encoder.widths", width, 1)
@@ -278,16 +284,6 @@ def _frame_size(trunk: nn.Module, n_mels: int) -> int:
     if features.ndim != 4:
         raise ConfigError(f"encoder.stride: the trunk gives shape {tuple(features.shape)}, not (B, C, M', F')")
     return features.shape[1] * features.shape[2]
-
-
-def _conv_stride(widths: Sequence[int], stride: int | None) -> int:
-    own: int = 2 ** len(widths)
-    if stride not in (None, own):
-        raise ConfigError(
-            f"encoder.stride={stride}: {CONV} of encoder.widths={list(widths)} has stride {own}; "
-            f"pass encoder.stride={own}, or as many widths as the stride has factors of 2"
-        )
-    return own
 
 
 def _maps(name: str, **options: object) -> Any:  # timm has no types
