@@ -9,7 +9,7 @@ from decar.downstream.columns import COLUMNS
 from decar.downstream.commands import DEFAULT_NETWORK, missing_commands, option
 from decar.downstream.results import Result
 from decar.downstream.tables import EMPTY, table2, table2_markdown
-from decar.models import Encoder
+from tests.conftest import make_encoder
 from tests.downstream.helpers import make_decar, make_result
 
 ODD = [
@@ -108,6 +108,8 @@ def test_untrained_weights_are_those_of_the_network_that_is_judged() -> None:
     (command,) = only([other], "bundle=random", "frozen", "search")
     assert "bundle=random encoder.name=efficientnet_b0 encoder.pool=avg encoder.stride=null protocol" in command
     assert not only([other], "bundle=logmel", "encoder.")
+    (own,) = only([make_decar(network="mymodule.MyNetwork (width=6)")], "bundle=random", "frozen", "search")
+    assert "bundle=random encoder=ITS_YAML protocol" in own
     cfg = composed(command)
     assert (cfg.encoder.name, cfg.encoder.pool, cfg.encoder.stride) == ("efficientnet_b0", "avg", None)
     assert built(composed("python eval.py")) == DEFAULT_NETWORK
@@ -122,12 +124,12 @@ def test_untrained_weights_are_those_of_the_network_that_is_judged() -> None:
     ],
 )
 def test_the_command_for_untrained_weights_builds_the_very_network(options) -> None:
-    network = Encoder(**options, seed=0).description
+    network = make_encoder(**options, seed=0).description
     (command,) = only([make_decar(network=network)], "bundle=random", "frozen", "search")
     assert built(composed(command)) == network
 
 
 def built(cfg) -> str:
-    from hydra.utils import instantiate
+    from decar.cli.config import build_encoder
 
-    return instantiate(cfg.encoder).description
+    return build_encoder(cfg).description

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from decar.audio import LogMelStore, Manifest
-from decar.models import Encoder
 from decar.report import RunFiles, write_environment, write_report
+from tests.conftest import make_encoder
 from tests.report.helpers import EVIL, N, small_run
 from tests.report.test_page import result
 
@@ -37,7 +37,7 @@ def browser():
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """A page of a whole run, with an attack in a file name, a label and a class."""
-    encoder = Encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
+    encoder = make_encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
     source = small_run(tmp_path_factory.mktemp("web"), encoder, epochs=3)
     write_environment(source.run)
     for name, changes in {"own": {}, "random": {"encoder": "random", "encoder_hash": "r", "value": 0.5}}.items():
@@ -241,7 +241,7 @@ def test_a_page_of_nothing_says_so(visit, tmp_path):
 
 
 def test_no_labels_one_epoch_one_cluster(visit, tmp_path):
-    encoder = Encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
+    encoder = make_encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
     source = small_run(tmp_path, encoder, epochs=1)
     manifest = Manifest(pd.DataFrame(source.store.manifest.table["path"]), source.store.manifest.root)
     source = RunFiles(source.run, {}, LogMelStore.open_or_build(manifest, cache_dir=tmp_path / "c", progress=False))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from decar.cli.checks import check, require
+from decar.cli.config import build_encoder, own_network
 from decar.cli.done import same_job
 from decar.cli.expand import SKIP
 from decar.cli.launch import claimed
@@ -175,18 +176,14 @@ def task_spec(cfg: DictConfig, **more: Any) -> TaskSpec:
 
 def choose_encoder(cfg: DictConfig, frontend: FrontEnd) -> Encoder | Literal["logmel"]:
     """What `bundle` means: untrained weights by seed, the log-mel statistics, or an encoder from a file."""
-    from hydra.utils import instantiate
-
     from decar.models import load_encoder
 
     require(bool(cfg.bundle), "bundle is not set: give a run, an encoder.safetensors, small, random or logmel")
     if cfg.bundle == "logmel":
         return "logmel"
     if cfg.bundle == "random":
-        # partial: Hydra would turn a dataclass among the arguments into a config
-        encoder: Encoder = instantiate(cfg.encoder, _partial_=True)(frontend=frontend)
-        return encoder.eval()
-    return load_encoder(cfg.bundle, frontend=frontend)
+        return build_encoder(cfg).eval()
+    return load_encoder(cfg.bundle, frontend=frontend, network=own_network(cfg))
 
 
 def device_of(accelerator: str) -> str:

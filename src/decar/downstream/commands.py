@@ -58,6 +58,8 @@ def _encoders(column: Column, results: Sequence[Result]) -> Iterator[tuple[list[
 def _network(results: Sequence[Result]) -> list[str]:
     """What to type for the network of untrained weights: that of the others."""
     network = min((result.network for result in results if result.network), default=DEFAULT_NETWORK)
+    if "-pool" not in network:  # a network of the user's
+        return ["encoder=ITS_YAML"]
     wanted, usual = (_network_options(text) for text in (network, DEFAULT_NETWORK))
     return [
         option(f"encoder.{key}", value) if key in ("name", "pool") else shlex.quote(f"encoder.{key}={value}")

@@ -15,8 +15,7 @@ from decar.audio.store import LogMelStore
 from decar.digests import ARRAY_SUFFIX, load_array, save_array
 from decar.errors import StoreError
 from decar.files import advice, whole
-from decar.models.encode import encode_store
-from decar.models.encoder import Encoder
+from decar.models import Encoder, embed_store
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def cached_embeddings(
     if isinstance(encoder, str):
         made = np.stack([logmel_statistics(store[i]) for i in range(len(store))]).astype(np.float32)
     else:
-        made = encode_store(encoder, store, batch_size=batch_size, device=device, progress=progress)
+        made = embed_store(encoder, store, batch_size=batch_size, device=device, progress=progress)
     bad = np.flatnonzero(~np.isfinite(made.sum(axis=1, dtype=np.float64)))  # float32 cannot overflow it
     if len(bad):
         raise StoreError(

@@ -23,8 +23,8 @@ from decar.downstream.probe import classification_loss
 from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol
 from decar.downstream.task import Task
 from decar.errors import ConfigError
-from decar.models.encoder import Encoder
-from decar.models.pieces import clip_vectors
+from decar.models import Encoder
+from decar.models.embed import embed_clips
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class FineTuner(LightningModule):
 
     def _answer(self, batch: WholeBatch) -> None:
         clips, truth = batch
-        vectors = clip_vectors(lambda x: self.encoder(x.to(self.device)), clips, self.encoder, max(len(clips), 1))
+        vectors = embed_clips(lambda x: self.encoder(x.to(self.device)), clips, self.encoder, max(len(clips), 1))
         self.answers.append((self.head(vectors.to(self.device)).float().cpu(), truth.cpu()))
 
     def answered(self) -> tuple[NDArray[np.float32], Truth]:

@@ -28,8 +28,7 @@ from decar import __version__
 from decar.audio import LogMelStore
 from decar.errors import DecarError
 from decar.files import whole
-from decar.models import load_encoder
-from decar.models.encode import encode_store
+from decar.models import embed_store, load_encoder
 from decar.report import clusters as of
 from decar.report.about import read_environment
 from decar.report.curves import curves
@@ -61,6 +60,7 @@ class RunFiles:
         label: The column that the run watched.
         seed: Of the sample and of the map.
         downstream: More folders to look for results in.
+        network: The class of the encoder's network, where it is not one of decar's.
     """
 
     run: Path
@@ -69,6 +69,7 @@ class RunFiles:
     label: str | None = None
     seed: int = 0
     downstream: Sequence[Path] = ()
+    network: Callable[..., Any] | None = None
 
 
 def write_report(source: RunFiles, out: Path | None = None, *, device: str = "cpu", progress: bool = True) -> Path:
@@ -144,10 +145,10 @@ def look(source: RunFiles, assignments: list[of.Assignments] | None, *, device: 
     """
     if not isinstance(source.store, LogMelStore):
         raise DecarError(source.store)
-    store, encoder = source.store, load_encoder(source.run, frontend=source.store.frontend)
+    store, encoder = source.store, load_encoder(source.run, frontend=source.store.frontend, network=source.network)
     chosen = sample(len(store), source.seed)
     some = store.take(chosen)
-    unit = standardised(encode_store(encoder, some, device=device, progress=progress))
+    unit = standardised(embed_store(encoder, some, device=device, progress=progress))
     places = tsne(unit, source.seed)
     table = store.manifest.table
     names = of.label_columns(table, source.label)[:MAX_COLUMNS]
@@ -205,7 +206,7 @@ def results(source: RunFiles, notes: dict[str, str]) -> list[dict[str, Any]]:
         DecarError: Nothing was judged, or not this encoder.
     """
     found, faults = find_results(source.run, source.downstream)
-    own = of_encoder(found, load_encoder(source.run).hash()) if found else []
+    own = of_encoder(found, load_encoder(source.run, network=source.network).hash()) if found else []
     told = f"{len(faults)} cannot be read: {'; '.join(faults[:3])}" if faults else ""
     if not own:
         other = f"{len(found)} results there are of other encoders; " if found else ""
