@@ -15,6 +15,8 @@ from omegaconf import OmegaConf
 import decar
 
 _PACKAGE = Path(decar.__file__).parent
+_PLAIN = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./-]*", re.ASCII)  # needs no quotes, neither in Hydra nor in a shell
+_WORDS = ("null", "true", "false", "nan", "inf")  # to Hydra no text
 
 
 def conf_dir() -> Path:
@@ -100,3 +102,11 @@ def register_resolvers() -> None:
 
 
 register_resolvers()  # at import: a sweep's job may run in another process, which on its way to the job comes past here
+
+
+def hydra_value(value: str) -> str:
+    """Text in Hydra's grammar: as it is, or in single quotes where Hydra would read something else."""
+    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
+        return value
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), value)
+    return "'" + escaped.replace("${", r"\${") + "'"

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from decar.audio.store import LogMelStore
 from decar.downstream.datamodule import Batch, TaskData, WholeBatch
-from decar.downstream.known import Truth
-from decar.downstream.outcome import Outcome, measure, score
+from decar.downstream.outcome import Outcome, Truth, measure, score
 from decar.downstream.probe import classification_loss
 from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol
 from decar.downstream.task import Task

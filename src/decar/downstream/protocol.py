@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from decar.errors import ConfigError, check_positive, check_whole
 
@@ -20,7 +20,7 @@ class PaperProtocol:
         ConfigError: A number is none, or is out of range.
     """
 
-    name: ClassVar[str] = "paper"
+    name: ClassVar[Literal["paper"]] = "paper"
     lr: float = 1e-3
     batch_size: int = 64
     max_epochs: int = 50
@@ -45,7 +45,7 @@ class SearchProtocol:
         ConfigError: A number is none, or is out of range, or a list has no numbers.
     """
 
-    name: ClassVar[str] = "search"
+    name: ClassVar[Literal["search"]] = "search"
     strengths: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
     learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3)
     batch_size: int = 64
@@ -74,7 +74,7 @@ class KnnProtocol:
         ConfigError: A number is none, or is below 1, or the list has no numbers.
     """
 
-    name: ClassVar[str] = "knn"
+    name: ClassVar[Literal["knn"]] = "knn"
     neighbors: Sequence[int] = (1, 3, 5, 10, 20, 50)
 
     def __post_init__(self) -> None:

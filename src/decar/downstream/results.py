@@ -6,6 +6,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
+import pandas as pd
+
 from decar.errors import DecarError
 from decar.files import advice, find_files, whole
 
@@ -47,7 +49,6 @@ class Result:
         settings: The protocol's numbers, as they were for this result.
         network: The encoder's network, its `description`; "" for the log-mel baseline.
         pretrained: Facts about the pre-training that the bundle holds: data, seed, clusterer, k, epoch, step.
-        task_options: What to type for the task, by option; None is Hydra's null. Empty: `task=` and its name.
     """
 
     task: str
@@ -77,7 +78,6 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     network: str = ""
     pretrained: dict[str, Any] = field(default_factory=dict)
-    task_options: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -146,6 +146,12 @@ def collect(roots: Iterable[str | Path]) -> list[Result]:
 def result_files(folder: Path) -> list[Path]:
     """The result files at any depth of a folder, sorted."""
     return sorted(folder / name for name in find_files(folder) if PurePath(name).name == FILE_NAME)
+
+
+def as_frame(results: Iterable[Result]) -> pd.DataFrame:
+    """The long table: a row a result, its fields as columns, and `title`."""
+    names = [*(entry.name for entry in fields(Result)), "title"]
+    return pd.DataFrame([{**vars(result), "title": result.title} for result in results], columns=names)
 
 
 def by_metric(results: Iterable[Result], name: str) -> list[Result]:
