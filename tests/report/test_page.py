@@ -11,7 +11,7 @@ from decar.audio import Manifest
 from decar.downstream import Result
 from decar.models import Encoder
 from decar.report import RunFiles, page, render, write_environment, write_report
-from decar.report.sounds import NO_ROOM, sounds
+from decar.report.clips import NO_ROOM, sounds
 from tests.report.helpers import EVIL, N, small_run, sounds_in, write_clusters
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
+from sklearn.neighbors import NearestNeighbors
 
 from decar.audio import Manifest
 from decar.clustering.stats import effective_rank, entropy
 from decar.errors import ConfigError
+from decar.models.vectors import standardiser
 from decar.pretrain.embed import embed_dataset
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import conduct
@@ -150,9 +152,7 @@ def nearest_neighbour_accuracy(vectors: NDArray[np.float32], labels: NDArray[np.
     """
     if len(vectors) < 2:
         return 0.0
-    deviation = vectors.std(axis=0)
-    unit = (vectors - vectors.mean(axis=0)) / np.where(deviation > 1e-6, deviation, np.inf)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    likeness = unit @ unit.T
-    np.fill_diagonal(likeness, -np.inf)
-    return float(np.mean(labels[likeness.argmax(axis=1)] == labels))
+    mean, scale = standardiser([vectors])
+    index = NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute").fit((vectors - mean) * scale)
+    nearest = index.kneighbors(return_distance=False)[:, 0]  # of the others
+    return float(np.mean(labels[nearest] == labels))
