@@ -60,3 +60,10 @@ def test_different_settings_are_not_averaged() -> None:
 def test_different_networks_are_not_averaged() -> None:
     with pytest.raises(DecarError, match="network=a and with network=b"):
         rows2([make_result(network="a"), make_result(network="b", encoder_hash="other")])
+
+
+def test_different_folds_are_not_averaged() -> None:
+    folds = [make_result(fold=fold, split_hash=fold, seed=seed) for seed in (0, 1) for fold in ("1", "2")]
+    assert len(rows2(folds)) == 4
+    with pytest.raises(DecarError, match=r"search random frozen has fold 1, 2, .*\(seed 1\) has fold 1; judge all"):
+        rows2(folds[:-1])

@@ -1,7 +1,7 @@
 """Ours beside the paper's figures."""
 
 from decar.downstream import table2_markdown
-from decar.downstream.tables import beside_table2, paper_table
+from decar.downstream.tables import beside_table2, paper_cells
 from tests.downstream.helpers import make_result
 
 
@@ -13,9 +13,9 @@ def test_ours_stand_beside_the_papers():
     table = beside_table2(ours)
     assert list(table.columns) == ["random_frozen", "random_finetune", "decar_frozen", "decar_finetune"]
     assert len(table) == 9
-    known = paper_table(2)
-    assert table.loc["nsynth", "random_frozen"] == f"55.0 / {known.loc['nsynth', 'random_frozen']:.1f} (n=2)"
-    assert table.loc["iemocap", "decar_frozen"] == f"– / {known.loc['iemocap', 'decar_frozen']:.1f}"
+    known = paper_cells(2)
+    assert table.loc["nsynth", "random_frozen"] == f"55.0 / {known['nsynth', 'random_frozen']:.1f} (n=2)"
+    assert table.loc["iemocap", "decar_frozen"] == f"– / {known['iemocap', 'decar_frozen']:.1f}"
 
 
 def test_only_where_a_task_of_the_paper_was_judged():

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from decar.downstream import table3, table3_cells, table3_markdown
-from decar.downstream.tables import PAPER3, column_of, paper_table
+from decar.downstream.tables import PAPER3, column_of, paper_cells
 from decar.errors import DecarError
 from tests.downstream.helpers import make_decar, make_result
 
@@ -19,7 +19,7 @@ def cell(clusterer="kmeans", k=512, **changes):
 
 def test_ours_and_the_papers_in_one_cell():
     table = table3([cell(value=0.25), cell("pic", 512, value=0.75)], "paper", "finetune")
-    theirs = paper_table(3).stack()
+    theirs = paper_cells(3)
     assert list(table.columns) == list(PAPER3)
     assert len(table) == 9
     assert table.loc["nsynth", "kmeans_512"] == f"25.0 / {theirs['nsynth', 'kmeans_512']:.1f}"
@@ -49,7 +49,7 @@ def test_the_cells_as_numbers():
     [row] = table3_cells([cell(value=0.25), make_result()]).to_dict("records")
     assert math.isnan(row.pop("interval"))
     assert row == {"task": "nsynth", "column": "kmeans_512", "protocol": "paper", "mode": "finetune", "ours": 25.0,
-                   "seeds": 1, "paper": paper_table(3).loc["nsynth", "kmeans_512"]}  # fmt: skip
+                   "seeds": 1, "paper": paper_cells(3)["nsynth", "kmeans_512"]}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
-import pandas as pd
-
 from decar.errors import DecarError
 from decar.files import advice, find_files, whole
 
@@ -146,12 +144,6 @@ def collect(roots: Iterable[str | Path]) -> list[Result]:
 def result_files(folder: Path) -> list[Path]:
     """The result files at any depth of a folder, sorted."""
     return sorted(folder / name for name in find_files(folder) if PurePath(name).name == FILE_NAME)
-
-
-def as_frame(results: Iterable[Result]) -> pd.DataFrame:
-    """The long table: a row a result, its fields as columns, and `title`."""
-    names = [*(entry.name for entry in fields(Result)), "title"]
-    return pd.DataFrame([{**vars(result), "title": result.title} for result in results], columns=names)
 
 
 def by_metric(results: Iterable[Result], name: str) -> list[Result]:

@@ -4,16 +4,16 @@ Every figure comes from a `result.json`. A cell is the mean over seeds, with its
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib import resources
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
 from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol, SearchProtocol
-from decar.downstream.results import Kind, Mode, ProtocolName, Result, as_frame
+from decar.downstream.results import Kind, Mode, ProtocolName, Result
 from decar.errors import DecarError, printable
 
 EMPTY = "–"
@@ -86,7 +86,7 @@ def column_of(result: Result) -> str | None:
 
 
 def rows2(results: Sequence[Result]) -> pd.DataFrame:
-    """The rows of Table 2: `as_frame` and `column`.
+    """The long table of Table 2, a row a result: its fields, `title`, `column`, and `kind`, which a cell has one of.
 
     Raises:
         DecarError: A task was judged on different splits or folds, or a cell would average different experiments.
@@ -94,28 +94,36 @@ def rows2(results: Sequence[Result]) -> pd.DataFrame:
     names = bundle_names(results)
     labels = [str(Column(r.protocol, r.encoder, r.mode, names.get(r.encoder_hash, ""))) for r in results]
     kinds = [{"network": r.network, **r.settings} for r in results]
-    return _checked(as_frame(results).assign(column=labels, kind=kinds), "table2")
+    return _checked(results, labels, kinds, "table2")
 
 
 def rows3(results: Sequence[Result]) -> pd.DataFrame:
     """As `rows2` for Table 3; only results of encoders whose clusterer is known."""
     ours = [result for result in results if column_of(result)]
     kinds = [{"network": r.network, "data": r.pretrained.get("data"), **r.settings} for r in ours]
-    return _checked(as_frame(ours).assign(column=[column_of(r) for r in ours], kind=kinds), "table3")
+    return _checked(ours, [str(column_of(result)) for result in ours], kinds, "table3")
 
 
-def _checked(rows: pd.DataFrame, table: str) -> pd.DataFrame:
-    """The rows, if their means compare: one split a task and fold, one experiment a cell, the same folds everywhere."""
-    for (task, _), part in rows.groupby(["task", "fold"], dropna=False, sort=False):
-        splits = part["split_hash"].unique()
-        if len(splits) > 1:
+def _checked(
+    results: Sequence[Result], labels: Sequence[str], kinds: Sequence[dict[str, Any]], table: str
+) -> pd.DataFrame:
+    """The long table, if its means compare: one split a task and fold, one kind a cell, the same folds everywhere."""
+    first: dict[tuple[str, str | None], str] = {}
+    for r in results:
+        split = first.setdefault((r.task, r.fold), r.split_hash)
+        if split != r.split_hash:
             raise DecarError(
-                f"task {task}: results on two different splits ({splits[0][:8]}, {splits[1][:8]}) do not compare; "
+                f"task {r.task}: results on two different splits ({split[:8]}, {r.split_hash[:8]}) do not compare; "
                 f"give {table} the runs of one of them"
             )
-    for (title, column, _, _), part in rows.groupby(CELL, sort=False):
-        for kind in part["kind"]:
-            _check_alike(f"task {title}, {column}", part["kind"].iloc[0], kind, table)
+    entries = [
+        {**vars(r), "title": r.title, "column": label, "kind": kind}
+        for r, label, kind in zip(results, labels, kinds, strict=True)
+    ]
+    rows = pd.DataFrame(entries, columns=[*(entry.name for entry in fields(Result)), "title", "column", "kind"])
+    for (title, label, _, _), cell in rows.groupby(CELL, sort=False):
+        for kind in cell["kind"]:
+            _check_alike(f"task {title}, {label}", cell["kind"].iloc[0], kind, table)
     for title, part in rows.groupby("title", sort=False):
         _check_folds(str(title), part)
     return rows
@@ -134,15 +142,14 @@ def _check_alike(where: str, first: dict[str, object], other: dict[str, object],
 
 def _check_folds(title: str, rows: pd.DataFrame) -> None:
     """Every seed of every column was judged on the same folds."""
-    usual: tuple[str, set[str | None]] | None = None
-    for (column, _, _, seed, _), part in rows.groupby([*CELL[1:], "seed", "encoder_hash"], sort=False):
-        folds = {None if pd.isna(fold) else str(fold) for fold in part["fold"]}
-        usual = usual or (column, folds)
-        if folds != usual[1]:
-            one, two = (", ".join(sorted(map(str, some))) for some in (usual[1], folds))
+    seen: list[tuple[object, list[str]]] = []  # column and folds of each run
+    for (label, _, _, seed, _), run in rows.groupby([*CELL[1:], "seed", "encoder_hash"], sort=False):
+        seen.append((label, sorted(set(map(str, run["fold"])))))
+        (usual, expected), (_, folds) = seen[0], seen[-1]
+        if folds != expected:
             raise DecarError(
-                f"task {title}: {usual[0]} has fold {one}, {column} (seed {seed}) has fold {two}; judge all on the "
-                "same, such as task.fold=range(1,6)"
+                f"task {title}: {usual} has fold {', '.join(expected)}, {label} (seed {seed}) has fold "
+                f"{', '.join(folds)}; judge all on the same, such as task.fold=range(1,6)"
             )
 
 
@@ -165,7 +172,7 @@ def as_text(values: Iterable[float]) -> str:
     return f"{100 * mean:.1f}" if np.isnan(half) else f"{100 * mean:.1f} ± {100 * half:.1f}"
 
 
-def pivot(rows: pd.DataFrame, titles: Sequence[str], labels: Sequence[str]) -> pd.DataFrame:
+def pivot(rows: pd.DataFrame, titles: list[str], labels: list[str]) -> pd.DataFrame:
     """Text cells, a row a task and a column a label, `EMPTY` where there is no result."""
     cells = over_folds(rows).groupby(["title", "column"]).agg(as_text).unstack("column")
     return cells.reindex(index=titles, columns=labels).fillna(EMPTY).rename_axis(index="task", columns=None)
@@ -188,7 +195,7 @@ def table2(results: Sequence[Result]) -> pd.DataFrame:
     rows = rows2(results)
     table = pivot(rows, sorted(rows["title"].unique()), [str(column) for column in columns(results)])
     means = {
-        f"mean of {len(tasks)} task{'s'[: len(tasks) > 1]}": [_mean(rows, tasks, label) for label in table]
+        f"mean of {len(tasks)} task{'s'[: len(tasks) > 1]}": [_mean(rows, tasks, str(label)) for label in table]
         for tasks in _shared_tasks(rows)
     }
     return pd.concat([table, pd.DataFrame.from_dict(means, orient="index", columns=table.columns)]).rename_axis("task")
@@ -235,23 +242,23 @@ def table2_markdown(results: Sequence[Result]) -> str:
 
 def beside_table2(results: Sequence[Result]) -> pd.DataFrame:
     """Ours (`protocol=paper`) / the paper's, a row for each of its nine tasks."""
-    rows = as_frame(r for r in results if r.protocol == "paper" and r.shots is None)
-    ours = {key: part["value"] for key, part in rows.groupby(["task", rows["encoder"] + "_" + rows["mode"]])}
-    table = paper_table(2)[list(PAPER2)]
-    for task, label in ((task, label) for task in table.index for label in table):
+    ours: dict[tuple[str, str], list[float]] = {}
+    for r in results:
+        if r.protocol == "paper" and r.shots is None:
+            ours.setdefault((r.task, f"{r.encoder}_{r.mode}"), []).append(r.value)
+    rows: dict[str, dict[str, str]] = {}
+    for (task, label), paper in paper_cells(2).items():
         values = ours.get((task, label), [])
-        mine = f"{100 * np.mean(values):.1f}" if len(values) else EMPTY
-        seeds = f" (n={len(values)})" if len(values) > 1 else ""
-        table.loc[task, label] = f"{mine} / {table.loc[task, label]:.1f}{seeds}"
-    return table
+        mine = f"{100 * np.mean(values):.1f}" if values else EMPTY
+        rows.setdefault(task, {})[label] = f"{mine} / {paper:.1f}" + (f" (n={len(values)})" if values[1:] else "")
+    return pd.DataFrame.from_dict(rows, orient="index")[list(PAPER2)].rename_axis("task")
 
 
-def paper_table(number: int) -> pd.DataFrame:
-    """One of the paper's Tables 1 to 3, from `data/paper_tables.csv`: a row a task, in its order; object columns."""
+def paper_cells(number: int) -> dict[tuple[str, str], float]:
+    """The cells of one of the paper's Tables 1 to 3, from `data/paper_tables.csv`: (task, column) → %."""
     with resources.files("decar").joinpath("data", "paper_tables.csv").open() as file:
         cells = pd.read_csv(file).query(f"table == {number}")
-    table = cells.pivot(index="task", columns="column", values="value").rename_axis(columns=None)
-    return table.reindex(cells["task"].unique()).rename_axis("task").astype(object)
+    return {(str(t), str(c)): float(v) for t, c, v in zip(cells["task"], cells["column"], cells["value"], strict=True)}
 
 
 def table3_cells(results: Sequence[Result]) -> pd.DataFrame:
@@ -260,11 +267,11 @@ def table3_cells(results: Sequence[Result]) -> pd.DataFrame:
     Raises:
         DecarError: As of `rows3`.
     """
-    theirs, cells = paper_table(3), []
+    theirs, cells = paper_cells(3), []
     for (task, column, protocol, mode), values in over_folds(rows3(results)).groupby(CELL):
         mean, half = interval(values)
-        compares = (protocol, mode) == ("paper", "finetune") and task in theirs.index and column in theirs
-        paper = float(theirs.loc[task, column]) if compares else float("nan")
+        compares = (protocol, mode) == ("paper", "finetune")
+        paper = theirs.get((str(task), str(column)), np.nan) if compares else np.nan
         cells.append((task, column, protocol, mode, 100 * mean, 100 * half, len(values), paper))
     return pd.DataFrame(cells, columns=["task", *CELL[1:], "ours", "interval", "seeds", "paper"])
 
@@ -278,15 +285,15 @@ def table3(results: Sequence[Result], protocol: ProtocolName, mode: Mode) -> pd.
     Raises:
         DecarError: As of `rows3`.
     """
-    theirs, rows = paper_table(3), rows3(results)
+    theirs, rows = paper_cells(3), rows3(results)
     rows = rows[(rows["protocol"] == protocol) & (rows["mode"] == mode)]
-    others = sorted(set(rows["title"]) - set(theirs.index))
-    labels = [*PAPER3, *sorted(set(rows["column"]) - set(PAPER3), key=_by_number)]
-    table = pivot(rows, [*theirs.index, *others], labels)
-    if (protocol, mode) == ("paper", "finetune"):
-        for label in theirs:
-            table.loc[theirs.index, label] += theirs[label].map(" / {:.1f}".format)
-    return table
+    nine = list(dict.fromkeys(task for task, _ in theirs))
+    others = sorted(set(rows["column"]) - set(PAPER3), key=_by_number)
+    table = pivot(rows, [*nine, *sorted(set(rows["title"]) - set(nine))], [*PAPER3, *others])
+    if (protocol, mode) != ("paper", "finetune"):
+        return table
+    beside = [[f" / {theirs[t, c]:.1f}" if (t, c) in theirs else "" for c in table] for t in table.index]
+    return table + pd.DataFrame(beside, index=table.index, columns=table.columns)
 
 
 def _by_number(label: str) -> tuple[str, int]:
