@@ -292,8 +292,10 @@ def table3(results: Sequence[Result], protocol: ProtocolName, mode: Mode) -> pd.
     table = pivot(rows, [*nine, *sorted(set(rows["title"]) - set(nine))], [*PAPER3, *others])
     if (protocol, mode) != ("paper", "finetune"):
         return table
-    beside = [[f" / {theirs[t, c]:.1f}" if (t, c) in theirs else "" for c in table] for t in table.index]
-    return table + pd.DataFrame(beside, index=table.index, columns=table.columns)
+    beside = pd.DataFrame("", index=table.index, columns=table.columns)
+    for (task, label), value in theirs.items():
+        beside.loc[task, label] = f" / {value:.1f}"
+    return table + beside
 
 
 def _by_number(label: str) -> tuple[str, int]:
