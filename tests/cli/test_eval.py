@@ -116,6 +116,4 @@ def test_a_folder_of_tables_is_judged_in_one_sweep_over_one_store(evaluate, deca
     ]  # fmt: skip
     assert len(list((tmp_path / "cache" / "logmel").glob("*/meta.json"))) == 1
     assert len(list((tmp_path / "cache" / "embeddings").glob("*.npy"))) == 2
-    told = decar("table2", str(sweep)).out
-    assert f"task=table task.root={sound_folder} task.name=one" in told
-    assert "widths=[2,3]" in told
+    assert "| one " in decar("table2", str(sweep)).out
