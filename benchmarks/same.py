@@ -60,7 +60,7 @@ def run(folder: Path, options: list[str]) -> dict[str, str]:
     metrics = pd.read_csv(folder / "run/metrics.csv")
     return {
         "weights": digest(*(state[key].numpy() for key in sorted(state))),
-        "labels": digest(*(pd.read_parquet(part)[column] for part in parts for column in ("path", "cluster"))),
+        "labels": digest(*(table[column].to_numpy() for table in map(pd.read_parquet, parts) for column in table)),
         "metrics": digest(metrics.columns.to_numpy(object), *(metrics[column] for column in metrics)),
     }
 
