@@ -217,7 +217,7 @@ def draw(groups: Sequence[str], labels: Sequence[str], shares: dict[str, float],
     """A split by whole groups within each label, the same on every machine.
 
     Args:
-        groups: What is never divided (a speaker), an entry a clip; the clips' paths for a draw by clips.
+        groups: The group of each clip (its speaker), never divided; the clips' paths for a draw by clips.
         labels: The class of each clip; the shares hold within each. A group counts for the class of its first clip.
         shares: Part of the groups for each split, such as `{"train": 0.8, "test": 0.2}`; they sum to 1.
         seed: Of the draw.

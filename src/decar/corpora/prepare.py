@@ -25,7 +25,7 @@ DURATION = "mean duration, s"  # a quantity of Table 1
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` made.
+    """A corpus that `prepare` has checked.
 
     Attributes:
         manifest: The clips that are there.
@@ -50,10 +50,10 @@ def manifest_file(cache_dir: str | Path, name: str) -> Path:
 
 
 def load_prepared(cache_dir: str | Path, name: str) -> Prepared | None:
-    """What `prepare` made of a corpus; None when it has not been prepared.
+    """A prepared corpus; None when it has not been prepared.
 
     Raises:
-        CorpusError: What it made is damaged.
+        CorpusError: Its manifest is damaged.
     """
     file = manifest_file(cache_dir, name)
     if not file.is_file():
@@ -192,7 +192,7 @@ def table1(found: Iterable[tuple[Corpus, Prepared]]) -> pd.DataFrame:
 
 
 def _quantities(corpus: Corpus, prepared: Prepared) -> Iterator[tuple[str, float | None, float | None]]:
-    """What is compared, what is expected and what was found; None: not known."""
+    """Each quantity that is compared, its expected value and the one found; None: unknown."""
     clips, paper = prepared.manifest, corpus.paper
     n_clips, n_classes = (paper.clips, paper.classes) if paper else corpus.official or (None, None)
     yield "classes", n_classes, clips.column(corpus.label).nunique()

@@ -204,7 +204,7 @@ def audioset(root: Path) -> list[Row]:
 
     `unbalanced_train_segments.csv` and `balanced_train_segments.csv` as published (three lines that begin with #, then
     `YTID, start, end, "labels"`) and a folder `audio` with a file a segment, in the names of the usual downloaders:
-    `YTID.wav`, `Y….wav`, `YTID_START.wav`, `YTID_START_END.flac`. Many videos are gone; a log line counts them.
+    `YTID.wav`, `Y….wav`, `YTID_START.wav`, `YTID_START_END.flac`. Many videos no longer exist; a log line counts them.
     """
     audio = find(root, "audio", "wav", "wavs")
     there = {video_of(Path(path).stem): path for path in find_audio(audio, recursive=True)}

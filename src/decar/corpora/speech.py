@@ -183,7 +183,7 @@ def voxforge(root: Path) -> list[Row]:
     """Columns `language` (6), `speaker`, `split`: 70:10:20 of the speakers of each language.
 
     `LANGUAGE/SPEAKER-DATE-ID/wav/*.wav` (or flac), as the tarballs of the six repositories unpack. Each submission of
-    "anonymous" counts as a speaker of its own, since nobody knows who spoke.
+    "anonymous" counts as a speaker of its own, since the speaker is unknown.
     """
     clips: list[Row] = []
     for language, names in LANGUAGES.items():

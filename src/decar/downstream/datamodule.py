@@ -29,7 +29,7 @@ WholeBatch: TypeAlias = tuple[list[NDArray[np.float16]], Tensor]  # B log-mels (
 
 
 class EpochBatches(Sampler[BatchKey]):
-    """Batches of one split in an order drawn anew each epoch; Lightning calls `set_epoch` before every epoch.
+    """Batches of one split in a new order each epoch; Lightning calls `set_epoch` before every epoch.
 
     Args:
         indices: Clips to draw, each once an epoch.

@@ -54,7 +54,7 @@ def judge(
         seed: Seed of the probe.
         cache_dir: Where stores and embeddings are kept.
         frontend: Front-end of the "logmel" baseline; an encoder brings its own.
-        device: Where the embeddings are computed; `trainer_kwargs` says where fine-tuning runs.
+        device: Where the embeddings are computed; that of fine-tuning is in `trainer_kwargs`.
         num_workers: Loader processes of fine-tuning.
         trainer_kwargs: For the trainer of fine-tuning.
         progress: Whether to show bars.

@@ -1,4 +1,4 @@
-"""What a probe is given, what it returns, and the measures of its answers. `N` clips, `D` embedding, `C` classes."""
+"""The input and output of a probe, and the measures of its answers. `N` clips, `D` embedding, `C` classes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ Scorer: TypeAlias = Callable[[Floats], Floats]  # (N, D) embeddings to (N, C) sc
 
 
 class Known(NamedTuple):
-    """What fitting and choosing may look at: embeddings and truth of train and validation, never of test.
+    """The data for fitting and choosing: embeddings and truth of train and validation, never of test.
 
     Attributes:
         x_train: `(N, D)`.
@@ -33,7 +33,7 @@ class Known(NamedTuple):
     refit: bool = True
 
     def final(self) -> tuple[Floats, Truth]:
-        """What the chosen setting is fitted on: train and validation, or train alone without `refit`."""
+        """The data for the chosen setting: train and validation, or train alone without `refit`."""
         if not self.refit:
             return self.x_train, self.y_train
         return np.concatenate([self.x_train, self.x_valid]), np.concatenate([self.y_train, self.y_valid])
@@ -92,13 +92,13 @@ def measure(scores: Floats, truth: Truth) -> tuple[dict[str, float], NDArray[np.
     """
     if truth.ndim == 2:
         return {"mAP": mean_average_precision(scores, truth)}, np.zeros((0, 0), np.int64)
-    said, present = scores.argmax(1), np.unique(truth)
+    predicted, present = scores.argmax(1), np.unique(truth)
     measures = {
-        "accuracy": float(accuracy_score(truth, said)),
-        "balanced_accuracy": float(recall_score(truth, said, labels=present, average="macro")),
-        "macro_f1": float(f1_score(truth, said, labels=present, average="macro")),
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "balanced_accuracy": float(recall_score(truth, predicted, labels=present, average="macro")),
+        "macro_f1": float(f1_score(truth, predicted, labels=present, average="macro")),
     }
-    return measures, confusion_matrix(truth, said, labels=range(scores.shape[1]))
+    return measures, confusion_matrix(truth, predicted, labels=range(scores.shape[1]))
 
 
 def mean_average_precision(scores: Floats, truth: Truth) -> float:

@@ -51,11 +51,11 @@ def quoted(words: Sequence[str], most: int = 5) -> str:
 def hold_out(
     labels: NDArray[np.str_], groups: NDArray[np.str_], share: float, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Draw a share of every class to set aside, whole groups at a time so that no group is on both sides.
+    """Draw a share of every class to set aside, by whole groups.
 
     Where each group has one class, the share holds for the groups of a class: nothing is taken of one group, and of
     more at least one and never all. Where groups have clips of several classes (a speaker says all words), groups are
-    taken while that brings the classes' shares nearer to the one asked for; no class loses all its clips.
+    taken while that brings the classes' shares nearer to `share`; no class loses all its clips.
 
     Args:
         labels: `(N,)` class of each clip.

@@ -29,7 +29,7 @@ _TO_FILL = (
 
 
 class Column(NamedTuple):
-    """One column of Table 2; `name` tells DECAR bundles apart where there are several."""
+    """One column of Table 2; `name` distinguishes DECAR bundles where there are several."""
 
     protocol: ProtocolName
     encoder: Kind
@@ -71,7 +71,7 @@ def bundle_names(results: Sequence[Result]) -> dict[str, str]:
         names = {key: "/".join(path[-depth:]) for key, path in parts.items()}
         if len(set(names.values())) == len(names):
             return names
-    return {key: f"{name} {key[:8]}" for key, name in names.items()}  # one path, trained anew in place
+    return {key: f"{name} {key[:8]}" for key, name in names.items()}  # one path, trained again in place
 
 
 def column_of(result: Result) -> str | None:
@@ -312,7 +312,7 @@ def table3_markdown(results: Sequence[Result]) -> str:
     ours = [result for result in results if column_of(result)]
     if not ours:
         raise DecarError(
-            f"none of {len(results)} results is of a bundle that says its clusterer and k: pre-train with "
+            f"none of {len(results)} results is of a bundle with a known clusterer and k: pre-train with "
             "`python train.py -m clusterer=kmeans,pic k=256,512`, then judge, or run `python eval.py experiment=table3`"
         )
     parts = [f"{heading(ours)} By clusterer and number of clusters; ours, / the paper's Table 3."]

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a user gives to define a task.
+    """The definition of a task.
 
     Attributes:
         name: Name of the task in results and tables.
@@ -66,7 +66,7 @@ class Task:
     """A task as loaded: `N` labelled clips, each in one split.
 
     Attributes:
-        spec: What it was made from.
+        spec: Its definition.
         source: The whole table or folder that the clips were taken from, so that several tasks can share its store.
         rows: `(N,)` int64, place of each clip in `source`.
         manifest: The clips of the task only, in the order of `rows`.
@@ -194,7 +194,7 @@ def _completed(
     if left_out:
         log.warning(
             "task %s: %s not kept apart in the draw: most clips, or most classes, have one value of it; "
-            "task.group=COLUMN says what to keep apart", spec.name, ", ".join(left_out),
+            "task.group=COLUMN names a column to keep apart", spec.name, ", ".join(left_out),
         )  # fmt: skip
     if used and "valid" not in split and "train" in split:
         raise TaskError(

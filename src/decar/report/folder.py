@@ -1,4 +1,4 @@
-"""What a page reads from the folder of a run: curves, downstream results, and the environment that it ran in."""
+"""The parts of a page from the folder of a run: curves, downstream results, environment."""
 
 import json
 import math
@@ -19,9 +19,9 @@ from decar.files import whole
 from decar.pretrain.logger import read_rows
 
 KNOWN = {  # curves by their name in metrics.csv: a title, and what to look for
-    "loss_epoch": ("Loss", "cross-entropy of the pseudo-labels; starts anew where the heads are renewed"),
+    "loss_epoch": ("Loss", "cross-entropy of the pseudo-labels; starts again where the heads are renewed"),
     "pseudo_accuracy": ("Pseudo-label accuracy", "share of crops whose cluster is predicted"),
-    "nmi": ("NMI to the assignment before", "1: nothing moves any more; only where both epochs were clustered anew"),
+    "nmi": ("NMI to the assignment before", "1: nothing moves any more; only where both epochs were clustered"),
     "probe_accuracy": ("Online probe", "nearest-neighbour accuracy on the watched label; should rise"),
     "n_clusters": ("Clusters", "non-empty ones, of all clusterings"),
     "entropy": ("Entropy of the cluster sizes", "1: all of one size; near 0: one cluster has swallowed the rest"),
@@ -104,8 +104,8 @@ def results_of(
             f"no results of this encoder: {other}judge it with decar-eval -m 'task=glob(*)' bundle=RUN, then "
             f"decar report RUN --downstream DIR{'; ' if note else ''}{note}"
         )
-    asked = {_question(result) for result in own}
-    own += [result for result in found if result.encoder != "decar" and _question(result) in asked]
+    questions = {_question(result) for result in own}
+    own += [result for result in found if result.encoder != "decar" and _question(result) in questions]
     rows = [_row(result) for result in own]
     return sorted(rows, key=lambda row: [row[key] for key in ("task", "mode", "protocol", "encoder", "seed")]), note
 

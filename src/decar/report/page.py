@@ -49,7 +49,7 @@ MAX_COLUMNS = 16  # label columns that travel with the clips
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a page is made from.
+    """The sources of a page.
 
     Attributes:
         run: Folder of the run.

@@ -1,8 +1,8 @@
 """Exact nearest neighbours in a table of embeddings, by faiss, a block of rows at a time.
 
-Nothing is built and little more than one block is held: 200,000 rows of 768 numbers took 3.6 s and 120 MB on one core.
-Two million rows of 3,072 are a file of 25 GB, forty times as much time and no more memory; it is read once a search,
-however many sounds are asked for at once. Cosine of the vectors as they are is the default. On the
+No index is built and memory holds little more than one block: 200,000 rows of 768 numbers took 3.6 s and 120 MB on one
+core. Two million rows of 3,072 are a file of 25 GB, forty times as much time and no more memory; a search reads it once
+for all its queries. Cosine of the vectors as they are is the default. On the
 bundled sounds it finds as many clips of the same label among the ten nearest (62.7 %, mean of nine label columns) as
 centred vectors (62.6) and more than standardised ones (62.1), and it depends on two sounds alone, not on the table.
 """
@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Neighbours:
-    """What a search has found, nearest first.
+    """The rows that a search found, nearest first.
 
     Attributes:
         rows: `(Q, n)` rows of the table.
