@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 FACTS = "facts.json"  # beside the manifest
 DURATION = "mean duration, s"  # a quantity of Table 1
+Quantity: TypeAlias = tuple[str, float | None, float | None]  # its name, what is expected, what was found
 
 
 @dataclass(frozen=True)
@@ -188,10 +190,10 @@ def table1(found: Iterable[tuple[Corpus, Prepared]]) -> pd.DataFrame:
         Columns corpus, quantity, expected, found, difference, likely reason; three rows a corpus, and one for each part
         of it whose size is published.
     """
-    return pd.DataFrame([_row(*both, *line) for both in found for line in _quantities(*both)])
+    return pd.DataFrame([_row(*both, line) for both in found for line in _quantities(*both)])
 
 
-def _quantities(corpus: Corpus, prepared: Prepared) -> Iterator[tuple[str, float | None, float | None]]:
+def _quantities(corpus: Corpus, prepared: Prepared) -> Iterator[Quantity]:
     """Each quantity that is compared, its expected value and the one found; None: unknown."""
     clips, paper = prepared.manifest, corpus.paper
     n_clips, n_classes = (paper.clips, paper.classes) if paper else corpus.official or (None, None)
@@ -203,9 +205,8 @@ def _quantities(corpus: Corpus, prepared: Prepared) -> Iterator[tuple[str, float
         yield f"clips, {part}", size, int((clips.column(column) == value).sum())
 
 
-def _row(
-    corpus: Corpus, prepared: Prepared, quantity: str, expected: float | None, found: float | None
-) -> dict[str, str]:
+def _row(corpus: Corpus, prepared: Prepared, line: Quantity) -> dict[str, str]:
+    quantity, expected, found = line
     form, close = (",.2f", 0.05) if quantity == DURATION else (",.0f", 0.0)  # `close` is no difference
     difference = None if expected is None or found is None else found - expected
     return {
