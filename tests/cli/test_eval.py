@@ -53,7 +53,7 @@ def test_from_a_folder_per_class_to_the_table(evaluate, decar, sound_folder, bun
     assert table.code == 0, table.err
     for result in found:
         assert f"{100 * result['value']:.1f}" in table.out
-    assert "python eval.py task=folder" in table.out  # the empty cells
+    assert "not judged yet; `python eval.py task=" in table.out  # the empty cells
     assert len(pd.read_csv(tmp_path / "table.csv")) >= 1
 
 
@@ -117,6 +117,4 @@ def test_a_folder_of_tables_is_judged_in_one_sweep_over_one_store(evaluate, deca
     ]  # fmt: skip
     assert len(list((tmp_path / "cache" / "logmel").glob("*/meta.json"))) == 1
     assert len(list((tmp_path / "cache" / "embeddings").glob("*.npy"))) == 2
-    told = decar("table2", str(sweep)).out
-    assert f"task=table task.root={sound_folder} task.name=one" in told
-    assert "widths=[2,3]" in told
+    assert "| one " in decar("table2", str(sweep)).out

@@ -43,8 +43,8 @@ from decar.embedder.reading import ClipEnd
 from decar.errors import DecarError, StoreError
 from decar.pretrain.datamodule import CropDataset
 from decar.pretrain.logger import COPY, ResumableCSVLogger, read_rows
-from decar.report.about import read_environment, write_environment
 from decar.report.clusters import read_assignments
+from decar.report.folder import read_environment, write_environment
 from decar.search.table import EmbeddingTable
 from tests.audio.sounds import tone, write
 from tests.cli.helpers import decar

@@ -10,7 +10,7 @@ import pytest
 from decar.audio import Manifest
 from decar.downstream import Result
 from decar.report import RunFiles, page, render, write_environment, write_report
-from decar.report.sounds import NO_ROOM, sounds
+from decar.report.clips import NO_ROOM, sounds
 from tests.conftest import make_encoder
 from tests.report.helpers import EVIL, N, small_run, sounds_in, write_clusters
 

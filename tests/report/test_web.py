@@ -160,7 +160,7 @@ def test_epochs_and_clusterings_are_chosen(visit, file):
     seen.page.select_option("#which", "0")
     assert (before, seen.js("document.getElementById('flow').data[0].z.length")) == (4, 3)
     seen.page.select_option("#flow-pair", "0")
-    assert "clusters of epoch 1;" in seen.js("document.getElementById('flow-told').textContent")
+    assert "clusters of epoch 1;" in seen.js("document.getElementById('flow-hint').textContent")
     seen.page.select_option("#size-epoch", "0")
     assert seen.js("document.getElementById('sizes').data[0].y") == [8, 8, 8]
 
@@ -246,6 +246,6 @@ def test_no_labels_one_epoch_one_cluster(visit, tmp_path):
     manifest = Manifest(pd.DataFrame(source.store.manifest.table["path"]), source.store.manifest.root)
     source = RunFiles(source.run, {}, LogMelStore.open_or_build(manifest, cache_dir=tmp_path / "c", progress=False))
     seen = visit(write_report(source, progress=False))
-    assert "nothing has moved yet" in seen.js("document.getElementById('flow-told').textContent")
-    assert "no label columns" in seen.js("document.getElementById('explorer-told').textContent")
+    assert "nothing has moved yet" in seen.js("document.getElementById('flow-hint').textContent")
+    assert "no label columns" in seen.js("document.getElementById('explorer-hint').textContent")
     assert seen.js("document.querySelectorAll('#cluster audio').length") == 6

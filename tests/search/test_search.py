@@ -15,7 +15,7 @@ import soundfile
 import torch
 
 from decar.audio import decode
-from decar.audio.picture import png, spectrogram
+from decar.audio.picture import image_uri, spectrogram
 from decar.cli.app import main
 from decar.errors import SearchError
 from decar.models import save_bundle
@@ -256,7 +256,7 @@ def test_the_page_holds_all_it_shows_and_escapes_what_it_says(decar, embedded, s
     assert done.code == 0, done.err
     page = (tmp_path / "page.html").read_text()
     assert "<b onload" not in page
-    assert "&lt;b onload=&quot;x&quot;&gt;&amp;.wav" in page
+    assert "&lt;b onload=&#34;x&#34;&gt;&amp;.wav" in page
     assert not re.search(r'(?:src|href)="(?!data:)', page), "nothing is fetched"
     players = re.findall(r'<audio[^>]*src="data:audio/ogg;base64,([^"]+)"', page)
     assert len(players) == 11, "itself and eleven, one of which is gone"
@@ -319,4 +319,5 @@ def test_pictures_are_what_they_show(tmp_path):
     assert np.unravel_index(picture.sum(axis=2).argmax(), (64, 50)) == (63 - 5, 20), "low bands lie below"
     assert spectrogram(np.zeros((1000, 64))).shape == (64, 400, 3)
     Image = pytest.importorskip("PIL.Image")
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(picture)))), picture)
+    png = base64.b64decode(image_uri(picture).removeprefix("data:image/png;base64,"))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), picture)

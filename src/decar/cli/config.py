@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
 
 OUR_NETWORK = "decar.models.build_network"  # `_target_` of the `encoder` group, unless it is a user's network
 _PACKAGE = Path(decar.__file__).parent
+_PLAIN = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./-]*", re.ASCII)  # needs no quotes, neither in Hydra nor in a shell
+_WORDS = ("null", "true", "false", "nan", "inf")  # to Hydra no text
 
 
 def conf_dir() -> Path:
@@ -151,3 +153,11 @@ def register_resolvers() -> None:
 
 
 register_resolvers()  # at import: a sweep's job may run in another process, which on its way to the job comes past here
+
+
+def hydra_value(value: str) -> str:
+    """Text in Hydra's grammar: as it is, or in single quotes where Hydra would read something else."""
+    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
+        return value
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), value)
+    return "'" + escaped.replace("${", r"\${") + "'"

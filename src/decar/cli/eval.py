@@ -43,10 +43,10 @@ def evaluate(cfg: DictConfig) -> float | None:
         return None
     output = Path(conf.runtime.output_dir)
     with claimed(output, "hydra.run.dir"):
-        return evaluate_into(output, cfg, choice)
+        return evaluate_into(output, cfg)
 
 
-def evaluate_into(output: Path, cfg: DictConfig, choice: str) -> float:
+def evaluate_into(output: Path, cfg: DictConfig) -> float:
     """Judge into this folder, unless it has the result already; the accuracy on test."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
@@ -81,7 +81,6 @@ def evaluate_into(output: Path, cfg: DictConfig, choice: str) -> float:
         num_workers=fine["num_workers"],
         trainer_kwargs=trainer,
         progress=cfg.progress,
-        choice=choice,
         pretrained={} if cfg.bundle in NO_BUNDLE else read_facts(cfg.bundle),
     )
     result.write(output / "result.json")

@@ -1,4 +1,4 @@
-"""What is searched for: rows of the table, or sound files, which the table's own encoder embeds."""
+"""Queries of a search: rows of the table, or sound files, which the table's own encoder embeds."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,10 +24,10 @@ class Query:
     """One sound to search for.
 
     Attributes:
-        name: As it was asked for, with its place in the file where the table has several clips of one.
+        name: As the user gave it, with its place in the file where the table has several clips of one.
         vector: `(D,)`.
         row: Its row of the table; None for a file.
-        origin: Which of the two was used, in words.
+        origin: Which row or file it is, in words.
     """
 
     name: str
@@ -52,10 +52,10 @@ def find_queries(
 
     Args:
         sounds: Files, or paths as the table writes them.
-        table: Where they are going to be looked for.
-        bundle: The encoder; None: the one that the table was made by, as it says.
-        in_table: Whether all sounds are paths of the table, whatever files there are.
-        root: Where relative paths of the table start from; None: as the table says, if it does.
+        table: The table that is searched.
+        bundle: The encoder; None: the one that the table names.
+        in_table: Whether all sounds are paths of the table, even where files of that name exist.
+        root: Where relative paths of the table start from; None: the root that the table names, if any.
         network: The class of the encoder's network, where it is not one of decar's.
 
     Raises:
@@ -92,7 +92,7 @@ def _is_file(sound: str, root: Path | None) -> bool:
 
 
 def _file_query(sound: str, encoder: Encoder, table: EmbeddingTable, n_rows: int) -> Query:
-    """A file to search for; says so where the table has rows of its name."""
+    """A file to search for; the origin mentions rows of the same name."""
     also = f", not the row of {table.file}: pass --row for that" if n_rows else ""
     return Query(sound, _embed(encoder, sound), None, f"the file {Path(sound).absolute()}{also}")
 
@@ -111,7 +111,7 @@ def _named(table: EmbeddingTable, row: int) -> str:
 
 
 def _encoder_of(table: EmbeddingTable, bundle: str | None, network: Callable[..., Any] | None) -> Encoder:
-    """The encoder that made the table, or an error that says how the two differ."""
+    """The encoder that made the table; an error for another one."""
     wanted, path = table.facts.get("encoder"), bundle or table.facts.get("bundle")
     if not path or path in ("random", "logmel"):
         raise SearchError(
