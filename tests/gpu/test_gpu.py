@@ -73,8 +73,8 @@ def test_faiss_takes_the_card_of_this_process_and_little_memory():
 
 def test_a_job_on_the_cpu_leaves_the_gpu_alone(tmp_path):
     script = (
-        "import sys, torch; from decar.cli.train import main; sys.argv[1:] = sys.argv[1:]; main(); "
-        "assert not torch.cuda.is_initialized()"
+        "import faiss, torch; del faiss.StandardGpuResources; from decar.cli.train import main; main(); "
+        "assert torch.cuda.max_memory_reserved() == 0"
     )
     words = ["debug=fast", "trainer=cpu", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}"]
     done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True, check=False)
