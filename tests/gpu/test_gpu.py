@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from decar import hear
 from decar.clustering import PIC, KMeans, nmi
 from decar.clustering.nearest import GPU_TEMP_BYTES, faiss_on, flat_index, gpu_index
 from decar.errors import ClusteringError
@@ -87,6 +88,38 @@ def test_the_gpu_embeds_as_the_cpu_does(seconds):
     here, there = (load_encoder("small").to(device).embed(sound).cpu() for device in ("cpu", "cuda"))
     assert torch.nn.functional.cosine_similarity(here, there, dim=-1).min() > 0.9999
     torch.testing.assert_close(there, here, rtol=2e-3, atol=2e-3 * float(here.std()))
+
+
+def test_decar_embed_writes_on_the_gpu_what_it_writes_on_the_cpu(tmp_path):
+    mini = ROOT / "src" / "decar" / "data" / "mini"
+    tables = []
+    for device in ("cpu", "cuda"):
+        out = tmp_path / f"{device}.parquet"
+        script = "from decar.cli.app import main; main()"
+        words = ["embed", str(mini), "--bundle", "small", "--out", str(out), "--device", device]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        tables.append(pd.read_parquet(out))
+    here, there = (np.stack(table["embedding"]).astype(np.float64) for table in tables)
+    assert tables[0]["path"].equals(tables[1]["path"])
+    assert here.shape[1] > 1
+    cosine = (here * there).sum(1) / np.linalg.norm(here, axis=1) / np.linalg.norm(there, axis=1)
+    assert cosine.min() > 0.999
+
+
+def test_hear_answers_on_the_device_of_its_sounds():
+    sounds = torch.randn(3, 32_000, generator=torch.Generator().manual_seed(0)) / 10
+    model = hear.load_model("small")
+    here = hear.get_scene_embeddings(sounds, model)
+    model = model.to("cuda")
+    there = hear.get_scene_embeddings(sounds.cuda(), model)
+    assert there.device.type == "cuda"
+    torch.testing.assert_close(there.cpu(), here, rtol=2e-3, atol=2e-3 * float(here.std()))
+    vectors, times = hear.get_timestamp_embeddings(sounds.cuda(), model)
+    assert vectors.device.type == times.device.type == "cuda"
+    assert torch.isfinite(vectors).all()
 
 
 def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(tmp_path):
