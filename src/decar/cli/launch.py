@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FROZEN_SECONDS = 300  # that a process may be stopped before the job ends
 NOTICE_SECONDS = 20  # that this process has to see by itself that another one is gone
 PARENT = "DECAR_PARENT"  # environment variable of a child: the process that it ends with
 
@@ -197,13 +196,14 @@ def _require_same_group(trainer: Trainer) -> None:
 
 
 @contextmanager
-def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[None]:
+def others(trainer: Trainer, config: Path, checkpoint: str | None, stall_timeout: float) -> Iterator[None]:
     """Start the other processes of a job, unless they are there; see that all end together.
 
     Args:
         trainer: Says how many there are.
         config: `config.yaml` of the run, nothing left open: what they train with.
         checkpoint: To go on from.
+        stall_timeout: Seconds that one of them may be stopped before the job ends.
     """
     if trainer.world_size == 1 or _started_elsewhere(trainer):
         yield
@@ -219,7 +219,7 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[N
             for rank in range(1, trainer.world_size)
         ]
         over = threading.Event()
-        threading.Thread(target=_watch, args=(children, over), daemon=True).start()
+        threading.Thread(target=_watch, args=(children, over, stall_timeout), daemon=True).start()
         try:
             with signals.at_end(lambda: _kill(children)), _losses_told(children):
                 yield
@@ -246,7 +246,7 @@ def _wait(children: list[subprocess.Popen[bytes]], seconds: float = 60) -> None:
             log.warning("process %d did not end by itself and is killed", child.pid)
 
 
-def _watch(children: list[subprocess.Popen[bytes]], over: threading.Event) -> None:
+def _watch(children: list[subprocess.Popen[bytes]], over: threading.Event, stall_timeout: float) -> None:
     """End the job where a child is gone and this process does not notice, or where a child stays stopped."""
     stopped = dict.fromkeys(children, 0)
     while not over.wait(1):
@@ -256,8 +256,8 @@ def _watch(children: list[subprocess.Popen[bytes]], over: threading.Event) -> No
             return
         for rank, child in enumerate(children, 1):  # ticks are counted: a job that is stopped as a whole may go on
             stopped[child] = stopped[child] + 1 if is_stopped(child.pid) else 0
-            if stopped[child] >= FROZEN_SECONDS:
-                line = f"process {rank} (pid {child.pid}) of this job has been stopped for {FROZEN_SECONDS} s"
+            if stopped[child] >= stall_timeout:
+                line = f"process {rank} (pid {child.pid}) of this job has been stopped for {stall_timeout:g} s"
                 signals.end_now(LostProcessError.status, f"error: {line}. To go on: {signals.how_to_go_on()}")
                 return
 
@@ -293,13 +293,13 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
-def end_with_parent() -> None:
+def end_with_parent(stall_timeout: float) -> None:
     """In a child: end when the process that started it is gone, which `kill -9` leaves no time to say, or stopped."""
     parent = int(os.environ[PARENT])
 
     def watch() -> None:
         stopped = 0.0
-        while os.getppid() == parent and stopped < FROZEN_SECONDS:
+        while os.getppid() == parent and stopped < stall_timeout:
             time.sleep(0.5)
             stopped = stopped + 0.5 if is_stopped(parent) else 0.0
         os._exit(LostProcessError.status)

@@ -22,13 +22,13 @@ def main() -> None:
     from decar.cli.main import quiet
     from decar.cli.train import all_clips, train
 
-    end_with_parent()
     register_resolvers()
     quiet()
     start_log(logging.ERROR)
     config, checkpoint = Path(sys.argv[1]), sys.argv[2] or None
     cfg = OmegaConf.load(config)
     assert isinstance(cfg, DictConfig)
+    end_with_parent(cfg.stall_timeout)
     try:
         with stoppable(leads=False):  # Ctrl-C goes to all processes: the first one decides when the job stops
             train(cfg, config.parent, checkpoint, all_clips(cfg))

@@ -59,7 +59,7 @@ def pretrain(cfg: DictConfig) -> float:
             return objective(cfg, done["metrics"])
         settled = OmegaConf.create(text)
         assert isinstance(settled, DictConfig)
-        with others(trainer, output / "config.yaml", checkpoint):
+        with others(trainer, output / "config.yaml", checkpoint, cfg.stall_timeout):
             metrics = train(settled, output, checkpoint, clips)
     log.info("the run lies in %s", output)
     log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
