@@ -21,7 +21,7 @@ from decar.cli.expand import expand_tasks
 from decar.cli.explain import explain
 from decar.cli.sweep import failures, forget_failure, note_failure
 from decar.cli.terminal import complain, terminal
-from decar.errors import DecarError, PreemptedError
+from decar.errors import DecarError, PreemptedError, printable
 from decar.signals import active, go_on_by, stoppable
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def same_command(typed: Sequence[str]) -> str:
 def _leave(status: int, line: str = "") -> NoReturn:
     """End the command; no worker process holds it up."""
     if line:
-        print(f"decar: {line}", file=sys.stderr)
+        print(printable(f"decar: {line}"), file=sys.stderr)
     _end_workers()
     sys.exit(status)
 
