@@ -70,12 +70,19 @@ def test_the_front_door_is_light():
     }
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_what_is_printed_is_escaped(path):
+def test_what_is_printed_is_escaped():
     """File names and values of found files may retitle or erase a terminal."""
-    for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
-        name = ast.unparse(call.func)
-        if name == "print" or name.startswith(("sys.stdout.write", "sys.stderr.write")):
-            first = call.args[0] if call.args else None
-            escaped = isinstance(first, ast.Call) and ast.unparse(first.func) == "printable"
-            assert escaped, f"{path}:{call.lineno}: write print(printable(…))"
+    unsafe = [
+        f"{path}:{call.lineno}: {ast.unparse(call)}"
+        for path in sorted(ROOT.rglob("*.py"))
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in PRINTERS and not all(map(is_escaped, call.args))
+    ]
+    assert unsafe == [], "write print(printable(…))"
+
+
+PRINTERS = ("print", "sys.stdout.write", "sys.stderr.write", "sys.stdout.writelines", "sys.stderr.writelines")
+
+
+def is_escaped(argument):
+    return isinstance(argument, ast.Call) and ast.unparse(argument.func) == "printable"

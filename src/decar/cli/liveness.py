@@ -31,7 +31,7 @@ from decar import signals
 from decar.errors import LostProcessError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store  # the name that torch.distributed exports, but not to type checkers
 
 START_SECONDS = 120.0  # that a process may take until its first heartbeat: imports are slow on a busy machine
 WHO = f"pid {os.getpid()} on {socket.gethostname()}"
@@ -154,7 +154,7 @@ def connect(seconds: float) -> Store:
     Raises:
         RuntimeError: It cannot be reached, or is not there yet.
     """
-    from torch.distributed import TCPStore
+    from torch._C._distributed_c10d import TCPStore
 
     if "MASTER_PORT" not in os.environ:
         raise RuntimeError("there is no store")
