@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             use_limits(args)
             args.run(args)
     except PreemptedError as stopped:
-        print(f"decar: {printable(stopped)}", file=sys.stderr)
+        print(printable(f"decar: {stopped}"), file=sys.stderr)
         sys.exit(stopped.status)
     except DecarError as error:
         complain(error)
