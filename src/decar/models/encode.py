@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decar.audio import LogMelStore
-from decar.audio.crops import length_batches
-from decar.audio.packing import packed
+from decar.audio.crops import length_batches, packed
 from decar.audio.progress import progress_bar
 from decar.models.encoder import Encoder, evaluating
 from decar.models.pieces import clip_vectors
