@@ -79,7 +79,7 @@ def sync(path: Path) -> None:
     """
     if os.name != "posix" and path.is_dir():
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs no file open for reading
     try:
         os.fsync(descriptor)
     finally:

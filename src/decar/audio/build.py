@@ -46,7 +46,7 @@ def build_store(
     """
     unfinished = folder.with_name(f"{folder.name}.partial")
     unfinished.mkdir(parents=True, exist_ok=True)
-    with Journal(unfinished / MEL_FILE, np.float16, frontend.n_mels) as journal, one_torch_thread():
+    with Journal(unfinished / MEL_FILE, np.float16, frontend.n_mels, len(manifest)) as journal, one_torch_thread():
         done, committed = journal.committed, time.monotonic()
         if done:
             log.info("going on with the log-mel store %s at clip %d of %d", folder, done, len(manifest))

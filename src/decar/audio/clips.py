@@ -199,7 +199,7 @@ class _Transform:
                 else:
                     events.append(Piece(mel))
             elif isinstance(event, ClipEnd) and self.fault:
-                events.append(replace(event, reason=event.reason or self.fault))
+                events.append(replace(event, reason=event.reason or self.fault, silent=False))
                 self.fault = ""
             else:
                 events.append(event)
@@ -227,12 +227,11 @@ def _read(job: Job, windows: Windows) -> Iterator[_Sound]:
 def _frames_or_fault(waveforms: list[Waveform], log_mel: LogMel) -> list[Frames | str]:
     """The log-mel of each waveform, or why there is none."""
     try:
-        made = waveforms_to_frames(log_mel, waveforms)
+        return [*waveforms_to_frames(log_mel, waveforms)]
     except Exception as error:
         if len(waveforms) > 1:  # find the one at fault
             return [_frames_or_fault([waveform], log_mel)[0] for waveform in waveforms]
-        return [_unforeseen(error, "log-mel")]
-    return [mel if np.isfinite(mel).all() else "samples too large for a spectrum" for mel in made]
+        return [str(error) if isinstance(error, AudioError) else _unforeseen(error, "log-mel")]
 
 
 def _unforeseen(error: Exception, where: str) -> str:

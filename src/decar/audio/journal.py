@@ -33,6 +33,7 @@ class Journal:
         data: The file of rows; `journal.jsonl` lies beside it. Its folder exists.
         dtype: Of a row's numbers.
         width: Numbers of a row.
+        n_clips: Clips of the finished file.
 
     Attributes:
         counts: Rows of each clip that has ended.
@@ -42,9 +43,9 @@ class Journal:
         blocks: The digests of the rows of these clips.
     """
 
-    def __init__(self, data: Path, dtype: DTypeLike, width: int) -> None:
+    def __init__(self, data: Path, dtype: DTypeLike, width: int, n_clips: int) -> None:
         self.data, self.path = data, data.with_name(JOURNAL_FILE)
-        self.dtype, self.width = np.dtype(dtype), width
+        self.dtype, self.width, self.n_clips = np.dtype(dtype), width, n_clips
         self.counts: list[int] = []
         self.ends: list[ClipEnd] = []
         self.n_rows = self.committed = 0
@@ -131,7 +132,7 @@ class Journal:
                 if not line.endswith(b"\n"):  # torn by a kill
                     break
                 try:
-                    clips, digest = _parse(line)
+                    clips, digest = _parse(line, self.n_clips - len(self.ends))
                     n_rows = sum(n for n, _ in clips)
                     self._compare(data, n_rows, digest)
                 except DamagedError as error:
@@ -161,17 +162,17 @@ class Journal:
             raise DamagedError(f"{self.data.name} at clip {len(self.ends) + 1}")
 
 
-def _parse(line: bytes) -> tuple[list[tuple[int, ClipEnd]], str]:
+def _parse(line: bytes, most: int) -> tuple[list[tuple[int, ClipEnd]], str]:
     """The rows and the end of each clip of a line, and the digest of their rows.
 
     Raises:
-        DamagedError: The line is damaged.
+        DamagedError: The line is damaged, or has more than `most` clips.
     """
     try:
         found = unsealed(line)
         clips = [(int(n), ClipEnd(int(t), str(why), bool(silent))) for n, t, why, silent in found["clips"]]
-        if min((n for n, _ in clips), default=0) < 0:
-            raise ValueError("a negative number of rows")
+        if len(clips) > most or min((n for n, _ in clips), default=0) < 0:
+            raise ValueError("a line of other clips")
         return clips, str(found["rows"])
     except (ValueError, TypeError, KeyError) as error:
         raise DamagedError(f"{JOURNAL_FILE}: {error}") from error

@@ -126,7 +126,7 @@ def waveform_to_frames(log_mel: LogMel, waveform: npt.NDArray[np.float32]) -> np
     """One waveform (T,) of any length → (F, M) float16, frames first as the store keeps them; 10 s at a time.
 
     Raises:
-        AudioError: T is shorter than one window.
+        AudioError: As `waveforms_to_frames`.
     """
     return waveforms_to_frames(log_mel, [waveform])[0]
 
@@ -137,14 +137,18 @@ def waveforms_to_frames(log_mel: LogMel, waveforms: Sequence[npt.NDArray[np.floa
     Each begins at a whole hop. A frame depends on its own samples alone; frames across two waveforms are dropped.
 
     Raises:
-        AudioError: one of them is shorter than one window.
+        AudioError: One is shorter than one window, or its samples are so large that the spectrum overflows: full scale
+            is 1, these are near 1e38.
     """
     spec = log_mel.spec
     for waveform in waveforms:
         if spec.n_frames(len(waveform)) == 0:
             raise AudioError(too_short(len(waveform), spec))
     rows = packed(waveforms, lambda waveform: hops(waveform, spec), BLOCK_FRAMES)
-    return [frames for row in rows for frames in _row_to_frames(log_mel, row)]
+    made = [frames for row in rows for frames in _row_to_frames(log_mel, row)]
+    if not all(np.isfinite(frames).all() for frames in made):
+        raise AudioError("samples too large for a spectrum")
+    return made
 
 
 def cut(

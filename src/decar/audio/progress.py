@@ -24,9 +24,13 @@ def progress_bar(title: str, total: int, *, enabled: bool = True) -> Iterator[Ad
     Yields:
         A function to call with the number of steps just done.
     """
-    terminal = enabled and sys.stderr.isatty()
-    with tqdm(desc=title, total=total, file=sys.stderr, dynamic_ncols=True, disable=not terminal) as bar:
-        yield bar.update if terminal or not enabled else _plain_lines(title, total)
+    if not enabled:
+        yield lambda _: None
+    elif sys.stderr is None or not sys.stderr.isatty():  # None: it was closed before the start
+        yield _plain_lines(title, total)
+    else:
+        with tqdm(desc=title, total=total, file=sys.stderr, dynamic_ncols=True) as bar:
+            yield bar.update
 
 
 def _plain_lines(title: str, total: int) -> Advance:

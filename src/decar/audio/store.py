@@ -107,6 +107,9 @@ class LogMelStore:
                     if store is None:
                         build_store(*wanted, num_workers=num_workers, progress=progress)
                         store = cls._open(*wanted)
+                if store is None:
+                    what = f"the log-mel store {folder} vanished right after it was built"
+                    raise StoreError(f"{what}: does something clean that folder?")
                 if manifest.identity(cache_dir) != identity:
                     shutil.rmtree(folder)
                     raise StoreError(
@@ -115,10 +118,6 @@ class LogMelStore:
                     )
             except (OSError, NotImplementedError) as error:  # the second is a file system without locks
                 raise _cannot_write(folder.parent, error) from error
-        if store is None:
-            raise StoreError(
-                f"the log-mel store {folder} vanished right after it was built: does something clean that folder?"
-            )
         store.content = identity.content
         if store.blocks is None:
             log.info("%s is of an earlier version and has no checksums: delete it to have it built with them", folder)

@@ -153,7 +153,7 @@ class Embedder:
             out.parent.mkdir(parents=True, exist_ok=True)
             with locked(f"{folder}.lock"):
                 _prepare(folder, self.key(clips))
-                with Journal(folder / VECTORS, "<f4", self.encoder.dim) as journal:
+                with Journal(folder / VECTORS, "<f4", self.encoder.dim, len(clips)) as journal:
                     if journal.committed:
                         log.info("going on with %s at clip %d of %d", out, journal.committed, len(clips))
                     self._run(clips, journal, progress)
@@ -295,7 +295,7 @@ class _Mean:
         Raises:
             _NotFiniteError: It is not finite.
         """
-        made = (self.total / self.weight).astype(np.float32)[None] if self.weight else np.zeros((0, len(self.total)))
+        made = (self.total[None] / self.weight if self.weight else np.zeros((0, len(self.total)))).astype(np.float32)
         self.total[:], self.weight = 0.0, 0
         if not np.isfinite(made).all():
             raise _NotFiniteError

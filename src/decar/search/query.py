@@ -1,14 +1,19 @@
 """What is searched for: rows of the table, or sound files, which the table's own encoder embeds."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from decar.audio.clips import ClipEnd, Piece, Windows, read_clips
-from decar.errors import BundleError, SearchError, is_unicode
+from decar.audio import LogMel
+from decar.audio.clips import Windows
+from decar.audio.decode import decode_blocks
+from decar.audio.logmel import waveform_to_frames
+from decar.audio.samples import Gauge
+from decar.errors import AudioError, BundleError, SearchError, is_unicode
 from decar.models import Encoder, load_encoder
 from decar.models.encoder import PIECES_AT_ONCE, evaluating
 from decar.models.hub import PREFIX
@@ -131,13 +136,20 @@ def _encoder_of(table: EmbeddingTable, bundle: str | None) -> Encoder:
 
 
 def _embed(encoder: Encoder, sound: str) -> NDArray[np.float32]:
-    """The vector that `decar embed` gives; of a long sound no more than its log-mel is in memory."""
-    windows = Windows(None, None, encoder.frontend, encoder.max_frames)
-    events = list(read_clips([(Path(sound), 0.0, None)], windows, num_workers=1))
-    for end in events:
-        if isinstance(end, ClipEnd) and (end.reason or end.silent):
-            raise SearchError(f"{sound}: cannot be searched for, {end.reason or 'it is silent'}")
-    mel = np.concatenate([event.mel for event in events if isinstance(event, Piece)])
+    """The vector that `Encoder.embed` gives; of a long sound no more than its log-mel is in memory."""
+    gauge, log_mel = Gauge(), LogMel(encoder.frontend)
+
+    def blocks() -> Iterator[NDArray[np.float32]]:
+        yield from map(gauge.add, decode_blocks(sound, sample_rate=encoder.sample_rate))
+        yield np.zeros(max(0, encoder.frontend.win_length - gauge.samples), np.float32)  # less than a frame
+
+    rows = Windows(None, None, encoder.frontend, encoder.max_frames).rows(blocks())
+    try:
+        mel = np.concatenate([waveform_to_frames(log_mel, piece) for row in rows for piece in row])
+    except AudioError as error:
+        raise SearchError(f"{sound}: cannot be searched for, {error}") from error
+    if not gauge.peak > 0:
+        raise SearchError(f"{sound}: cannot be searched for, it is silent or empty")
     with evaluating(encoder):
         vector: NDArray[np.float32] = clip_vectors(encoder, [mel], encoder, PIECES_AT_ONCE)[0].numpy()
     return vector
