@@ -3,12 +3,13 @@
 import sys
 import time
 
+from decar import embedder
+from decar.audio import clips
+from decar.audio.journal import Journal
 from decar.cli.app import main
-from decar.embedder import engine, reading
-from decar.embedder.partial import Parts
 
-decode = reading.decode_blocks
-commit = Parts.commit
+decode = clips.decode_blocks
+commit = Journal.commit
 
 
 def slow_decode(*args, **options):
@@ -22,7 +23,8 @@ def told_commit(self):
 
 
 if __name__ == "__main__":
-    engine.BLOCK_FRAMES = 300
-    reading.decode_blocks = slow_decode
-    Parts.commit = told_commit
+    embedder.BLOCK_FRAMES = 300
+    clips.decode_blocks = slow_decode
+    clips.GROUP_CLIPS = 1
+    Journal.commit = told_commit
     main(["embed", sys.argv[1], "--out", sys.argv[2], "--workers", "1", *sys.argv[4:]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def _finish(
     manifest: Manifest,
     lengths: np.ndarray,
     reasons: list[str],
-    facts: dict[str, object],
+    facts: Mapping[str, object],
 ) -> None:
     """Write index and facts, and rename the folder: readers find all of it or nothing."""
     status = ["good" if not why else "silent" if n else "bad" for why, n in zip(reasons, lengths, strict=True)]
