@@ -24,6 +24,7 @@ from decar.digests import DamagedError, sealed, unsealed
 log = logging.getLogger(__name__)
 
 JOURNAL_FILE = "journal.jsonl"
+BUFFER_BYTES = 2**20  # to a write, each of which hands Python's lock to the threads that decode
 
 
 class Journal:
@@ -52,9 +53,10 @@ class Journal:
         self.blocks = BlockHasher()
         self._digest = xxhash.xxh3_64()  # of the rows since the last commit
         self._begun = 0  # rows of the clip that has not ended
+        self._buffer = bytearray()
 
     def __enter__(self) -> Journal:
-        # unbuffered: after a full disk there is no half-written buffer that closing would try to write once more
+        # unbuffered: Python would try to write its buffer once more when closing, also after a full disk
         self._rows = open(self.data, "ab", buffering=0)
         self._lines = open(self.path, "ab", buffering=0)
         self._recover()
@@ -76,12 +78,15 @@ class Journal:
         data = np.ascontiguousarray(rows, self.dtype).tobytes()
         self._digest.update(data)
         self.blocks.update(data)
-        _write_all(self._rows.fileno(), data)
+        self._buffer += data
         self._begun += len(rows)
+        if len(self._buffer) >= BUFFER_BYTES:
+            self._flush()
 
     def end(self, end: ClipEnd) -> None:
         """The clip is over. The rows of one that cannot be used are dropped."""
         if end.reason and self._begun:
+            self._flush()
             self._cut()
             digest, mark = self._before
             self._digest = digest
@@ -99,6 +104,7 @@ class Journal:
         clips = [[n, e.n_samples, e.reason, e.silent] for n, e in zip(self.counts[new], self.ends[new], strict=True)]
         if not clips or self._begun:
             return
+        self._flush()
         os.fsync(self._rows.fileno())
         line = sealed({"clips": clips, "rows": self._digest.hexdigest()})
         _write_all(self._lines.fileno(), f"{line}\n".encode())
@@ -108,13 +114,18 @@ class Journal:
         self.committed = len(self.ends)
 
     def matrix(self) -> NDArray[Any]:
-        """All rows `(R, width)`, by memory map."""
+        """All rows `(R, width)`, once they are committed, by memory map."""
         shape = (self.n_rows, self.width)
         return np.memmap(self.data, self.dtype, "r", shape=shape) if self.n_rows else np.zeros(shape, self.dtype)
 
     def _mark(self) -> None:
         """Remember the digests, to return to when the next clip is dropped."""
         self._before = self._digest.copy(), self.blocks.mark()
+
+    def _flush(self) -> None:
+        """Write the rows of the buffer."""
+        _write_all(self._rows.fileno(), self._buffer)
+        self._buffer.clear()
 
     def _cut(self) -> None:
         """Cut the data file behind the rows of the clips that have ended."""
@@ -178,7 +189,7 @@ def _parse(line: bytes, most: int) -> tuple[list[tuple[int, ClipEnd]], str]:
         raise DamagedError(f"{JOURNAL_FILE}: {error}") from error
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: bytes | bytearray) -> None:
     """`os.write` may take a part only, and does so on a disk that is nearly full."""
     view = memoryview(data)
     while view:
