@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(EXTRA)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu test-web test-hear chaos lint types format bench bench-scale seeds table2 table3 ready clean
+.PHONY: help setup demo test test-slow test-gpu test-web test-hear chaos lint types format bench bench-scale seeds table2 table3 ready docs wheel clean
 
 # of make table2, table3
 RUNS ?= $(if $(filter table3,$(MAKECMDGOALS)),runs/table3,runs/eval)
@@ -78,5 +78,12 @@ table3: $(READY) ## the same by clusterer and k, beside the paper's Table 3; RUN
 ready: $(READY) ## the encoder that comes with decar: train, round, judge, fill its card; ROOT=DIR with index.csv and tasks/
 	$(BIN)/python benchmarks/ready.py --root $(ROOT)
 
+docs: $(READY) ## the pages, with the API from the docstrings, into site/
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRA),docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+wheel: ## build dist/*.whl and run it in an empty folder (minutes: it gets an environment of its own)
+	PYTHON=$(PYTHON) bash benchmarks/try_wheel.sh
+
 clean: ## forget the environment and the caches of the tools, keep runs
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site

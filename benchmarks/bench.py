@@ -24,6 +24,7 @@ PARTS = {  # module of this folder: what its lines are about
     "epoch": ("speed_epoch", "An epoch"),
     "clusterers": ("clusterers", "Clusterers"),
     "store": ("speed_store", "Log-mels, probes, start-up"),
+    "open": ("speed_open", "Opening files that have checksums"),
     "scale": ("speed_scale", "Up to two million clips"),
 }
 Parts = dict[str, dict[str, object]]

@@ -9,7 +9,7 @@ began=$SECONDS
 step() { printf '\n== %s (%d s since the start)\n' "$1" $((SECONDS - began)); }
 
 step "1/4 pre-training on the 1,991 bundled sounds, no labels"
-python train.py experiment=demo seed="$SEED" hydra.run.dir="$RUN/pretrain"
+python train.py seed="$SEED" hydra.run.dir="$RUN/pretrain"
 
 step "2/4 judging it frozen: 8 tasks x {random weights, log-mel statistics, DECAR} x 2 protocols"
 python eval.py -m 'task=glob(*)' mode=frozen protocol=paper,search bundle="random,logmel,$RUN/pretrain" seed="$SEED" \

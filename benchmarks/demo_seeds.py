@@ -1,4 +1,4 @@
-"""The README's figures: `experiment=demo`, several seeds, judged frozen on eight bundled tasks under both protocols.
+"""The README's figures: the default recipe, several seeds, judged frozen on eight bundled tasks under both protocols.
 
     python benchmarks/demo_seeds.py            # seeds 0, 1, 2
     python benchmarks/demo_seeds.py --seeds 0 1 2 3 4
@@ -35,7 +35,7 @@ def main() -> None:
     seconds = []
     for seed in args.seeds:
         folder = out / f"seed{seed}"
-        seconds.append(run("train.py", "experiment=demo", f"seed={seed}", f"hydra.run.dir={folder / 'pretrain'}"))
+        seconds.append(run("train.py", f"seed={seed}", f"hydra.run.dir={folder / 'pretrain'}"))
         run(
             "eval.py", "-m", "task=glob(*)", "mode=frozen", "protocol=paper,search", f"seed={seed}",
             f"bundle=random,logmel,{folder / 'pretrain'}",

@@ -1,4 +1,4 @@
-"""Do the network's own clusters mean anything on a small set? `experiment=demo` on 45, 150 and 470 bundled clips.
+"""Do the network's own clusters mean anything on a small set? The default recipe on 45, 150 and 470 bundled clips.
 
     python benchmarks/small_sets.py --seeds 0 1 2      # 2.5 minutes a run on one thread
 
@@ -18,7 +18,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from decar.audio import LogMelStore, Manifest
 from decar.clustering import KMeans, prepare
-from decar.models import encode_store, load_encoder
+from decar.models import embed_store, load_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "src" / "decar" / "data" / "mini"
@@ -45,7 +45,7 @@ def train(clips: Path, seed: int, run: Path, cache: Path) -> None:
         "data=csv", f"data.path={clips}", "data.path_column=file", f"seed={seed}", "report=false", "resume=auto",
         f"cache_dir={cache}", f"hydra.run.dir={run}",
     ]  # fmt: skip
-    subprocess.run([sys.executable, "train.py", "experiment=demo", *options], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "train.py", *options], cwd=ROOT, check=True)
 
 
 def own_clusters(run: Path, clips: Path) -> "tuple[np.ndarray, np.ndarray]":
@@ -62,7 +62,7 @@ def own_clusters(run: Path, clips: Path) -> "tuple[np.ndarray, np.ndarray]":
 def reference(clips: Path, k: int, seed: int, cache: Path) -> float:
     """AMI of K-Means on the whitened vectors of `small`."""
     store = LogMelStore.open_or_build(Manifest.from_csv(clips, path_column="file"), cache_dir=cache).usable()
-    found = KMeans(k, seed=seed).fit_predict(prepare(encode_store(load_encoder(), store, progress=False), OWN_DIM))
+    found = KMeans(k, seed=seed).fit_predict(prepare(embed_store(load_encoder(), store, progress=False), OWN_DIM))
     return float(adjusted_mutual_info_score(store.manifest.column("kind"), found.labels))
 
 

@@ -1,4 +1,4 @@
-"""Computing log-mels against decoding alone on all cores, what checksums, a frozen probe and a command's start cost."""
+"""Computing log-mels against decoding alone on all cores, what a frozen probe and a command's start cost."""
 
 import subprocess
 import sys
@@ -10,16 +10,15 @@ import numpy as np
 import soundfile
 import torch
 from rig import Line, alternate, line, seconds, times
-from scale import make_hollow
 from speed_train import SMALL, settings
 
 from decar.audio import LogMel, LogMelStore, Manifest
 from decar.audio.decode import decode
 from decar.audio.logmel import waveform_to_frames
-from decar.cli.config import bundled
-from decar.cli.train import all_clips, build_encoder
+from decar.cli.config import build_encoder, bundled
+from decar.cli.train import all_clips
 from decar.cores import cpu_count
-from decar.models.encode import encode_store
+from decar.models import embed_store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,35 +56,11 @@ def long_clips(folder: Path, n: int = 200) -> Manifest:
     return Manifest.from_folder(folder)
 
 
-def checksums(runs: int, n: int = 25_000) -> list[Line]:
-    """Opening and reading a store of 300 MB that is checked, against one without checksums."""
-    with tempfile.TemporaryDirectory() as folder:
-        stores = [make_hollow(n, Path(folder) / name, digests=name == "checked") for name in ("checked", "plain")]
-
-        def opened(which: int) -> LogMelStore:
-            manifest, cache = stores[which]
-            return LogMelStore.open_or_build(manifest, cache_dir=cache, progress=False)
-
-        def read(which: int, order: list[int]) -> None:
-            store = opened(which)
-            for i in order:
-                np.array(store[i])
-
-        shuffled = np.random.default_rng(0).permutation(n).tolist()
-        opening = alternate(partial(opened, 0), partial(opened, 1), runs)
-        reading = alternate(partial(read, 0, shuffled), partial(read, 1, shuffled), runs)
-    note = f"{n:,} clips, 300 MB; one without checksums"
-    return [
-        line("open a store", opening, speed=False, target="<= 1.1", note=note),
-        line("open a store and read each clip once, shuffled", reading, speed=False, note=note),
-    ]
-
-
 def probes(runs: int) -> Line:
     """All eight bundled tasks judged frozen from an empty embedding cache, less the one pass that embeds them."""
     cfg = settings(*SMALL)
     store = all_clips(cfg).usable()
-    passed = min(seconds(lambda: encode_store(build_encoder(cfg), store, progress=False)) for _ in range(2))
+    passed = min(seconds(lambda: embed_store(build_encoder(cfg), store, progress=False)) for _ in range(2))
     beyond = []
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +83,6 @@ def measure(runs: int = 5) -> list[Line]:
     return [
         building("bundled sounds, 0.8 s each", Manifest.from_folder(bundled("audio")), runs),
         long,
-        *checksums(runs),
         probes(min(runs, 3)),
         times("python train.py --cfg job (s)", started, target="<= 2"),
     ]

@@ -9,11 +9,13 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import xxhash
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
 
 CHUNK = 2**20
@@ -41,29 +43,77 @@ def digest_of(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def sealed(facts: Mapping[str, Any], indent: int | None = None) -> str:
+def sealed(facts: Mapping[str, Any], indent: int | None = None, *, ascii_only: bool = True) -> str:
     """A JSON object with its own digest under the key `SEAL`; `unsealed` reads it.
 
     >>> unsealed(sealed({"clips": 3}))
     {'clips': 3}
     """
-    return json.dumps({**facts, SEAL: _digest_of_facts(facts)}, indent=indent)
+    return json.dumps({**facts, SEAL: _digest_of_facts(facts)}, indent=indent, ensure_ascii=ascii_only)
 
 
-def unsealed(text: str | bytes) -> dict[str, Any]:
+def unsealed(text: str | bytes, *, required: bool = True) -> dict[str, Any]:
     """The object that `sealed` made a text of, without the digest.
 
+    Args:
+        text: JSON.
+        required: Whether an object without a digest is damaged; otherwise an earlier version wrote it, or a person.
+
     Raises:
-        DamagedError: It is not JSON, or does not fit its digest.
+        DamagedError: It is no JSON object, or does not fit its digest.
     """
     try:
         facts = json.loads(text)
-        seal = facts.pop(SEAL)
+        seal = facts.pop(SEAL) if required or SEAL in facts else None
+        wrong = seal is not None and seal != _digest_of_facts(facts)
+        facts = dict(facts)
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise DamagedError(f"no JSON object with a checksum ({' '.join(str(error).split())})") from error
-    if seal != _digest_of_facts(facts):
+        kind = "no JSON object with a checksum" if required else "no JSON object"
+        raise DamagedError(f"{kind} ({' '.join(str(error).split())})") from error
+    if wrong:
         raise DamagedError("its checksum is wrong")
-    return dict(facts)
+    return facts
+
+
+def write_json(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write facts with their digest.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    text = sealed(facts, indent=1, ascii_only=False)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # \udcff, as JSON escapes it
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The facts of a JSON file, which may have been written without a digest.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+        DamagedError: It is no JSON object, or does not fit its digest.
+    """
+    return unsealed(path.read_bytes(), required=False)
+
+
+def sealed_lines(text: str) -> str:
+    """A text in a language with `#` comments, with its digest as a first line; `check_lines` reads it.
+
+    >>> check_lines(sealed_lines("k: 3").encode())
+    """
+    return f"# {SEAL} {xxhash.xxh3_64_hexdigest(text.encode())}\n{text}"
+
+
+def check_lines(content: bytes) -> None:
+    """Compare what `sealed_lines` made with its digest; a text without one was written by somebody else.
+
+    Raises:
+        DamagedError: It does not fit.
+    """
+    first, _, text = content.partition(b"\n")
+    if SEAL.encode() in first and first != f"# {SEAL} {xxhash.xxh3_64_hexdigest(text)}".encode():
+        raise DamagedError(
+            "its checksum is wrong: it is damaged, or was edited; delete its first line to use it as it is"
+        )
 
 
 def _digest_of_facts(facts: Mapping[str, Any]) -> str:
@@ -124,6 +174,29 @@ def check_array(path: str | os.PathLike[str]) -> None:
             left -= len(chunk)
         if file.read() != digest.digest():
             raise DamagedError("its checksum is wrong")
+
+
+def write_parquet(path: Path, table: pd.DataFrame) -> None:
+    """Write a table with checksums of its pages and its footer; `read_parquet` compares them.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    table.to_parquet(path, write_page_checksum=True)
+    seal_parquet(path)
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """A table; what has checksums is compared with them.
+
+    Raises:
+        OSError: The file is missing or cannot be read.
+        ValueError: It is no Parquet, or damaged.
+    """
+    import pandas as pd
+
+    check_parquet(path)
+    return pd.read_parquet(path, page_checksum_verification=True)
 
 
 def seal_parquet(path: str | os.PathLike[str]) -> None:

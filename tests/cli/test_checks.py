@@ -7,7 +7,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from decar.cli.checks import check, say_which_use_k
+from decar.cli.checks import check
 from decar.cli.config import conf_dir
 from decar.errors import ConfigError
 from tests.cli.test_config import _resolvers, composed
@@ -19,6 +19,9 @@ def refused(root, *words):
     with pytest.raises(ConfigError) as error:
         check(composed(root, *words))
     return str(error.value)
+
+
+OWN = "labels.clusterer={_target_: decar.clustering.KMeans, k: 3}"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +43,7 @@ def refused(root, *words):
         ("train", "+head_optimizer.learn=1", "there is no option"),
         ("train", "+labels.network_form=1", "did you mean network_from"),
         ("train", "+labels.network.dims=1", "did you mean dim"),
-        ("train", "+labels.first.clusterer.n_iters=1", "did you mean n_iter"),
+        ("train", "+clusterer.n_iters=1", "did you mean n_iter"),
         ("train", "+data.root=/x", "data has label, manifest, name"),
         ("train", "+data.where=kind", "data has"),
         ("train", "+data.manifest.wher=kind", "did you mean where"),
@@ -77,7 +80,6 @@ def test_an_unknown_key_is_named_with_the_nearest(root, option, near):
         ["callbacks.probe=null", "callbacks.dashboard=null"],
         ["sampler.draws_per_clip=2", "trainer.max_epochs=3", "budget=null"],
         ["labels=network", "pretrain.features=bank", "clusterer=pic", "clusterer.sigma=auto"],
-        ["labels=both", "clusterer=pic", "k=5"],
         ["callbacks.probe.path=/x.csv", "callbacks.probe.label=kind"],
         ["logger=[csv,tensorboard]", "callbacks.dashboard.clips=2"],
         ["encoder=efficientnet_b0", "encoder.stride=8", "encoder.hidden=64"],
@@ -92,8 +94,9 @@ def test_what_has_an_effect_passes(words):
     ("root", "words", "parts"),
     [
         ("train", ["labels=network", "clusterer=pic", "k=5"], ["k=5 is not used", "PIC"]),
-        ("train", ["labels=descriptors", "clusterer=pic"], ["clusterer=pic is not used", "labels=descriptors"]),
-        ("train", ["labels=descriptors", "clusterer.n_iter=3"], ["clusterer.n_iter=3", "labels.clusterer"]),
+        ("train", ["labels=both", "clusterer=pic", "k=5"], ["k=5 is not used", "PIC"]),
+        ("train", ["labels=descriptors", OWN, "clusterer=pic"], ["clusterer=pic is not used", "labels=descriptors"]),
+        ("train", ["labels=descriptors", OWN, "clusterer.n_iter=3"], ["clusterer.n_iter=3", "labels.clusterer"]),
         ("train", ["labels=descriptors", "pretrain.features=bank"], ["pretrain.features=bank", "labels=network"]),
         ("train", ["sampler.draws_per_clip=2"], ["sampler.draws_per_clip=2", "pass trainer.max_epochs"]),
         ("train", ["experiment=paper", "sampler.draws_per_clip=2", "sampler.every_n_steps=9"], ["every_n_steps=9"]),
@@ -122,15 +125,6 @@ def test_an_option_without_effect_is_refused_alone_and_said_in_a_sweep(root, wor
     with caplog.at_level(logging.WARNING):
         check(cfg)
     assert line in caplog.text
-
-
-def test_a_k_that_some_clusterings_use_is_said(caplog):
-    caplog.set_level(logging.INFO)
-    say_which_use_k(composed("train", "labels=both", "clusterer=pic", "k=5"))
-    assert "k=5 is used by labels.first.clusterer; not by labels.network.clusterers.0 (PIC)" in caplog.text
-    caplog.clear()
-    say_which_use_k(composed("train", "labels=both", "k=5"))
-    assert not caplog.text
 
 
 def test_the_arms_of_the_recipe_pass():

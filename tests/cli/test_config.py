@@ -5,11 +5,13 @@ import re
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from decar.cli.checks import check
-from decar.cli.config import cache_home, conf_dir, register_resolvers, wandb_offline
+from decar.cli.config import cache_home, conf_dir, hydra_value, register_resolvers, wandb_offline
+from decar.clustering import PIC, KMeans
 from decar.corpora import CORPORA
 
 CONF = conf_dir()
@@ -105,6 +107,15 @@ def test_k_reaches_kmeans_and_presets_do_not_leak_into_pic():
     assert "k" not in composed("train", "clusterer=pic", "k=33").labels.network.clusterers[0]
 
 
+@pytest.mark.parametrize(
+    "labels", [["labels=both", "labels.network_from=1"], ["labels=descriptors"], ["labels=network"]]
+)
+def test_the_clusterer_is_that_of_all_heads(labels):
+    for option, expected in (("clusterer=pic", PIC), ("clusterer=kmeans", KMeans)):
+        source = instantiate(composed("train", *labels, option, "k=3").labels, _convert_="all")
+        assert {type(clusterer) for clusterer in source.clusterers} == {expected}
+
+
 def test_several_loggers_at_once():
     cfg = composed("train", "logger=[csv,wandb,tensorboard]")
     assert set(cfg.logger) == {"csv", "wandb", "tensorboard"}
@@ -172,3 +183,22 @@ def test_documented_commands_compose_and_each_option_has_an_effect(command):
 def test_no_placeholder_is_left_in_what_people_read():
     for name in ("README.md", "CHANGELOG.md"):
         assert "@@" not in (CONF.parent / name).read_text()
+
+
+ODD = [
+    "/x/my (sounds)", "it's", "back\\slash", "end\\", "\\'", 'say "x"', "a,b", "a=b", "$HOME", "${seed}", "`x`", "null",
+    "true", "1", "1.5", "[a]", "{a}", "é", "~/x", "!x", " x ", "", "a:b", "#", "a;b", "*", "50%", "../x", "./x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_any_text_comes_through_hydras_grammar_as_it_is(value):
+    word = f"task.path={hydra_value(value)}"
+    override = OverridesParser.create().parse_override(word)
+    assert not override.is_sweep_override()
+    assert composed("eval", word).task.path == value
+
+
+def test_only_odd_text_is_quoted():
+    assert hydra_value("runs/A-1/encoder.safetensors") == "runs/A-1/encoder.safetensors"
+    assert hydra_value("/x/my (sounds)") == "'/x/my (sounds)'"

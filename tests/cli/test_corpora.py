@@ -84,7 +84,7 @@ def test_table1_lists_what_is_prepared(sounds, decar, tmp_path):
 def test_an_unknown_corpus_lists_all(decar, tmp_path):
     done = decar("prepare", "libri", str(tmp_path))
     assert done.code == 2
-    assert "there is no corpus 'libri'; there are librispeech, voxceleb1" in done.errors[0]
+    assert "there is no corpus 'libri'; there are birdsong, iemocap, librispeech, " in done.errors[0]
 
 
 def test_the_doctor_tells_and_exits_by_severity(decar, sound_folder, tmp_path):

@@ -5,8 +5,8 @@ import pytest
 import soundfile
 import torch
 
-from decar.models import Encoder, save_bundle
-from tests.conftest import SMALL
+from decar.models import save_bundle
+from tests.conftest import SMALL, make_encoder
 
 FAST = ["debug=fast", "encoder=efficientnet_b0", "trainer=cpu"]
 
@@ -143,7 +143,7 @@ def test_task_without_a_source(evaluate):
 
 
 def test_bundle_from_another_front_end(evaluate, tmp_path):
-    bundle = save_bundle(Encoder(SMALL, seed=0), tmp_path / "e.safetensors")
+    bundle = save_bundle(make_encoder(SMALL, seed=0), tmp_path / "e.safetensors")
     one_line(evaluate(f"bundle={bundle}", "frontend.n_mels=80"), "front-end", "frontend.n_mels=64")
 
 

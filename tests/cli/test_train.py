@@ -15,10 +15,10 @@ import torch
 from omegaconf import OmegaConf
 
 import decar as decar_package
+from benchmarks.damage import damage
 from decar.cli.train import objective
 from decar.errors import ConfigError
 from decar.files import locked
-from tests.faults.damage import damage
 
 BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
 FAST = [
@@ -314,15 +314,15 @@ def test_a_run_cut_short_is_not_done_and_the_same_command_goes_on(train, sound_f
     run, common = tmp_path / "run", [*fast, "data=folder", f"data.root={sound_folder}", "sampler.every_n_steps=3",
                                       "trainer.log_every_n_steps=1"]  # fmt: skip
     again = [*common, f"hydra.run.dir={run}", "resume=auto", "+trainer.max_time='00:01:00:00'"]
-    monkeypatch.setattr("decar.pretrain.safeguard.TimeLimit.time_elapsed", lambda *_: 4000.0)
-    monkeypatch.setattr("decar.pretrain.safeguard.TimeLimit.on_fit_start", lambda *_: None)
+    monkeypatch.setattr("decar.pretrain.checkpoint.TimeLimit.time_elapsed", lambda *_: 4000.0)
+    monkeypatch.setattr("decar.pretrain.checkpoint.TimeLimit.on_fit_start", lambda *_: None)
     first = train(*again)
     assert first.code == 0, first.err
     assert "stopped in epoch 1 of 2: the same command with" in first.out + first.err
     assert not (run / "finished.json").exists()
     row = metrics(run)[-1]
     assert math.isfinite(float(row["loss_epoch"]))
-    monkeypatch.setattr("decar.pretrain.safeguard.TimeLimit.time_elapsed", lambda *_: 0.0)
+    monkeypatch.setattr("decar.pretrain.checkpoint.TimeLimit.time_elapsed", lambda *_: 0.0)
     second = train(*again)
     assert "going on from" in second.out + second.err
     assert json.loads((run / "finished.json").read_text())["epochs"] == 2
@@ -353,10 +353,12 @@ def test_what_a_sweeper_is_given(tmp_path):
 
 
 @pytest.mark.parametrize("labels", ["network", "descriptors", "both"])
-@pytest.mark.parametrize("experiment", ["demo", "small", "paper"])
+@pytest.mark.parametrize(
+    "experiment", [[], ["experiment=small"], ["experiment=paper"]], ids=["default", "small", "paper"]
+)
 def test_debug_fast_runs_with_every_experiment_and_labels(train, sound_folder, tmp_path, experiment, labels):
     outcome = train(
-        f"experiment={experiment}", f"labels={labels}", "debug=fast", "trainer=cpu", "data=folder", "encoder=conv",
+        *experiment, f"labels={labels}", "debug=fast", "trainer=cpu", "data=folder", "encoder=conv",
         f"data.root={sound_folder}", "hydra.run.dir=run", "loader.batch_size=4", "k=3", "sampler.every_n_steps=2",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from decar.digests import read_json
 from decar.downstream.results import Result, collect
 from decar.errors import DecarError
 from tests.downstream.helpers import make_result
@@ -28,7 +29,7 @@ def test_names_that_are_no_unicode_are_kept(tmp_path: Path) -> None:
 
 def test_entries_of_a_later_version_are_ignored(tmp_path: Path) -> None:
     path = make_result().write(tmp_path / "result.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "novelty": 1}))
+    path.write_text(json.dumps({**read_json(path), "novelty": 1}))
     assert Result.read(path) == make_result()
 
 
@@ -37,7 +38,7 @@ def test_entries_of_a_later_version_are_ignored(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_damage_is_told_in_one_line(tmp_path: Path, text: str | None) -> None:
     path = make_result().write(tmp_path / "result.json")
-    good = json.loads(path.read_text())
+    good = read_json(path)
     changed = {"value": {"value": "high"}, "mode": {"mode": "thawed"}, "nan": {"value": float("nan")},
                "percent": {"value": 75.0}, "minus": {"valid_value": -1}}  # fmt: skip
     if text is None:

@@ -17,7 +17,7 @@ def slow_decode(*args, **options):
     yield from decode(*args, **options)
 
 
-def told_commit(self):
+def loud_commit(self):
     commit(self)
     print(f"committed {self.committed}", flush=True)
 
@@ -26,5 +26,5 @@ if __name__ == "__main__":
     embedder.BLOCK_FRAMES = 300
     clips.decode_blocks = slow_decode
     clips.GROUP_CLIPS = 1
-    Journal.commit = told_commit
+    Journal.commit = loud_commit
     main(["embed", sys.argv[1], "--out", sys.argv[2], "--workers", "1", *sys.argv[4:]])

@@ -12,7 +12,7 @@ import torch
 
 from decar.clustering import PIC, Assignment, KMeans
 from decar.errors import ClusteringError
-from decar.pretrain import EmbeddingHealth, NetworkLabels, Situation
+from decar.pretrain import EmbeddingHealth, NetworkLabels, Situation, Vectors
 from tests.pretrain.helpers import build, fit
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5
@@ -57,7 +57,8 @@ def test_training_goes_on_with_odd_clusters(make_store, tmp_path, name):
 @pytest.mark.parametrize("n_kinds", [1, 2])
 def test_constant_vectors_are_clustered(make_store, clusterer, n_kinds):
     features = np.repeat(np.eye(6, dtype=np.float32)[:n_kinds], 40 // n_kinds, axis=0)
-    found = NetworkLabels([clusterer], dim=4).assign(Situation(lambda _: features, make_store(LENGTHS), 0, 0))
+    z = Vectors(features, np.arange(40))
+    found = NetworkLabels([clusterer], dim=4).assign(z, Situation(make_store(LENGTHS), 0, 0))
     assert found.labels.shape == (40, 1)
     assert found.labels.max() < found.sizes[0]
     assert all(len(set(found.labels[features[:, kind] == 1, 0])) == 1 for kind in range(n_kinds)) or n_kinds == 1

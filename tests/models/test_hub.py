@@ -6,19 +6,22 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from decar.cli.push import model_card
 from decar.errors import BundleError
-from decar.models import Encoder, load_encoder, save_bundle
-from decar.models.hub import model_card, parse
+from decar.models import load_encoder, save_bundle
+from decar.models.bundle import parse_address
+from tests.conftest import make_encoder
 
 
 @pytest.fixture
 def bundle(tmp_path):
-    encoder = Encoder("conv", widths=[4], hidden=8, seed=1)
+    encoder = make_encoder("conv", widths=[4], hidden=8, seed=1)
     return save_bundle(encoder, tmp_path / "encoder.safetensors", {"data": "mini", "clips": 12})
 
 
@@ -74,7 +77,8 @@ def test_a_card_holds_what_a_bundle_says_as_text():
         "a\n---\nlicense: mit": "x | y\n| z | [click](http://evil) <script>bad()</script> `c` **b** www.evil.com",
         "k": [{"<img src=x>": "\ud800\u202e"}], "clips": 12, "lr": 0.5, "half": None,
     }  # fmt: skip
-    card = model_card("hf://me/mine", "conv (<b>|</b>)", 16000, 8, "abc", evil)
+    encoder = SimpleNamespace(description="conv (<b>|</b>)", sample_rate=16000, dim=8, hash=lambda: "abc")
+    card = model_card("hf://me/mine", encoder, evil)
     card.encode()
     assert card.startswith(
         "---\nlibrary_name: decar\ntags: [audio, audio-embedding, self-supervised]\n---\n\n# me/mine\n"
@@ -96,7 +100,7 @@ def test_a_repository_without_a_bundle(remote):
 @pytest.mark.parametrize("address", ["hf://name", "hf://a/b/c", "hf://a/b@", "hf://../b c"])
 def test_no_address(address):
     with pytest.raises(BundleError, match="give hf://USER/NAME"):
-        parse(address)
+        parse_address(address)
 
 
 def test_offline_is_told_by_the_real_client(bundle, tmp_path):

@@ -7,22 +7,19 @@ import torch
 from decar.clustering import KMeans, prepare
 from decar.errors import ConfigError
 from decar.pretrain import BothLabels, DescriptorLabels, NetworkLabels
-from decar.pretrain import embed as embed_module
-from decar.pretrain.bank import FeatureBank
-from decar.pretrain.labels import Situation
+from decar.pretrain import vectors as vectors_module
+from decar.pretrain.vectors import FeatureBank
 from tests.pretrain.helpers import SpyModule, build, fit
 from tests.pretrain.test_loop import LENGTHS
 from tests.pretrain.test_ranks import LENGTHS as ODD
 from tests.pretrain.test_ranks import run
-
-CPU = torch.device("cpu")
 
 
 class Diary(SpyModule):
     """Writes down, in the plainest way, the latest `z` of every clip, and what each clustering was made of."""
 
     def training_step(self, batch, batch_idx):
-        real = self.projection.both
+        real = self.projection.forward
 
         def spy(embedding):
             made = real(embedding)
@@ -30,25 +27,24 @@ class Diary(SpyModule):
                 self.latest[i] = z.copy()
             return made
 
-        self.projection.both = spy
+        self.projection.forward = spy
         try:
             return super().training_step(batch, batch_idx)
         finally:
-            del self.projection.both
+            del self.projection.forward
 
 
 @pytest.fixture
 def clustered(monkeypatch):
     """The vectors that each clustering was made of."""
     seen = []
-    vectors = Situation.vectors
+    assign = NetworkLabels.assign
 
-    def spy(self):
-        made = vectors(self)
-        seen.append(made.copy())
-        return made
+    def spy(self, z, situation):
+        seen.append(z.gather().copy())
+        return assign(self, z, situation)
 
-    monkeypatch.setattr(Situation, "vectors", spy)
+    monkeypatch.setattr(NetworkLabels, "assign", spy)
     return seen
 
 
@@ -56,8 +52,8 @@ def clustered(monkeypatch):
 def passes(monkeypatch):
     """How many passes over the set were made."""
     count = []
-    real = embed_module.run_pass
-    monkeypatch.setattr(embed_module, "run_pass", lambda *a, **k: count.append(1) or real(*a, **k))
+    real = vectors_module.run_pass
+    monkeypatch.setattr(vectors_module, "run_pass", lambda *a, **k: count.append(1) or real(*a, **k))
     return count
 
 
@@ -95,9 +91,9 @@ def test_a_resumed_run_has_the_same_bank(make_store, tmp_path, passes, steps):
     _, rest = fit(again, data, tmp_path / "rest", epochs=4, ckpt_path=tmp_path / "whole" / f"epoch=1-step={done}.ckpt")
     assert rest.losses == whole.losses[done:]
     assert len(passes) == 1
-    again.bank.merge(CPU)
-    model.bank.merge(CPU)
-    assert torch.equal(again.bank.state_dict(CPU)["rows"], model.bank.state_dict(CPU)["rows"])
+    again.bank.merge()
+    model.bank.merge()
+    assert torch.equal(again.bank.state_dict()["rows"], model.bank.state_dict()["rows"])
     for epoch in rest.labels:
         np.testing.assert_array_equal(rest.labels[epoch], whole.labels[epoch])
 
@@ -146,7 +142,7 @@ def test_two_processes_keep_what_one_does(make_store, tmp_path):
 def test_the_later_of_two_vectors_stays_however_often_it_is_merged():
     rng = np.random.default_rng(0)
     first = rng.standard_normal((5, 3)).astype(np.float32)
-    often, once = FeatureBank(5, 3), FeatureBank(5, 3)
+    often, once = FeatureBank(3), FeatureBank(3)
     expected = first.copy()
     for bank in (often, once):
         bank.fill(first.copy())
@@ -156,17 +152,17 @@ def test_the_later_of_two_vectors_stays_however_often_it_is_merged():
             expected[i] = row
         for bank in (often, once):
             bank.add(torch.from_numpy(index), torch.from_numpy(vectors))
-        often.merge(CPU)
+        often.merge()
     for bank in (often, once):
-        np.testing.assert_array_equal(bank.share(CPU)[0], expected)
+        np.testing.assert_array_equal(bank.vectors().rows, expected)
 
 
 def test_what_comes_before_the_first_pass_is_not_kept():
-    bank = FeatureBank(2, 1)
+    bank = FeatureBank(1)
     bank.add(torch.tensor([0]), torch.tensor([[7.0]]))
-    assert bank.state_dict(CPU) == {}
+    assert bank.state_dict() == {}
     bank.fill(np.zeros((2, 1), np.float32))
-    np.testing.assert_array_equal(bank.share(CPU)[0], np.zeros((2, 1)))
+    np.testing.assert_array_equal(bank.vectors().rows, np.zeros((2, 1)))
 
 
 def test_only_pass_and_bank(make_store):

@@ -6,7 +6,7 @@ from pytorch_lightning import Callback
 from decar.clustering import KMeans
 from decar.errors import TrainingError
 from decar.pretrain import AtomicCheckpointIO, ClusterLog, EpochCheckpoint, StopOnNMI
-from decar.pretrain.safeguard import is_finished
+from decar.pretrain.checkpoint import is_finished
 from tests.pretrain.helpers import SameClusters, build, fit
 
 LENGTHS = [40, 64] * 20

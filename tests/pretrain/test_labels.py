@@ -4,10 +4,9 @@ import pytest
 from decar.audio.descriptors import describe
 from decar.clustering import Assignment, KMeans, Whitening, affordable_dim, l2_normalize, nmi, prepare, whiten
 from decar.errors import ConfigError
-from decar.pretrain import BothLabels, DescriptorLabels, NetworkLabels, Situation
+from decar.pretrain import BothLabels, DescriptorLabels, NetworkLabels, Situation, Vectors
 from decar.pretrain.labels import FittedLabels
 from decar.pretrain.sampler import Stream, derive_seed
-from decar.pretrain.shards import Sample
 
 
 class Spy:
@@ -30,16 +29,13 @@ def features():
 
 
 def situation(features, epoch=0, seed=0, previous=None, store=None):
-    return Situation(lambda _: features, store, epoch=epoch, seed=seed, previous=previous)
-
-
-def never():
-    raise AssertionError("a pass through the network that nobody needs")
+    """The arguments of `assign`."""
+    return Vectors(features, np.arange(len(features))), Situation(store, epoch, seed, previous)
 
 
 def test_what_is_clustered_is_whitened_reduced_and_of_length_one(features):
     spy = Spy()
-    NetworkLabels([spy], dim=4).assign(situation(features))
+    NetworkLabels([spy], dim=4).assign(*situation(features))
     np.testing.assert_allclose(spy.calls[0][1], prepare(features, 4), rtol=1e-6)
     assert spy.calls[0][1].shape == (60, 4)
 
@@ -49,17 +45,17 @@ def test_every_epoch_and_every_head_has_a_seed_of_its_own(features):
     source = NetworkLabels([spy, spy], dim=5)
     for seed in (0, 1):
         for epoch in (0, 1):
-            source.assign(situation(features, epoch, seed))
+            source.assign(*situation(features, epoch, seed))
     seeds = [seed for seed, _ in spy.calls]
     assert len(set(seeds)) == 8
-    source.assign(situation(features, 1, 1))
+    source.assign(*situation(features, 1, 1))
     assert [seed for seed, _ in spy.calls][-2:] == seeds[-2:]
 
 
 def test_one_column_and_one_size_a_clusterer_and_nmi_to_the_assignment_before(features):
     source = NetworkLabels([KMeans(k=4), KMeans(k=7)], dim=5)
-    first = source.assign(situation(features))
-    second = source.assign(situation(features, 1, previous=first))
+    first = source.assign(*situation(features))
+    second = source.assign(*situation(features, 1, previous=first))
     assert first.labels.shape == (60, 2)
     assert first.sizes == [4, 7]
     assert (first.epoch, second.epoch) == (0, 1)
@@ -74,13 +70,13 @@ def test_one_column_and_one_size_a_clusterer_and_nmi_to_the_assignment_before(fe
 def test_fewer_dimensions_than_asked_for_are_reported_once(features, caplog):
     spy = Spy()
     source = NetworkLabels([spy], dim=64)
-    first = source.assign(situation(features[:45]))
-    source.assign(situation(features[:45], 1, previous=first))
+    first = source.assign(*situation(features[:45]))
+    source.assign(*situation(features[:45], 1, previous=first))
     assert [clustered.shape for _, clustered in spy.calls] == [(45, 4), (45, 4)]
     (warning,) = [record.getMessage() for record in caplog.records]
     assert "whitened to 4 dimensions, not dim=64, since there are only 45 clips (dim=64 needs 1920)" in warning
     caplog.clear()
-    NetworkLabels([spy], dim=4).assign(situation(features[:45]))
+    NetworkLabels([spy], dim=4).assign(*situation(features[:45]))
     assert not caplog.records
 
 
@@ -97,13 +93,14 @@ def test_descriptors_are_clustered_once_each_by_itself_without_a_pass_through_th
     store = make_store([40] * 60)
     spy = Spy()
     source = DescriptorLabels(spy, NAMES, dim=5)
-    first = source.assign(Situation(never, store, epoch=0, seed=0))
+    assert not any(map(source.needs_vectors, range(3)))
+    first = source.assign(None, Situation(store, epoch=0, seed=0))
     described = describe(store, NAMES, progress=False)
     for (_, clustered), name in zip(spy.calls, NAMES, strict=True):
         np.testing.assert_allclose(clustered, whiten(described[name], 5), rtol=1e-5)
     assert first.labels.shape == (60, 2)
     assert len({seed for seed, _ in spy.calls}) == 2
-    second = source.assign(Situation(never, store, epoch=1, seed=0, previous=first))
+    second = source.assign(None, Situation(store, epoch=1, seed=0, previous=first))
     assert len(spy.calls) == 2
     np.testing.assert_array_equal(second.labels, first.labels)
     assert (first.kept, second.kept, second.epoch) == (0, 2, 1)
@@ -115,18 +112,19 @@ def test_the_networks_clusters_join_and_only_they_are_renewed(make_store, featur
     source = BothLabels(
         DescriptorLabels(KMeans(k=3), NAMES, dim=5), NetworkLabels([KMeans(k=5)], dim=5), network_from=1
     )
-    before = source.assign(Situation(never, store, epoch=0, seed=0))
-    joined = source.assign(situation(features, 1, previous=before, store=store))
-    later = source.assign(situation(features + 0.5 * features[::-1], 2, previous=joined, store=store))
+    assert list(map(source.needs_vectors, range(3))) == [False, True, True]
+    before = source.assign(None, Situation(store, epoch=0, seed=0))
+    joined = source.assign(*situation(features, 1, previous=before, store=store))
+    later = source.assign(*situation(features + 0.5 * features[::-1], 2, previous=joined, store=store))
     assert [labels.sizes for labels in (before, joined, later)] == [[3, 3], [3, 3, 5], [3, 3, 5]]
     assert [labels.kept for labels in (before, joined, later)] == [0, 2, 2]
     for labels in (joined, later):
         np.testing.assert_array_equal(labels.labels[:, :2], before.labels)
-    kept = source.first.assign(situation(features, 1, previous=before, store=store))
+    kept = source.first.assign(*situation(features, 1, previous=before, store=store))
     assert "nmi" not in before.health | kept.health | joined.health, "none had a clustering of its kind before it"
     assert later.health["nmi"] == pytest.approx(nmi(joined.labels[:, 2], later.labels[:, 2]))
     assert 0 < later.health["nmi"] < 1
-    own = NetworkLabels([KMeans(k=5)], dim=5).assign(situation(features, 1))
+    own = NetworkLabels([KMeans(k=5)], dim=5).assign(*situation(features, 1))
     np.testing.assert_array_equal(joined.labels[:, 2], own.labels[:, 0])
 
 
@@ -140,17 +138,26 @@ def test_centres_of_a_sample_label_each_share_by_itself(make_store):
     rng = np.random.default_rng(0)
     features = rng.standard_normal((50, 6)).astype(np.float32)
     clusterers = [KMeans(k=3, max_points=20), KMeans(k=5, max_points=20)]
-    asked = []
+    gathered, labelled = [], []
 
-    def ask(request):
-        asked.append(request)
-        if isinstance(request, Sample):
-            return features[request.index]
-        return np.concatenate([request(features[:17]), request(features[17:])])
+    class Spy(Vectors):
+        def gather(self, clips=None):
+            gathered.append(clips)
+            return super().gather(clips)
 
-    found = NetworkLabels(clusterers, dim=4).assign(Situation(ask, make_store([40] * 50), epoch=2, seed=1))
-    assert len(asked) == 2, "all vectors are never asked for"
-    sample = asked[0].index
+        def map(self, function):
+            def in_two(rows):
+                labelled.append(len(rows))
+                return np.concatenate([function(rows[:17]), function(rows[17:])])
+
+            return super().map(in_two)
+
+    shuffled = rng.permutation(50)  # the order in which the ranks embed
+    z = Spy(features[shuffled], shuffled)
+    assert NetworkLabels(clusterers).needs_vectors(2)
+    found = NetworkLabels(clusterers, dim=4).assign(z, Situation(make_store([40] * 50), epoch=2, seed=1))
+    assert (len(gathered), labelled) == (1, [50]), "only the sample's vectors are gathered"
+    sample = gathered[0]
     assert len(sample) == 20
     whitening = Whitening.fit(features[sample], 4)
     for h, clusterer in enumerate(clusterers):

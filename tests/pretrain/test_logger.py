@@ -1,6 +1,10 @@
 import csv
+import os
+
+import pytest
 
 from decar.pretrain import ResumableCSVLogger
+from decar.pretrain.logger import COPY, read_rows
 
 
 def steps(folder):
@@ -49,3 +53,36 @@ def test_rows_that_a_power_cut_has_filled_with_nuls_are_left_out(tmp_path):
     path.write_text(path.read_text() + "\0" * 50 + "\n")
     run(tmp_path, 29)
     assert steps(tmp_path) == [9, 19, 29]
+
+
+@pytest.mark.parametrize("tail", [b"0,29,0.", b"0,29,\xff\xfe\r\n", b"\0" * 50 + b"\n"])
+@pytest.mark.parametrize("copy", [True, False], ids=["", "of an earlier version"])
+def test_a_damaged_tail_is_cut_with_a_line(copy, tail, tmp_path, caplog):
+    run(tmp_path, 9, 19)
+    path = tmp_path / "metrics.csv"
+    good = path.read_bytes()
+    path.write_bytes(good + tail)
+    if not copy:
+        (tmp_path / COPY).unlink()
+    assert [row["step"] for row in read_rows(path)] == ["9", "19"]
+    assert f"{path}: 1 of 4 lines are damaged or cut short, and left out" in caplog.text
+    caplog.clear()
+    run(tmp_path, 29)
+    assert path.read_bytes().startswith(good)
+    assert steps(tmp_path) == [9, 19, 29]
+    assert str(path) in caplog.text
+    caplog.clear()
+    assert [row["step"] for row in read_rows(path)] == ["9", "19", "29"]
+    assert not caplog.text
+
+
+def test_a_row_that_only_the_copy_has_comes_back(tmp_path, caplog):
+    """A kill came between the two."""
+    run(tmp_path, 9, 19)
+    path = tmp_path / "metrics.csv"
+    good = path.read_bytes()
+    os.truncate(path, len(good) - 5)
+    assert [row["step"] for row in read_rows(path)] == ["9", "19"]
+    ResumableCSVLogger(tmp_path).put_back({"loss": 1.0}, 19)
+    assert path.read_bytes() == good
+    assert "differs from its copy" in caplog.text

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import socket
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,13 +19,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from decar.clustering import PIC, KMeans
 from decar.errors import ConfigError, TrainingError
-from decar.models import Encoder
-from decar.models.encode import run_pass
+from decar.models.embed import run_pass
 from decar.pretrain import EpochLabels, NetworkLabels
-from decar.pretrain import embed as embed_module
+from decar.pretrain import vectors as vectors_module
 from decar.pretrain.datamodule import share_of_batch
 from decar.pretrain.ranks import average_gradients, deal_batch, mean_over_ranks
 from decar.pretrain.sync import SyncedLayer, SyncLayers
+from tests.conftest import make_encoder
 from tests.pretrain.helpers import build
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5 + [77]  # 41 clips: not a multiple of 2 or 3
@@ -74,7 +73,7 @@ def one_rank(rank, size, port, store, folder, options):
         embedded.extend(range(len(args[1])) if batches is None else np.concatenate([*batches]).tolist())
         return forward(*args, batches=batches, **kwargs)
 
-    embed_module.run_pass = spy
+    vectors_module.run_pass = spy
     k_means = KMeans(k=4, n_iter=5, max_points=options["sample"])
     clusterer = PIC(n_neighbors=2, sigma="auto", n_iter=20) if options["pic"] else k_means
     model, data = build(store, source=NetworkLabels([clusterer], dim=4), features=options["features"])
@@ -90,7 +89,7 @@ def one_rank(rank, size, port, store, folder, options):
         plugins=[SyncLayers()] if options["sync"] else [],
     )  # fmt: skip
     trainer.fit(model, datamodule=data, ckpt_path=options["resume"], weights_only=True)
-    bank = model.bank.share(torch.device("cpu"))[0] if model.bank else None
+    bank = model.bank.vectors().rows if model.bank else None
     torch.save({"epochs": watch.epochs, "embedded": embedded, "bank": bank}, Path(folder) / f"rank{rank}of{size}.pt")
 
 
@@ -103,7 +102,7 @@ def run(size, store, folder, *, pic=False, batch=12, sync=False, sample=None, fe
     options = {"pic": pic, "batch": batch, "sync": sync, "sample": sample, "features": features, "resume": resume}
     if size == 1:
         one_rank(0, 1, port, store, str(folder), options)
-        embed_module.run_pass = run_pass
+        vectors_module.run_pass = run_pass
         return [torch.load(folder / "rank0of1.pt", weights_only=False)]
     context = multiprocessing.get_context("spawn")
     jobs = [context.Process(target=one_rank, args=(r, size, port, store, str(folder), options)) for r in range(size)]
@@ -168,7 +167,7 @@ def synced(model):
 def test_synced_layers_keep_all_that_they_are():
     """EfficientNet-B0 has a SiLU in 49 of its BatchNorm layers: with one process it computes what it did."""
     torch.manual_seed(0)
-    plain = Encoder("efficientnet_b0", seed=0)
+    plain = make_encoder("efficientnet_b0", seed=0)
     called = []
     plain.network.bn1.register_forward_hook(lambda *_: called.append(1))
     converted = synced(plain)
@@ -217,14 +216,14 @@ def test_a_norm_that_cannot_be_synced_is_refused_by_name(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [2, 3, 6])
-def test_batches_do_not_depend_on_the_number_of_processes(make_store, size):
+def test_batches_do_not_depend_on_the_number_of_processes(monkeypatch, make_store, size):
     data = build(make_store(LENGTHS))[1]
     data.batch_size = 12
     data.set_labels(EpochLabels(np.arange(82).reshape(41, 2) % 5, [5, 5], 0))
     whole = data.batches(3)
     dealt = []
     for rank in range(size):
-        data.trainer = SimpleNamespace(world_size=size, global_rank=rank)
+        monkeypatch.setattr("decar.pretrain.datamodule.rank_and_size", lambda rank=rank: (rank, size))
         assert len(data.train_dataloader()) == len(whole)
         dealt.append(data.batches(3))
     assert [[b[p % size][p // size] for p in range(12)] for b in zip(*dealt, strict=True)] == whole
@@ -251,7 +250,7 @@ def test_a_checkpoint_of_other_batches_is_refused(make_store):
 def gradients(rank, size, port, path):
     """Loss and gradient of EfficientNet-B0 in float64 on this rank's share of a batch; over ranks, as DDP has them."""
     torch.set_num_threads(1)
-    encoder = Encoder("efficientnet_b0", seed=0).double().train()
+    encoder = make_encoder("efficientnet_b0", seed=0).double().train()
     if size > 1:
         where = {"init_method": f"tcp://127.0.0.1:{port}", "rank": rank, "world_size": size}
         distributed.init_process_group("gloo", **where)

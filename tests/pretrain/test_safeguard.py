@@ -12,8 +12,8 @@ from pytorch_lightning import Callback
 from decar import signals
 from decar.errors import PreemptedError
 from decar.pretrain import EpochCheckpoint, EpochRow, ResumableCSVLogger, Safeguard
+from decar.pretrain.checkpoint import TimeLimit, is_finished
 from decar.pretrain.logger import read_rows
-from decar.pretrain.safeguard import TimeLimit, is_finished
 from decar.signals import SIGNALS
 from tests.pretrain.helpers import build, fit
 
@@ -37,12 +37,12 @@ class Signals(Callback):
         source = pl_module.source
 
         class Killed:
-            clusterers = source.clusterers
+            clusterers, needs_vectors = source.clusterers, source.needs_vectors
 
-            def assign(_, situation):
+            def assign(_, z, situation):
                 if situation.epoch == self.epoch:
                     os.kill(os.getpid(), self.number)
-                return source.assign(situation)
+                return source.assign(z, situation)
 
         pl_module.source = Killed()
 

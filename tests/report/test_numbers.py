@@ -8,9 +8,8 @@ import pytest
 
 from decar.errors import DecarError
 from decar.report import clusters as of
-from decar.report.curves import curves
-from decar.report.sounds import order_of
-from decar.report.space import ends, sample, standardised, tsne
+from decar.report.clips import ends, order_of, sample, standardised, tsne
+from decar.report.folder import curves
 from tests.report.helpers import write_clusters, write_metrics
 
 
@@ -95,6 +94,16 @@ def test_of_a_log_too_long_to_read_the_last_epochs_are(tmp_path, monkeypatch):
     [found] = of.read_assignments(tmp_path / "clusters.parquet")
     assert (found.epochs, found.skipped) == ([6, 7, 8], 6)
     assert found.labels.tolist() == [[6, 1], [7, 1], [8, 1]]
+
+
+def test_a_torn_file_is_named_and_does_not_hide_the_others(tmp_path, caplog):
+    write_clusters(tmp_path, pd.DataFrame({"path": ["a", "b"]}), np.array([[[e, 1]] for e in range(4)]))
+    torn = tmp_path / "clusters.parquet" / "epoch_00002.parquet"
+    torn.write_bytes(torn.read_bytes()[:-9])
+    [found] = of.read_assignments(tmp_path / "clusters.parquet")
+    assert (found.epochs, found.damaged) == ([0, 1, 3], ("epoch_00002.parquet",))
+    assert found.labels.tolist() == [[0, 1], [1, 1], [3, 1]]
+    assert f"{torn} is damaged" in caplog.text
 
 
 def test_epochs_of_other_clips_are_left_out(tmp_path):

@@ -51,7 +51,7 @@ class BlockHasher:
 
 
 class Blocks:
-    """Compares the blocks of a file with their digests, each once.
+    """Compares the blocks of a file with their digests, each once, or once more after `forget`.
 
     Processes forked from one another share the list of what has been compared: loader workers do not read again what
     the pass over the whole set has read. Blocks are read with `pread`, not through a memory map, because a disk error
@@ -93,6 +93,10 @@ class Blocks:
                 raise DamagedError(f"block {number + 1} of {len(self)}: {reason}", number)
             self._checked[number] = 1
             number = self._checked.find(b"\0", number + 1, stop)
+
+    def forget(self) -> None:
+        """Compare every block again when it is read next."""
+        self._checked[:] = bytes(len(self._checked))
 
     def damaged(self, most_bytes: int | None = None) -> Iterator[tuple[int, str]]:
         """Each damaged block of the file, or of its first bytes, and what is wrong with it."""

@@ -181,6 +181,8 @@ def _parse(line: bytes, most: int) -> tuple[list[tuple[int, ClipEnd]], str]:
     """
     try:
         found = unsealed(line)
+        if "clips" not in found:
+            raise ValueError("written by another version of decar")
         clips = [(int(n), ClipEnd(int(t), str(why), bool(silent))) for n, t, why, silent in found["clips"]]
         if len(clips) > most or min((n for n, _ in clips), default=0) < 0:
             raise ValueError("a line of other clips")

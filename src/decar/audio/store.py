@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_CACHE = "~/.cache/decar"
 NAMED_IN_LOG = 20  # bad clips; the rest is counted
-CHECKED_AT_OPEN = 2**25  # bytes of log-mels, 45 minutes of sound; further blocks are checked as they are first read
+CHECKED_AT_OPEN = 2**20  # bytes of log-mels, in .3 ms; further blocks are checked as they are first read
 
 
 @dataclass(eq=False)

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pandas.errors import ParserWarning
 
+from decar.digests import check_parquet
 from decar.errors import ManifestError
 from decar.limits import limits
 
@@ -103,6 +104,7 @@ def read_parquet_table(source: Path) -> pd.DataFrame:
     """
     try:
         check_file(source)
+        check_parquet(source)
         names = [field.name for field in pq.read_schema(source) if not pa.types.is_nested(field.type)]
         table = read_flat(source, names)
         frame = table.to_pandas(types_mapper=pd.ArrowDtype)  # keeps integers with gaps integers: "3", not "3.0"

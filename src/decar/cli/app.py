@@ -58,7 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     table3.add_argument("--csv", type=Path, metavar="FILE", help="write the cells as CSV too, a row a cell")
     table3.set_defaults(run=_table3)
     prepare = commands.add_parser("prepare", help="a public corpus on disk: check it, list its clips, compute log-mels")
-    prepare.add_argument("corpus", metavar="CORPUS", help="librispeech, voxceleb1, …; a wrong name lists all")
+    prepare.add_argument(
+        "corpus", metavar="CORPUS", help="librispeech, voxceleb1, …; a wrong name lists all; module.NAME: your own"
+    )
     prepare.add_argument("root", type=Path, metavar="ROOT", help="the folder that its archives are unpacked in")
     prepare.add_argument("--download", action="store_true", help="fetch and unpack its archives into ROOT first")
     prepare.add_argument(
@@ -106,17 +108,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    from decar.corpora import CORPORA
+    from decar.corpora import find_corpus
     from decar.corpora.download import download
-    from decar.corpora.prepare import prepare
-    from decar.corpora.table1 import table1
+    from decar.corpora.prepare import prepare, table1
     from decar.corpora.unpack import Bounds
     from decar.downstream import to_markdown
 
     check_positive("--max-unpacked", args.max_unpacked)
-    corpus = CORPORA.get(args.corpus)
-    if corpus is None:
-        raise CorpusError(f"there is no corpus '{args.corpus}'; there are {', '.join(CORPORA)}")
+    corpus = find_corpus(args.corpus)
     start_log(logging.INFO)
     if args.download:
         download(corpus, args.root, bounds=Bounds(size=int(args.max_unpacked * 1e9)))
@@ -168,8 +167,7 @@ def _doctor_cache(folder: Path) -> bool:
 
 def _table1(args: argparse.Namespace) -> None:
     from decar.corpora import CORPORA
-    from decar.corpora.prepare import load_prepared
-    from decar.corpora.table1 import table1
+    from decar.corpora.prepare import load_prepared, table1
     from decar.downstream import to_markdown
 
     found = [(corpus, load_prepared(args.cache_dir, name)) for name, corpus in CORPORA.items()]

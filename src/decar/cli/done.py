@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.found import read_config
+from decar.digests import DamagedError, read_json, write_json
 from decar.errors import ConfigError, TrainingError
 from decar.files import whole
 
@@ -25,6 +25,7 @@ ASIDE = ("resume", "progress", "report", "objective", "cache_dir", "trainer.enab
 OF_DATA = ("${data.", "${oc.select:data.")  # an option that follows `data`
 OF_FOLDER = ("${cache_dir}", "${hydra:runtime.output_dir}")  # or only says where a file lies
 
+OLD_ENCODER = "decar.models.Encoder"  # named before networks had names; `DecarModule` compares what was built
 # May change when a run goes on. Of the trainer, only TRAINING may not. `data` is compared by the sounds themselves.
 FREE = ("resume", "progress", "report", "objective", "cache_dir", "budget", "data", "limits", "logger", "callbacks",
         "trainer", "loader.num_workers", "loader.persistent_workers", "loader.pin_memory",
@@ -58,7 +59,7 @@ def read_before(checkpoint: Path) -> Before:
     """Read what a checkpoint says of its run; without a record, the options in the `config.yaml` of its run folder."""
     import torch
 
-    found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     loop = found.get("loops", {}).get("fit_loop", {})
     whole_epochs = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
     within = loop and not loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", True)
@@ -70,10 +71,12 @@ def read_before(checkpoint: Path) -> Before:
 
 
 def _options_in(folder: Path) -> dict[str, Any]:
-    """The options in a folder's `config.yaml`; none where it is missing or damaged."""
+    """The options in a folder's `config.yaml`; none where it is missing or, with a line in the log, damaged."""
+    file = folder / "config.yaml"
     try:
-        return dict(_flat(read_config(folder / "config.yaml")))
-    except ConfigError:
+        return dict(_flat(read_config(file))) if file.exists() else {}
+    except ConfigError as error:
+        log.warning("%s", error)
         return {}
 
 
@@ -123,6 +126,8 @@ def changed_options(
     from omegaconf import OmegaConf
 
     now = flat_options(cfg)
+    if before.get("encoder._target_") == OLD_ENCODER:
+        before = {**before, **{key: now.get(key) for key in ("encoder._target_", "encoder.n_mels")}}
     raw = dict(_flat(OmegaConf.to_container(cfg)))
     picked = set(left_open(now))
     if "k" in picked:
@@ -191,22 +196,26 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False)
 def write_finished(output: Path, metrics: dict[str, float], epochs: int, steps: int, run: dict[str, Any]) -> None:
     """Say that the run in this folder came to its end: its last figures, and `run`, the record in its checkpoints."""
     with whole(output / FINISHED) as part:
-        part.write_text(json.dumps({"metrics": metrics, "epochs": epochs, "steps": steps, "run": run}))
+        write_json(part, {"metrics": metrics, "epochs": epochs, "steps": steps, "run": run})
 
 
 def read_finished(cfg: DictConfig, output: Path, content: str) -> dict[str, Any] | None:
     """The last figures of the run in this folder; None when it was another one, or did not come to its end.
+
+    A damaged file costs a line in the log.
 
     Args:
         cfg: What is asked for now.
         output: The folder.
         content: `Identity.content` of the sounds now.
     """
+    file = output / FINISHED
     try:
-        found = json.loads((output / FINISHED).read_text())
-    except (OSError, ValueError):
+        found = read_json(file) if file.is_file() else {}
+    except (OSError, DamagedError) as error:
+        log.warning("%s is damaged (%s): going on from the last checkpoint", file, error)
         return None
-    complete = isinstance(found, dict) and {"metrics", "run"} <= found.keys()  # earlier versions kept less
+    complete = {"metrics", "run"} <= found.keys()  # earlier versions kept less
     if not complete or not (output / "encoder.safetensors").is_file():
         return None
     run = found["run"]

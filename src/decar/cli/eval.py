@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from decar.cli.checks import check, require
+from decar.cli.config import build_encoder, own_network
 from decar.cli.done import same_job
 from decar.cli.expand import SKIP
 from decar.cli.launch import claimed
 from decar.cli.limits import use_configured_limits
 from decar.cli.main import run_hydra
 from decar.cli.obtain import obtain
+from decar.digests import DamagedError, read_json, sealed_lines, write_json
+from decar.errors import DecarError
 from decar.files import whole
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
@@ -41,10 +43,10 @@ def evaluate(cfg: DictConfig) -> float | None:
         return None
     output = Path(conf.runtime.output_dir)
     with claimed(output, "hydra.run.dir"):
-        return evaluate_into(output, cfg, choice)
+        return evaluate_into(output, cfg)
 
 
-def evaluate_into(output: Path, cfg: DictConfig, choice: str) -> float:
+def evaluate_into(output: Path, cfg: DictConfig) -> float:
     """Judge into this folder, unless it has the result already; the accuracy on test."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
@@ -62,7 +64,8 @@ def evaluate_into(output: Path, cfg: DictConfig, choice: str) -> float:
         return before.value
     for name in ("result.json", JUDGED):  # of other options: config.yaml speaks for this job from here on
         (output / name).unlink(missing_ok=True)
-    (output / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    with whole(output / "config.yaml") as part:
+        part.write_text(sealed_lines(OmegaConf.to_yaml(cfg, resolve=True)), encoding="utf-8")
     fine = cfg.mode if cfg.mode.name == "finetune" else {"crop_frames": 98, "num_workers": 0}
     trainer = {"accelerator": cfg.accelerator, "precision": cfg.precision, "enable_progress_bar": cfg.progress}
     result = judge(
@@ -78,12 +81,11 @@ def evaluate_into(output: Path, cfg: DictConfig, choice: str) -> float:
         num_workers=fine["num_workers"],
         trainer_kwargs=trainer,
         progress=cfg.progress,
-        choice=choice,
         pretrained={} if cfg.bundle in NO_BUNDLE else read_facts(cfg.bundle),
     )
     result.write(output / "result.json")
     with whole(output / JUDGED) as part:
-        part.write_text(json.dumps(judged))
+        write_json(part, judged)
     log.info(
         "%s, %s, protocol %s, %s: %.1f %% on test (%.1f on validation; %d classes, %d clips to learn from), %.0f s",
         result.task, result.mode, result.protocol, result.bundle, 100 * result.value, 100 * result.valid_value,
@@ -129,21 +131,26 @@ def what_is_judged(cfg: DictConfig, encoder: Encoder | Literal["logmel"]) -> dic
 
 
 def judged_before(cfg: DictConfig, output: Path, judged: dict[str, str]) -> Result | None:
-    """The result in this folder, if it has the same options and judged the same; else a log line says what differs."""
+    """The result in this folder, if it has the same options and judged the same.
+
+    Otherwise a log line says what differs or is damaged.
+    """
     from decar.downstream import Result
 
-    path = output / "result.json"
+    path, hashes = output / "result.json", output / JUDGED
     if not path.is_file() or not same_job(cfg, output):
         return None
     try:
-        before = json.loads((output / JUDGED).read_text())
-        other = [name for name, value in judged.items() if before[name] != value]
-    except (OSError, ValueError, KeyError, TypeError):
-        other = ["unknown sounds"]
-    if other:
+        before = read_json(hashes) if hashes.is_file() else {}
+        other = [name for name, value in judged.items() if before.get(name) != value]
+        if not other:
+            return Result.read(path)
         log.info("%s holds a result of other %s: judging again", output, " and ".join(other))
-        return None
-    return Result.read(path)
+    except DamagedError as error:
+        log.warning("%s is damaged (%s): judging again", hashes, error)
+    except DecarError as error:
+        log.warning("judging again: %s", error)
+    return None
 
 
 def find_corpus(cfg: DictConfig) -> None:
@@ -168,18 +175,14 @@ def task_spec(cfg: DictConfig, **more: Any) -> TaskSpec:
 
 def choose_encoder(cfg: DictConfig, frontend: FrontEnd) -> Encoder | Literal["logmel"]:
     """What `bundle` means: untrained weights by seed, the log-mel statistics, or an encoder from a file."""
-    from hydra.utils import instantiate
-
     from decar.models import load_encoder
 
     require(bool(cfg.bundle), "bundle is not set: give a run, an encoder.safetensors, small, random or logmel")
     if cfg.bundle == "logmel":
         return "logmel"
     if cfg.bundle == "random":
-        # partial: Hydra would turn a dataclass among the arguments into a config
-        encoder: Encoder = instantiate(cfg.encoder, _partial_=True)(frontend=frontend)
-        return encoder.eval()
-    return load_encoder(cfg.bundle, frontend=frontend)
+        return build_encoder(cfg).eval()
+    return load_encoder(cfg.bundle, frontend=frontend, network=own_network(cfg))
 
 
 def device_of(accelerator: str) -> str:

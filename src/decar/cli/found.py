@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decar.digests import check_lines
 from decar.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def read_config(file: Path) -> dict[str, Any]:
     """Parse a found `config.yaml` into plain dictionaries, lists and scalars; `${…}` stays as text.
 
     Raises:
-        ConfigError: It is missing, larger than `MAX_BYTES`, not YAML, no mapping, deeper than `MAX_DEPTH`, or uses
-            aliases.
+        ConfigError: It is missing, damaged, larger than `MAX_BYTES`, not YAML, no mapping, deeper than `MAX_DEPTH`, or
+            uses aliases.
     """
     import yaml
     from omegaconf import OmegaConf
@@ -39,6 +40,7 @@ def read_config(file: Path) -> dict[str, Any]:
             text = opened.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise ConfigError(f"{file}: larger than {MAX_BYTES:,} bytes, not the config.yaml of a run")
+        check_lines(text)
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -52,6 +54,8 @@ def read_config(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{file}: not a mapping; give the folder of a run of decar-train")
+    if not found:
+        raise ConfigError(f"{file}: cut short, it holds no options; copy it from a whole folder")
     return {str(key): value for key, value in found.items()}
 
 

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from decar.cli.config import conf_dir, register_resolvers
+from decar.cli.config import conf_dir, hydra_value, register_resolvers
 from decar.cli.expand import expand_tasks
 from decar.cli.explain import explain
 from decar.cli.sweep import failures, forget_failure, note_failure
@@ -89,8 +89,6 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
 
 def same_command(typed: Sequence[str]) -> str:
     """What to run to go on with this job or sweep: the command as typed, its folder named, with `resume=auto`."""
-    from decar.downstream.commands import hydra_value
-
     conf = HydraConfig.get()
     sweep = conf.mode == RunMode.MULTIRUN
     key, folder = ("hydra.sweep.dir", conf.sweep.dir) if sweep else ("hydra.run.dir", conf.runtime.output_dir)

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar import signals
-from decar.cli.checks import check, require, say_which_use_k
+from decar.cli.checks import check, require
+from decar.cli.config import build_encoder
 from decar.cli.done import FINISHED, flat_options, read_finished, refuse_other_run, write_finished
 from decar.cli.launch import claimed, joined, leads, others, trainer_options
 from decar.cli.limits import use_configured_limits
 from decar.cli.main import run_hydra
 from decar.cli.report import report_run
 from decar.cli.settle import settle
+from decar.digests import sealed_lines
 from decar.files import whole, write_csv
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
@@ -26,7 +28,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from pytorch_lightning.loggers import Logger
 
     from decar.audio import LogMelStore
-    from decar.models import Encoder
     from decar.pretrain import DecarModule
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def pretrain(cfg: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    from decar.pretrain.ranks import agree, one_then_all
+    from decar.pretrain.ranks import on_rank_zero, rank_zero_first
 
     check(cfg)
     use_configured_limits(cfg)
@@ -49,11 +50,11 @@ def pretrain(cfg: DictConfig) -> float:
     with ExitStack() as stack:
         trainer = stack.enter_context(joined(cfg))
         signals.follow(leads())
-        agree(lambda: stack.enter_context(claimed(output, "hydra.run.dir")))
-        done, checkpoint = agree(lambda: look_back(cfg, output, trainer.world_size))
+        on_rank_zero(lambda: stack.enter_context(claimed(output, "hydra.run.dir")))
+        done, checkpoint = on_rank_zero(lambda: look_back(cfg, output, trainer.world_size))
         if not done:
-            clips = one_then_all(lambda: all_clips(cfg))
-            done, text = agree(lambda: look_ahead(cfg, clips, checkpoint, output, trainer.world_size))
+            clips = rank_zero_first(lambda: all_clips(cfg))
+            done, text = on_rank_zero(lambda: look_ahead(cfg, clips, checkpoint, output, trainer.world_size))
         if done:
             log.info("%s: done already, nothing to do", output)
             return objective(cfg, done["metrics"])
@@ -103,7 +104,7 @@ def look_ahead(
     if not done:
         (output / FINISHED).unlink(missing_ok=True)
         with whole(output / "config.yaml") as part:
-            part.write_text(text)
+            part.write_text(sealed_lines(text), encoding="utf-8")
     return done, text
 
 
@@ -113,8 +114,7 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     from pytorch_lightning.callbacks import RichProgressBar
 
     from decar.pretrain import PretrainData
-    from decar.pretrain.checkpoint import RunRecord
-    from decar.pretrain.safeguard import TimeLimit, is_finished
+    from decar.pretrain.checkpoint import RunRecord, TimeLimit, is_finished
 
     clips = store.usable()
     module = build_module(cfg, clips)
@@ -211,7 +211,7 @@ def readable(path: Path) -> str:
     require(not reason, f"{path}: not a readable checkpoint ({reason}): it is damaged or something else; is best.ckpt "
             "beside it whole?")  # fmt: skip
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         complete = isinstance(checkpoint, dict) and {"state_dict", "optimizer_states", "loops"} <= set(checkpoint)
     except Exception as error:  # torch raises half a dozen kinds for a file that is cut or is something else
         reason = " ".join(str(error).split())[:120]
@@ -222,18 +222,9 @@ def readable(path: Path) -> str:
 
 def clear(output: Path) -> None:
     """Take away what a run that was stopped before its first checkpoint has left: runs never mix."""
-    for name in (FINISHED, "metrics.csv", ".metrics.before.csv", "bad_files.csv", "report.html", "environment.json"):
+    for name in (FINISHED, "metrics.csv", ".metrics.sealed", "bad_files.csv", "report.html", "environment.json"):
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "clusters.parquet", ignore_errors=True)
-
-
-def build_encoder(cfg: DictConfig) -> Encoder:
-    """The network, with the front-end that it is fed by."""
-    from hydra.utils import instantiate
-
-    # partial: Hydra would turn a dataclass among the arguments into a config
-    encoder: Encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
-    return encoder
 
 
 def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
@@ -244,8 +235,9 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     from decar.pretrain import DecarModule
 
     encoder = build_encoder(cfg)
-    if encoder.normalises:
-        encoder.set_input_statistics(*input_statistics(clips))
+    normalise = getattr(encoder.network, "set_input_statistics", None)
+    if normalise:
+        normalise(*input_statistics(clips))
     return DecarModule(
         encoder,
         instantiate(cfg.projection, dim=encoder.dim),
@@ -292,7 +284,6 @@ def check_k(cfg: DictConfig, n_clips: int) -> None:
             f"k={k} is larger than the number of usable clips ({n_clips}): "
             f"pass a smaller k, such as k={max(2, n_clips // 30)}",
         )
-    say_which_use_k(cfg)
 
 
 @contextmanager

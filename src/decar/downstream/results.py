@@ -1,11 +1,11 @@
-"""One judged cell of a table, as it is kept: `result.json`."""
+"""The result of one job of `eval.py`, kept as `result.json`."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
+from decar.digests import DamagedError, read_json, write_json
 from decar.errors import DecarError
 from decar.files import advice, find_files, whole
 
@@ -17,14 +17,14 @@ ProtocolName = Literal["paper", "search", "knn"]
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of `eval.py` found.
+    """One judged cell of a table.
 
     Attributes:
         task: Name of the task.
         mode: Whether the encoder was frozen or fine-tuned.
         protocol: "paper", "search" or "knn".
-        bundle: As it was typed: a path, "random" or "logmel".
-        encoder: What the bundle stands for in a table.
+        bundle: As the user gave it: a path, "random" or "logmel".
+        encoder: The kind of encoder, by which a table has columns.
         encoder_hash: Hash of weights and settings before any fine-tuning; "logmel" for the baseline.
         seed: Seed of the probe, and of the weights when they are random.
         split_hash: Hash of the clips, labels and splits.
@@ -44,10 +44,9 @@ class Result:
         metrics: All measures of the test split, 0 to 1, by name.
         fold: The fold that was tested on, of a task in folds.
         shots: Training clips a class, of a few-shot task.
-        settings: The protocol's numbers, as they were for this result.
+        settings: The protocol's numbers.
         network: The encoder's network, its `description`; "" for the log-mel baseline.
         pretrained: Facts about the pre-training that the bundle holds: data, seed, clusterer, k, epoch, step.
-        task_options: What to type for the task, by option; None is Hydra's null. Empty: `task=` and its name.
     """
 
     task: str
@@ -77,7 +76,6 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     network: str = ""
     pretrained: dict[str, Any] = field(default_factory=dict)
-    task_options: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -94,8 +92,7 @@ class Result:
         path = path / FILE_NAME if path.is_dir() else path
         try:
             with whole(path) as part:
-                text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
-                part.write_text(text, encoding="utf-8", errors="backslashreplace")  # \udcff, as JSON escapes it
+                write_json(part, asdict(self))
         except OSError as error:
             raise DecarError(f"{path}: the result could not be written ({error}): {advice(error)}") from error
         return path
@@ -108,10 +105,9 @@ class Result:
             DecarError: There is no such file, or it is no whole result.
         """
         try:
-            entries = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise DecarError(f"{path}: not a readable result ({reason}); delete it and run eval.py again") from error
+            entries = read_json(Path(path))
+        except (OSError, DamagedError) as error:
+            raise DecarError(f"{path}: not a readable result ({error}); delete it and run eval.py again") from error
         problem = _problem(entries)
         if problem:
             raise DecarError(f"{path}: not a whole result ({problem}); delete it and run eval.py again")
@@ -163,10 +159,8 @@ def by_metric(results: Iterable[Result], name: str) -> list[Result]:
     return chosen
 
 
-def _problem(entries: Any) -> str:
+def _problem(entries: Mapping[str, Any]) -> str:
     """What is wrong with the content of a result file, "" when nothing is."""
-    if not isinstance(entries, Mapping):
-        return "no table of entries"
     needed = [f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING]
     missing = [name for name in needed if name not in entries]
     if missing:

@@ -1,6 +1,6 @@
 """Files or waveforms → embeddings: what `decar embed` does, for Python too.
 
-A clip has the vector of `models.pieces.clip_vectors`; of windows, each has its own. A recording is read piece by piece,
+A clip has the vector of `models.embed.embed_clips`; of windows, each has its own. A recording is read piece by piece,
 so its length does not matter to the memory.
 """
 
@@ -32,12 +32,11 @@ from decar.errors import AudioError, DecarError, check_whole
 from decar.files import locked
 from decar.limits import limits
 from decar.models import Encoder, load_encoder
-from decar.models.encoder import evaluating
-from decar.models.pieces import piece_vectors
+from decar.models.embed import embed_pieces, evaluating
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of the unfinished rows; raise it when what is computed into them changes
+FORMAT = 4  # of the unfinished rows; raise it when what is computed into them changes
 BLOCK_FRAMES = 64 * 998  # ten minutes of sound: what is in memory at once, and what a kill costs at most
 NAMED_IN_LOG = 20
 VECTORS, KEY = "vectors.f32", "key.txt"
@@ -280,7 +279,7 @@ class _Memory:
 
 
 class _Mean:
-    """The vector of a row whose pieces come one by one, as `clip_vectors` has it: a row may be ten hours long."""
+    """The vector of a row whose pieces come one by one, as `embed_clips` has it: a row may be ten hours long."""
 
     def __init__(self, dim: int) -> None:
         self.total, self.weight = np.zeros(dim, np.float64), 0
@@ -351,5 +350,5 @@ def _forward(mels: list[Frames], encoder: Encoder, batch_size: int, device: str)
     """`(n, D)`, a vector a piece."""
     if not mels:
         return np.empty((0, encoder.dim), np.float32)
-    vectors: Vectors = piece_vectors(lambda x: encoder(x.to(device)), mels, encoder, batch_size).numpy()
+    vectors: Vectors = embed_pieces(lambda x: encoder(x.to(device)), mels, encoder, batch_size).numpy()
     return vectors

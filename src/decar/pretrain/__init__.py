@@ -1,7 +1,7 @@
 """Pre-training: cluster the whole set, learn to predict the clusters, again."""
 
 from decar.pretrain.callbacks import BundleExport, ClusterLog, EpochLine, StopOnNMI
-from decar.pretrain.checkpoint import AtomicCheckpointIO
+from decar.pretrain.checkpoint import AtomicCheckpointIO, EpochCheckpoint, Safeguard
 from decar.pretrain.dashboard import Dashboard
 from decar.pretrain.datamodule import PretrainData
 from decar.pretrain.health import EmbeddingHealth
@@ -9,8 +9,9 @@ from decar.pretrain.labels import BothLabels, DescriptorLabels, EpochLabels, Lab
 from decar.pretrain.logger import EpochRow, ResumableCSVLogger
 from decar.pretrain.module import DecarModule
 from decar.pretrain.probe import OnlineProbe
-from decar.pretrain.safeguard import EpochCheckpoint, Safeguard
+from decar.pretrain.ranks import on_rank_zero
 from decar.pretrain.sampler import UniformClusterSampler, derive_seed
+from decar.pretrain.vectors import Vectors
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -34,5 +35,7 @@ __all__ = [
     "Situation",
     "StopOnNMI",
     "UniformClusterSampler",
+    "Vectors",
     "derive_seed",
+    "on_rank_zero",
 ]

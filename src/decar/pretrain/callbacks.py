@@ -11,11 +11,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
+from decar.digests import write_parquet
 from decar.files import whole
 from decar.models import save_bundle
+from decar.pretrain.checkpoint import epoch_is_whole
 from decar.pretrain.datamodule import PretrainData
 from decar.pretrain.module import DecarModule
-from decar.pretrain.safeguard import epoch_is_whole
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class ClusterLog(Callback):
             for h, column in enumerate(data.labels.labels.T)
         ]
         with whole(self.path / f"epoch_{epoch:05d}.parquet") as part:  # readers of the folder pass over dot files
-            pd.concat(parts, ignore_index=True).to_parquet(part)
+            write_parquet(part, pd.concat(parts, ignore_index=True))
 
 
 class StopOnNMI(EarlyStopping):

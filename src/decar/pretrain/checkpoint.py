@@ -1,24 +1,31 @@
-"""Checkpoints that are whole or not there, whose damage is noticed, and of which the last but one is kept.
+"""Checkpoints: when they are written, also within an epoch, and how, so that each is complete or absent.
 
-Lightning's own writing is atomic only where /tmp is on the same disk. A checkpoint is a zip file in which torch writes
-a CRC-32 of every record and compares none when it loads.
+Lightning writes atomically only where /tmp is on the same disk. A checkpoint is a zip file: torch writes a CRC-32 of
+each record but compares none when it loads.
 """
 
 import contextlib
 import os
+import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, Timer
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 import decar
+from decar import signals
 from decar.errors import TrainingError
 from decar.files import advice
+from decar.pretrain.ranks import max_over_ranks
 
-LAST = "last.ckpt"  # what a run goes on from
+_AGREE_EVERY = 10  # steps after which the ranks compare whether one was asked to stop
+LAST = "last.ckpt"  # a resume starts from it
 
 
 def previous_of(checkpoint: Path) -> Path:
@@ -46,7 +53,7 @@ def damage_of(path: Path) -> str:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, forces it to the disk, renames; of `last.ckpt` the one before stays."""
+    """Write beside the target, sync to disk, rename; the previous `last.ckpt` is kept."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write one checkpoint.
@@ -75,7 +82,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _keep(target: Path) -> None:
-    """Give the checkpoint that is about to be replaced a second name; a damaged one does not replace a good one."""
+    """Keep the checkpoint that is about to be replaced under a second name, unless it is damaged and that is not."""
     previous = previous_of(target)
     if previous.is_file() and damage_of(target):
         return
@@ -85,7 +92,7 @@ def _keep(target: Path) -> None:
 
 
 class RunRecord(Callback):
-    """Keep in every checkpoint what the run was asked for and which sounds it learns from, as plain values.
+    """Store the run's options and the identity of its sounds in every checkpoint, as plain values.
 
     Args:
         options: All options by dotted key.
@@ -99,3 +106,140 @@ class RunRecord(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record and the number of processes, under the key `run`."""
         checkpoint["run"] = {**self.record, "processes": trainer.world_size}
+
+
+def epoch_is_whole(trainer: Trainer) -> bool:
+    """Whether the latest batch is the last one of its epoch."""
+    return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+
+def ends_within_epoch(trainer: Trainer) -> bool:
+    """Whether training ends after this batch although its epoch has more of them."""
+    return trainer.should_stop and trainer.fit_loop._can_stop_early and not epoch_is_whole(trainer)
+
+
+def gradients_wait(trainer: Trainer) -> bool:
+    """Whether accumulated gradients wait for an optimizer step: checkpoints do not hold them."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def is_finished(trainer: Trainer) -> bool:
+    """Whether the run is complete, by `max_epochs` or an early stop; after a time limit it can be resumed."""
+    loop = trainer.fit_loop
+    if not epoch_is_whole(trainer):
+        return False
+    reasons = [c.stopping_reason for c in trainer.callbacks if isinstance(c, EarlyStopping)]  # type: ignore[attr-defined]
+    stopped = any(reason != EarlyStoppingReason.NOT_STOPPED for reason in reasons) and loop._can_stop_early
+    return stopped or trainer.current_epoch >= (trainer.max_epochs or 0)
+
+
+class TimeLimit(Timer):
+    """`trainer.max_time`: end training, also within an epoch, after this much time in this call.
+
+    Lightning's Timer counts over resumes: the same command given again would end at once.
+
+    Args:
+        duration: `DD:HH:MM:SS`, or a mapping such as `{minutes: 30}`.
+    """
+
+    def __init__(self, duration: str | Mapping[str, int]) -> None:
+        super().__init__(duration if isinstance(duration, str) else dict(duration), verbose=False)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Check the time after an optimizer step."""
+        if not gradients_wait(trainer):
+            super().on_train_batch_end(trainer, *args, **kwargs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: each call has the full time."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Ignore it."""
+
+
+class EpochCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint of complete epochs in which `monitor` was logged: the first ones have no NMI.
+
+    Without `monitor` it also saves where training ends within an epoch; a resume continues with the next batch.
+    """
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where training ends within an epoch; Lightning calls this after the callbacks that may end it."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self.monitor is None and ends_within_epoch(trainer):
+            with signals.saving():
+                trainer.save_checkpoint(self.format_checkpoint_name(self._monitor_candidates(trainer)))
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if the epoch is complete and has the figure."""
+        known = self.monitor is None or self.monitor in trainer.callback_metrics
+        if known and epoch_is_whole(trainer):
+            super().on_train_epoch_end(trainer, pl_module)
+
+
+class Safeguard(Callback):
+    """Write a checkpoint within epochs, at intervals and when a signal asks the run to stop.
+
+    On a signal of `decar.signals` the step is finished, the checkpoint written and PreemptedError raised, on all ranks
+    after the same step. Outside of steps, as while clustering, nothing has changed since the last checkpoint: rank 0
+    ends at once, and the others with it. Nothing is written after an epoch's last step, since the epoch's own
+    checkpoint follows.
+
+    Args:
+        path: The checkpoint that is replaced.
+        minutes: Between two checkpoints.
+    """
+
+    def __init__(self, path: str | Path, minutes: float = 10) -> None:
+        self.path, self.minutes = Path(path), minutes
+        self._saved = time.monotonic()
+        self._handlers = contextlib.ExitStack()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Replace Lightning's signal handlers, which call collective operations within the handler."""
+        self._saved = time.monotonic()
+        self._handlers.enter_context(signals.stoppable(leads=trainer.is_global_zero))
+        self._handlers.callback(signals.restore, signals.install())
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the handlers."""
+        signals.defer(False)
+        self._handlers.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Restore the handlers."""
+        self.on_train_end(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Defer signals to the end of the step."""
+        signals.defer(True)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write if it is time to."""
+        signals.defer(True, hurry=not epoch_is_whole(trainer))  # a probe may come before the epoch's checkpoint
+        alone = trainer.world_size == 1
+        if epoch_is_whole(trainer) or gradients_wait(trainer) or not (alone or trainer.global_step % _AGREE_EVERY == 0):
+            return
+        number, due = max_over_ranks(signals.asked(), int(time.monotonic() - self._saved > 60 * self.minutes))
+        if number or due:
+            with signals.saving():
+                trainer.save_checkpoint(self.path)
+            self._saved = time.monotonic()
+        if number:
+            raise signals.stop(number)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the minutes from here: another callback writes the epoch's checkpoint."""
+        self._saved = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop for a signal of the last steps, now that their epoch is saved; until the next step, raise at once."""
+        signals.defer(False)  # before `asked`, so that no signal in between is lost
+        (number,) = max_over_ranks(signals.asked())
+        if number:
+            raise signals.stop(number)

@@ -1,12 +1,11 @@
-"""What clusters sound and look like, on wandb and TensorBoard: clips nearest to centres, sizes, what labels they hold.
+"""Clusters on wandb and TensorBoard: the clips nearest to their centres, their sizes, the labels in them.
 
-Curves go there by Lightning itself. Nothing here changes training, and a dashboard that fails costs it one warning.
+Lightning itself logs the curves. Nothing here changes training; if a dashboard fails, a warning is logged once.
 """
 
 import logging
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,11 @@ from decar.audio.picture import RANGE, spectrogram, waveform_of
 from decar.clustering import l2_normalize
 from decar.clustering.stats import cluster_sizes
 from decar.errors import AudioError, check_whole
-from decar.pretrain.boards import Board, Picture, Wave, boards_of
-from decar.pretrain.embed import embed_dataset
+from decar.pretrain.boards import Board, boards_of
 from decar.pretrain.module import DecarModule
-from decar.pretrain.ranks import agree, conduct
+from decar.pretrain.ranks import broadcast
 from decar.pretrain.sampler import Stream, derive_seed
+from decar.pretrain.vectors import Floats, Rows
 
 log = logging.getLogger(__name__)
 
@@ -31,19 +30,19 @@ BEST = {"nmi": "max", "probe_accuracy": "max", "pseudo_accuracy": "max", "loss_e
 _EMBEDDED = 50  # clips of a cluster at most: enough for its centre
 _BAR = 96  # pixels, height of the picture of sizes
 
-Ask = Callable[[Any], NDArray[np.float32]]
+Members = dict[int, Rows]  # clips of each cluster that is shown
 
 
 class Dashboard(Callback):
     """Show clusters wherever the run is logged to wandb or TensorBoard; without either it does nothing.
 
     Args:
-        facts: What runs are told apart and grouped by.
-        label: Column of the clips that clusters are compared with.
-        every_n_epochs: How often; after the last epoch too.
-        clusters: How many are shown, from the largest to the smallest.
-        clips: Of each so many, nearest to its centre.
-        seconds: Of a clip that can be heard; 0: no sounds.
+        facts: Options by which runs are compared and grouped.
+        label: Column of the manifest that clusters are compared with.
+        every_n_epochs: Interval; the last epoch is always shown.
+        clusters: Number of clusters, from the largest to the smallest.
+        clips: Number of clips per cluster, nearest to its centre.
+        seconds: Length of sounds; 0: none.
     """
 
     def __init__(
@@ -62,16 +61,15 @@ class Dashboard(Callback):
         self.extremes: dict[str, float] = {}
         self.last: dict[str, float] = {}
         self._boards: list[Board] = []
-        self._wanted, self._failed = False, False
+        self._failed = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the boards; only the first process has loggers, but all embed."""
+        """Find the boards, which only rank 0 has."""
         self._boards = boards_of(trainer.loggers) if trainer.is_global_zero else []
-        self._wanted = agree(lambda: bool(self._boards))
         self._try(lambda board: board.begin(self.facts, BEST))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The figures of the epoch before are complete: the module's own come after a callback's hook at its end."""
+        """Note the figures of the previous epoch: the module logs its own after the callbacks' end-of-epoch hooks."""
         self._note(trainer.callback_metrics)
 
     def _note(self, metrics: Mapping[str, Any]) -> None:
@@ -83,49 +81,52 @@ class Dashboard(Callback):
                 self.extremes[name] = better(float(value), self.extremes.get(name, float(value)))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the clusters of the epoch."""
-        if not self._wanted:
-            return
+        """Show the clusters of the epoch: all ranks embed, rank 0 shows."""
         assert isinstance(pl_module, DecarModule)
         done = trainer.current_epoch + 1
-        if done % self.every_n_epochs == 0 or done == trainer.max_epochs:
-            module, sample = pl_module, partial(self._embed, trainer, pl_module)
-            conduct(lambda ask: self._show(module, ask), sample)
-
-    def _embed(self, trainer: Trainer, module: DecarModule, rows: NDArray[np.int64]) -> Any:
-        encoder = module.encoder
-        return embed_dataset(
-            trainer, encoder, encoder, module.data.store.take(rows), dim=encoder.dim,
-            batch_size=module.data.batch_size, title="dashboard: embedding a few clips",
-        )  # fmt: skip
-
-    def _show(self, module: DecarModule, ask: Ask) -> None:
-        """On the first process only; whatever goes wrong stays in here."""
-        if self._failed:
+        due = done % self.every_n_epochs == 0 or done == trainer.max_epochs
+        if not due or not broadcast(bool(self._boards) and not self._failed):
             return
         try:
-            found = self._clusters(module, ask)
-            sizes, compared = self._sizes(module), self._compared(module)
-            shown, step = self._nearest(module, found), module.trainer.global_step - 1
+            members = self._members(pl_module)
+            clips = pl_module.data.store.take(np.concatenate([*members.values()]))
+            z = pl_module.embed_store(clips, "dashboard: embedding a few clips")
+            if trainer.is_global_zero:
+                self._show(pl_module, _by_distance(members, z))
         except Exception as error:
             self._give_up(error)
-            return
-        table = self._table(module, found)
-        for name, (pictures, waves, captions, heard) in shown.items():
-            self._try(partial(_pictures, f"clusters/{name}", pictures, captions, step))
+
+    def _show(self, module: DecarModule, found: Members) -> None:
+        """On rank 0 only."""
+        step = module.trainer.global_step - 1
+        sizes, compared, table = self._sizes(module), self._compared(module), self._table(module, found)
+        for place, (cluster, clips) in enumerate(found.items()):
+            self._show_clips(module, place, cluster, clips[: self.clips], step)
+        for board in self._boards:
+            board.pictures("clusters/sizes", [sizes], ["clips a cluster, from the largest"], step)
+            if compared is not None:
+                board.pictures("clusters/labels", [compared[0]], [compared[1]], step)
+            board.table("clusters/table", table, step)
+
+    def _show_clips(self, module: DecarModule, place: int, cluster: int, clips: Rows, step: int) -> None:
+        """Pictures and sounds of some clips of a cluster; sounds only of those that can be read."""
+        store, waves, heard = module.data.store.take(clips), [], []
+        captions = [f"cluster {cluster}: {path}" for path in store.manifest.table["path"]]
+        pictures = [spectrogram(store[i]) for i in range(len(store))]
+        sounds = zip(captions, store.manifest.files, store.manifest.stretches, strict=True)
+        for caption, file, stretch in sounds if self.seconds > 0 else ():
+            try:
+                waves.append(waveform_of(file, *stretch, self.seconds))
+                heard.append(caption)
+            except AudioError as error:
+                log.debug("%s: cannot be heard (%s)", file, error)
+        for board in self._boards:
+            board.pictures(f"clusters/rank_{place}", pictures, captions, step)
             if waves:
-                self._try(partial(_sounds, f"sounds/{name}", waves, heard, step))
-        self._try(lambda b: b.pictures("clusters/sizes", [sizes], ["clips a cluster, from the largest"], step))
-        if compared is not None:
-            picture, words = compared
-            self._try(lambda b: b.pictures("clusters/labels", [picture], [words], step))
-        self._try(lambda b: b.table("clusters/table", table, step))
+                board.sounds(f"sounds/rank_{place}", waves, heard, SAMPLE_RATE, step)
 
-    def _clusters(self, module: DecarModule, ask: Ask) -> dict[int, NDArray[np.int64]]:
-        """Some clusters of the last clustering and of each its clips, nearest to the centre first.
-
-        The last one is the network's own, where there is one. The centre is that of a few of its clips' embeddings.
-        """
+    def _members(self, module: DecarModule) -> Members:
+        """Some clips of some clusters of the last clustering: the network's own, where there is one."""
         labels = module.data.labels
         assert labels is not None
         column = labels.labels[:, -1]
@@ -133,36 +134,10 @@ class Dashboard(Callback):
         order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
         chosen = order[np.unique(np.linspace(0, len(order) - 1, self.clusters).round().astype(int))]
         rng = np.random.default_rng(derive_seed(Stream.HEALTH, module.seed, labels.epoch, 3))
-        members = {int(c): np.sort(rng.permutation(np.flatnonzero(column == c))[:_EMBEDDED]) for c in chosen}
-        rows = np.concatenate([*members.values()])
-        vectors = l2_normalize(ask(rows))
-        places = np.cumsum([0, *map(len, members.values())])
-        found = {}
-        for (cluster, clips), first, last in zip(members.items(), places, places[1:], strict=False):
-            centre = vectors[first:last].mean(axis=0)
-            found[cluster] = clips[np.argsort(-(vectors[first:last] @ centre), kind="stable")]
-        return found
-
-    def _nearest(self, module: DecarModule, found: dict[int, NDArray[np.int64]]) -> dict[str, tuple[Any, ...]]:
-        """For each cluster by its place: pictures, waves, captions of both; clips that cannot be read are not heard."""
-        store, shown = module.data.store, {}
-        files, stretches = store.manifest.files, store.manifest.stretches
-        for place, (cluster, clips) in enumerate(found.items()):
-            captions = [f"cluster {cluster}: {store.manifest.table['path'].iloc[i]}" for i in clips[: self.clips]]
-            pictures = [spectrogram(store[int(i)]) for i in clips[: self.clips]]
-            waves, heard = [], []
-            for i, caption in zip(clips[: self.clips] if self.seconds > 0 else (), captions, strict=False):
-                try:
-                    start, duration = stretches[i]
-                    waves.append(waveform_of(files[i], start, duration, self.seconds))
-                    heard.append(caption)
-                except AudioError as error:
-                    log.debug("%s: cannot be heard (%s)", files[i], error)
-            shown[f"rank_{place}"] = (pictures, waves, captions, heard)
-        return shown
+        return {int(c): np.sort(rng.permutation(np.flatnonzero(column == c))[:_EMBEDDED]) for c in chosen}
 
     def _sizes(self, module: DecarModule) -> NDArray[np.uint8]:
-        """Bars of the sizes of the last clustering, sorted: a healthy one falls off slowly."""
+        """Bars of the sorted cluster sizes of the last clustering; they should fall off slowly."""
         labels = module.data.labels
         assert labels is not None
         sizes = np.sort(cluster_sizes(labels.labels[:, -1], labels.sizes[-1]))[::-1]
@@ -171,7 +146,7 @@ class Dashboard(Callback):
         return np.where(filled[..., None], np.array([60, 90, 170]), 255).astype(np.uint8)
 
     def _compared(self, module: DecarModule) -> tuple[NDArray[np.uint8], str] | None:
-        """Share of each label (row) in each cluster (column), clusters by their commonest label; None without."""
+        """Share of each label (row) in each cluster (column), ordered by most frequent label; None without labels."""
         shares = self._shares(module)
         if shares is None:
             return None
@@ -189,8 +164,8 @@ class Dashboard(Callback):
         known = words != ""
         return pd.crosstab(labels.labels[known, -1], words[known], normalize="index") if known.any() else None
 
-    def _table(self, module: DecarModule, found: dict[int, NDArray[np.int64]]) -> pd.DataFrame:
-        """A row a cluster: size, its commonest label, its share, and where it was looked into, the nearest clip."""
+    def _table(self, module: DecarModule, found: Members) -> pd.DataFrame:
+        """One row per cluster: size, most frequent label, its share and, if shown, the clip nearest to the centre."""
         labels, shares = module.data.labels, self._shares(module)
         assert labels is not None
         sizes = cluster_sizes(labels.labels[:, -1], labels.sizes[-1])
@@ -206,20 +181,19 @@ class Dashboard(Callback):
         return pd.DataFrame(rows)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the figures that runs are compared by."""
+        """Log best and final figures, by which runs are compared."""
         self._note(trainer.callback_metrics)
         summary = {f"best_{name}": value for name, value in self.extremes.items()}
         summary |= {f"final_{name}": value for name, value in self.last.items()}
         self._try(lambda board: board.end(self.facts, summary))
 
     def _try(self, show: Callable[[Board], None]) -> None:
-        """Show on every board; the first failure is the last attempt."""
-        for board in () if self._failed else self._boards:
-            try:
+        """Show on every board, unless one has failed."""
+        try:
+            for board in () if self._failed else self._boards:
                 show(board)
-            except Exception as error:
-                self._give_up(error)
-                return
+        except Exception as error:
+            self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         self._failed = True
@@ -227,19 +201,21 @@ class Dashboard(Callback):
                     type(error).__name__, " ".join(str(error).split())[:200])  # fmt: skip
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take best and last values along; not in `state_dict`, which does not see the epoch's figures."""
+        """Save best and last values; Lightning calls `state_dict` before the epoch's figures are complete."""
         self._note(trainer.callback_metrics)
         checkpoint["dashboard"] = {"extremes": dict(self.extremes), "last": dict(self.last)}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take them from a checkpoint."""
+        """Restore best and last values."""
         kept = checkpoint.get("dashboard", {})
         self.extremes, self.last = dict(kept.get("extremes", {})), dict(kept.get("last", {}))
 
 
-def _pictures(key: str, pictures: list[Picture], captions: list[str], step: int, board: Board) -> None:
-    board.pictures(key, pictures, captions, step)
-
-
-def _sounds(key: str, waves: list[Wave], captions: list[str], step: int, board: Board) -> None:
-    board.sounds(key, waves, captions, SAMPLE_RATE, step)
+def _by_distance(members: Members, vectors: Floats) -> Members:
+    """The clips of each cluster, nearest to the centre of their embeddings `(n, D)` first."""
+    unit, found, first = l2_normalize(vectors), {}, 0
+    for cluster, clips in members.items():
+        rows = unit[first : first + len(clips)]
+        found[cluster] = clips[np.argsort(-(rows @ rows.mean(axis=0)), kind="stable")]
+        first += len(clips)
+    return found

@@ -1,9 +1,9 @@
 """Crops and pseudo-labels: the part of the data that changes with every epoch.
 
-Lightning asks for the training iterator sometimes before and sometimes after `on_train_epoch_start`, and loader
-workers fetch ahead. So that no batch ever carries an old order, the loader here starts late: its iterator is a
-generator, which runs nothing until the first batch is asked for, that is after the hook. The data set yields
-`(crop, index)`; the label of an index is looked up in the main process, so no worker can hold a stale one.
+Lightning creates the training iterator sometimes before and sometimes after `on_train_epoch_start`, and loader workers
+prefetch. So that no batch has a stale order, the iterator here is a generator: nothing runs before the first `next()`,
+which comes after the hook. The data set yields `(crop, index)`; the label of an index is looked up in the main process,
+so no worker can hold a stale one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +20,7 @@ from decar.audio import LogMelStore
 from decar.audio.crops import random_piece, stack
 from decar.errors import ConfigError, StoreError, TrainingError
 from decar.pretrain.labels import EpochLabels
+from decar.pretrain.ranks import rank_and_size
 from decar.pretrain.sampler import Stream, UniformClusterSampler, derive_seed
 from decar.signals import leave_to_parent
 
@@ -28,7 +29,7 @@ Batch = tuple[Tensor, Tensor]  # (B, 1, M, F), (B,)
 
 
 class CropDataset(Dataset[Batch]):
-    """Random crops of stored clips, a whole batch at a time; which part is cropped depends on the draw's seed alone."""
+    """Random crops of stored clips, one batch at a time; a crop's position depends only on the seed of its draw."""
 
     def __init__(self, store: LogMelStore, crop_frames: int) -> None:
         self.store, self.crop_frames = store, crop_frames
@@ -44,18 +45,18 @@ class CropDataset(Dataset[Batch]):
 
 
 class EpochLoader:
-    """The batches of the trainer's current epoch; nothing happens before the first one is asked for.
+    """The batches of the trainer's current epoch; nothing runs before the first `next()`.
 
-    Holds `{epoch, done}` as its state, so that a run resumed in the middle of an epoch goes on with the next batch.
+    Its state is `{epoch, done}`, so that a run resumed within an epoch continues with the next batch.
     """
 
     def __init__(self, data: "PretrainData") -> None:
         self._data = data
-        self._pending: list[list[Draw]] = []
+        self._pending: list[list[Draw]] = []  # batches still to come; always this list, which the loader iterates over
         self.epoch, self.done = -1, 0
         self._loader: DataLoader[Batch] = DataLoader(
             CropDataset(data.store, data.crop_frames),
-            batch_sampler=_Pending(self),
+            batch_sampler=self._pending,
             collate_fn=_as_is,
             num_workers=data.num_workers,
             persistent_workers=data.persistent_workers and data.num_workers > 0,
@@ -63,11 +64,6 @@ class EpochLoader:
             timeout=data.timeout if data.num_workers else 0,
             worker_init_fn=leave_to_parent,
         )
-
-    @property
-    def pending(self) -> list[list[Draw]]:
-        """The batches that are still to come in this epoch."""
-        return self._pending
 
     def __len__(self) -> int:
         return self._data.steps_per_epoch
@@ -77,31 +73,18 @@ class EpochLoader:
         self._data.need_labels()  # the hook does not run in the epoch after a checkpoint of a last batch
         self.done = self.done if self.epoch == epoch else 0
         self.epoch = epoch
-        self._pending = self._data.batches(epoch)[self.done :]
+        self._pending[:] = self._data.batches(epoch)[self.done :]
         for batch in self._loader:
             self.done += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where in the epoch we are."""
+        """The position in the epoch."""
         return {"epoch": self.epoch, "done": self.done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there."""
+        """Continue from a position."""
         self.epoch, self.done = int(state["epoch"]), int(state["done"])
-
-
-class _Pending:
-    """The loader's batch sampler: reads the pending batches at the moment an epoch starts."""
-
-    def __init__(self, owner: EpochLoader) -> None:
-        self._owner = owner
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return iter(self._owner.pending)
-
-    def __len__(self) -> int:
-        return len(self._owner)
 
 
 def _as_is(batch: Any) -> Any:
@@ -109,10 +92,10 @@ def _as_is(batch: Any) -> Any:
 
 
 def share_of_batch(batch_size: int, processes: int) -> int:
-    """Crops of a step that each process takes.
+    """Crops per step and process.
 
     Raises:
-        ConfigError: The batch does not divide; unequal shares would not weigh alike in the mean gradient.
+        ConfigError: The batch is not divisible; the mean gradient would weight crops of unequal shares differently.
     """
     share, rest = divmod(batch_size, processes)
     if rest:
@@ -130,20 +113,20 @@ def steps_for(n_clips: int, draws_per_clip: float, batch_size: int) -> int:
 
 
 class PretrainData(LightningDataModule):
-    """Balanced batches of crops, and the labels that go with them.
+    """Balanced batches of crops, and their labels.
 
     Args:
         store: Log-mels of the `N` clips to learn from.
         crop_frames: Length of a crop in frames (98 = 1 s).
-        batch_size: Crops a step, over all processes.
+        batch_size: Crops per step, over all processes.
         draws_per_clip: An epoch is `N × draws_per_clip` crops: the distance between two clusterings. The paper passes
             once over the data; on a small set that is too few steps for a fresh head to learn anything.
-        every_n_steps: The same distance in steps, which then counts instead.
+        every_n_steps: Length of an epoch in steps; overrides `draws_per_clip`.
         num_workers: Processes that read crops; 0 is fastest while the store fits in memory.
-        seed: With the epoch it fixes order and crops.
-        persistent_workers: Keep them over epochs; forking anew each epoch hung under DDP (gh-112275).
-        pin_memory: Stage batches for faster copies to a GPU.
-        timeout: Seconds that a batch of the workers may take, then one is taken to be stuck.
+        seed: With the epoch it determines order and crops.
+        persistent_workers: Keep workers over epochs; forking anew each epoch hung under DDP (gh-112275).
+        pin_memory: Use pinned memory for faster copies to a GPU.
+        timeout: Seconds after which a worker that has not returned its batch is considered stuck.
     """
 
     def __init__(
@@ -172,8 +155,8 @@ class PretrainData(LightningDataModule):
         self._targets = torch.empty(0, 0, dtype=torch.int64)
 
     def setup(self, stage: str) -> None:
-        """Refuse a batch that cannot be dealt out evenly (raises ConfigError)."""
-        share_of_batch(self.batch_size, self.world_size)
+        """Check that the batch is divisible among the processes (raises ConfigError)."""
+        share_of_batch(self.batch_size, rank_and_size()[1])
 
     @property
     def steps_per_epoch(self) -> int:
@@ -182,17 +165,12 @@ class PretrainData(LightningDataModule):
             return self.every_n_steps
         return steps_for(len(self.store), self.draws_per_clip, self.batch_size)
 
-    @property
-    def world_size(self) -> int:
-        """Number of processes; 1 without a trainer."""
-        return self.trainer.world_size if self.trainer is not None else 1
-
     def current_epoch(self) -> int:
         """The trainer's epoch, or 0 when the loader is used without one."""
         return self.trainer.current_epoch if self.trainer is not None else 0
 
     def set_labels(self, labels: EpochLabels) -> None:
-        """Train on these from the next batch on."""
+        """Use these labels from the next batch on."""
         if labels.labels.shape[0] != len(self.store):
             raise StoreError(f"labels of {labels.labels.shape[0]} clips do not fit a store of {len(self.store)}")
         self.labels, self._targets = labels, torch.from_numpy(labels.labels)
@@ -204,10 +182,10 @@ class PretrainData(LightningDataModule):
         return self._targets[index]
 
     def batches(self, epoch: int) -> list[list[Draw]]:
-        """This process's share of the batches of an epoch, which are a pure function of seed, epoch and labels.
+        """This rank's share of the batches of an epoch, which are a pure function of seed, epoch and labels.
 
-        Batch `b` is drawn evenly over the clusters of clustering `b mod H`. Several processes deal out the batch that
-        one process would train on: the crop at place `p` goes to rank `p mod world_size`.
+        Batch `b` is balanced over the clusters of clustering `b mod H`. Several ranks divide the batch that one process
+        would train on: the crop at place `p` goes to rank `p mod size`.
         """
         if self.labels is None:
             raise StoreError("batches were asked for before there were labels")
@@ -218,8 +196,8 @@ class PretrainData(LightningDataModule):
         seeds: NDArray[np.int64] = np.random.default_rng(derive_seed(Stream.CROPS, self.seed, epoch)).integers(
             2**62, size=indices.shape
         )
-        mine = slice(self.trainer.global_rank if self.trainer is not None else 0, None, self.world_size)
-        dealt = zip(indices[:, mine].tolist(), seeds[:, mine].tolist(), strict=True)
+        rank, size = rank_and_size()
+        dealt = zip(indices[:, rank::size].tolist(), seeds[:, rank::size].tolist(), strict=True)
         return [list(zip(i, s, strict=True)) for i, s in dealt]
 
     def _draw(self, column: NDArray[np.int64], h: int, epoch: int, n_batches: int) -> NDArray[np.int64]:
@@ -230,11 +208,11 @@ class PretrainData(LightningDataModule):
         return sampler.draw().reshape(n_batches, self.batch_size)
 
     def train_dataloader(self) -> EpochLoader:
-        """The loader that starts late."""
+        """The loader of all epochs."""
         return EpochLoader(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Labels and their epoch, as plain tensors and numbers (loads with `weights_only=True`)."""
+        """Labels and their epoch, as plain tensors and numbers (loadable with `weights_only=True`)."""
         if self.labels is None:
             return {}
         now = self.labels
@@ -250,30 +228,31 @@ class PretrainData(LightningDataModule):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take the labels of a checkpoint.
+        """Restore the labels.
 
         Raises:
-            TrainingError: It was made with other clips, epochs of another length or batches of another size.
+            TrainingError: The checkpoint was made with other clips, epochs of another length or other batches.
         """
-        if state:
-            if state["clips"] != self._clips_hash():
-                raise TrainingError(
-                    f"the checkpoint belongs to other sounds ({len(state['labels'])} clips, here {len(self.store)}): "
-                    "give the data it was made with, or start anew without resume"
-                )
-            if state["steps_per_epoch"] != self.steps_per_epoch:
-                raise TrainingError(
-                    f"the checkpoint has epochs of {state['steps_per_epoch']} steps, here they have "
-                    f"{self.steps_per_epoch}: give the loader.batch_size and sampler options it was made with"
-                )
-            if state.get("batch_size", self.batch_size) != self.batch_size:
-                raise TrainingError(
-                    f"the checkpoint was made with batches of {state['batch_size']} crops over all processes, here "
-                    f"they have {self.batch_size}: give loader.batch_size={state['batch_size']}"
-                )
-            labels = state["labels"].numpy().astype(np.int64)
-            sizes, health, kept = list(state["sizes"]), dict(state["health"]), int(state.get("kept", 0))
-            self.set_labels(EpochLabels(labels, sizes, int(state["epoch"]), health, kept))
+        if not state:
+            return
+        if state["clips"] != self._clips_hash():
+            raise TrainingError(
+                f"the checkpoint belongs to other sounds ({len(state['labels'])} clips, here {len(self.store)}): "
+                "give the data it was made with, or start anew without resume"
+            )
+        if state["steps_per_epoch"] != self.steps_per_epoch:
+            raise TrainingError(
+                f"the checkpoint has epochs of {state['steps_per_epoch']} steps, here they have "
+                f"{self.steps_per_epoch}: give the loader.batch_size and sampler options it was made with"
+            )
+        if state.get("batch_size", self.batch_size) != self.batch_size:
+            raise TrainingError(
+                f"the checkpoint was made with batches of {state['batch_size']} crops over all processes, here "
+                f"they have {self.batch_size}: give loader.batch_size={state['batch_size']}"
+            )
+        labels = state["labels"].numpy().astype(np.int64)
+        sizes, health, kept = list(state["sizes"]), dict(state["health"]), int(state.get("kept", 0))
+        self.set_labels(EpochLabels(labels, sizes, int(state["epoch"]), health, kept))
 
     def _clips_hash(self) -> str:
         table = self.store.manifest.table

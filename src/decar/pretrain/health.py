@@ -1,27 +1,27 @@
-"""Is the embedding getting better? Looked at before training and after every epoch, on a sample of the clips.
+"""Does the embedding improve? Measured before training and after every epoch, on a sample of the clips.
 
-NMI and loss say how well clusters are learned, not whether they are worth learning. Where a column of labels is known,
-a nearest-neighbour probe says so; labels are looked at here and nowhere else in pre-training.
+NMI and loss show how well clusters are learned, not whether they are worth learning. A nearest-neighbour probe shows
+that, where a column of labels is known. Pre-training does not use labels anywhere else, except in `OnlineProbe`.
 """
 
 import logging
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
+from sklearn.neighbors import NearestNeighbors
 
 from decar.audio import Manifest
 from decar.clustering.stats import effective_rank, entropy
 from decar.errors import ConfigError
-from decar.pretrain.embed import embed_dataset
+from decar.models.vectors import standardiser
 from decar.pretrain.module import DecarModule
-from decar.pretrain.ranks import conduct
+from decar.pretrain.ranks import on_rank_zero
 from decar.pretrain.sampler import Stream, derive_seed
+from decar.pretrain.vectors import Floats
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ class EmbeddingHealth(Callback):
         """Measure the untrained embedding; a resumed run knows it from its checkpoint."""
         if not self.start:
             self.start = self.measure(trainer, pl_module)
-            told = ", ".join(f"{name} {value:.3g}" for name, value in self.start.items())
             if trainer.is_global_zero:
-                log.info("embedding before training: %s", told)
+                figures = ", ".join(f"{name} {value:.3g}" for name, value in self.start.items())
+                log.info("embedding before training: %s", figures)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure, log, compare."""
+        """Measure, log, and warn."""
         now = self.measure(trainer, pl_module)
         for name, value in now.items():
             pl_module.log(name, value, batch_size=1)
@@ -72,7 +72,7 @@ class EmbeddingHealth(Callback):
             )  # fmt: skip
 
     def _look_for_collapse(self, module: LightningModule, rank: float) -> None:
-        """One warning when clusters or embedding have collapsed: more training will not mend it."""
+        """Warn once when clusters or embedding have collapsed: further training does not repair that."""
         assert isinstance(module, DecarModule)
         assert module.data.labels is not None
         labels, before = module.data.labels, self.start.get("embedding_rank", 0.0)
@@ -94,25 +94,13 @@ class EmbeddingHealth(Callback):
             )
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Effective rank and probe accuracy of the encoder as it stands."""
+        """Effective rank and probe accuracy of the encoder as it stands. Collective."""
         assert isinstance(pl_module, DecarModule)
-        encoder, store = pl_module.encoder, pl_module.data.store
+        store = pl_module.data.store
         sample, classes = self._sample(store.manifest, pl_module.seed)
-        known = classes >= 0
-        self.probed = int(known.sum())
-        embed = partial(
-            embed_dataset, trainer, encoder, encoder, store.take(sample), dim=encoder.dim,
-            batch_size=pl_module.data.batch_size, title="health: embedding a sample",
-        )  # fmt: skip
-
-        def look(vectors: Callable[[Any], NDArray[np.float32]]) -> dict[str, float]:
-            z = vectors(None)
-            found = {"embedding_rank": effective_rank(z)}
-            if len(set(classes[known])) > 1:
-                found["probe_accuracy"] = nearest_neighbour_accuracy(z[known], classes[known])
-            return found
-
-        return conduct(look, lambda _: embed())
+        self.probed = int((classes >= 0).sum())
+        z = pl_module.embed_store(store.take(sample), "health: embedding a sample")
+        return on_rank_zero(lambda: _figures(z, classes))
 
     def _sample(self, manifest: Manifest, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows of the sample, and the class of each; -1 where it has no label."""
@@ -127,13 +115,21 @@ class EmbeddingHealth(Callback):
         return sample, classes[sample]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the untrained embedding was like, and what was warned of."""
+        """Figures of the untrained embedding, and which warnings were given."""
         return {"start": dict(self.start), "warned": self._warned, "alarmed": self._alarmed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it from a checkpoint."""
+        """Restore them."""
         self.start, self._warned = dict(state_dict["start"]), bool(state_dict["warned"])
         self._alarmed = bool(state_dict.get("alarmed", False))
+
+
+def _figures(z: Floats, classes: NDArray[np.int64]) -> dict[str, float]:
+    """The figures of embeddings `(n, D)` whose classes are `(n,)`, -1 where unknown."""
+    found, known = {"embedding_rank": effective_rank(z)}, classes >= 0
+    if len(set(classes[known])) > 1:
+        found["probe_accuracy"] = nearest_neighbour_accuracy(z[known], classes[known])
+    return found
 
 
 def is_worse(accuracy: float, before: float, n_clips: int) -> bool:
@@ -142,7 +138,7 @@ def is_worse(accuracy: float, before: float, n_clips: int) -> bool:
     return before - accuracy > 2 * math.sqrt(2 * pooled * (1 - pooled) / max(1, n_clips))
 
 
-def nearest_neighbour_accuracy(vectors: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+def nearest_neighbour_accuracy(vectors: Floats, labels: NDArray[np.int64]) -> float:
     """Share of clips whose nearest other clip has the same label; cosine of standardised vectors `(N, D)`.
 
     Returns:
@@ -150,9 +146,7 @@ def nearest_neighbour_accuracy(vectors: NDArray[np.float32], labels: NDArray[np.
     """
     if len(vectors) < 2:
         return 0.0
-    deviation = vectors.std(axis=0)
-    unit = (vectors - vectors.mean(axis=0)) / np.where(deviation > 1e-6, deviation, np.inf)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    likeness = unit @ unit.T
-    np.fill_diagonal(likeness, -np.inf)
-    return float(np.mean(labels[likeness.argmax(axis=1)] == labels))
+    mean, scale = standardiser([vectors])
+    index = NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute").fit((vectors - mean) * scale)
+    nearest = index.kneighbors(return_distance=False)[:, 0]  # of the others
+    return float(np.mean(labels[nearest] == labels))

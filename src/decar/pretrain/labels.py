@@ -1,13 +1,16 @@
 """Where the `(N, H)` pseudo-labels of an epoch come from, and when they are renewed.
 
-The paper clusters the network's own vectors, once, at the start of every epoch: `NetworkLabels`. Vectors of an
-untrained network carry little, so labels can begin with plain descriptors of the sound (`DescriptorLabels`), which need
-clustering only once; `BothLabels` starts with those and lets clusterings of the network's vectors join. An epoch here
-is the distance between two clusterings; how many steps that is, the data module says.
+The paper clusters the network's own vectors at the start of every epoch: `NetworkLabels`. Vectors of an untrained
+network carry little, so labels can start from plain descriptors of the sound (`DescriptorLabels`), which are clustered
+only once; `BothLabels` starts with those and adds clusterings of the network's vectors later. An epoch is the distance
+between two clusterings; the data module sets its number of steps.
+
+To add a source of your own, write a class with the members of `LabelSource` and name it in the configuration
+(`labels._target_=mymodule.MyLabels`).
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -21,12 +24,11 @@ from decar.clustering.base import row_blocks
 from decar.clustering.stats import cluster_sizes, effective_rank, entropy
 from decar.clustering.whiten import CLIPS_PER_DIM
 from decar.errors import ClusteringError, ConfigError, check_whole
+from decar.pretrain.ranks import on_rank_zero
 from decar.pretrain.sampler import Stream, derive_seed
-from decar.pretrain.shards import Sample
+from decar.pretrain.vectors import Floats, Vectors
 
 log = logging.getLogger(__name__)
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,12 @@ class EpochLabels:
     """The pseudo-labels that one epoch is trained on.
 
     Attributes:
-        labels: `(N, H)` int64, one column a clustering.
+        labels: `(N, H)` int64, one column per clustering.
         sizes: Number of clusters of each clustering: the widths of the heads.
         epoch: The epoch they are for.
-        health: What is logged of them: numbers of clusters, entropy, effective rank, and `nmi` to the assignment
-            before, which is there only where both were clustered for their own epoch.
-        kept: The first so many columns are those of the epoch before; their heads go on learning.
+        health: Logged figures: number of clusters, entropy, effective rank, and `nmi` to the previous assignment where
+            both were clustered for their own epoch.
+        kept: The first `kept` columns are those of the previous epoch; their heads are not reset.
     """
 
     labels: NDArray[np.int64]
@@ -51,43 +53,49 @@ class EpochLabels:
 
 @dataclass(frozen=True)
 class Situation:
-    """What labels can be made from.
+    """What a source can use beside the network's vectors; the same on all ranks.
 
     Attributes:
-        ask: Makes a pass of the whole set through the network, where it is needed; see `shards.Shards.work`.
         store: The `N` clips.
-        epoch: The epoch that labels are needed for.
+        epoch: The epoch that labels are needed for, from 0.
         seed: The run's.
-        previous: The labels of the epoch before.
+        previous: The labels of the previous epoch.
     """
 
-    ask: Callable[[Any], Any]
     store: LogMelStore
     epoch: int
     seed: int
     previous: EpochLabels | None = None
 
-    def vectors(self) -> Floats:
-        """`z` `(N, P)` of the whole set."""
-        made: Floats = self.ask(None)
-        return made
-
 
 class LabelSource(Protocol):
-    """Makes the labels of an epoch."""
+    """Makes the labels of an epoch. All ranks call the same methods with the same arguments, but for their rows of `z`.
+
+    A source that clusters the network's vectors gathers them on rank 0 and does the rest there:
+
+        def assign(self, z, situation):
+            features = z.gather()
+            return on_rank_zero(lambda: self._cluster(features, situation))
+
+    With one process `z.gather()` is the array `(N, P)` and `on_rank_zero` calls its argument.
+    """
 
     @property
     def clusterers(self) -> Sequence[Clusterer]:
-        """All that may be used, to be checked against the number of clips before anything slow begins."""
+        """All that may be used: their `k` is checked against the number of clips before anything slow begins."""
         ...
 
-    def assign(self, situation: Situation) -> EpochLabels:
-        """The labels of `situation.epoch`."""
+    def needs_vectors(self, epoch: int) -> bool:
+        """Whether `assign` uses `z` in this epoch; if not, the pass over the set is skipped."""
+        ...
+
+    def assign(self, z: Vectors | None, situation: Situation) -> EpochLabels:
+        """The labels of `situation.epoch`, which must be the same on all ranks; `z` is None if it is not needed."""
         ...
 
 
 def _finite(features: Floats, store: LogMelStore, rows: Any) -> Floats:
-    """The features, if all are numbers; else the clips are named, which a clusterer does not know."""
+    """The features if all are finite; otherwise raise and name the clips, which the clusterer cannot."""
     blocks = [r.start + np.flatnonzero(~np.isfinite(features[r]).all(axis=1)) for r in row_blocks(len(features))]
     bad = np.concatenate(blocks)
     if len(bad):
@@ -99,7 +107,7 @@ def _finite(features: Floats, store: LogMelStore, rows: Any) -> Floats:
 
 
 def _warn_if_lowered(what: str, dim: int, n: int) -> None:
-    """Log that whitening keeps fewer dimensions than `dim`, once per run: callers call it at their first clustering."""
+    """Log that whitening keeps fewer dimensions than `dim`; callers do so at their first clustering."""
     kept = affordable_dim(n, dim)
     if kept < dim:
         log.warning(
@@ -111,14 +119,14 @@ def _warn_if_lowered(what: str, dim: int, n: int) -> None:
 
 @dataclass(frozen=True)
 class FittedLabels:
-    """Whitening and centres that were learned from a sample; each process labels its own vectors with them."""
+    """Whitening and centres fitted to a sample; each rank labels its own vectors with them."""
 
     whitening: Whitening
     centres: Sequence[Centres]
 
     @classmethod
     def fit(cls, features: Floats, clusterers: Sequence[Clusterer], dim: int) -> "FittedLabels":
-        """Learn them from `(n, P)` vectors."""
+        """Fit them to `(n, P)` vectors."""
         whitening = Whitening.fit(features, dim)
         points = whitening.unit(features)
         return cls(whitening, [clusterer.fit(points) for clusterer in clusterers if isinstance(clusterer, KMeans)])
@@ -130,7 +138,7 @@ class FittedLabels:
 
 
 def _sample(clusterers: Sequence[Clusterer], store: LogMelStore) -> NDArray[np.int64] | None:
-    """The clips that all clusterings are learned from; None: all, or a clusterer wants to see every point."""
+    """The clips that all clusterings are fitted to; None: all, or a clusterer needs every point."""
     samples = [c.sample(len(store)) for c in clusterers if isinstance(c, KMeans) and c.max_points is not None]
     fit = len(samples) == len(clusterers) and all(sample is not None for sample in samples)
     return samples[0] if fit else None
@@ -141,7 +149,7 @@ class NetworkLabels:
     """Cluster the vectors `z` of the whole set (paper: one clustering, every epoch; sections 3.1 and 3.2).
 
     Attributes:
-        clusterers: One a head; the paper has one.
+        clusterers: One per head; the paper has one.
         dim: `z` is reduced to at most this many PCA-whitened dimensions (fewer for a small set: see
             `decar.clustering.affordable_dim`), then L2-normalised.
     """
@@ -149,21 +157,34 @@ class NetworkLabels:
     clusterers: Sequence[Clusterer]
     dim: int = 128
 
-    def assign(self, situation: Situation) -> EpochLabels:
-        """New labels from a pass over the whole set; the clusterers are seeded by `(seed, epoch, h)`."""
+    def needs_vectors(self, epoch: int) -> bool:
+        """Always."""
+        return True
+
+    def assign(self, z: Vectors | None, situation: Situation) -> EpochLabels:
+        """Cluster anew; the clusterers are seeded by `(seed, epoch, h)`.
+
+        Where all clusterers are fitted to a sample, rank 0 gets only the vectors of the sample, and each rank labels
+        its own.
+        """
+        assert z is not None
         seeded = [clusterer.with_seed(_seed(situation, h)) for h, clusterer in enumerate(self.clusterers)]
         sample = _sample(seeded, situation.store)
+        features = z.gather(sample)
         if sample is None:
-            features = _finite(situation.vectors(), situation.store, slice(None))
-            prepared = prepare(features, self.dim)
-            found = [clusterer.fit_predict(prepared) for clusterer in seeded]
-        else:
-            features = _finite(situation.ask(Sample(sample)), situation.store, sample)
-            label = FittedLabels.fit(features, seeded, self.dim)
-            columns = situation.ask(label).T
-            found = [Assignment(column, len(c.points), 0.0) for column, c in zip(columns, label.centres, strict=True)]
-        made = _stack(found, situation.epoch)
-        before = situation.previous
+            return on_rank_zero(lambda: self._labels(features, self._cluster(features, seeded, situation), situation))
+        fitted = on_rank_zero(lambda: FittedLabels.fit(_finite(features, situation.store, sample), seeded, self.dim))
+        columns = z.map(fitted).T
+        found = [Assignment(column, len(c.points), 0.0) for column, c in zip(columns, fitted.centres, strict=True)]
+        return on_rank_zero(lambda: self._labels(features, found, situation))
+
+    def _cluster(self, features: Floats, clusterers: Sequence[Clusterer], situation: Situation) -> list[Assignment]:
+        prepared = prepare(_finite(features, situation.store, slice(None)), self.dim)
+        return [clusterer.fit_predict(prepared) for clusterer in clusterers]
+
+    def _labels(self, features: Floats, found: Sequence[Assignment], situation: Situation) -> EpochLabels:
+        """The assignments with their figures; `features` are what the clusterings were fitted to."""
+        made, before = _stack(found, situation.epoch), situation.previous
         if before is None:
             _warn_if_lowered("the network's vectors", self.dim, len(features))
         compared = _compared(made.labels, before.labels) if before is not None else {}
@@ -193,11 +214,18 @@ class DescriptorLabels:
         """The one that all descriptors share."""
         return [self.clusterer]
 
-    def assign(self, situation: Situation) -> EpochLabels:
-        """The labels of the epoch before or, in the first, new ones; no pass through the network."""
+    def needs_vectors(self, epoch: int) -> bool:
+        """Never."""
+        return False
+
+    def assign(self, z: Vectors | None, situation: Situation) -> EpochLabels:
+        """The previous labels or, in the first epoch, new ones."""
         before = situation.previous
         if before is not None:
             return replace(before, epoch=situation.epoch, kept=len(before.sizes))
+        return on_rank_zero(lambda: self._cluster(situation))
+
+    def _cluster(self, situation: Situation) -> EpochLabels:
         _warn_if_lowered("descriptors", self.dim, len(situation.store))
         found = [
             self.clusterer.with_seed(_seed(situation, h)).fit_predict(whiten(features, self.dim))
@@ -208,7 +236,7 @@ class DescriptorLabels:
 
 @dataclass(frozen=True)
 class BothLabels:
-    """Descriptors from the start; from an epoch on the network's own vectors too, clustered anew every epoch.
+    """Descriptors from the start; from an epoch on also the network's own vectors, clustered anew every epoch.
 
     Attributes:
         first: The clusterings that stay.
@@ -228,14 +256,19 @@ class BothLabels:
         """Those of both."""
         return [*self.first.clusterers, *self.network.clusterers]
 
-    def assign(self, situation: Situation) -> EpochLabels:
+    def needs_vectors(self, epoch: int) -> bool:
+        """From `network_from` on."""
+        return epoch >= self.network_from
+
+    def assign(self, z: Vectors | None, situation: Situation) -> EpochLabels:
         """The columns of the descriptors, then those of the network."""
         n_first, before = len(self.first.descriptors), situation.previous
-        columns = self.first.assign(replace(situation, previous=_part(before, slice(None, n_first))))
-        if situation.epoch < self.network_from:
+        columns = self.first.assign(None, replace(situation, previous=_part(before, slice(None, n_first))))
+        if not self.needs_vectors(situation.epoch):
             return columns
         joined = before is not None and len(before.sizes) > n_first
-        own = self.network.assign(replace(situation, previous=_part(before, slice(n_first, None)) if joined else None))
+        previous = _part(before, slice(n_first, None)) if joined else None
+        own = self.network.assign(z, replace(situation, previous=previous))
         labels = np.concatenate([columns.labels, own.labels], axis=1)
         return replace(columns, labels=labels, sizes=columns.sizes + own.sizes, health=own.health)
 
@@ -250,7 +283,7 @@ def _seed(situation: Situation, h: int) -> int:
 
 
 def _stack(found: Sequence[Assignment], epoch: int) -> EpochLabels:
-    """One column and one size an assignment, with what is logged of them."""
+    """One column and one size per assignment, with the figures that are logged."""
     health: dict[str, Any] = {
         "n_clusters": float(np.mean([np.count_nonzero(cluster_sizes(a.labels, a.n_clusters)) for a in found])),
         "entropy": float(np.mean([entropy(a.labels, a.n_clusters) for a in found])),
@@ -260,7 +293,7 @@ def _stack(found: Sequence[Assignment], epoch: int) -> EpochLabels:
 
 
 def _compared(new: NDArray[np.int64], old: NDArray[np.int64]) -> dict[str, float]:
-    """`nmi` between two assignments (Eq. 3), mean over the clusterings; nothing when their number differs."""
+    """`nmi` between two assignments (Eq. 3), mean over the clusterings; empty when their number differs."""
     if new.shape != old.shape:
         return {}
     return {"nmi": float(np.mean([nmi(a, b) for a, b in zip(old.T, new.T, strict=True)]))}

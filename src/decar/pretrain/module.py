@@ -1,4 +1,4 @@
-"""The LightningModule: it only wires. Labels are made in `labels.py`, drawn in `sampler.py`, and predicted here."""
+"""The LightningModule: labels are made in `labels.py`, drawn in `sampler.py`, and predicted here."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -12,28 +12,25 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from decar.audio import LogMelStore
 from decar.clustering import faiss_on
 from decar.errors import ConfigError, TrainingError
 from decar.models import Encoder, Projection, PseudoLabelHeads
-from decar.pretrain.bank import FeatureBank
+from decar.pretrain.checkpoint import ends_within_epoch
 from decar.pretrain.datamodule import Batch, PretrainData
-from decar.pretrain.embed import Share, embed_share
-from decar.pretrain.labels import EpochLabels, LabelSource, Situation
-from decar.pretrain.means import EpochMeans
+from decar.pretrain.labels import LabelSource, Situation
 from decar.pretrain.ranks import (
+    EpochMeans,
     average_gradients,
-    collect_rows,
-    conduct,
     deal_batch,
     gather_batch,
     mean_over_ranks,
     share_buffers,
 )
-from decar.pretrain.safeguard import ends_within_epoch
 from decar.pretrain.sampler import Stream, derive_seed
-from decar.pretrain.shards import Shards
+from decar.pretrain.vectors import FeatureBank, Floats, Vectors, embed_dataset
 
-_CHECK_EVERY = 10  # steps; looking at the loss makes a GPU wait
+_CHECK_EVERY = 10  # steps; reading the loss makes a GPU wait
 
 
 Schedule = Literal["constant", "cosine"]
@@ -47,15 +44,15 @@ class DecarModule(LightningModule):
         encoder: `f`.
         projection: `g`.
         source: Makes the labels of an epoch.
-        augment: Applied to batches on the device, in train mode only.
+        augment: Applied to training batches on the device.
         optimizer: From parameter groups to an optimizer.
         head_optimizer: Options in which the heads' group differs; the released code's SGD for `p` has no momentum.
         schedule: `constant` (paper) or `cosine` to zero over all steps.
         warmup_steps: Linear warm-up before either.
-        features: What the network's own clusters are made of: `pass`, a pass over the whole set (paper, section 3.1),
-            or `bank`, the vectors that training has seen since; see `FeatureBank`.
-        seed: All randomness of a step derives from `(seed, epoch, step)`, so a resumed run repeats it; dropout's from
-            the rank too.
+        features: Vectors that are clustered: `pass`, of a pass over the whole set (paper, section 3.1), or `bank`,
+            those of earlier training steps; see `FeatureBank`.
+        seed: All randomness of a step derives from `(seed, epoch, step)`, so a resumed run repeats it; that of dropout
+            also from the rank.
     """
 
     def __init__(
@@ -74,12 +71,12 @@ class DecarModule(LightningModule):
     ) -> None:
         super().__init__()
         self.encoder, self.projection, self.augment = encoder, projection, augment
-        self.heads = PseudoLabelHeads(projection.out)  # real ones come with the first labels
+        self.heads = PseudoLabelHeads(projection.out)  # replaced with the first labels
         self.source, self.make_optimizer, self.head_optimizer = source, optimizer, dict(head_optimizer or {})
         self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
         self.means = EpochMeans("loss_epoch", "pseudo_accuracy")
         self.features: Features = features
-        self.bank: FeatureBank | None = None  # there once the number of clips is known
+        self.bank: FeatureBank | None = None  # from `setup` on
         if features not in get_args(Features):
             raise ConfigError(f"pretrain.features={features}: choose one of {', '.join(get_args(Features))}")
         if schedule not in get_args(Schedule):
@@ -94,26 +91,22 @@ class DecarModule(LightningModule):
         return data
 
     def setup(self, stage: str) -> None:
-        """Let the loader ask for labels when Lightning does not call the hook."""
+        """Let the loader make labels where Lightning does not call `on_train_epoch_start`."""
         self._leave_heads_out()
         self.data.need_labels = self.ensure_labels
         if self.features == "bank" and self.bank is None:
-            self.bank = FeatureBank(len(self.data.store), self.projection.out)
+            self.bank = FeatureBank(self.projection.out)
 
     def _leave_heads_out(self) -> None:
-        """Keep DistributedDataParallel off the heads: it cannot follow when they are replaced.
+        """Exclude the heads from DistributedDataParallel, which cannot handle replaced parameters.
 
-        Their gradients are averaged in `on_after_backward`; their weights are the same everywhere, by their seed.
+        `on_after_backward` averages their gradients; their initial weights depend on the seed only.
         """
         heads = [name for name, _ in self.named_parameters() if name.startswith("heads.")]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, heads)  # type: ignore[no-untyped-call]
 
     def on_train_start(self) -> None:
-        """Set the rate that the schedule has at this step: after a resume, `max_epochs` may be another.
-
-        The optimizer of a checkpoint holds the rate of the schedule that it was written under. Where that is unchanged
-        this sets the same number again.
-        """
+        """Set the learning rate of this step: a resume may have changed `max_epochs`, and with it the schedule."""
         scheduler = self.lr_schedulers()
         if isinstance(scheduler, LambdaLR):
             factor = self.learning_rate_factor(scheduler.last_epoch, self._total_steps())
@@ -121,48 +114,55 @@ class DecarModule(LightningModule):
                 group["lr"] = rate * factor
 
     def forward(self, logmel: Tensor) -> Tensor:
-        """`z`, what is clustered: log-mels `(B, 1, M, F)` to `(B, P)`."""
-        return self.projection.features(self.encoder(logmel))
+        """`z`, which is clustered: log-mels `(B, 1, M, F)` to `(B, P)`."""
+        z: Tensor = self.projection(self.encoder(logmel))[1]
+        return z
 
     def on_train_epoch_start(self) -> None:
-        """Cluster the whole set."""
+        """Make the labels."""
         self.ensure_labels()
 
     def ensure_labels(self) -> None:
-        """Make the labels of the current epoch unless they are there (a run resumed within an epoch has them)."""
+        """Make the labels of the current epoch; a run resumed within an epoch has them already. Collective."""
         data, epoch = self.data, self.current_epoch
         if data.labels is not None and data.labels.epoch == epoch:
             return
-        previous = data.labels
-
-        def cluster(ask: Callable[[Any], Any]) -> EpochLabels:
-            return self.source.assign(Situation(ask, data.store, epoch=epoch, seed=self.seed, previous=previous))
-
+        situation = Situation(data.store, epoch=epoch, seed=self.seed, previous=data.labels)
         device = self._root_device
         with faiss_on((device.index or 0) if device.type == "cuda" else None):
-            data.set_labels(conduct(cluster, Shards(self._vectors, device).work))
-        assert data.labels is not None
-        self._renew_heads(data.labels.sizes, data.labels.kept)
+            z = self._vectors() if self.source.needs_vectors(epoch) else None
+            labels = self.source.assign(z, situation)
+        data.set_labels(labels)
+        self._renew_heads(labels.sizes, labels.kept)
 
     @property
     def _root_device(self) -> torch.device:
-        """Where the processes exchange tensors."""
+        """The device of this rank."""
         return self.trainer.strategy.root_device
 
-    def _vectors(self) -> Share:
-        """`z` of the set: of a pass, or from the bank once a pass has filled it."""
+    def _vectors(self) -> Vectors:
+        """`z` of the set: from a pass, or from the bank once a pass has filled it."""
         if self.bank is not None and self.bank.filled:
-            return self.bank.share(self._root_device)
-        rows, places = embed_share(
+            return self.bank.vectors()
+        if self.data.store.blocks is not None:
+            self.data.store.blocks.forget()  # a disk may have changed them since the last epoch; the pass reads all
+        z = embed_dataset(
             self.trainer, self, self.encoder, self.data.store, dim=self.projection.out, batch_size=self.data.batch_size
         )
         if self.bank is None:
-            return rows, places
-        self.bank.fill(collect_rows(rows, places, self._root_device))
-        return self.bank.share(self._root_device)
+            return z
+        self.bank.fill(z.gather())
+        return self.bank.vectors()
+
+    def embed_store(self, store: LogMelStore, title: str) -> Floats:
+        """Embeddings of the clips of a store: `(n, D)` on rank 0, `(0, D)` on the others. Collective."""
+        encoder, size = self.encoder, self.data.batch_size
+        return embed_dataset(
+            self.trainer, encoder, encoder, store, dim=encoder.dim, batch_size=size, title=title
+        ).gather()
 
     def _renew_heads(self, sizes: list[int], kept: int) -> None:
-        """Fresh heads but for the first `kept`, known to the optimizer; what it remembered of the old ones goes."""
+        """Reset all heads but the first `kept`, and replace them and their state in the optimizer."""
         old = set(self.heads.parameters())
         self.heads.reset(sizes, derive_seed(Stream.HEADS, self.seed, self.current_epoch), keep=kept)
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -175,7 +175,7 @@ class DecarModule(LightningModule):
         """Mean cross-entropy over the clusterings."""
         crops, index = batch
         targets = self.data.targets(index)
-        projected, z = self.projection.both(self.encoder(self._augmented(crops, batch_idx)))
+        projected, z = self.projection(self.encoder(self._augmented(crops, batch_idx)))
         if self.bank is not None:
             self.bank.add(index, z)
         logits = self.heads(projected)
@@ -192,7 +192,7 @@ class DecarModule(LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the means of an epoch that a callback, as a time limit, has just cut short."""
+        """Log the means of an epoch that a callback has just ended, such as a time limit."""
         if ends_within_epoch(self.trainer):
             self._log_means()
 
@@ -200,10 +200,10 @@ class DecarModule(LightningModule):
         self.log_dict(self.means.take(), on_step=False, on_epoch=True, batch_size=1)
 
     def _augmented(self, crops: Tensor, step: int) -> Tensor:
-        """This rank's share `(B / size, 1, M, F)` of the augmented batch, which one process would train on too.
+        """This rank's share `(B / size, 1, M, F)` of the augmented batch, the same batch as in a single process.
 
-        Every rank augments the whole batch from one seed: what a module draws then depends on a crop's place in the
-        batch, not on its rank. Dropout further on is drawn by each rank for itself.
+        Every rank augments the whole batch from one seed, so a crop's augmentation depends on its place in the batch
+        and not on its rank. Dropout in the network is drawn by each rank itself.
         """
         place = (Stream.STEP, self.seed, self.current_epoch, step)
         torch.manual_seed(derive_seed(*place))
@@ -213,7 +213,7 @@ class DecarModule(LightningModule):
         return share
 
     def on_after_backward(self) -> None:
-        """Average what DistributedDataParallel leaves alone."""
+        """Average the gradients that DistributedDataParallel ignores."""
         average_gradients(self.heads.parameters())
 
     def _require_finite(self, loss: Tensor, index: Tensor) -> None:
@@ -227,14 +227,14 @@ class DecarModule(LightningModule):
             )
 
     def on_train_epoch_end(self) -> None:
-        """Log what the epoch's labels were like: stored values, since a resume within an epoch skips the start hook."""
+        """Log the figures of the epoch's labels: here, since a resume within an epoch skips the start hook."""
         share_buffers(self)
         assert self.data.labels is not None
         for name, value in self.data.labels.health.items():
             self.log(name, value, prog_bar=name == "nmi", batch_size=1)
 
     def configure_optimizers(self) -> Any:
-        """One optimizer with two groups: the network, and the heads, which are renewed."""
+        """One optimizer with two groups: the network, and the heads."""
         network = [*self.encoder.parameters(), *self.projection.parameters()]
         heads = {"params": list(self.heads.parameters()), **self.head_optimizer}
         optimizer = self.make_optimizer([{"params": network}, heads])
@@ -246,14 +246,14 @@ class DecarModule(LightningModule):
     def _total_steps(self) -> float:
         """Optimizer steps of the whole run.
 
-        Not `trainer.estimated_stepping_batches`: that opens the loader before a checkpoint's place in it is restored,
-        and a run resumed within an epoch would begin that epoch anew.
+        `trainer.estimated_stepping_batches` would open the loader before its position is restored from a checkpoint:
+        a run resumed within an epoch would restart that epoch.
         """
         batches = self.trainer.num_training_batches  # infinite until the loader is opened; step 0 does not depend on it
         return (self.trainer.max_epochs or 1) * -(-batches // self.trainer.accumulate_grad_batches)
 
     def learning_rate_factor(self, step: int, total: float) -> float:
-        """Learning rate at a step as a share of the full one."""
+        """Learning rate at a step, relative to the full one."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         if self.schedule == "constant":
@@ -261,17 +261,17 @@ class DecarModule(LightningModule):
         return 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / max(1, total - self.warmup_steps)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what made this checkpoint, and how far the epoch's means are."""
+        """Add the recipe, the sums of the epoch's means, and the bank."""
         checkpoint["decar"] = self._recipe()
         checkpoint["means"] = self.means.state_dict()
         if self.bank is not None:
-            checkpoint["bank"] = self.bank.state_dict(self._root_device)
+            checkpoint["bank"] = self.bank.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Give the heads the number and shapes they had: clusterings join, and some find their own number of clusters.
+        """Restore the number and shapes of the heads: they change with the clusterings of an epoch.
 
         Raises:
-            TrainingError: The checkpoint was made by another network or optimizer.
+            TrainingError: The checkpoint was made with another network, optimizer or schedule.
         """
         theirs, ours = checkpoint.get("decar", {}), self._recipe()
         other = [key for key in ours if theirs.get(key) != ours[key]]
@@ -289,7 +289,7 @@ class DecarModule(LightningModule):
         self._leave_heads_out()
 
     def _recipe(self) -> dict[str, Any]:
-        """What must be the same for a checkpoint to fit."""
+        """What a checkpoint must have in common with this module."""
         optimizer = self.make_optimizer([{"params": [nn.Parameter(torch.zeros(1))]}])
         return {
             "encoder": self.encoder.settings(),

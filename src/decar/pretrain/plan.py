@@ -1,7 +1,7 @@
-"""How many clusters and how many steps a folder of `N` clips wants, and how many of them fit into a given time.
+"""The number of clusters and steps for `N` clips, and how many steps fit into a given time.
 
-The paper's numbers (k = 512, one clustering a pass, 100 passes) suit a hundred thousand clips. What suits fewer was
-measured; docs/recipe.md has the tables.
+The paper's numbers (k = 512, one clustering per pass, 100 passes) suit a hundred thousand clips. Those for fewer clips
+were measured; see the tables of docs/recipe.md.
 """
 
 import copy
@@ -15,9 +15,9 @@ import torch
 from decar.errors import ConfigError
 from decar.models import Encoder
 
-PASSES = 20  # over the data; beyond, a small set is learned by heart
-STAGE_STEPS = 155  # steps between two clusterings at least: fewer teach a fresh head nothing
-STAGE_PASSES = 30  # of a small set, where they are fewer steps: 220 passes over 45 clips learn the descriptors by heart
+PASSES = 20  # over the data; with more, a small set is memorised
+STAGE_STEPS = 155  # least steps between two clusterings: with fewer, a fresh head learns nothing
+STAGE_PASSES = 30  # of a small set, where they are fewer steps: 220 passes over 45 clips memorise the descriptors
 STAGES = 4  # at most: clusterings of the network's own vectors change little from one to the next
 NETWORK_FROM = 2  # epoch from which the network's own vectors are clustered, counted from 0
 CLIPS_PER_CLUSTER = 30
@@ -28,14 +28,14 @@ _OVERHEAD = 1.15  # a step of the real loop against the bare network: crops, aug
 
 @dataclass(frozen=True)
 class Plan:
-    """What was picked.
+    """Numbers of clusters, steps and epochs.
 
     Attributes:
         k: Clusters of each clustering.
         every_n_steps: Steps between two clusterings; an epoch.
         max_epochs: Epochs.
         network_from: First epoch with clusters of the network's own vectors, counted from 0; never if >= `max_epochs`.
-        reason: In a few words, for the log.
+        reason: For the log.
     """
 
     k: int
@@ -46,15 +46,14 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """All of them."""
+        """Steps of the whole run."""
         return self.every_n_steps * self.max_epochs
 
 
 def clusters_for(n_clips: int) -> int:
-    """A power of two with some 30 clips per cluster, up to 128; of few clips up to 8 with at least 5 each.
+    """A power of two up to 128, for some 30 clips per cluster; for few clips up to 8, with at least 5 clips each.
 
-    Two clusters cannot tell five kinds of sound apart: with 8 in place of 2, clusters of 45 clips match their kinds
-    better (docs/recipe.md).
+    Eight clusters of 45 clips of five kinds match the kinds better than two (docs/recipe.md).
 
     >>> [clusters_for(n) for n in (5, 30, 45, 100, 2_000, 10_000)]
     [2, 4, 8, 8, 64, 128]
@@ -67,7 +66,7 @@ def clusters_for(n_clips: int) -> int:
 
 
 def join_epoch(max_epochs: int) -> int:
-    """The epoch at which the network's own clusters join the descriptors': the third, or the last of two.
+    """The first epoch with clusters of the network's own vectors: the third, or the second of two.
 
     Args:
         max_epochs: Of the run; -1: no end.
@@ -87,17 +86,17 @@ def plan(
     network_from: int | None = None,
     every_n_steps: int | None = None,
 ) -> Plan:
-    """Steps for `PASSES` passes over the data, or as many as fit into `seconds`, in stages of equal length.
+    """Steps for `PASSES` passes over the data, or as many as fit into `seconds`, in epochs of equal length.
 
-    Without a limit the last stage always has clusters of the network's own vectors, however few the clips.
+    Without a limit the last epoch always has clusters of the network's own vectors, however few the clips.
 
     Args:
         n_clips: `N`.
-        batch_size: Crops a step.
+        batch_size: Crops per step.
         seconds: Time for training; None: no limit.
-        step_seconds: What a step costs on this machine.
-        network_from: The epoch at which they join, where that is fixed; None: `join_epoch`.
-        every_n_steps: Steps of a stage, where that is fixed (the run goes on); None: picked.
+        step_seconds: Time of a step on this machine.
+        network_from: The first epoch with those clusters, if fixed; None: `join_epoch`.
+        every_n_steps: Steps of an epoch, if fixed, as in a resumed run; None: chosen here.
     """
     least = 2 if network_from is None else network_from + 1
     stage = min(STAGE_STEPS, max(1, STAGE_PASSES * n_clips // batch_size))

@@ -1,12 +1,11 @@
-"""Does NMI mean progress? A labelled set of its own, probed every few epochs while the encoder learns from others.
+"""Does NMI mean progress? A labelled set that is probed every few epochs while the encoder learns from other sounds.
 
-Labels are looked at here and nowhere else in pre-training; nothing of it reaches the network.
+The labels do not influence training.
 """
 
 import logging
 import os
 import warnings
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -22,28 +21,26 @@ from sklearn.preprocessing import StandardScaler
 
 from decar.audio import FrontEnd, LogMelStore, Manifest
 from decar.audio.groups import AUTO, together
+from decar.audio.scan import SPLIT_NAMES
 from decar.audio.store import DEFAULT_CACHE
 from decar.errors import ConfigError, TrainingError, check_positive, check_whole
-from decar.pretrain.embed import embed_dataset
 from decar.pretrain.health import EmbeddingHealth
 from decar.pretrain.module import DecarModule
-from decar.pretrain.ranks import conduct, one_then_all
+from decar.pretrain.ranks import on_rank_zero, rank_zero_first
 from decar.pretrain.sampler import Stream, derive_seed
+from decar.pretrain.vectors import Floats, Rows
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["knn", "linear"]
-Rows = NDArray[np.int64]
 
-_VALID = ("valid", "val", "validation", "dev")
 _FOLDS = 4  # where there is no split a quarter is held out
 
 
 class OnlineProbe(Callback):
-    """Log `probe_accuracy` of a labelled table or folder: fitted on its train part, read on its validation part.
+    """Log `probe_accuracy` of a labelled table or folder: fitted to its train part, measured on its validation part.
 
-    It takes the place of `EmbeddingHealth`'s own probe on the training clips. The untrained embedding is probed too,
-    and told in the log.
+    It replaces the probe of `EmbeddingHealth` on the training clips. The log also has the untrained embedding's.
 
     Args:
         path: `.csv`, `.tsv`, `.parquet`, or a folder with a folder per class; None: no probe.
@@ -90,11 +87,11 @@ class OnlineProbe(Callback):
         self._store: LogMelStore | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Have its log-mels before training begins: a table that cannot be used is told at once."""
+        """Compute its log-mels before training begins, so that an unusable table is reported at once."""
         if self.path is None or self._store is not None:
             return
         assert isinstance(pl_module, DecarModule)
-        self._store = one_then_all(partial(self._open, pl_module.encoder.frontend))
+        self._store = rank_zero_first(partial(self._open, pl_module.encoder.frontend))
         labels = self._store.manifest.column(self.label).to_numpy(str)
         rng = np.random.default_rng(derive_seed(Stream.HEALTH, pl_module.seed, 1))
         self._store = self._store.take(np.sort(rng.permutation(np.flatnonzero(labels != ""))[: self.max_clips]))
@@ -130,8 +127,8 @@ class OnlineProbe(Callback):
         """Rows to fit and rows to judge: as the table says, else drawn so that no group is in both."""
         assert self._store is not None
         if self.split is not None and self.split in self._store.manifest.table:
-            words = np.char.lower(self._column(self.split))
-            train, valid = np.flatnonzero(words == "train"), np.flatnonzero(np.isin(words, _VALID))
+            words = [SPLIT_NAMES.get(word.lower()) for word in self._column(self.split).tolist()]
+            train, valid = (np.flatnonzero(np.asarray(words) == name) for name in ("train", "valid"))
             what = f"column '{self.split}' has {len(train)} labelled clips in train and {len(valid)} in valid"
         else:
             train, valid = self._drawn(seed)
@@ -156,14 +153,14 @@ class OnlineProbe(Callback):
         return train, valid
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe the untrained embedding; a resumed run knows it from its checkpoint."""
+        """Probe the untrained embedding; a resumed run has the figure in its checkpoint."""
         if self._store is not None and 0 not in self.found:
             self.found[0] = self.measure(trainer, pl_module)
             if trainer.is_global_zero:
                 log.info("probe before training: %.3f", self.found[0])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe, when it is time to."""
+        """Probe at intervals."""
         done = trainer.current_epoch + 1
         if self._store is None or (done % self.every_n_epochs and done != trainer.max_epochs):
             return
@@ -172,7 +169,7 @@ class OnlineProbe(Callback):
         self._tell(trainer, done)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe what is left at the end, where training ended before `max_epochs`."""
+        """Probe where training ended before `max_epochs`."""
         done = trainer.current_epoch
         if self._store is None or done in self.found:
             return
@@ -187,22 +184,14 @@ class OnlineProbe(Callback):
             log.info("probe after epoch %d: %.3f (untrained %.3f)", done, self.found[done], self.found[0])
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> float:
-        """Accuracy of the encoder as it stands; all processes embed, the first one fits."""
+        """Accuracy of the encoder as it stands. Collective; rank 0 fits."""
         assert isinstance(pl_module, DecarModule)
         assert self._store is not None
-        encoder = pl_module.encoder
-        embed = partial(
-            embed_dataset, trainer, encoder, encoder, self._store, dim=encoder.dim,
-            batch_size=pl_module.data.batch_size, title="probe: embedding its clips",
-        )  # fmt: skip
+        z = pl_module.embed_store(self._store, "probe: embedding its clips")
+        return on_rank_zero(lambda: self.accuracy(z))
 
-        def judge(vectors: Callable[[Any], NDArray[np.float32]]) -> float:
-            return self.accuracy(vectors(None))
-
-        return conduct(judge, lambda _: embed())
-
-    def accuracy(self, vectors: NDArray[np.float32]) -> float:
-        """Share of the validation part that is told right, from the embeddings `(N, D)` of all clips."""
+    def accuracy(self, vectors: Floats) -> float:
+        """Accuracy on the validation part, from the embeddings `(N, D)` of all clips."""
         assert self._store is not None
         bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
         if len(bad):
@@ -217,9 +206,9 @@ class OnlineProbe(Callback):
         return float(np.mean(fitted.predict(vectors[valid]) == y[valid]))
 
     def state_dict(self) -> dict[str, Any]:
-        """What was found so far."""
+        """Accuracies so far."""
         return {"found": dict(self.found)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it from a checkpoint."""
+        """Restore them."""
         self.found = {int(done): float(value) for done, value in state_dict["found"].items()}

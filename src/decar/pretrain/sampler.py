@@ -1,7 +1,7 @@
 """The balanced draw: every non-empty cluster gives the same number of crops, whatever its size.
 
-The paper draws batches uniformly over the pseudo-labels so that no cluster dominates; its released code meant to and
-did not (it re-ordered the data set after the sampler was built). Here the index space never changes.
+The paper draws batches uniformly over the pseudo-labels so that no cluster dominates. Its released code does not: it
+re-orders the data set after the sampler was built. Here the index space never changes.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from decar.errors import ClusteringError
 
 
 class Stream(IntEnum):
-    """What a seed is for; no two uses share a stream of random numbers."""
+    """The use of a seed; no two uses share a stream of random numbers."""
 
     CLUSTERS = 1
     ORDER = 2
@@ -26,7 +26,7 @@ class Stream(IntEnum):
 
 
 def derive_seed(*parts: int) -> int:
-    """One 63-bit seed for a place in the run, such as `(seed, epoch, step)`: a pure function, so a resume repeats it.
+    """A 63-bit seed for a place in the run, such as `(seed, epoch, step)`: a pure function, so a resume repeats it.
 
     >>> derive_seed(0, 3) == derive_seed(0, 3), derive_seed(0, 3) == derive_seed(0, 4)
     (True, False)
@@ -36,9 +36,9 @@ def derive_seed(*parts: int) -> int:
 
 
 def uniform_draw(labels: NDArray[np.int64], num_samples: int, seed: int) -> NDArray[np.int64]:
-    """Draw `num_samples` dataset indices, all clusters that occur equally often (to within one), in random order.
+    """Draw `num_samples` dataset indices in random order, equally many (to within one) of each non-empty cluster.
 
-    Within a cluster the clips are taken in turn, in an order shuffled by `seed`: none comes twice before all came once.
+    Within a cluster no clip is drawn twice before all were drawn once, in an order shuffled by `seed`.
 
     Args:
         labels: `(N,)` pseudo-labels; cluster numbers without a clip are left out.
@@ -58,12 +58,12 @@ def uniform_draw(labels: NDArray[np.int64], num_samples: int, seed: int) -> NDAr
 
 
 class UniformClusterSampler(Sampler[int]):
-    """Yields dataset indices, balanced over pseudo-labels; one global order per epoch, dealt out to the ranks in turn.
+    """Yields dataset indices balanced over pseudo-labels: one global order per epoch, divided over the ranks in turn.
 
     Args:
         labels: `(N,)` pseudo-label of each clip.
         num_samples: Draws per epoch over all ranks; rounded up to a multiple of `world_size`. Default `N`.
-        seed: With the epoch it fixes the order.
+        seed: With the epoch it determines the order.
         rank: This process.
         world_size: Number of processes.
 
@@ -82,7 +82,7 @@ class UniformClusterSampler(Sampler[int]):
         self.num_samples = -(-wanted // world_size) * world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of this epoch from the next iteration on."""
+        """Use the order of this epoch from the next iteration on."""
         self.epoch = epoch
 
     def draw(self) -> NDArray[np.int64]:

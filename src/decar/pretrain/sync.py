@@ -1,8 +1,8 @@
 """BatchNorm over the batches of all ranks, on any device.
 
-torch's `SyncBatchNorm` runs on GPUs only, and its conversion replaces a layer by a bare normalisation: what a subclass
-adds is lost, such as the activation inside timm's `BatchNormAct2d`, 49 layers of EfficientNet-B0. Here every layer
-keeps its class, weights, hooks and `forward`; only the call of `functional.batch_norm` in it is replaced.
+torch's `SyncBatchNorm` runs on GPUs only, and its conversion replaces each layer by a bare normalisation. What a
+subclass adds is lost, such as the activation in timm's `BatchNormAct2d`: 49 layers of EfficientNet-B0. Here each layer
+keeps its class, weights, hooks and `forward`; only its call of `functional.batch_norm` is replaced.
 """
 
 from typing import Any, cast
@@ -16,21 +16,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from decar.errors import TrainingError
-from decar.pretrain.ranks import rank_and_size
+from decar.pretrain.ranks import rank_and_size, sum_over_ranks
 
 
 class SyncLayers(LayerSync):
     """Plugin for Lightning's trainer, in place of `sync_batchnorm=True`."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """The same module; its BatchNorm layers, of whatever subclass, now use the statistics of all ranks."""
+        """Let all BatchNorm layers, subclasses too, use the statistics of all ranks; changes the module in place."""
         for layer in model.modules():
             if isinstance(layer, _BatchNorm) and not isinstance(layer, nn.SyncBatchNorm | SyncedLayer):
                 layer.__class__ = _synced(type(layer))
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """The same module; its layers have their own classes back."""
+        """Give the layers their own classes back."""
         for layer in model.modules():
             if isinstance(layer, SyncedLayer):
                 layer.__class__ = type(layer).__bases__[1]
@@ -38,13 +38,13 @@ class SyncLayers(LayerSync):
 
 
 class SyncedLayer(nn.Module):
-    """Goes before the class of a BatchNorm layer: in train mode its `forward` normalises over all ranks."""
+    """Base class put before that of a BatchNorm layer: in train mode `forward` normalises over all ranks."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As of the layer's own class.
+        """`forward` of the layer's own class.
 
         Raises:
-            TrainingError: That does not normalise with `functional.batch_norm`.
+            TrainingError: It does not call `functional.batch_norm`.
         """
         if not self.training or rank_and_size()[1] == 1:
             return super().forward(*args, **kwargs)
@@ -63,7 +63,7 @@ def _synced(cls: type[_BatchNorm]) -> type[_BatchNorm]:
 
 
 class _OverRanks(TorchFunctionMode):
-    """Within it, `functional.batch_norm` is `batch_norm_over_ranks`."""
+    """Replaces `functional.batch_norm` by `batch_norm_over_ranks`."""
 
     called = False
 
@@ -84,7 +84,7 @@ def batch_norm_over_ranks(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """`functional.batch_norm` with mean and variance of the batches of all ranks, through which gradients flow.
+    """`functional.batch_norm` with mean and variance over the batches of all ranks; gradients flow through both.
 
     Args:
         x: `(B, C, …)`, of any float type; statistics are float32 at least.
@@ -115,22 +115,3 @@ def batch_norm_over_ranks(
     out: Tensor = centred * (var + eps).rsqrt().view(shape)
     out = out if weight is None else out * weight.view(shape)
     return (out if bias is None else out + bias.view(shape)).to(x.dtype)
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()  # each rank's loss depends on this rank's part
-        distributed.all_reduce(total)
-        return total
-
-
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of a tensor of every rank, through which gradients flow."""
-    return cast(Tensor, _Sum.apply(x))

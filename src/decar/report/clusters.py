@@ -3,18 +3,21 @@
 Letters: `N` clips, `K` clusters, `H` clusterings.
 """
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pyarrow import parquet
 from scipy.optimize import linear_sum_assignment
 
 from decar.clustering.stats import nmi
+from decar.digests import read_parquet
 from decar.errors import DecarError
+
+log = logging.getLogger(__name__)
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_EPOCHS = 12  # assignments that are shown one by one; of more, evenly spaced ones, the first and the last among them
@@ -33,48 +36,54 @@ class Assignments:
         epochs: In rising order.
         labels: `(epochs, N)` int64.
         skipped: Earlier epochs that were not read, for the memory's sake.
+        damaged: Files that could not be read.
     """
 
     clips: pd.DataFrame
     epochs: list[int]
     labels: NDArray[np.int64]
     skipped: int = 0
+    damaged: tuple[str, ...] = ()
 
 
 def read_assignments(folder: Path) -> list[Assignments]:
     """The clusterings of a run, from its `clusters.parquet`.
 
-    A clustering that began late (`labels=both`), or had other clips before, starts where its last clips start.
+    A clustering that began late (`labels=both`), or had other clips before, starts where its last clips start. Each
+    damaged file is named in the log, and the others are read.
 
     Raises:
-        DecarError: There is none, or it cannot be read.
+        DecarError: There is none that can be read.
     """
     if not folder.exists():
         raise DecarError(f"{folder}: not there; the run was stopped before its first epoch ended")
-    try:
-        files = sorted(folder.glob("*.parquet"))
-        rows = max((parquet.read_metadata(file).num_rows for file in files), default=1)
-        kept = files[-max(2, MAX_ROWS // max(rows, 1)) :]
-        last: dict[int, Assignments] = {}
-        for file in reversed(kept):
-            for number, part in pd.read_parquet(file).groupby("clustering", sort=True):
-                _prepend(last, int(str(number)), part.reset_index(drop=True), len(files) - len(kept))
-    except Exception as error:  # pyarrow raises half a dozen kinds for a damaged part
-        raise DecarError(f"{folder}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+    last: dict[int, Assignments] = {}
+    damaged: list[str] = []
+    files, n_read, n_rows = sorted(folder.glob("*.parquet")), 0, 0
+    while files and (n_read < 2 or n_rows < MAX_ROWS):
+        file = files.pop()
+        try:
+            table = read_parquet(file)
+            for number, part in table.groupby("clustering", sort=True):
+                _prepend(last, int(str(number)), part.reset_index(drop=True))
+            n_read, n_rows = n_read + 1, n_rows + len(table)
+        except Exception as error:  # pyarrow raises half a dozen kinds for a damaged file
+            log.warning("%s is damaged (%s): its epoch is left out", file, " ".join(str(error).split())[:200])
+            damaged.append(file.name)
     if not last:
-        raise DecarError(f"{folder}: holds no assignment")
-    return [last[number] for number in sorted(last)]
+        raise DecarError(f"{folder}: holds no assignment{': ' + ', '.join(damaged) + ' damaged' if damaged else ''}")
+    return [replace(last[number], skipped=len(files), damaged=tuple(damaged)) for number in sorted(last)]
 
 
-def _prepend(known: dict[int, Assignments], number: int, part: pd.DataFrame, skipped: int) -> None:
+def _prepend(known: dict[int, Assignments], number: int, part: pd.DataFrame) -> None:
     """Put the assignment of an earlier epoch before the later ones, if it is of the same clips."""
     clips = part[[name for name in KEY if name in part]]
     labels, epoch = part["pseudo_label"].to_numpy(np.int64)[None], int(part["epoch"].iloc[0])
     later = known.get(number)
     if later is None:
-        known[number] = Assignments(clips, [epoch], labels, skipped)
+        known[number] = Assignments(clips, [epoch], labels)
     elif clips.equals(later.clips):
-        known[number] = Assignments(clips, [epoch, *later.epochs], np.concatenate([labels, later.labels]), skipped)
+        known[number] = Assignments(clips, [epoch, *later.epochs], np.concatenate([labels, later.labels]))
 
 
 def spaced(n: int, most: int) -> list[int]:
