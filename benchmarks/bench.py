@@ -32,8 +32,8 @@ Parts = dict[str, dict[str, object]]
 INTRODUCTION = (
     "# Speed",
     "",
-    "`make bench` writes this page (RESULTS-cuda.md: `python benchmarks/bench.py --device cuda`). A ratio is the median",
-    "of pairs timed in turn in one process, least and largest beside it; seconds are medians and mean little elsewhere.",
+    "`make bench` writes this page (`python benchmarks/bench.py --device cuda` RESULTS-cuda.md). A ratio is the median",
+    "of pairs timed in turn in one process, least and largest beside it. Seconds mean little elsewhere.",
     "What is asked is asked of two CPU cores: a GPU makes the network so fast that loading and clustering weigh more.",
     "",
 )

@@ -20,7 +20,10 @@ from decar.clustering import PIC, KMeans, nmi, prepare
 from decar.clustering.pic import _mean_squared_radius
 
 POINTS, MANY, K, ITERATIONS = 50_000, 200_000, 1024, 20
-ON_BOTH = {"K-Means": KMeans(k=K, n_iter=ITERATIONS), "PIC": PIC(sigma="auto", neighbors="exact")}
+ON_BOTH: dict[str, KMeans | PIC] = {
+    "K-Means": KMeans(k=K, n_iter=ITERATIONS),
+    "PIC": PIC(sigma="auto", neighbors="exact"),
+}
 
 
 def measure(runs: int = 5, device: str = "cpu") -> list[Line]:

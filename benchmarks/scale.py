@@ -180,8 +180,7 @@ def make_hollow(n: int, folder: Path, *, digests: bool = True) -> tuple[Manifest
     Without digests it is as an earlier version wrote it.
     """
     from decar.audio.blocks import BLOCK_BYTES, BlockHasher
-    from decar.audio.build import FORMAT, INDEX_FILE, META_FILE
-    from decar.audio.partial import MEL_FILE
+    from decar.audio.build import FORMAT, INDEX_FILE, MEL_FILE, META_FILE
     from decar.audio.store import _sha256
     from decar.digests import digest_of, sealed
 

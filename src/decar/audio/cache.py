@@ -18,8 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from decar.audio.blocks import Blocks
-from decar.audio.build import INDEX_FILE, META_FILE
-from decar.audio.partial import MEL_FILE
+from decar.audio.build import INDEX_FILE, MEL_FILE, META_FILE
 from decar.digests import ARRAY_SUFFIX, DamagedError, check_array, digest_of, unsealed
 
 DAMAGE_FILE = "damaged.txt"  # why a store must not be used any more

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from decar.audio import LogMel
+from decar.audio.clips import Windows
 from decar.audio.decode import decode_blocks
-from decar.audio.logmel import blocks_to_frames
+from decar.audio.logmel import waveform_to_frames
 from decar.audio.samples import Gauge
 from decar.errors import AudioError, BundleError, SearchError, is_unicode
 from decar.models import Encoder, load_encoder
@@ -137,14 +138,15 @@ def _encoder_of(table: EmbeddingTable, bundle: str | None, network: Callable[...
 
 def _embed(encoder: Encoder, sound: str) -> NDArray[np.float32]:
     """The vector that `Encoder.embed` gives; of a long sound no more than its log-mel is in memory."""
-    gauge = Gauge()
+    gauge, log_mel = Gauge(), LogMel(encoder.frontend)
 
     def blocks() -> Iterator[NDArray[np.float32]]:
-        yield from gauge.watch(decode_blocks(sound, sample_rate=encoder.sample_rate))
+        yield from map(gauge.add, decode_blocks(sound, sample_rate=encoder.sample_rate))
         yield np.zeros(max(0, encoder.frontend.win_length - gauge.samples), np.float32)  # less than a frame
 
+    rows = Windows(None, None, encoder.frontend, encoder.max_frames).rows(blocks())
     try:
-        mel = np.concatenate(list(blocks_to_frames(LogMel(encoder.frontend), blocks())))
+        mel = np.concatenate([waveform_to_frames(log_mel, piece) for row in rows for piece in row])
     except AudioError as error:
         raise SearchError(f"{sound}: cannot be searched for, {error}") from error
     if not gauge.peak > 0:
