@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pandas.errors import ParserWarning
 
 from decar.digests import check_parquet
-from decar.errors import ManifestError
+from decar.errors import ManifestError, one_line
 from decar.limits import limits
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -192,11 +192,6 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _as_text(column: pd.Series) -> pd.Series:
     return pd.Series(["" if pd.isna(value) else str(value) for value in column], dtype=str)
-
-
-def one_line(error: Exception) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _encoding(source: Path) -> str:
