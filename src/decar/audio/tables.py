@@ -1,7 +1,7 @@
 """A text table of somebody else's → its cells as text: encoding, separator and kind of file are looked at, not guessed.
 
-Comma, semicolon and tab are told apart by the header line. UTF-8 and UTF-16 with a byte-order mark are read. Everything
-else, a spreadsheet or JSON say, is refused with what to do.
+The header line says whether comma, semicolon or tab divides the columns. UTF-8 and UTF-16 with a byte-order mark are
+read. Everything else, for example a spreadsheet or JSON, is refused with what to do.
 """
 
 from __future__ import annotations
