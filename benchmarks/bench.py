@@ -34,7 +34,7 @@ INTRODUCTION = (
     "",
     "`make bench` writes this page (`python benchmarks/bench.py --device cuda` RESULTS-cuda.md). A ratio is the median",
     "of pairs timed in turn in one process, least and largest beside it. Seconds mean little elsewhere.",
-    "What is asked is asked of two CPU cores: a GPU makes the network so fast that loading and clustering weigh more.",
+    "What is asked is asked of two CPU cores.",
     "",
 )
 HEADINGS = (
