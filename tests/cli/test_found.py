@@ -10,7 +10,8 @@ import yaml
 
 import decar
 from decar.audio import FrontEnd, Manifest
-from decar.cli.found import MAX_BYTES, cache_of, frontend_of, manifest_of, read_config
+from decar.cli.done import MAX_BYTES, read_config
+from decar.cli.report import cache_of, frontend_of, manifest_of
 from decar.errors import ConfigError, SearchError
 from tests.audio.sounds import tone, write
 
@@ -146,7 +147,7 @@ def test_a_table_that_names_a_bundle_on_the_hub_downloads_nothing(tmp_path, monk
 
 
 def test_no_module_instantiates_what_it_found():
-    """`instantiate` stands only where the configuration is Hydra's; run folders are read in cli/found.py alone."""
+    """`instantiate` stands only where the configuration is Hydra's; run folders are read in cli/done.py alone."""
     loads, makes = set(), set()
     for path in sorted((ROOT / "cli").glob("*.py")):
         text = path.read_text()

@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from decar.cli.config import OUR_NETWORK, conf_dir, named_class
+from decar.cli.config import OUR_NETWORK, conf_dir, named_class, walk
 from decar.cli.explain import did_you_mean
 from decar.errors import ConfigError, check_positive, check_whole
 
@@ -60,12 +60,10 @@ def check(cfg: DictConfig) -> None:
         ConfigError: Names the option, what it is and what it may be.
     """
     for key, least in WHOLE.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None:
+        if (value := OmegaConf.select(cfg, key)) is not None:
             check_whole(key, value, least)
     for key in POSITIVE:
-        value = OmegaConf.select(cfg, key)
-        if value is not None:
+        if (value := OmegaConf.select(cfg, key)) is not None:
             check_positive(key, value)
     for key, (unset, why) in REFUSED.items():
         value = OmegaConf.select(cfg, key)
@@ -96,13 +94,9 @@ def _refuse_unread(cfg: DictConfig) -> None:
             raise ConfigError(f"there is no option {full!r}{near}; nothing reads it. --help lists all options")
 
 
-def _interpolations(tree: Any) -> Iterator[str]:
+def _interpolations(tree: Any) -> list[str]:
     """All strings with `${…}` in a configuration."""
-    if isinstance(tree, dict | list):
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from _interpolations(value)
-    elif isinstance(tree, str) and "${" in tree:
-        yield tree
+    return [value for _, value in walk(tree) if isinstance(value, str) and "${" in value]
 
 
 def _read_nodes(raw: dict[Any, Any]) -> Iterator[tuple[str, dict[Any, Any], set[str]]]:
@@ -161,11 +155,7 @@ def _keys_by_name(raw: dict[Any, Any]) -> dict[str, set[str]]:
 
 def _targets(tree: Any, path: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
     """All nodes with a `_target_` in an unresolved configuration, with their dotted paths."""
-    if _is_target(tree):
-        yield path, tree
-    if isinstance(tree, dict | list):
-        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            yield from _targets(value, f"{path}.{key}".lstrip("."))
+    return ((at, node) for at, node in walk(tree, path) if _is_target(node))
 
 
 def _is_target(node: Any) -> bool:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.found import read_config
-from decar.digests import DamagedError, read_json, write_json
+from decar.digests import DamagedError, check_lines, read_json, write_json
 from decar.errors import ConfigError, TrainingError
 from decar.files import whole
 
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 log = logging.getLogger(__name__)
+
+MAX_BYTES = 1_000_000  # a config.yaml of ours has some 5 kB
+MAX_DEPTH = 50
 
 FINISHED = "finished.json"  # of a pre-training run that came to its end
 # by the run itself, where they were left open
@@ -53,6 +55,40 @@ class Before:
     version: str
     processes: int
     epochs: int
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Parse a found `config.yaml` into plain dictionaries, lists and scalars; `${…}` stays as text.
+
+    Raises:
+        ConfigError: It is missing, damaged, larger than `MAX_BYTES`, not YAML, no mapping, deeper than `MAX_DEPTH`, or
+            uses aliases.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ConfigError(f"{file}: larger than {MAX_BYTES:,} bytes, not the config.yaml of a run")
+        check_lines(text)
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:  # both cost without bound when they are loaded
+                what = "YAML aliases" if depth <= MAX_DEPTH else f"more than {MAX_DEPTH} levels"
+                raise ConfigError(f"{file}: has {what}, which decar never writes; not the config.yaml of a run")
+        found = OmegaConf.to_container(OmegaConf.create(text.decode("utf-8")), resolve=False)
+    except ConfigError:
+        raise
+    except Exception as error:  # yaml and omegaconf each have kinds of their own
+        raise ConfigError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: not a mapping; give the folder of a run of decar-train")
+    if not found:
+        raise ConfigError(f"{file}: cut short, it holds no options; copy it from a whole folder")
+    return {str(key): value for key, value in found.items()}
 
 
 def read_before(checkpoint: Path) -> Before:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from decar.cli.checks import check, require
-from decar.cli.config import build_encoder, own_network
-from decar.cli.done import same_job
+from decar.cli.config import build_encoder, hydra_value, own_network
+from decar.cli.done import FINISHED, same_job
 from decar.cli.expand import SKIP
 from decar.cli.launch import claimed
-from decar.cli.limits import use_configured_limits
 from decar.cli.main import run_hydra
-from decar.cli.obtain import obtain
 from decar.digests import DamagedError, read_json, sealed_lines, write_json
 from decar.errors import DecarError
-from decar.files import whole
+from decar.files import locked, whole
+from decar.limits import Limits, set_limits
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
@@ -38,7 +42,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     conf: Any = HydraConfig.get()
     choice = conf.runtime.choices.task
     check(cfg)
-    use_configured_limits(cfg)
+    set_limits(Limits(**cfg.limits))
     if not has_source(cfg, choice, skip=many_tasks(conf)):
         return None
     output = Path(conf.runtime.output_dir)
@@ -92,6 +96,32 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
         result.n_classes, result.n_train, result.seconds,
     )  # fmt: skip
     return result.value
+
+
+def obtain(cfg: DictConfig) -> None:
+    """Run `train.py` with `pretrain.options` into the folder `bundle`, which leaves a finished run of these as it is.
+
+    A run that was stopped goes on where it was; one of other options or sounds is refused by name. Of several jobs
+    that want one encoder the first makes it, the others wait.
+
+    Raises:
+        ConfigError: The pre-training failed; what it said stands in its folder's train.log.
+    """
+    if cfg.get("pretrain"):
+        _obtain(Path(cfg.bundle).expanduser().absolute(), cfg.pretrain.options)
+
+
+@functools.cache  # the jobs of a sweep share their encoders: it takes seconds to see that one is there
+def _obtain(folder: Path, options: str) -> None:
+    """Run `train.py` in a process of its own: nothing of a training leaks into the judging."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(f"{folder}.lock", wait=math.inf):
+        log.info("pre-training %s, unless that is done", folder)
+        words = [*shlex.split(options), f"hydra.run.dir={hydra_value(str(folder))}", "resume=auto"]
+        code = subprocess.run([sys.executable, "-m", "decar.cli.train", *words], check=False).returncode
+        finished = (folder / FINISHED).is_file()
+    require(code == 0, f"pre-training {folder} failed (exit status {code}); see above, or train.log in there")
+    require(finished, f"pre-training {folder} was cut short (trainer.max_time?): give the same command again to go on")
 
 
 def has_source(cfg: DictConfig, choice: str, *, skip: bool) -> bool:

@@ -15,12 +15,12 @@ from decar.cli.checks import check, require
 from decar.cli.config import build_encoder
 from decar.cli.done import FINISHED, flat_options, read_finished, refuse_other_run, write_finished
 from decar.cli.launch import claimed, joined, leads, others, trainer_options
-from decar.cli.limits import use_configured_limits
 from decar.cli.main import run_hydra
 from decar.cli.report import report_run
 from decar.cli.settle import settle
 from decar.digests import sealed_lines
 from decar.files import whole, write_csv
+from decar.limits import Limits, set_limits
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
@@ -44,7 +44,7 @@ def pretrain(cfg: DictConfig) -> float:
     from decar.pretrain.ranks import on_rank_zero, rank_zero_first
 
     check(cfg)
-    use_configured_limits(cfg)
+    set_limits(Limits(**cfg.limits))
     OmegaConf.to_yaml(cfg, resolve=True)  # before anything slow: raises by name for what is not set
     output = Path(HydraConfig.get().runtime.output_dir)
     with ExitStack() as stack:
@@ -258,7 +258,7 @@ def all_clips(cfg: DictConfig) -> LogMelStore:
 
     from decar.audio import LogMelStore
 
-    use_configured_limits(cfg)  # a further process of the job comes here first
+    set_limits(Limits(**cfg.limits))  # a further process of the job comes here first
     return LogMelStore.open_or_build(instantiate(cfg.data.manifest), instantiate(cfg.frontend), cfg.cache_dir)
 
 
