@@ -11,7 +11,7 @@ from rig import Line, alternate, line
 from scale import make_hollow
 
 from decar.audio import LogMelStore
-from decar.cli.train import readable
+from decar.cli.runs import readable
 from decar.models import Encoder, build_network, load_encoder, save_bundle
 from decar.pretrain.checkpoint import AtomicCheckpointIO
 

@@ -10,8 +10,8 @@ import yaml
 
 import decar
 from decar.audio import FrontEnd, Manifest
-from decar.cli.done import MAX_BYTES, read_config
 from decar.cli.report import cache_of, frontend_of, manifest_of
+from decar.cli.runs import MAX_BYTES, read_config
 from decar.errors import ConfigError, SearchError
 from tests.audio.sounds import tone, write
 
@@ -74,7 +74,7 @@ def test_the_environment_of_the_reader_stays_out_of_the_page(honest, tmp_path, d
 
 
 def test_picks_of_a_resumed_run_are_numbers_or_nothing(tmp_path, monkeypatch):
-    from decar.cli.done import PICKED, read_before
+    from decar.cli.runs import PICKED, read_before
     from decar.cli.settle import _kept
 
     monkeypatch.setenv("SECRET", "7")
@@ -147,7 +147,7 @@ def test_a_table_that_names_a_bundle_on_the_hub_downloads_nothing(tmp_path, monk
 
 
 def test_no_module_instantiates_what_it_found():
-    """`instantiate` stands only where the configuration is Hydra's; run folders are read in cli/done.py alone."""
+    """`instantiate` stands only where the configuration is Hydra's; run folders are read in cli/runs.py alone."""
     loads, makes = set(), set()
     for path in sorted((ROOT / "cli").glob("*.py")):
         text = path.read_text()

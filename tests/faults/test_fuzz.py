@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 from decar.audio import Manifest
 from decar.cli.checks import check
 from decar.cli.config import conf_dir
-from decar.cli.explain import explain
-from decar.cli.train import readable
+from decar.cli.runs import readable
+from decar.cli.terminal import explain
 from decar.errors import DecarError
 from decar.models import load_encoder, save_bundle
 from decar.models.bundle import read_facts

@@ -28,9 +28,9 @@ from decar.audio import LogMelStore, Manifest, cache, identity, store
 from decar.audio.blocks import BLOCK_BYTES, BlockHasher, Blocks
 from decar.audio.logmel import FrontEnd
 from decar.audio.partial import PartialStore
-from decar.cli.done import flat_options, read_config, read_finished, write_finished
 from decar.cli.eval import judged_before
-from decar.cli.explain import explain
+from decar.cli.runs import flat_options, read_config, read_finished, write_finished
+from decar.cli.terminal import explain
 from decar.corpora import prepare
 from decar.digests import DamagedError, sealed_lines, write_json, write_parquet
 from decar.downstream.embeddings import cached_embeddings

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from decar.audio import LogMelStore, Manifest
-from decar.cli.train import readable
+from decar.cli.runs import readable
 from decar.errors import DecarError
 from decar.models import load_encoder
 from tests.audio.sounds import tone, write

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,32 +11,19 @@ from typing import Any
 from decar import __version__
 from decar.cli import bundles, data, report
 from decar.cli.config import cache_home, named_class
-from decar.cli.terminal import complain, terminal
-from decar.errors import DecarError, PreemptedError, printable
+from decar.cli.terminal import command
 from decar.limits import Limits, set_limits
-from decar.signals import stoppable
 
 Option = tuple[str, dict[str, Any]]
+CACHE_HOME = object()  # stands for `cache_home()`, which follows the environment
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 on a user's error, and when a signal stops it as `train.py` does."""
-    try:
-        with terminal(), stoppable("run the same command again"):
-            args = _parser().parse_args(argv)
-            set_limits(Limits(**{name: value for name, value in vars(args).items() if name in LIMITS}))
-            args.run(args)
-    except PreemptedError as stopped:
-        print(f"decar: {printable(stopped)}", file=sys.stderr)
-        sys.exit(stopped.status)
-    except DecarError as error:
-        complain(error)
-        sys.exit(2)
-    except OSError as error:  # a private folder, say; without a file name it is an internal error
-        if error.filename is None:
-            raise
-        complain(f"{error.filename}: {error.strerror}")
-        sys.exit(2)
+    with command("", "run the same command again"):
+        args = _parser().parse_args(argv)
+        set_limits(Limits(**{name: value for name, value in vars(args).items() if name in LIMITS}))
+        args.run(args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,19 +31,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="decar", description="Deep clustering for audio. To pre-train: decar-train. To judge: decar-eval."
     )
     parser.add_argument("--version", action="version", version=f"decar {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands, here = parser.add_subparsers(required=True, metavar="COMMAND"), cache_home()
     for name, (run, text, options) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=ABOUT.get(name))
-        command.set_defaults(run=run)
+        made = commands.add_parser(name, help=text, description=ABOUT.get(name))
+        made.set_defaults(run=run)
         for flag, settings in options:
-            command.add_argument(flag, **settings)
+            made.add_argument(flag, **{key: here if value is CACHE_HOME else value for key, value in settings.items()})
         if name in READS_SOUNDS:
-            _add_limits(command)
+            _add_limits(made)
     return parser
 
 
-def _add_limits(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("limits", "what is beyond them is refused with a line; the job goes on")
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limits", "what is beyond them is refused with a line; the job goes on")
     for field in fields(Limits):
         group.add_argument(
             f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, metavar="N",
@@ -79,7 +65,7 @@ def _flag(name: str, text: str) -> Option:
 
 RUNS = _option("runs", "folders that hold results, at any depth", nargs="+", metavar="RUNS")
 CSV = _file("--csv", "write the table as CSV too")
-CACHE = _file("--cache-dir", "%(default)s", default=Path(cache_home()), metavar="DIR")
+CACHE = _file("--cache-dir", "%(default)s", default=CACHE_HOME, metavar="DIR")
 ROOT = _file("--root", "where relative paths of a table or of stdin start from", metavar="DIR")
 PATHS = _option("--path-column", "the column of a table that names the files", default="path", metavar="NAME")
 BUNDLE = _option("bundle", "encoder.safetensors, or a run that holds it", metavar="BUNDLE")
@@ -101,7 +87,7 @@ DOCTOR = [
     _file("source", "a folder, or a table with a column path", nargs="?", metavar="SOURCE"),
     _file(
         "--cache", "compare all that lies in the cache with its checksums (DIR: %(const)s)", metavar="DIR", nargs="?",
-        const=Path(cache_home()),
+        const=CACHE_HOME,
     ),
     _option(
         "--apart", "columns of which no value may be in two splits (default: speaker, recording and the like)",

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from decar.cli.config import OUR_NETWORK, conf_dir, named_class, walk
-from decar.cli.explain import did_you_mean
+from decar.cli.terminal import did_you_mean
 from decar.errors import ConfigError, check_positive, check_whole
 
 log = logging.getLogger(__name__)

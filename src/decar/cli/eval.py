@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from decar.cli.checks import check, require
 from decar.cli.config import build_encoder, hydra_value, own_network
-from decar.cli.done import FINISHED, same_job
-from decar.cli.expand import SKIP
 from decar.cli.launch import claimed
-from decar.cli.main import run_hydra
+from decar.cli.main import SKIP, run_hydra
+from decar.cli.runs import FINISHED, same_job
 from decar.digests import DamagedError, read_json, sealed_lines, write_json
 from decar.errors import DecarError
 from decar.files import locked, whole

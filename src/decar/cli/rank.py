@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 
 from decar.cli.config import register_resolvers
-from decar.cli.explain import explain
 from decar.cli.launch import end_with_parent
-from decar.cli.terminal import complain, start_log
+from decar.cli.terminal import complain, explain, start_log
 from decar.errors import PreemptedError
 from decar.signals import stoppable
 

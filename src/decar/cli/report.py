@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.config import cache_home, own_network
-from decar.cli.done import read_config
+from decar.cli.runs import read_config
 from decar.cli.terminal import say, start_log
 from decar.errors import ConfigError, DecarError
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from decar.cli.checks import require
 from decar.cli.config import build_encoder
-from decar.cli.done import flat_options, left_open, read_before
 from decar.cli.launch import threads
+from decar.cli.runs import flat_options, left_open, read_before
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from decar.cli.done import Before
+    from decar.cli.runs import Before
 
 log = logging.getLogger(__name__)
 
