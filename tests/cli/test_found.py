@@ -75,7 +75,7 @@ def test_the_environment_of_the_reader_stays_out_of_the_page(honest, tmp_path, d
 
 def test_picks_of_a_resumed_run_are_numbers_or_nothing(tmp_path, monkeypatch):
     from decar.cli.runs import PICKED, read_before
-    from decar.cli.settle import _kept
+    from decar.cli.trainer import _kept
 
     monkeypatch.setenv("SECRET", "7")
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
@@ -159,4 +159,4 @@ def test_no_module_instantiates_what_it_found():
         )
     # a child of a job loads what its parent has just written; the checks read decar's own conf/
     assert loads == {"rank", "checks"}
-    assert makes == {"train", "eval", "config", "launch"}, "modules whose configuration is the caller's own"
+    assert makes == {"train", "eval", "config", "trainer"}, "modules whose configuration is the caller's own"

@@ -15,8 +15,8 @@ from decar.cli.checks import check, require
 from decar.cli.config import build_encoder, hydra_value, own_network
 from decar.cli.launch import claimed
 from decar.cli.main import SKIP, run_hydra
-from decar.cli.runs import FINISHED, same_job
-from decar.digests import DamagedError, read_json, sealed_lines, write_json
+from decar.cli.runs import FINISHED, same_job, write_config
+from decar.digests import DamagedError, read_json, write_json
 from decar.errors import DecarError
 from decar.files import locked, whole
 from decar.limits import Limits, set_limits
@@ -67,8 +67,7 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
         return before.value
     for name in ("result.json", JUDGED):  # of other options: config.yaml speaks for this job from here on
         (output / name).unlink(missing_ok=True)
-    with whole(output / "config.yaml") as part:
-        part.write_text(sealed_lines(OmegaConf.to_yaml(cfg, resolve=True)), encoding="utf-8")
+    write_config(output, OmegaConf.to_yaml(cfg, resolve=True))
     fine = cfg.mode if cfg.mode.name == "finetune" else {"crop_frames": 98, "num_workers": 0}
     trainer = {"accelerator": cfg.accelerator, "precision": cfg.precision, "enable_progress_bar": cfg.progress}
     result = judge(
@@ -124,9 +123,21 @@ def _obtain(folder: Path, options: str) -> None:
 
 
 def has_source(cfg: DictConfig, choice: str, *, skip: bool) -> bool:
-    """Whether the task's clips are known; where they are not, a line in the log, or an error that says what to do."""
-    find_corpus(cfg)
+    """Whether the task's clips are known: given, or those of a corpus that `decar prepare` was run on.
+
+    Args:
+        cfg: Gets path and root of the corpus.
+        choice: Name of the task.
+        skip: Whether an unknown source is a line in the log.
+
+    Raises:
+        ConfigError: They are not known and the task is not to be skipped.
+    """
+    from decar.corpora import load_prepared
+
     corpus = cfg.task.corpus
+    if corpus and cfg.task.path is None and (prepared := load_prepared(cfg.cache_dir, corpus)):
+        cfg.task.path, cfg.task.root = str(prepared.file), str(prepared.root)
     cure = f"run `decar prepare {corpus} ROOT` first" if corpus else "pass task.path=…, a table or a folder of classes"
     if cfg.task.path is None and skip:
         log.info("task=%s: skipped, it has no source: %s", choice, cure)
@@ -180,17 +191,6 @@ def judged_before(cfg: DictConfig, output: Path, judged: dict[str, str]) -> Resu
     except DecarError as error:
         log.warning("judging again: %s", error)
     return None
-
-
-def find_corpus(cfg: DictConfig) -> None:
-    """Fill in where the clips of a task's corpus are, once `decar prepare` has been run on it."""
-    from decar.corpora import load_prepared
-
-    if not cfg.task.corpus or cfg.task.path is not None:
-        return
-    prepared = load_prepared(cfg.cache_dir, cfg.task.corpus)
-    if prepared is not None:
-        cfg.task.path, cfg.task.root = str(prepared.file), str(prepared.root)
 
 
 def task_spec(cfg: DictConfig, **more: Any) -> TaskSpec:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from decar import signals
 from decar.cli.checks import require
+from decar.cli.trainer import bare_trainer, threads
 from decar.cores import cpu_count
 from decar.errors import ConfigError, LostProcessError
 from decar.files import locked
@@ -30,83 +31,6 @@ log = logging.getLogger(__name__)
 FROZEN_SECONDS = 300  # that a process may be stopped before the job ends
 NOTICE_SECONDS = 20  # that this process has to see by itself that another one is gone
 PARENT = "DECAR_PARENT"  # environment variable of a child: the process that it ends with
-
-DDP = {  # whichever option asks for several processes; Lightning's own defaults would end a run that clusters for long
-    "_target_": "pytorch_lightning.strategies.DDPStrategy",
-    "find_unused_parameters": True,  # else sums change their order after the first step, and a resume is not exact
-    "timeout": {"_target_": "datetime.timedelta", "hours": 24},  # the other ranks wait while rank 0 clusters
-}
-STRATEGIES = {  # values of trainer.strategy, and what they set
-    "auto": {},
-    "ddp": {},
-    "ddp_find_unused_parameters_true": {"find_unused_parameters": True},
-    "ddp_find_unused_parameters_false": {"find_unused_parameters": False},
-}
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-SHORT = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # as Lightning reads them
-
-
-def bare_trainer(cfg: DictConfig) -> Trainer:
-    """The configured trainer without loggers and callbacks: it knows how many processes there are, and whose.
-
-    Raises:
-        ConfigError: Its strategy, precision or number of processes is one that training here cannot have.
-    """
-    from decar.pretrain.datamodule import share_of_batch
-
-    trainer = _bare(trainer_options(cfg))
-    _require_precision(trainer.precision)
-    share_of_batch(cfg.loader.batch_size, trainer.world_size)
-    return trainer
-
-
-def _bare(options: DictConfig) -> Trainer:
-    from hydra.utils import instantiate
-
-    trainer: Trainer = instantiate(options, logger=False, callbacks=[], enable_checkpointing=False)
-    return trainer
-
-
-def trainer_options(cfg: DictConfig) -> DictConfig:
-    """`cfg.trainer` as Lightning takes it: the settings of DDP complete, `sync_batchnorm` as a plugin.
-
-    Raises:
-        ConfigError: The strategy is another than DDP, or weights would not be float32.
-    """
-    from omegaconf import DictConfig, OmegaConf
-
-    options = OmegaConf.create(OmegaConf.to_container(cfg.trainer, resolve=True))
-    assert isinstance(options, DictConfig)
-    _require_precision(options.get("precision"))
-    asked = options.get("strategy") or "auto"
-    given = dict(asked) if isinstance(asked, DictConfig) else STRATEGIES.get(asked)
-    require(
-        given is not None and given.get("_target_", DDP["_target_"]) == DDP["_target_"]
-        and given.get("start_method", "popen") == "popen",
-        f"trainer.strategy={asked}: heads are renewed every epoch, which only DDP in processes of its own can follow; "
-        f"choose one of {', '.join(STRATEGIES)}, and the number of processes with trainer.devices",
-    )  # fmt: skip
-    if options.pop("sync_batchnorm", False):
-        options.plugins = [*options.get("plugins", []), {"_target_": "decar.pretrain.sync.SyncLayers"}]
-    if asked != "auto" or _several(options):
-        options.strategy = {**DDP, **(given or {})}
-    return options
-
-
-def _several(options: DictConfig) -> bool:
-    """Whether Lightning would start several processes for these options."""
-    from pytorch_lightning.strategies import ParallelStrategy
-
-    return isinstance(_bare(options).strategy, ParallelStrategy)
-
-
-def _require_precision(asked: object) -> None:
-    """Refuse weights in another type than float32: BatchNorm's statistics and whitening need its digits."""
-    name = SHORT.get(str(asked), str(asked))
-    require(
-        name in PRECISIONS,
-        f"trainer.precision={asked}: weights are trained in float32 only; choose one of {', '.join(PRECISIONS)}",
-    )
 
 
 @contextmanager
@@ -320,19 +244,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def threads(number: str | int | None) -> Iterator[None]:
-    """As many threads for torch, for a while; None: no change."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(int(number) if number else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _free_port() -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.checks import require
-from decar.digests import DamagedError, check_lines, read_json, write_json
+from decar.digests import DamagedError, check_lines, read_json, sealed_lines, write_json
 from decar.errors import ConfigError, TrainingError
 from decar.files import whole
 
@@ -44,15 +44,15 @@ TRAINING = ("callbacks.stop", "trainer.precision", "trainer.accumulate_grad_batc
 
 @dataclass(frozen=True)
 class Before:
-    """What a checkpoint says of its run.
+    """The record of its run in a checkpoint.
 
     Attributes:
-        options: All of them by dotted key, plain values; empty where they are unknown.
-        content: `Identity.content` of its sounds; empty where it is unknown.
+        options: Plain values by dotted key; empty if unknown.
+        content: `Identity.content` of its sounds; empty if unknown.
         n_clips: `N`.
-        version: Of decar; empty where the checkpoint keeps no record of its run, as in earlier versions.
-        processes: How many trained; 0 where it is unknown.
-        epochs: Begun, and all but the last of them whole.
+        version: Of decar; empty in checkpoints of earlier versions, which have no record.
+        processes: How many trained; 0 if unknown.
+        epochs: Begun epochs; all but the last are complete.
     """
 
     options: dict[str, Any]
@@ -97,8 +97,14 @@ def read_config(file: Path) -> dict[str, Any]:
     return {str(key): value for key, value in found.items()}
 
 
+def write_config(output: Path, text: str) -> None:
+    """Write `config.yaml`, all options of a job, with its checksum."""
+    with whole(output / "config.yaml") as part:
+        part.write_text(sealed_lines(text), encoding="utf-8")
+
+
 def read_before(checkpoint: Path) -> Before:
-    """Read what a checkpoint says of its run; without a record, the options in the `config.yaml` of its run folder."""
+    """Read a checkpoint's record of its run; without one, the options in the `config.yaml` of its run folder."""
     import torch
 
     found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
@@ -123,14 +129,9 @@ def _options_in(folder: Path) -> dict[str, Any]:
 
 
 def refuse_other_run(cfg: DictConfig, checkpoint: Path, content: str, n_clips: int, processes: int = 1) -> None:
-    """Refuse to go on from a checkpoint of other options or sounds; one of an earlier version costs a log line.
+    """Refuse to go on from a checkpoint of other options or sounds (`Identity.content`), or of other joint BatchNorm.
 
-    Args:
-        cfg: What is asked for now.
-        checkpoint: To go on from.
-        content: `Identity.content` of the sounds now.
-        n_clips: `N` now.
-        processes: That would train now.
+    A checkpoint of an earlier version, which has no record of its run, costs a log line.
 
     Raises:
         TrainingError: Names each option with its value there and here, or says that the sounds differ.
@@ -216,10 +217,10 @@ def same_job(cfg: DictConfig, output: Path) -> bool:
 
 
 def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False) -> bool:
-    """Whether these options ask for what a job with the options `before` has made.
+    """Whether a job with these options would make what the one with the options `before` has made.
 
-    An option that was picked is the same where it is left open now, and `budget` only serves to pick. Where the sounds
-    are known to be the same, it does not count where they lie.
+    An option that is left open now equals what was picked for it, and `budget` only serves to pick. Where the sounds
+    are known to be the same, their place does not matter.
     """
     from omegaconf import OmegaConf
 
@@ -236,20 +237,15 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False)
 
 
 def write_finished(output: Path, metrics: dict[str, float], epochs: int, steps: int, run: dict[str, Any]) -> None:
-    """Say that the run in this folder came to its end: its last figures, and `run`, the record in its checkpoints."""
+    """Mark a run as finished, with its last figures and `run`, the record in its checkpoints."""
     with whole(output / FINISHED) as part:
         write_json(part, {"metrics": metrics, "epochs": epochs, "steps": steps, "run": run})
 
 
 def read_finished(cfg: DictConfig, output: Path, content: str) -> dict[str, Any] | None:
-    """The last figures of the run in this folder; None when it was another one, or did not come to its end.
+    """The last figures of the run in this folder; None when it was another one, is unfinished or damaged.
 
-    A damaged file costs a line in the log.
-
-    Args:
-        cfg: What is asked for now.
-        output: The folder.
-        content: `Identity.content` of the sounds now.
+    `content` is the `Identity.content` of the sounds now.
     """
     file = output / FINISHED
     try:
@@ -327,7 +323,7 @@ def readable(path: Path) -> str:
 
 
 def clear(output: Path) -> None:
-    """Take away what a run that was stopped before its first checkpoint has left: runs never mix."""
+    """Delete leftovers of a run that was killed before its first checkpoint."""
     for name in (FINISHED, "metrics.csv", ".metrics.sealed", "bad_files.csv", "report.html", "environment.json"):
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "clusters.parquet", ignore_errors=True)

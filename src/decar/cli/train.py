@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from decar import signals
 from decar.cli.checks import check, require
 from decar.cli.config import build_encoder
-from decar.cli.launch import claimed, joined, leads, others, trainer_options
+from decar.cli.launch import claimed, joined, leads, others
 from decar.cli.main import run_hydra
 from decar.cli.report import report_run
 from decar.cli.runs import (
@@ -22,11 +22,11 @@ from decar.cli.runs import (
     flat_options,
     read_finished,
     refuse_other_run,
+    write_config,
     write_finished,
 )
-from decar.cli.settle import settle
-from decar.digests import sealed_lines
-from decar.files import whole, write_csv
+from decar.cli.trainer import settle, trainer_options
+from decar.files import write_csv
 from decar.limits import Limits, set_limits
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
@@ -110,8 +110,7 @@ def look_ahead(
     done = read_finished(cfg, output, store.content) if cfg.resume == "auto" else None
     if not done:
         (output / FINISHED).unlink(missing_ok=True)
-        with whole(output / "config.yaml") as part:
-            part.write_text(sealed_lines(text), encoding="utf-8")
+        write_config(output, text)
     return done, text
 
 

@@ -1,29 +1,106 @@
-"""Options left open in the configuration (null) are picked from the number of clips and the time there is."""
+"""The trainer of a run: its options as Lightning takes them, and how long it trains where that is left open."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.checks import require
 from decar.cli.config import build_encoder
-from decar.cli.launch import threads
-from decar.cli.runs import flat_options, left_open, read_before
+from decar.cli.runs import Before, flat_options, left_open, read_before
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-    from decar.cli.runs import Before
+    from pytorch_lightning import Trainer
 
 log = logging.getLogger(__name__)
 
+DDP = {  # whichever option asks for several processes; Lightning's own defaults would end a run that clusters for long
+    "_target_": "pytorch_lightning.strategies.DDPStrategy",
+    "find_unused_parameters": True,  # else sums change their order after the first step, and a resume is not exact
+    "timeout": {"_target_": "datetime.timedelta", "hours": 24},  # the other ranks wait while rank 0 clusters
+}
+STRATEGIES = {  # values of trainer.strategy, and what they set
+    "auto": {},
+    "ddp": {},
+    "ddp_find_unused_parameters_true": {"find_unused_parameters": True},
+    "ddp_find_unused_parameters_false": {"find_unused_parameters": False},
+}
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+SHORT = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # as Lightning reads them
+
+
+def bare_trainer(cfg: DictConfig) -> Trainer:
+    """The configured trainer without loggers and callbacks: it knows the number of processes and who starts them.
+
+    Raises:
+        ConfigError: Its strategy, precision or number of processes is one that training here cannot have.
+    """
+    from decar.pretrain.datamodule import share_of_batch
+
+    trainer = _bare(trainer_options(cfg))
+    _require_precision(trainer.precision)
+    share_of_batch(cfg.loader.batch_size, trainer.world_size)
+    return trainer
+
+
+def _bare(options: DictConfig) -> Trainer:
+    from hydra.utils import instantiate
+
+    trainer: Trainer = instantiate(options, logger=False, callbacks=[], enable_checkpointing=False)
+    return trainer
+
+
+def trainer_options(cfg: DictConfig) -> DictConfig:
+    """`cfg.trainer` as Lightning takes it: the settings of DDP complete, `sync_batchnorm` as a plugin.
+
+    Raises:
+        ConfigError: The strategy is another than DDP, or weights would not be float32.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    options = OmegaConf.create(OmegaConf.to_container(cfg.trainer, resolve=True))
+    assert isinstance(options, DictConfig)
+    _require_precision(options.get("precision"))
+    asked = options.get("strategy") or "auto"
+    given = dict(asked) if isinstance(asked, DictConfig) else STRATEGIES.get(asked)
+    require(
+        given is not None and given.get("_target_", DDP["_target_"]) == DDP["_target_"]
+        and given.get("start_method", "popen") == "popen",
+        f"trainer.strategy={asked}: heads are renewed every epoch, which only DDP in processes of its own can follow; "
+        f"choose one of {', '.join(STRATEGIES)}, and the number of processes with trainer.devices",
+    )  # fmt: skip
+    if options.pop("sync_batchnorm", False):
+        options.plugins = [*options.get("plugins", []), {"_target_": "decar.pretrain.sync.SyncLayers"}]
+    if asked != "auto" or _several(options):
+        options.strategy = {**DDP, **(given or {})}
+    return options
+
+
+def _several(options: DictConfig) -> bool:
+    """Whether Lightning would start several processes for these options."""
+    from pytorch_lightning.strategies import ParallelStrategy
+
+    return isinstance(_bare(options).strategy, ParallelStrategy)
+
+
+def _require_precision(asked: object) -> None:
+    """Refuse weights in another type than float32: BatchNorm's statistics and whitening need its digits."""
+    name = SHORT.get(str(asked), str(asked))
+    require(
+        name in PRECISIONS,
+        f"trainer.precision={asked}: weights are trained in float32 only; choose one of {', '.join(PRECISIONS)}",
+    )
+
 
 def settle(cfg: DictConfig, n_clips: int, checkpoint: str | None, processes: int = 1) -> None:
-    """Fill in the options of `PICKED` where they are null; log what was picked, and whether own clusters are reached.
+    """Pick a value for each option of `PICKED` that is null, from the number of clips and the `budget`.
 
-    A resumed run takes what was picked when it began: the machine may be faster or slower today. Its number of epochs
-    is picked anew where another `budget` is given.
+    A resumed run keeps what was picked when it began, because the machine may be faster or slower today. Its number of
+    epochs is picked again where another `budget` is given.
 
     Raises:
         ConfigError: Both `budget` and `trainer.max_epochs` are given, or more epochs than these are begun.
@@ -53,16 +130,15 @@ def settle(cfg: DictConfig, n_clips: int, checkpoint: str | None, processes: int
 
 
 def _kept(before: Before, opened: list[str]) -> dict[str, Any]:
-    """What an earlier run of the same options has picked; its file may come from anybody: numbers or nothing."""
+    """What an earlier run of the same options has picked. Only integers: its file may come from anybody."""
     found = {key: before.options[key] for key in opened if key in before.options}
     return {key: value for key, value in found.items() if value is None or isinstance(value, int)}
 
 
 def _pick_epochs_anew(cfg: DictConfig, n_clips: int, before: Before, processes: int) -> None:
-    """Set `trainer.max_epochs` to what the budget affords in all, counted from the run's first step.
+    """Set `trainer.max_epochs` to what the budget affords from the run's first step on.
 
-    An epoch stays as long as it is, and a step that is done counts as much as one costs today. Epochs that are begun
-    are finished.
+    Epochs keep their length, each step done counts with today's time of a step, and begun epochs are finished.
     """
     from decar.pretrain.datamodule import steps_for
     from decar.pretrain.plan import plan
@@ -80,7 +156,7 @@ def _pick_epochs_anew(cfg: DictConfig, n_clips: int, before: Before, processes: 
 
 
 def _tell_of_more_epochs(cfg: DictConfig, before: Before) -> None:
-    """Log that a run goes on beyond the end that it had; refuse an end that is behind it."""
+    """Log that a run goes on beyond its earlier end; refuse fewer epochs than are begun."""
     epochs, end = cfg.trainer.max_epochs, before.options.get("trainer.max_epochs")
     require(
         epochs >= before.epochs,
@@ -113,7 +189,7 @@ def _pick(cfg: DictConfig, n_clips: int, processes: int, *, measure: bool) -> tu
 
 
 def _warn_if_never_joined(cfg: DictConfig) -> None:
-    """Log that the run ends before the network's own vectors are clustered."""
+    """Warn if the run ends before the network's own vectors are clustered."""
     joins, epochs = cfg.labels.get("network_from"), cfg.trainer.max_epochs
     if joins is None or not 0 <= epochs <= joins:  # -1: no end
         return
@@ -126,7 +202,7 @@ def _warn_if_never_joined(cfg: DictConfig) -> None:
 
 
 def _time(cfg: DictConfig, processes: int) -> dict[str, Any]:
-    """What the budget allows and what a step costs each of the processes; nothing without a budget."""
+    """The budget and the time of a step, in seconds, as arguments of `plan`; empty without a budget."""
     import torch
 
     from decar.pretrain.datamodule import share_of_batch
@@ -141,3 +217,16 @@ def _time(cfg: DictConfig, processes: int) -> dict[str, Any]:
     with threads(max(1, torch.get_num_threads() // processes)):  # each process of several takes its share of the cores
         cost = measure_step(encoder, share, cfg.loader.crop_frames, "cuda" if on_gpu else "cpu")
     return {"seconds": seconds, "step_seconds": cost}
+
+
+@contextmanager
+def threads(number: str | int | None) -> Iterator[None]:
+    """As many threads for torch, for a while; None: no change."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(int(number) if number else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
