@@ -36,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=ABOUT.get(name))
         made.set_defaults(run=run)
         for flag, settings in options:
-            made.add_argument(flag, **{key: here if value is CACHE_HOME else value for key, value in settings.items()})
+            known: dict[str, Any] = {key: here if value is CACHE_HOME else value for key, value in settings.items()}
+            made.add_argument(flag, **known)
         if name in READS_SOUNDS:
             _add_limits(made)
     return parser

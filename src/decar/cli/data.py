@@ -58,7 +58,7 @@ def doctor(args: argparse.Namespace) -> None:
             say(f"{severity}: {path}: {problem}: {detail}")
         counts = ", ".join(f"{count} {problem}" for problem, count in found["problem"].value_counts().items())
         say(f"{len(clips)} clips, {counts or 'nothing wrong'}; hash of the list {clips.content_hash()[:16]}")
-        bad |= (found["severity"] == "error").any()
+        bad = bad or bool((found["severity"] == "error").any())
     sys.exit(int(bad))
 
 
