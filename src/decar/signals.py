@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from decar import errors
-from decar.errors import PreemptedError, exit_status
+from decar.errors import PreemptedError, exit_status, printable
 
 _NAMES = ("SIGINT", "SIGHUP", "SIGTERM", "SIGUSR1")
 SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
@@ -120,6 +120,11 @@ def stop(number: int) -> PreemptedError:
     return PreemptedError(number, _state.go_on) if _state else PreemptedError(number)
 
 
+def step_began() -> float:
+    """When the step that is under way began, on the monotonic clock; 0 outside of steps and while saving."""
+    return _state.moved if _state and _state.deferred and _state.hurry else 0.0
+
+
 @contextmanager
 def saving() -> Iterator[None]:
     """Within the block, a checkpoint is being written, however long that takes."""
@@ -165,7 +170,7 @@ def end_now(status: int, line: str = "") -> None:
     for child in multiprocessing.active_children():
         child.kill()
     if line:
-        print(f"decar: {line}", file=sys.stderr, flush=True)
+        print(printable(f"decar: {line}"), file=sys.stderr, flush=True)
     os._exit(status)
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from decar.cli.checks import check
 from decar.cli.config import cache_home, conf_dir, hydra_value, register_resolvers, wandb_offline
+from decar.cli.main import same_command
 from decar.clustering import PIC, KMeans
 from decar.corpora import CORPORA
 
@@ -202,3 +203,18 @@ def test_any_text_comes_through_hydras_grammar_as_it_is(value):
 def test_only_odd_text_is_quoted():
     assert hydra_value("runs/A-1/encoder.safetensors") == "runs/A-1/encoder.safetensors"
     assert hydra_value("/x/my (sounds)") == "'/x/my (sounds)'"
+
+
+@pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        (["seed=1"], "hydra.run.dir=/out resume=auto"),
+        (["hydra.run.dir=/mine", "seed=1", "resume=auto"], "resume=auto"),
+    ],
+)
+def test_the_command_that_goes_on(monkeypatch, words, added):
+    composed("train", *words)
+    given = [word for word in words if word != "resume=auto"]
+    assert same_command(["train.py", *words]) == " ".join(["python", "train.py", *given, added])
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert same_command(["train.py", *words]) == f"the same torchrun or srun command with {added}"

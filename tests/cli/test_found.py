@@ -158,5 +158,5 @@ def test_no_module_instantiates_what_it_found():
             else set()
         )
     # a child of a job loads what its parent has just written; the checks read decar's own conf/
-    assert loads == {"rank", "checks"}
+    assert loads == {"launch", "checks"}
     assert makes == {"train", "eval", "config", "trainer"}, "modules whose configuration is the caller's own"

@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from decar.cli.trainer import settle
+from decar.cli.trainer import pick_open_options
 from decar.errors import ConfigError
 from decar.pretrain.plan import parse_budget
 
@@ -17,7 +17,7 @@ def settled(caplog, *, n_clips=45, max_epochs=None, checkpoint=None, k=None, bud
         "loader": {"batch_size": 64}, "labels": labels,
     })  # fmt: skip
     with caplog.at_level("INFO"):
-        settle(cfg, n_clips, checkpoint)
+        pick_open_options(cfg, n_clips, checkpoint)
     return cfg
 
 

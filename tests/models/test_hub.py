@@ -2,10 +2,7 @@
 
 import html
 import json
-import os
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -103,10 +100,15 @@ def test_no_address(address):
         parse_address(address)
 
 
-def test_offline_is_told_by_the_real_client(bundle, tmp_path):
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    for args in ("export hf://me/mine --to torch --out x.pt2", f"push {bundle} me/mine"):
-        command = [sys.executable, "-m", "decar.cli.app", *args.split()]
-        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 2, done.stderr
-        assert "unset HF_HUB_OFFLINE" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize("command", ["export hf://me/mine --to torch --out x.pt2", "push {bundle} me/mine"])
+def test_the_real_client_offline_ends_in_a_line(bundle, tmp_path, monkeypatch, capsys, command):
+    from decar.cli.app import main
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # it is read from the environment once
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(command.format(bundle=bundle).split())
+    assert end.value.code == 2
+    assert "unset HF_HUB_OFFLINE" in capsys.readouterr().err.splitlines()[-1]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from decar.cli.checks import check, require
 from decar.cli.config import build_encoder, hydra_value, own_network
-from decar.cli.launch import claimed
+from decar.cli.launch import folder_lock
 from decar.cli.main import SKIP, run_hydra
 from decar.cli.runs import FINISHED, same_job, write_config
 from decar.digests import DamagedError, read_json, write_json
@@ -45,7 +45,7 @@ def evaluate(cfg: DictConfig) -> float | None:
     if not has_source(cfg, choice, skip=many_tasks(conf)):
         return None
     output = Path(conf.runtime.output_dir)
-    with claimed(output, "hydra.run.dir"):
+    with folder_lock(output, "hydra.run.dir"):
         return evaluate_into(output, cfg)
 
 

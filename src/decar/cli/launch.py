@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decar import signals
 from decar.cli.checks import require
+from decar.cli.liveness import heartbeat, peers_named
+from decar.cli.terminal import complain, explain, start_log
 from decar.cli.trainer import bare_trainer, threads
 from decar.cores import cpu_count
-from decar.errors import ConfigError, LostProcessError
+from decar.errors import ConfigError, DecarError, LostProcessError, PreemptedError
 from decar.files import locked
 
 if TYPE_CHECKING:
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FROZEN_SECONDS = 300  # that a process may be stopped before the job ends
 NOTICE_SECONDS = 20  # that this process has to see by itself that another one is gone
 PARENT = "DECAR_PARENT"  # environment variable of a child: the process that it ends with
+_jobs = itertools.count()  # of a sweep under torchrun, whose jobs share a store
 
 
 @contextmanager
-def joined(cfg: DictConfig) -> Iterator[Trainer]:
+def process_group(cfg: DictConfig) -> Iterator[Trainer]:
     """Join the processes that torchrun, SLURM and the like have started, if they did; gives a bare trainer.
 
     These stay joined until they end: a second group would read the addresses of the first from torchrun's store.
@@ -43,6 +45,7 @@ def joined(cfg: DictConfig) -> Iterator[Trainer]:
 
     trainer = bare_trainer(cfg)
     started = _started_elsewhere(trainer)
+    alive: AbstractContextManager[None] = nullcontext()
     require(
         started or trainer.num_nodes == 1,
         f"trainer.num_nodes={trainer.num_nodes}: start it with torchrun or srun on every node",
@@ -53,15 +56,17 @@ def joined(cfg: DictConfig) -> Iterator[Trainer]:
         trainer.strategy.setup_environment()
         if trainer.global_rank:
             logging.getLogger().setLevel(logging.ERROR)
+        alive = heartbeat(trainer.global_rank, trainer.world_size, cfg.stall_timeout, next(_jobs))
     try:
-        yield trainer
+        with peers_named(), alive:
+            yield trainer
     finally:
         if not started and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
 
 
 @contextmanager
-def claimed(output: Path, option: str) -> Iterator[None]:
+def folder_lock(output: Path, option: str) -> Iterator[None]:
     """Lock the folder that a job writes into.
 
     Raises:
@@ -121,22 +126,25 @@ def _require_same_group(trainer: Trainer) -> None:
 
 
 @contextmanager
-def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[None]:
+def child_processes(trainer: Trainer, config: Path, checkpoint: str | None, stall_timeout: float) -> Iterator[None]:
     """Start the other processes of a job, unless they are there; see that all end together.
 
     Args:
         trainer: Says how many there are.
         config: `config.yaml` of the run, nothing left open: what they train with.
         checkpoint: To go on from.
+        stall_timeout: Seconds that one of them may hang before the job ends.
     """
+    from lightning_fabric.plugins.environments.lightning import find_free_network_port
+
     if trainer.world_size == 1 or _started_elsewhere(trainer):
         yield
         return
-    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
+    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}
     if trainer.strategy.root_device.type == "cpu":  # each would take all cores
         share = str(max(1, cpu_count() // trainer.world_size))
         settings["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", share)
-    command = [sys.executable, "-m", "decar.cli.rank", str(config), checkpoint or ""]
+    command = [sys.executable, "-m", "decar.cli.launch", str(config), checkpoint or "", str(trainer.world_size)]
     with _environment({**settings, "LOCAL_RANK": "0"}), threads(settings.get("OMP_NUM_THREADS")):
         children = [
             subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())})
@@ -145,7 +153,8 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[N
         over = threading.Event()
         threading.Thread(target=_watch, args=(children, over), daemon=True).start()
         try:
-            with signals.at_end(lambda: _kill(children)), _losses_told(children):
+            alive = heartbeat(0, trainer.world_size, stall_timeout)
+            with signals.at_end(lambda: _kill(children)), _lost_child_named(children), alive:
                 yield
             _wait(children)
         finally:
@@ -171,22 +180,15 @@ def _wait(children: list[subprocess.Popen[bytes]], seconds: float = 60) -> None:
 
 
 def _watch(children: list[subprocess.Popen[bytes]], over: threading.Event) -> None:
-    """End the job where a child is gone and this process does not notice, or where a child stays stopped."""
-    stopped = dict.fromkeys(children, 0)
+    """End the job where a child is gone and this process does not notice."""
     while not over.wait(1):
         if any(child.poll() for child in children):
             if not over.wait(NOTICE_SECONDS):
-                signals.end_now(LostProcessError.status, f"error: {_loss(children)}")
+                signals.end_now(LostProcessError.status, f"error: {_lost_child(children)}")
             return
-        for rank, child in enumerate(children, 1):  # ticks are counted: a job that is stopped as a whole may go on
-            stopped[child] = stopped[child] + 1 if is_stopped(child.pid) else 0
-            if stopped[child] >= FROZEN_SECONDS:
-                line = f"process {rank} (pid {child.pid}) of this job has been stopped for {FROZEN_SECONDS} s"
-                signals.end_now(LostProcessError.status, f"error: {line}. To go on: {signals.how_to_go_on()}")
-                return
 
 
-def _loss(children: list[subprocess.Popen[bytes]]) -> str:
+def _lost_child(children: list[subprocess.Popen[bytes]]) -> str:
     """Which process is gone, and how to go on; empty where all are there."""
     for rank, child in enumerate(children, 1):
         if code := child.poll():
@@ -196,36 +198,26 @@ def _loss(children: list[subprocess.Popen[bytes]]) -> str:
 
 
 @contextmanager
-def _losses_told(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _lost_child_named(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     """Raise LostProcessError in place of the error of an exchange with a process that is gone."""
     try:
         yield
     except RuntimeError as error:
         ends = time.monotonic() + 2  # the exchange may fail before the system has reaped the child
-        while not (line := _loss(children)) and time.monotonic() < ends:
+        while not (line := _lost_child(children)) and time.monotonic() < ends:
             time.sleep(0.1)
         if not line:
             raise
         raise LostProcessError(line) from error
 
 
-def is_stopped(pid: int) -> bool:
-    """Whether a process has been stopped, by SIGSTOP say; False where there is no /proc."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except (OSError, IndexError):
-        return False
-
-
 def end_with_parent() -> None:
-    """In a child: end when the process that started it is gone, which `kill -9` leaves no time to say, or stopped."""
+    """In a child: end when the process that started it is gone, which `kill -9` leaves no time to say."""
     parent = int(os.environ[PARENT])
 
     def watch() -> None:
-        stopped = 0.0
-        while os.getppid() == parent and stopped < FROZEN_SECONDS:
+        while os.getppid() == parent:
             time.sleep(0.5)
-            stopped = stopped + 0.5 if is_stopped(parent) else 0.0
         os._exit(LostProcessError.status)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -246,7 +238,33 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+def main() -> None:
+    """Train in a child process: `python -m decar.cli.launch CONFIG CHECKPOINT SIZE`; exit with 2 on a user's error."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from decar.cli.main import quiet
+    from decar.cli.train import all_clips, train
+
+    quiet()
+    start_log(logging.ERROR)
+    end_with_parent()
+    config, checkpoint = Path(sys.argv[1]), sys.argv[2] or None
+    cfg = OmegaConf.load(config)
+    assert isinstance(cfg, DictConfig)
+    rank = int(os.environ["LOCAL_RANK"])
+    try:
+        # Ctrl-C goes to all processes: rank 0 decides when the job stops
+        with signals.stoppable(leads=False), peers_named(), heartbeat(rank, int(sys.argv[3]), cfg.stall_timeout):
+            train(cfg, config.parent, checkpoint, all_clips(cfg))
+    except PreemptedError as error:
+        sys.exit(error.status)
+    except Exception as error:
+        line = explain(error, "train")
+        if line is None:
+            raise
+        complain(f"process {rank}: {line}")
+        sys.exit(error.status if isinstance(error, DecarError) else DecarError.status)
+
+
+if __name__ == "__main__":
+    main()

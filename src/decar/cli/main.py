@@ -86,14 +86,14 @@ def same_command(typed: Sequence[str]) -> str:
     sweep = conf.mode == RunMode.MULTIRUN
     key, folder = ("hydra.sweep.dir", conf.sweep.dir) if sweep else ("hydra.run.dir", conf.runtime.output_dir)
     options = [word for word in typed[1:] if not word.lstrip("+").startswith("resume=")]
+    more = ["resume=auto"]
     if not any(word.startswith(f"{key}=") for word in options):
-        options.append(f"{key}={hydra_value(str(folder))}")
-    options.append("resume=auto")
+        more.insert(0, f"{key}={hydra_value(str(folder))}")
     if {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys():  # what started this process is not known
-        return f"the same torchrun or srun command with {shlex.join(options[-2:])}"
+        return f"the same torchrun or srun command with {shlex.join(more)}"
     program = Path(typed[0])
     start = ["python", str(program)] if program.suffix == ".py" else [program.name]
-    return shlex.join([*start, *options])
+    return shlex.join([*start, *options, *more])
 
 
 def quiet() -> None:

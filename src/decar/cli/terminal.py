@@ -56,7 +56,7 @@ def say_lines(text: str) -> None:
 
 def complain(line: object) -> None:
     """Print the one line of an error to standard error."""
-    print(f"decar: error: {printable(line)}", file=sys.stderr)
+    print(printable(f"decar: error: {line}"), file=sys.stderr)
 
 
 def _give_up_printing(error: OSError) -> None:
@@ -88,7 +88,7 @@ def command(config_name: str, go_on: str = "run the same command with resume=aut
         with terminal(), stoppable(go_on):
             yield
     except PreemptedError as stopped:
-        print(f"decar: {printable(stopped)}", file=sys.stderr)
+        print(printable(f"decar: {stopped}"), file=sys.stderr)
         leave(stopped.status)
     except Exception as error:
         line = explain(error, config_name)
@@ -172,16 +172,17 @@ def explain(error: BaseException, config_name: str) -> str | None:
         if isinstance(link, OSError) and link.filename:  # a disk, a folder, a right: not ours to mend
             log.debug("where it happened", exc_info=error)
             return f"{link.filename2 or link.filename}: {link.strerror or link}"
-        if isinstance(link, RuntimeError) and str(link).startswith(("DataLoader worker", "DataLoader timed out")):
+        if _from_lost_worker(link):
             option = {"train": "loader.num_workers", "eval": "mode.num_workers"}.get(config_name, "num_workers")
+            what = _one_line(link).split(" It is")[0][:120] or type(link).__name__
             return (
-                f"a process that reads batches is dead or stuck ({_one_line(link).split(' It is')[0][:120]}): pass "
-                f"{option}=0, or, in a container, give it more shared memory (docker run --shm-size=8g)"
+                f"a process that reads batches is dead or stuck ({what}): pass {option}=0, or, in a container, give it "
+                "more shared memory (docker run --shm-size=8g)"
             )
         if type(link).__name__ == "MisconfigurationException":  # Lightning's word for the user's mistakes
             return _one_line(link)
-    packages = (type(error).__module__.split(".")[0], _raised_in(error))  # Hydra raises plain ValueErrors as well
-    if {"hydra", "omegaconf"} & {*packages}:
+    modules = (type(error).__module__, *_modules(error)[-1:])  # Hydra raises plain ValueErrors as well
+    if {"hydra", "omegaconf"} & {module.split(".")[0] for module in modules}:
         return _explain_config(" ".join(_one_line(link) for link in chain), config_name)
     return None
 
@@ -192,12 +193,16 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _raised_in(error: BaseException) -> str:
-    """The package whose code raised it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] if trace else ""
+def _from_lost_worker(error: BaseException) -> bool:
+    """Whether a worker of torch's loader has died or is stuck; one that dies while its batch is fetched breaks off."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(("DataLoader worker", "DataLoader timed out"))
+    return isinstance(error, EOFError | ConnectionError) and "multiprocessing.resource_sharer" in _modules(error)
+
+
+def _modules(error: BaseException) -> list[str]:
+    """Names of the modules that an error came through, the one that raised it last."""
+    return [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 def _message(error: BaseException) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from decar import signals
 from decar.cli.checks import check, require
 from decar.cli.config import build_encoder
-from decar.cli.launch import claimed, joined, leads, others
+from decar.cli.launch import child_processes, folder_lock, leads, process_group
+from decar.cli.liveness import training
 from decar.cli.main import run_hydra
 from decar.cli.report import report_run
 from decar.cli.runs import (
@@ -25,7 +26,7 @@ from decar.cli.runs import (
     write_config,
     write_finished,
 )
-from decar.cli.trainer import settle, trainer_options
+from decar.cli.trainer import pick_open_options, trainer_options
 from decar.files import write_csv
 from decar.limits import Limits, set_limits
 
@@ -55,26 +56,26 @@ def pretrain(cfg: DictConfig) -> float:
     OmegaConf.to_yaml(cfg, resolve=True)  # before anything slow: raises by name for what is not set
     output = Path(HydraConfig.get().runtime.output_dir)
     with ExitStack() as stack:
-        trainer = stack.enter_context(joined(cfg))
+        trainer = stack.enter_context(process_group(cfg))
         signals.follow(leads())
-        on_rank_zero(lambda: stack.enter_context(claimed(output, "hydra.run.dir")))
-        done, checkpoint = on_rank_zero(lambda: look_back(cfg, output, trainer.world_size))
+        on_rank_zero(lambda: stack.enter_context(folder_lock(output, "hydra.run.dir")))
+        done, checkpoint = on_rank_zero(lambda: find_earlier_run(cfg, output, trainer.world_size))
         if not done:
             clips = rank_zero_first(lambda: all_clips(cfg))
-            done, text = on_rank_zero(lambda: look_ahead(cfg, clips, checkpoint, output, trainer.world_size))
+            done, text = on_rank_zero(lambda: prepare_run(cfg, clips, checkpoint, output, trainer.world_size))
         if done:
             log.info("%s: done already, nothing to do", output)
             return objective(cfg, done["metrics"])
         settled = OmegaConf.create(text)
         assert isinstance(settled, DictConfig)
-        with others(trainer, output / "config.yaml", checkpoint):
+        with child_processes(trainer, output / "config.yaml", checkpoint, cfg.stall_timeout):
             metrics = train(settled, output, checkpoint, clips)
     log.info("the run lies in %s", output)
     log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
     return objective(cfg, metrics)
 
 
-def look_back(cfg: DictConfig, output: Path, processes: int) -> tuple[dict[str, Any] | None, str | None]:
+def find_earlier_run(cfg: DictConfig, output: Path, processes: int) -> tuple[dict[str, Any] | None, str | None]:
     """The last figures of the very same job when it has come to its end, and the checkpoint to go on from.
 
     Raises:
@@ -93,7 +94,7 @@ def look_back(cfg: DictConfig, output: Path, processes: int) -> tuple[dict[str, 
     return done, checkpoint
 
 
-def look_ahead(
+def prepare_run(
     cfg: DictConfig, store: LogMelStore, checkpoint: str | None, output: Path, processes: int
 ) -> tuple[dict[str, Any] | None, str]:
     """The last figures of a run that affords no further epoch, and all options as YAML, none left open.
@@ -102,9 +103,9 @@ def look_ahead(
     """
     from omegaconf import OmegaConf
 
-    tell_of(store, output)
+    log_clips(store, output)
     n_clips = len(store.usable())
-    settle(cfg, n_clips, checkpoint, processes)
+    pick_open_options(cfg, n_clips, checkpoint, processes)
     check_k(cfg, n_clips)
     text = OmegaConf.to_yaml(cfg, resolve=True)
     done = read_finished(cfg, output, store.content) if cfg.resume == "auto" else None
@@ -135,7 +136,8 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
         callbacks.insert(0, TimeLimit(max_time))  # before those that save
     with open_loggers(cfg) as loggers:
         trainer = instantiate(options, logger=loggers, callbacks=callbacks, default_root_dir=str(output))
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with training():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         metrics = last_metrics(output, trainer)
         if trainer.is_global_zero:
             if is_finished(trainer):
@@ -210,7 +212,7 @@ def all_clips(cfg: DictConfig) -> LogMelStore:
     return LogMelStore.open_or_build(instantiate(cfg.data.manifest), instantiate(cfg.frontend), cfg.cache_dir)
 
 
-def tell_of(store: LogMelStore, output: Path) -> None:
+def log_clips(store: LogMelStore, output: Path) -> None:
     """How much there is to learn from; clips that cannot be used go into `bad_files.csv`."""
     bad, clips = store.bad, store.usable()
     if len(bad):  # the store named them in the log

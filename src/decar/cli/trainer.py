@@ -96,7 +96,7 @@ def _require_precision(asked: object) -> None:
     )
 
 
-def settle(cfg: DictConfig, n_clips: int, checkpoint: str | None, processes: int = 1) -> None:
+def pick_open_options(cfg: DictConfig, n_clips: int, checkpoint: str | None, processes: int = 1) -> None:
     """Pick a value for each option of `PICKED` that is null, from the number of clips and the `budget`.
 
     A resumed run keeps what was picked when it began, because the machine may be faster or slower today. Its number of
@@ -125,7 +125,7 @@ def settle(cfg: DictConfig, n_clips: int, checkpoint: str | None, processes: int
     if before:
         if "trainer.max_epochs" in kept and _seconds(before.options.get("budget")) != _seconds(cfg.budget):
             _pick_epochs_anew(cfg, n_clips, before, processes)
-        _tell_of_more_epochs(cfg, before)
+        _check_epochs(cfg, before)
     _warn_if_never_joined(cfg)
 
 
@@ -155,7 +155,7 @@ def _pick_epochs_anew(cfg: DictConfig, n_clips: int, before: Before, processes: 
     )  # fmt: skip
 
 
-def _tell_of_more_epochs(cfg: DictConfig, before: Before) -> None:
+def _check_epochs(cfg: DictConfig, before: Before) -> None:
     """Log that a run goes on beyond its earlier end; refuse fewer epochs than are begun."""
     epochs, end = cfg.trainer.max_epochs, before.options.get("trainer.max_epochs")
     require(
