@@ -121,6 +121,6 @@ def test_a_fine_tuned_encoder_judges_long_clips_by_the_same_vector(encoder, make
     store = make_store([2500, 400])
     module = FineTuner(encoder, 3, 1e-3).eval()
     with torch.no_grad():
-        module._answer(([np.asarray(store[0]), np.asarray(store[1])], torch.tensor([0, 1])))
+        module.validation_step(([np.asarray(store[0]), np.asarray(store[1])], torch.tensor([0, 1])), 0)
         expected = module.head(torch.from_numpy(embed_store(encoder, store, progress=False)))
     torch.testing.assert_close(module.answers[0][0], expected, rtol=0, atol=1e-5)
