@@ -10,9 +10,9 @@ import yaml
 
 import decar
 from decar.audio import FrontEnd, Manifest
-from decar.cli.report import cache_of, frontend_of, manifest_of
 from decar.cli.runs import MAX_BYTES, read_config
 from decar.errors import ConfigError, SearchError
+from decar.report.folder import cache_of, frontend_of, manifest_of
 from tests.audio.sounds import tone, write
 
 ROOT = Path(decar.__file__).parent

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from decar import __version__
-from decar.cli import bundles, data, report
+from decar.cli import bundles, data
 from decar.cli.config import cache_home, named_class
 from decar.cli.terminal import command
 from decar.limits import Limits, set_limits
@@ -166,7 +166,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, list[Option
     "doctor": (data.doctor, "what is wrong with some audio, leaks between its splits; damage in the cache", DOCTOR),
     "search": (bundles.search, "the nearest clips to a sound in a table of embeddings", SEARCH),
     "embed": (bundles.embed, "embeddings of any audio: a row a clip, or a window", EMBED),
-    "report": (report.report, "one HTML page of a run, self-contained, to be opened offline", REPORT),
+    "report": (data.report, "one HTML page of a run, self-contained, to be opened offline", REPORT),
     "export": (bundles.export, "the encoder with its front-end as ONNX or torch.export", EXPORT),
     "push": (bundles.push, "put a bundle on the Hugging Face hub, with a model card", PUSH),
 }

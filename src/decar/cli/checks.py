@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from decar.cli.config import OUR_NETWORK, conf_dir, named_class, walk
 from decar.cli.terminal import did_you_mean
-from decar.errors import ConfigError, check_positive, check_whole
+from decar.errors import ConfigError, check_positive, check_whole, require
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +70,6 @@ def check(cfg: DictConfig) -> None:
         require(value is None or value == unset, f"{key}={value} is not supported: {why}")
     _refuse_unread(cfg)
     _refuse_idle(cfg)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise a ConfigError with this message unless the condition holds."""
-    if not condition:
-        raise ConfigError(message)
 
 
 def _refuse_unread(cfg: DictConfig) -> None:

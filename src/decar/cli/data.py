@@ -1,19 +1,27 @@
-"""`decar prepare`, `doctor`, `table1`: sounds before training; `table2`, `table3`: results after it."""
+"""`decar prepare`, `doctor`, `table1`: sounds before training; `table2`, `table3`, `report`: results after it."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from decar.cli.config import cache_home, own_network
+from decar.cli.runs import read_config
 from decar.cli.terminal import say, say_lines, start_log
 from decar.errors import CorpusError, DecarError, check_positive
 from decar.files import whole, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from decar.audio import LogMelStore
+    from decar.report import RunFiles
+
+log = logging.getLogger(__name__)
 
 
 def prepare(args: argparse.Namespace) -> None:
@@ -125,3 +133,59 @@ def write_table(table: pd.DataFrame, file: Path | None, *, index: bool = False) 
             table.to_parquet(part, index=index)
         else:
             write_csv(table, part, index=index)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Make the page of a run."""
+    from decar.cli.eval import device_of
+    from decar.report import write_report
+
+    start_log(logging.WARNING)
+    source = run_files(args.folder, args.downstream, args.network)
+    page = write_report(source, args.out, device=device_of("auto"), progress=sys.stderr.isatty())
+    say(f"{page}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def run_files(run: Path, downstream: Sequence[Path] = (), network: Callable[..., Any] | None = None) -> RunFiles:
+    """What a finished run's page is made from; clips that cannot be found again are a note on it.
+
+    Raises:
+        DecarError: It is no folder of a run, or one of `downstream` does not exist.
+    """
+    from decar.downstream.results import FILE_NAME
+    from decar.report import RunFiles
+    from decar.report.folder import clips_of
+
+    if not (run / "config.yaml").is_file():
+        raise DecarError(f"{run}: no config.yaml in there; give the folder of a run of decar-train")
+    for folder in downstream:
+        if not folder.exists():
+            raise DecarError(f"--downstream {folder}: no such folder; give the one with the {FILE_NAME} files")
+    config = read_config(run / "config.yaml")
+    data, seed = config.get("data"), config.get("seed")
+    if not isinstance(data, dict):
+        raise DecarError(f"{run / 'config.yaml'}: not of a pre-training run; give the folder of a run of decar-train")
+    label = data.get("label")
+    return RunFiles(
+        run, config, clips_of(config, cache_home()), label=label if isinstance(label, str) else None,
+        seed=seed if isinstance(seed, int) else 0, downstream=tuple(downstream), network=network,
+    )  # fmt: skip
+
+
+def report_run(cfg: Any, output: Path, store: LogMelStore) -> None:
+    """Make the page of the run that has just ended; whatever fails is one line in the log and fails nothing."""
+    from omegaconf import OmegaConf
+
+    try:
+        from decar.cli.eval import device_of
+        from decar.report import RunFiles, write_environment, write_report
+
+        device = device_of("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
+        write_environment(output)
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        label = OmegaConf.select(cfg, "data.label")
+        source = RunFiles(output, config, store, label=label, seed=cfg.seed, network=own_network(cfg))
+        log.info("look at it:  %s", write_report(source, device=device, progress=False))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("no report.html (%s); the run is whole: try `decar report %s`", reason, output)

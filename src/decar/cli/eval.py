@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from decar.cli.checks import check, require
+from decar.cli.checks import check
 from decar.cli.config import build_encoder, hydra_value, own_network
 from decar.cli.launch import folder_lock
 from decar.cli.main import SKIP, run_hydra
 from decar.cli.runs import FINISHED, same_job, write_config
 from decar.digests import DamagedError, read_json, write_json
-from decar.errors import DecarError
+from decar.errors import DecarError, require
 from decar.files import locked, whole
 from decar.limits import Limits, set_limits
 

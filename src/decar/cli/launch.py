@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decar import signals
-from decar.cli.checks import require
-from decar.cli.liveness import heartbeat, peers_named
 from decar.cli.terminal import complain, explain, start_log
 from decar.cli.trainer import bare_trainer, threads
 from decar.cores import cpu_count
-from decar.errors import ConfigError, DecarError, LostProcessError, PreemptedError
+from decar.errors import ConfigError, DecarError, LostProcessError, PreemptedError, require
 from decar.files import locked
+from decar.pretrain.liveness import heartbeat, peers_named
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

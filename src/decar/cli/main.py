@@ -17,10 +17,9 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from decar.cli.checks import require
 from decar.cli.config import conf_dir, hydra_value
 from decar.cli.terminal import command, complain, explain, leave, say, say_lines
-from decar.errors import DecarError, PreemptedError
+from decar.errors import DecarError, PreemptedError, require
 from decar.files import find_files
 from decar.signals import active, go_on_by, stoppable
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.checks import require
 from decar.digests import DamagedError, check_lines, read_json, sealed_lines, write_json
-from decar.errors import ConfigError, TrainingError
+from decar.errors import ConfigError, TrainingError, require
 from decar.files import whole
 
 if TYPE_CHECKING:
@@ -276,6 +275,8 @@ def find_checkpoint(resume: str | None, output: Path) -> str | None:
     """The checkpoint that `resume` means: `auto` the last of this run folder, if any; else a file or a run's folder."""
     from hydra.core.hydra_config import HydraConfig
 
+    from decar.pretrain.checkpoint import last_good, readable
+
     last = output / "checkpoints" / "last.ckpt"
     if resume is None:
         require(
@@ -286,41 +287,11 @@ def find_checkpoint(resume: str | None, output: Path) -> str | None:
         named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in HydraConfig.get().overrides.hydra)
         require(named, "resume=auto needs hydra.run.dir=RUN, the folder of the run to go on with")
         log.info("going on from %s" if last.is_file() else "nothing to go on from in %s: starting anew", last)
-        return _last_good(last) if last.is_file() else None
+        return last_good(last) if last.is_file() else None
     path = Path(resume)
     path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     require(path.is_file(), f"resume={resume}: there is no checkpoint {path}; give a .ckpt file, a run folder, or auto")
     return readable(path)
-
-
-def _last_good(last: Path) -> str:
-    """`last.ckpt`, or where it is damaged the checkpoint before it."""
-    from decar.pretrain.checkpoint import damage_of, previous_of
-
-    reason, previous = damage_of(last), previous_of(last)
-    if reason and previous.is_file() and not damage_of(previous):
-        log.warning("%s is damaged (%s): going on from the one before, %s", last, reason, previous.name)
-        return readable(previous)
-    return readable(last)
-
-
-def readable(path: Path) -> str:
-    """The path of a checkpoint that is as it was written and can be loaded, without running code that it may hold."""
-    import torch
-
-    from decar.pretrain.checkpoint import damage_of
-
-    reason = damage_of(path)
-    require(not reason, f"{path}: not a readable checkpoint ({reason}): it is damaged or something else; is best.ckpt "
-            "beside it whole?")  # fmt: skip
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        complete = isinstance(checkpoint, dict) and {"state_dict", "optimizer_states", "loops"} <= set(checkpoint)
-    except Exception as error:  # torch raises half a dozen kinds for a file that is cut or is something else
-        reason = " ".join(str(error).split())[:120]
-        require(False, f"{path}: not a readable checkpoint ({reason}); is best.ckpt beside it whole?")
-    require(complete, f"{path}: not a checkpoint of decar; give the .ckpt file of a run")
-    return str(path)
 
 
 def clear(output: Path) -> None:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar import signals
-from decar.cli.checks import check, require
+from decar.cli.checks import check
 from decar.cli.config import build_encoder
+from decar.cli.data import report_run
 from decar.cli.launch import child_processes, folder_lock, leads, process_group
-from decar.cli.liveness import training
 from decar.cli.main import run_hydra
-from decar.cli.report import report_run
 from decar.cli.runs import (
     FINISHED,
     clear,
@@ -27,8 +26,10 @@ from decar.cli.runs import (
     write_finished,
 )
 from decar.cli.trainer import pick_open_options, trainer_options
+from decar.errors import require
 from decar.files import write_csv
 from decar.limits import Limits, set_limits
+from decar.pretrain.liveness import training
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig

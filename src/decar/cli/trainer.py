@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.checks import require
 from decar.cli.config import build_encoder
 from decar.cli.runs import Before, flat_options, left_open, read_before
+from decar.errors import require
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
