@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from decar.files import whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from decar.pretrain.checkpoint import Record
 
 log = logging.getLogger(__name__)
 
@@ -40,27 +42,6 @@ FREE = ("resume", "progress", "report", "objective", "cache_dir", "stall_timeout
         "loader.timeout")  # fmt: skip
 TRAINING = ("callbacks.stop", "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
             "trainer.gradient_clip_algorithm", "trainer.limit_train_batches")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Before:
-    """The record of its run in a checkpoint.
-
-    Attributes:
-        options: Plain values by dotted key; empty if unknown.
-        content: `Identity.content` of its sounds; empty if unknown.
-        n_clips: `N`.
-        version: Of decar; empty in checkpoints of earlier versions, which have no record.
-        processes: How many trained; 0 if unknown.
-        epochs: Begun epochs; all but the last are complete.
-    """
-
-    options: dict[str, Any]
-    content: str
-    n_clips: int
-    version: str
-    processes: int
-    epochs: int
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -103,19 +84,12 @@ def write_config(output: Path, text: str) -> None:
         part.write_text(sealed_lines(text), encoding="utf-8")
 
 
-def read_before(checkpoint: Path) -> Before:
-    """Read a checkpoint's record of its run; without one, the options in the `config.yaml` of its run folder."""
-    import torch
+def read_before(checkpoint: Path) -> Record:
+    """A checkpoint's record of its run; without one, its options are those in the `config.yaml` of its run folder."""
+    from decar.pretrain.checkpoint import read_record
 
-    found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    loop = found.get("loops", {}).get("fit_loop", {})
-    whole_epochs = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
-    within = loop and not loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", True)
-    run = found.get("run") or {"options": _options_in(checkpoint.parents[1])}
-    return Before(
-        options=run["options"], content=run.get("content", ""), n_clips=run.get("n_clips", 0),
-        version=run.get("version", ""), processes=run.get("processes", 0), epochs=whole_epochs + bool(within),
-    )  # fmt: skip
+    record = read_record(checkpoint)
+    return record if record.version else replace(record, options=_options_in(checkpoint.parents[1]))
 
 
 def _options_in(folder: Path) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.config import build_encoder
-from decar.cli.runs import Before, flat_options, left_open, read_before
+from decar.cli.runs import flat_options, left_open, read_before
 from decar.errors import require
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from pytorch_lightning import Trainer
+
+    from decar.pretrain.checkpoint import Record
 
 log = logging.getLogger(__name__)
 
@@ -129,13 +131,13 @@ def pick_open_options(cfg: DictConfig, n_clips: int, checkpoint: str | None, pro
     _warn_if_never_joined(cfg)
 
 
-def _kept(before: Before, opened: list[str]) -> dict[str, Any]:
+def _kept(before: Record, opened: list[str]) -> dict[str, Any]:
     """What an earlier run of the same options has picked. Only integers: its file may come from anybody."""
     found = {key: before.options[key] for key in opened if key in before.options}
     return {key: value for key, value in found.items() if value is None or isinstance(value, int)}
 
 
-def _pick_epochs_anew(cfg: DictConfig, n_clips: int, before: Before, processes: int) -> None:
+def _pick_epochs_anew(cfg: DictConfig, n_clips: int, before: Record, processes: int) -> None:
     """Set `trainer.max_epochs` to what the budget affords from the run's first step on.
 
     Epochs keep their length, each step done counts with today's time of a step, and begun epochs are finished.
@@ -155,7 +157,7 @@ def _pick_epochs_anew(cfg: DictConfig, n_clips: int, before: Before, processes: 
     )  # fmt: skip
 
 
-def _check_epochs(cfg: DictConfig, before: Before) -> None:
+def _check_epochs(cfg: DictConfig, before: Record) -> None:
     """Log that a run goes on beyond its earlier end; refuse fewer epochs than are begun."""
     epochs, end = cfg.trainer.max_epochs, before.options.get("trainer.max_epochs")
     require(

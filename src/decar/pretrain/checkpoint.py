@@ -10,6 +10,7 @@ import os
 import time
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,40 @@ class RunRecord(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record and the number of processes, under the key `run`."""
         checkpoint["run"] = {**self.record, "processes": trainer.world_size}
+
+
+@dataclass(frozen=True)
+class Record:
+    """The record of its run in a checkpoint.
+
+    Attributes:
+        options: Plain values by dotted key; empty if unknown.
+        content: `Identity.content` of its sounds; empty if unknown.
+        n_clips: `N`.
+        version: Of decar; empty in checkpoints of earlier versions, which have no record.
+        processes: How many trained; 0 if unknown.
+        epochs: Begun epochs; all but the last are complete.
+    """
+
+    options: dict[str, Any]
+    content: str
+    n_clips: int
+    version: str
+    processes: int
+    epochs: int
+
+
+def read_record(checkpoint: Path) -> Record:
+    """The record that `RunRecord` has stored in a checkpoint; of one without it, only the epochs are known."""
+    found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    loop = found.get("loops", {}).get("fit_loop", {})
+    complete = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
+    within = loop and not loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", True)
+    run = found.get("run") or {}
+    return Record(
+        options=run.get("options", {}), content=run.get("content", ""), n_clips=run.get("n_clips", 0),
+        version=run.get("version", ""), processes=run.get("processes", 0), epochs=complete + bool(within),
+    )  # fmt: skip
 
 
 def epoch_is_whole(trainer: Trainer) -> bool:
