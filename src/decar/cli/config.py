@@ -55,7 +55,7 @@ def cache_home() -> str:
 
 
 def wandb_offline() -> bool:
-    """Whether wandb has nobody to log in as."""
+    """Whether wandb has no login on this machine."""
     if os.environ.get("WANDB_API_KEY"):
         return False
     try:

@@ -50,7 +50,7 @@ def evaluate(cfg: DictConfig) -> float | None:
 
 
 def evaluate_into(output: Path, cfg: DictConfig) -> float:
-    """Judge into this folder, unless it has the result already; the accuracy on test."""
+    """Judge into this folder, unless it holds the result already; returns the accuracy on test."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
@@ -158,7 +158,7 @@ def many_tasks(conf: Any) -> bool:
 
 
 def what_is_judged(cfg: DictConfig, encoder: Encoder | Literal["logmel"]) -> dict[str, str]:
-    """What a result depends on beside the options, as hashes: the encoder, the sounds, their labels and splits."""
+    """Hashes of what a result depends on beside the options: the encoder, the sounds, their labels and splits."""
     from decar.downstream.embeddings import encoder_hash
     from decar.downstream.task import load_task
 

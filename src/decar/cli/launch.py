@@ -36,9 +36,9 @@ _jobs = itertools.count()  # of a sweep under torchrun, whose jobs share a store
 
 @contextmanager
 def process_group(cfg: DictConfig) -> Iterator[Trainer]:
-    """Join the processes that torchrun, SLURM and the like have started, if they did; gives a bare trainer.
+    """Join the process group of torchrun or SLURM, if one of them started this process; yields a bare trainer.
 
-    These stay joined until they end: a second group would read the addresses of the first from torchrun's store.
+    The group lasts until the process ends: a second one would read the addresses of the first from torchrun's store.
     """
     from torch import distributed
 
@@ -126,12 +126,12 @@ def _require_same_group(trainer: Trainer) -> None:
 
 @contextmanager
 def child_processes(trainer: Trainer, config: Path, checkpoint: str | None, stall_timeout: float) -> Iterator[None]:
-    """Start the other processes of a job, unless they are there; see that all end together.
+    """Start the other ranks of a job, unless torchrun or SLURM did, and make sure that all end together.
 
     Args:
-        trainer: Says how many there are.
-        config: `config.yaml` of the run, nothing left open: what they train with.
-        checkpoint: To go on from.
+        trainer: Knows their number.
+        config: `config.yaml` of the run, no option left open.
+        checkpoint: To resume from.
         stall_timeout: Seconds that one of them may hang before the job ends.
     """
     from lightning_fabric.plugins.environments.lightning import find_free_network_port
@@ -169,7 +169,7 @@ def _kill(children: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _wait(children: list[subprocess.Popen[bytes]], seconds: float = 60) -> None:
-    """Let them come to their end."""
+    """Wait until the children exit; log which ones do not in time."""
     ends = time.monotonic() + seconds
     for child in children:
         try:
@@ -179,7 +179,7 @@ def _wait(children: list[subprocess.Popen[bytes]], seconds: float = 60) -> None:
 
 
 def _watch(children: list[subprocess.Popen[bytes]], over: threading.Event) -> None:
-    """End the job where a child is gone and this process does not notice."""
+    """End the job if a child has died and this process does not notice."""
     while not over.wait(1):
         if any(child.poll() for child in children):
             if not over.wait(NOTICE_SECONDS):
@@ -188,7 +188,7 @@ def _watch(children: list[subprocess.Popen[bytes]], over: threading.Event) -> No
 
 
 def _lost_child(children: list[subprocess.Popen[bytes]]) -> str:
-    """Which process is gone, and how to go on; empty where all are there."""
+    """A line that names a child that died and how to go on; empty while all run."""
     for rank, child in enumerate(children, 1):
         if code := child.poll():
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}, see above"

@@ -62,7 +62,7 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
         line, alone = explain(error, config_name), HydraConfig.get().mode != RunMode.MULTIRUN
         if line is None and alone:
             raise error
-        log.error("%s", line or "a fault of decar's, not yours:", exc_info=None if line else error)
+        log.error("%s", line or "internal error, please report it:", exc_info=None if line else error)
         if alone:
             raise error
         note_failure(line or f"{type(error).__name__}: {error} (a fault of decar's: see {config_name}.log there)")
@@ -96,7 +96,7 @@ def same_command(typed: Sequence[str]) -> str:
 
 
 def quiet() -> None:
-    """Keep the advertisements and hints of the libraries out of the log; warnings that matter stay."""
+    """Silence advertisements and hints of the libraries."""
     for name in ("pytorch_lightning.utilities.rank_zero", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -143,7 +143,7 @@ def note_failure(line: str) -> None:
 
 
 def forget_failure() -> None:
-    """The running job is tried again."""
+    """Delete the note of an earlier attempt at the running job."""
     Path(HydraConfig.get().runtime.output_dir, FAILED).unlink(missing_ok=True)
 
 
@@ -151,7 +151,7 @@ class FailedJobs(Callback):
     """At the end of a sweep, collect which jobs failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Failures of an earlier sweep in the same folder are not this one's."""
+        """Delete the notes of an earlier sweep in the same folder."""
         for note in Path(config.hydra.sweep.dir).glob(f"*/{FAILED}"):
             note.unlink()
 
@@ -165,7 +165,7 @@ class PrintTable(Callback):
     """At the end of a sweep of `eval.py`: the table of its results, as `decar table2` prints it."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print it; results that do not belong into one table are no mistake of the sweep's, and cost a line."""
+        """Print it, or a line if the results do not fit into one table."""
         from decar.downstream import collect, table2_markdown
         from decar.downstream.results import result_files
 

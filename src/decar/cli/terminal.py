@@ -36,8 +36,8 @@ _MISSING = re.compile(r"Missing mandatory value: (\S+)")
 def say(line: object = "") -> None:
     """Print one line to standard output.
 
-    Where the reader has gone, as of `| head`, nothing is printed from here on, and the command goes on: it still writes
-    its files and ends with its own exit status.
+    If the reader of a pipe has exited, as `| head` does, further output is dropped and the command continues: it still
+    writes its files and ends with its own exit status.
 
     Raises:
         DecarError: The disk that standard output goes to is full, or the like.
@@ -60,14 +60,14 @@ def complain(line: object) -> None:
 
 
 def _give_up_printing(error: OSError) -> None:
-    """Print to nowhere from here on, or Python fails once more at exit; raise unless it was the reader who has gone."""
+    """Drop further output, or Python fails once more at exit; raise unless the reader of a pipe has exited."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open as long as the process
     if not isinstance(error, BrokenPipeError):
         raise DecarError(f"standard output cannot be written ({error.strerror})") from error
 
 
 def _flush() -> bool:
-    """Print what is buffered; whether anybody reads it."""
+    """Print what is buffered; whether that worked."""
     try:
         sys.stdout.flush()
     except OSError as error:

@@ -77,7 +77,7 @@ def pretrain(cfg: DictConfig) -> float:
 
 
 def find_earlier_run(cfg: DictConfig, output: Path, processes: int) -> tuple[dict[str, Any] | None, str | None]:
-    """The last figures of the very same job when it has come to its end, and the checkpoint to go on from.
+    """The figures of this very job if it is finished, and the checkpoint to resume from.
 
     Raises:
         TrainingError: The checkpoint was made with other options or sounds.
@@ -98,9 +98,9 @@ def find_earlier_run(cfg: DictConfig, output: Path, processes: int) -> tuple[dic
 def prepare_run(
     cfg: DictConfig, store: LogMelStore, checkpoint: str | None, output: Path, processes: int
 ) -> tuple[dict[str, Any] | None, str]:
-    """The last figures of a run that affords no further epoch, and all options as YAML, none left open.
+    """The figures of a run whose budget affords no further epoch, and all options as YAML, none left open.
 
-    Where there is something to train, the options are also in `config.yaml`.
+    If there is something to train, the options are also written to `config.yaml`.
     """
     from omegaconf import OmegaConf
 
@@ -117,7 +117,7 @@ def prepare_run(
 
 
 def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> dict[str, float]:
-    """Train as settled, in each process of a job; the last value of each metric."""
+    """Train in each process of a job, with no option left open; returns the last value of each metric."""
     from hydra.utils import instantiate
     from pytorch_lightning.callbacks import RichProgressBar
 
@@ -214,7 +214,7 @@ def all_clips(cfg: DictConfig) -> LogMelStore:
 
 
 def log_clips(store: LogMelStore, output: Path) -> None:
-    """How much there is to learn from; clips that cannot be used go into `bad_files.csv`."""
+    """Log the amount of sound; list unusable clips in `bad_files.csv`."""
     bad, clips = store.bad, store.usable()
     if len(bad):  # the store named them in the log
         write_csv(bad, output / "bad_files.csv")
