@@ -211,9 +211,9 @@ def _idle_of_labels(cfg: DictConfig) -> dict[str, str]:
     raw, idle = OmegaConf.to_container(cfg, resolve=False), {}
     assert isinstance(raw, dict)
     labels = f"labels={HydraConfig.get().runtime.choices.get('labels')}"
-    found = _clusterers(raw)
-    if not any(_takes_k(node) for node in found.values()):
-        names = " and ".join(sorted({_class(node) for node in found.values()}))
+    found = list(_clusterers(raw))
+    if not any("${k}" in _interpolations(node.get("k")) for node in found):
+        names = " and ".join(sorted({str(node["_target_"]).rpartition(".")[2] for node in found}))
         idle["k"] = f"{labels} clusters with {names}, which takes no k from here; leave k out, or pass clusterer=kmeans"
     if "${clusterer}" not in _interpolations(raw["labels"]):
         idle["clusterer"] = f"{labels} has a clusterer of its own; pass labels.clusterer.…, or labels=network or both"
@@ -222,25 +222,13 @@ def _idle_of_labels(cfg: DictConfig) -> dict[str, str]:
     return idle
 
 
-def _takes_k(node: dict[Any, Any]) -> bool:
-    return "${k}" in _interpolations(node.get("k"))
-
-
-def _class(node: dict[Any, Any]) -> str:
-    return str(node["_target_"]).rpartition(".")[2]
-
-
-def _clusterers(raw: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
-    """The clusterers of an unresolved `labels`, by path."""
-
-    def follow(tree: Any) -> Any:
-        if isinstance(tree, dict):
-            return {key: follow(value) for key, value in tree.items()}
-        if isinstance(tree, list):
-            return [follow(value) for value in tree]
-        return raw.get("clusterer") if tree == "${clusterer}" else tree
-
-    return {path: node for path, node in _targets(follow(raw.get("labels")), "labels") if "clusterer" in path}
+def _clusterers(raw: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+    """The clusterers of an unresolved `labels`."""
+    for path, value in walk(raw["labels"], "labels"):
+        if "clusterer" in path and _is_target(value):
+            yield value
+        elif value == "${clusterer}":
+            yield from (node for _, node in _targets(raw.get("clusterer")))
 
 
 def _idle_of_encoder(cfg: DictConfig) -> dict[str, str]:
