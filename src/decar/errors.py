@@ -97,6 +97,12 @@ class ConfigError(DecarError):
     """An option, or a combination of options, makes no sense."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise a ConfigError with this message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
 def check_positive(key: str, value: object) -> None:
     """Raise a ConfigError naming the option unless its value is a finite number above 0."""
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -30,10 +30,9 @@ from decar.audio.blocks import BLOCK_BYTES, BlockHasher, Blocks
 from decar.audio.clips import ClipEnd
 from decar.audio.journal import Journal
 from decar.audio.logmel import FrontEnd
-from decar.cli.done import flat_options, read_finished, write_finished
 from decar.cli.eval import judged_before
-from decar.cli.explain import explain
-from decar.cli.found import read_config
+from decar.cli.runs import flat_options, read_config, read_finished, write_finished
+from decar.cli.terminal import explain
 from decar.corpora import prepare
 from decar.digests import DamagedError, sealed_lines, write_json, write_parquet
 from decar.downstream.embeddings import cached_embeddings

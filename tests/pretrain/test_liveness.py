@@ -13,9 +13,9 @@ import torch
 from pytorch_lightning import Callback
 from torch.distributed import HashStore
 
-from decar.cli import liveness
-from decar.cli.liveness import Watch, peers_named, training
 from decar.errors import LostProcessError
+from decar.pretrain import liveness
+from decar.pretrain.liveness import Watch, peers_named, training
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 10
@@ -173,7 +173,7 @@ def test_a_real_job_ends_with_one_line(tmp_path, runner, fault):
     words = ["debug=fast", "sampler.every_n_steps=2000", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu",
              "callbacks.inside.minutes=0", "stall_timeout=10", f"hydra.run.dir={tmp_path}/run"]  # fmt: skip
     if fault == "hung":
-        words.append("+callbacks.hang={_target_: tests.cli.test_liveness.Hang}")
+        words.append("+callbacks.hang={_target_: tests.pretrain.test_liveness.Hang}")
     with subprocess.Popen(
         [*runner, "train.py", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
