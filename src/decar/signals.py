@@ -120,6 +120,11 @@ def stop(number: int) -> PreemptedError:
     return PreemptedError(number, _state.go_on) if _state else PreemptedError(number)
 
 
+def step_began() -> float:
+    """When the step that is under way began, on the monotonic clock; 0 outside of steps and while saving."""
+    return _state.moved if _state and _state.deferred and _state.hurry else 0.0
+
+
 @contextmanager
 def saving() -> Iterator[None]:
     """Within the block, a checkpoint is being written, however long that takes."""

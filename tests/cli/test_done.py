@@ -92,14 +92,14 @@ def test_a_run_goes_on_only_with_its_own_options_and_sounds(train, sound_folder,
     shutil.copy(sound_folder / "low" / "0.wav", added)
     assert "12 clips, here 13" in train(*common, "k=3").err
     added.unlink()
-    assert "done already" in train(*common, "k=3", "logger=csv").out
+    assert "done already" in train(*common, "k=3", "logger=csv", "stall_timeout=30").out
     sound_folder.rename(tmp_path / "moved")
     common[common.index(f"data.root={sound_folder}")] = f"data.root={tmp_path / 'moved'}"
     assert "done already" in train(*common, "k=3").out
     (tmp_path / "run").rename(tmp_path / "moved run")
     common[common.index(f"hydra.run.dir={tmp_path / 'run'}")] = f"hydra.run.dir={tmp_path / 'moved run'}"
     assert "done already" in train(*common, "k=3").out
-    longer = train(*common, "k=3", "trainer.max_epochs=2")
+    longer = train(*common, "k=3", "trainer.max_epochs=2", "stall_timeout=60")
     assert longer.code == 0, longer.err
     assert len(pd.read_csv(tmp_path / "moved run" / "metrics.csv")) == 2
 

@@ -1,8 +1,6 @@
 """What becomes of a job whose process is killed or stopped."""
 
-import signal
 import subprocess
-import threading
 
 import pytest
 
@@ -31,13 +29,3 @@ def test_a_killed_process_is_named_in_place_of_the_error_of_the_exchange(child):
 def test_an_error_of_our_own_stays_what_it_is(child):
     with pytest.raises(RuntimeError, match="ours"), launch._losses_told([child]):
         raise RuntimeError("ours")
-
-
-def test_a_process_that_stays_stopped_ends_the_job(child, monkeypatch):
-    ended = []
-    monkeypatch.setattr(launch, "FROZEN_SECONDS", 1)
-    monkeypatch.setattr("decar.signals.end_now", lambda *args: ended.append(args))
-    child.send_signal(signal.SIGSTOP)
-    launch._watch([child], threading.Event())
-    assert ended[0][0] == 3
-    assert f"process 1 (pid {child.pid}) of this job has been stopped for 1 s" in ended[0][1]

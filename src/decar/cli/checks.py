@@ -27,7 +27,7 @@ WHOLE = {  # key: smallest sensible value
     "trainer.max_epochs": 1,
     "encoder.min_frames": 1,
 }
-POSITIVE = ["sampler.draws_per_clip", "optimizer.lr", "trainer.limit_train_batches"]
+POSITIVE = ["sampler.draws_per_clip", "optimizer.lr", "trainer.limit_train_batches", "stall_timeout"]
 REFUSED = {  # option of Lightning's Trainer: its value when unset; why it is refused and what to give instead
     "trainer.max_steps": (-1, "a resume would train one batch too many: give trainer.max_epochs and, for the length of "
                               "an epoch, sampler.every_n_steps"),

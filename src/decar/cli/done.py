@@ -21,13 +21,14 @@ FINISHED = "finished.json"  # of a pre-training run that came to its end
 # by the run itself, where they were left open
 PICKED = ("k", "sampler.every_n_steps", "trainer.max_epochs", "labels.network_from")
 # do not change what comes out of a run that came to its end
-ASIDE = ("resume", "progress", "report", "objective", "cache_dir", "trainer.enable_progress_bar", "trainer.max_time")
+ASIDE = ("resume", "progress", "report", "objective", "cache_dir", "stall_timeout", "trainer.enable_progress_bar",
+         "trainer.max_time")  # fmt: skip
 OF_DATA = ("${data.", "${oc.select:data.")  # an option that follows `data`
 OF_FOLDER = ("${cache_dir}", "${hydra:runtime.output_dir}")  # or only says where a file lies
 
 # May change when a run goes on. Of the trainer, only TRAINING may not. `data` is compared by the sounds themselves.
-FREE = ("resume", "progress", "report", "objective", "cache_dir", "budget", "data", "limits", "logger", "callbacks",
-        "trainer", "loader.num_workers", "loader.persistent_workers", "loader.pin_memory",
+FREE = ("resume", "progress", "report", "objective", "cache_dir", "stall_timeout", "budget", "data", "limits", "logger",
+        "callbacks", "trainer", "loader.num_workers", "loader.persistent_workers", "loader.pin_memory",
         "loader.timeout")  # fmt: skip
 TRAINING = ("callbacks.stop", "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
             "trainer.gradient_clip_algorithm", "trainer.limit_train_batches")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -11,12 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decar import signals
 from decar.cli.checks import require
+from decar.cli.liveness import heartbeat, peers_named
 from decar.cores import cpu_count
 from decar.errors import ConfigError, LostProcessError
 from decar.files import locked
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FROZEN_SECONDS = 300  # that a process may be stopped before the job ends
 NOTICE_SECONDS = 20  # that this process has to see by itself that another one is gone
 PARENT = "DECAR_PARENT"  # environment variable of a child: the process that it ends with
+_jobs = itertools.count()  # of a sweep under torchrun, whose jobs share a store
 
 DDP = {  # whichever option asks for several processes; Lightning's own defaults would end a run that clusters for long
     "_target_": "pytorch_lightning.strategies.DDPStrategy",
@@ -119,6 +121,7 @@ def joined(cfg: DictConfig) -> Iterator[Trainer]:
 
     trainer = bare_trainer(cfg)
     started = _started_elsewhere(trainer)
+    alive: AbstractContextManager[None] = nullcontext()
     require(
         started or trainer.num_nodes == 1,
         f"trainer.num_nodes={trainer.num_nodes}: start it with torchrun or srun on every node",
@@ -129,8 +132,10 @@ def joined(cfg: DictConfig) -> Iterator[Trainer]:
         trainer.strategy.setup_environment()
         if trainer.global_rank:
             logging.getLogger().setLevel(logging.ERROR)
+        alive = heartbeat(trainer.global_rank, trainer.world_size, cfg.stall_timeout, next(_jobs))
     try:
-        yield trainer
+        with peers_named(), alive:
+            yield trainer
     finally:
         if not started and distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
@@ -197,13 +202,14 @@ def _require_same_group(trainer: Trainer) -> None:
 
 
 @contextmanager
-def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[None]:
+def others(trainer: Trainer, config: Path, checkpoint: str | None, stall_timeout: float) -> Iterator[None]:
     """Start the other processes of a job, unless they are there; see that all end together.
 
     Args:
         trainer: Says how many there are.
         config: `config.yaml` of the run, nothing left open: what they train with.
         checkpoint: To go on from.
+        stall_timeout: Seconds that one of them may stand still before the job ends.
     """
     if trainer.world_size == 1 or _started_elsewhere(trainer):
         yield
@@ -212,7 +218,7 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[N
     if trainer.strategy.root_device.type == "cpu":  # each would take all cores
         share = str(max(1, cpu_count() // trainer.world_size))
         settings["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", share)
-    command = [sys.executable, "-m", "decar.cli.rank", str(config), checkpoint or ""]
+    command = [sys.executable, "-m", "decar.cli.rank", str(config), checkpoint or "", str(trainer.world_size)]
     with _environment({**settings, "LOCAL_RANK": "0"}), threads(settings.get("OMP_NUM_THREADS")):
         children = [
             subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())})
@@ -221,7 +227,8 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None) -> Iterator[N
         over = threading.Event()
         threading.Thread(target=_watch, args=(children, over), daemon=True).start()
         try:
-            with signals.at_end(lambda: _kill(children)), _losses_told(children):
+            alive = heartbeat(0, trainer.world_size, stall_timeout)
+            with signals.at_end(lambda: _kill(children)), _losses_told(children), alive:
                 yield
             _wait(children)
         finally:
@@ -247,19 +254,12 @@ def _wait(children: list[subprocess.Popen[bytes]], seconds: float = 60) -> None:
 
 
 def _watch(children: list[subprocess.Popen[bytes]], over: threading.Event) -> None:
-    """End the job where a child is gone and this process does not notice, or where a child stays stopped."""
-    stopped = dict.fromkeys(children, 0)
+    """End the job where a child is gone and this process does not notice."""
     while not over.wait(1):
         if any(child.poll() for child in children):
             if not over.wait(NOTICE_SECONDS):
                 signals.end_now(LostProcessError.status, f"error: {_loss(children)}")
             return
-        for rank, child in enumerate(children, 1):  # ticks are counted: a job that is stopped as a whole may go on
-            stopped[child] = stopped[child] + 1 if is_stopped(child.pid) else 0
-            if stopped[child] >= FROZEN_SECONDS:
-                line = f"process {rank} (pid {child.pid}) of this job has been stopped for {FROZEN_SECONDS} s"
-                signals.end_now(LostProcessError.status, f"error: {line}. To go on: {signals.how_to_go_on()}")
-                return
 
 
 def _loss(children: list[subprocess.Popen[bytes]]) -> str:
@@ -285,23 +285,13 @@ def _losses_told(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
         raise LostProcessError(line) from error
 
 
-def is_stopped(pid: int) -> bool:
-    """Whether a process has been stopped, by SIGSTOP say; False where there is no /proc."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except (OSError, IndexError):
-        return False
-
-
 def end_with_parent() -> None:
-    """In a child: end when the process that started it is gone, which `kill -9` leaves no time to say, or stopped."""
+    """In a child: end when the process that started it is gone, which `kill -9` leaves no time to say."""
     parent = int(os.environ[PARENT])
 
     def watch() -> None:
-        stopped = 0.0
-        while os.getppid() == parent and stopped < FROZEN_SECONDS:
+        while os.getppid() == parent:
             time.sleep(0.5)
-            stopped = stopped + 0.5 if is_stopped(parent) else 0.0
         os._exit(LostProcessError.status)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -15,6 +15,7 @@ from decar.cli.checks import check, require
 from decar.cli.done import FINISHED, flat_options, read_finished, refuse_other_run, write_finished
 from decar.cli.launch import claimed, joined, leads, others, trainer_options
 from decar.cli.limits import use_configured_limits
+from decar.cli.liveness import training
 from decar.cli.main import run_hydra
 from decar.cli.report import report_run
 from decar.cli.settle import settle
@@ -60,7 +61,7 @@ def pretrain(cfg: DictConfig) -> float:
             return objective(cfg, done["metrics"])
         settled = OmegaConf.create(text)
         assert isinstance(settled, DictConfig)
-        with others(trainer, output / "config.yaml", checkpoint):
+        with others(trainer, output / "config.yaml", checkpoint, cfg.stall_timeout):
             metrics = train(settled, output, checkpoint, clips)
     log.info("the run lies in %s", output)
     log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
@@ -129,7 +130,8 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
         callbacks.insert(0, TimeLimit(max_time))  # before those that save
     with open_loggers(cfg) as loggers:
         trainer = instantiate(options, logger=loggers, callbacks=callbacks, default_root_dir=str(output))
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with training():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         metrics = last_metrics(output, trainer)
         if trainer.is_global_zero:
             if is_finished(trainer):
