@@ -1,10 +1,12 @@
 """Random damage to a file, as disks and transfers do it."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 
 KINDS = ("zeros", "flipped bit", "cut tail")
+NAMED = re.compile("damaged|checksum|cannot be read|not a readable|differs from its copy|cut short")  # in a line
 LONGEST = 4096  # bytes of zeros
 
 
