@@ -16,9 +16,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -34,10 +36,9 @@ from decar.report.clusters import read_assignments
 PIC = ("clusterer=pic", "clusterer.n_neighbors=5", "clusterer.n_iter=20")
 BANK = ("pretrain.features=bank",)
 TWO = ("trainer=ddp", "trainer.devices=2")
-LONG = ("sampler.every_n_steps=100",)  # a second run waits 10 s for the first one's lock
+LONG = ("sampler.every_n_steps=60",)  # a second run waits 10 s for the first one's lock
 RUNS = [(), PIC, TWO, (*PIC, *TWO), BANK, (*BANK, *TWO)]
 STALL = 15  # seconds: stall_timeout and loader.timeout of runs in which a process is frozen
-SLOW_START = 150  # seconds until a process is noticed that is frozen before its first heartbeat
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def damaged_run(stage: Stage, *patterns: str, harm: Callable[[Path], str] | None
 
 
 def damaged_judgement(stage: Stage, *patterns: str, anew: bool) -> Trial:
-    """Damage a file that judging reads, and judge again; a bundle that is refused is written anew by its run."""
+    """Damage a file that judging reads, and judge again; a bundle that is refused is copied anew, as the line says."""
     folder = stage.judged()
     expected = result(folder)
     done = damaged(stage, folder, patterns)
@@ -183,8 +184,7 @@ def damaged_judgement(stage: Stage, *patterns: str, anew: bool) -> Trial:
     status, text = judge(folder)
     line = named(text)
     if status == DecarError.status and line and "safetensors" in done:
-        (folder / "run/encoder.safetensors").unlink()
-        go_on(folder)
+        shutil.copy(stage.root / "judged-kept/run/encoder.safetensors", folder / "run")
         status, text = judge(folder)
     lost = f"status {status}: {text[-2000:]}" if status else "" if result(folder) == expected else "result.json differs"
     return Trial(done, line, bool(line), not lost, lost)
@@ -368,7 +368,8 @@ def ranks(stage: Stage) -> Trial:
     options = [*kept, f"stall_timeout={STALL}"] if kept else ["loader.num_workers=1", f"loader.timeout={STALL}"]
     folder = stage.folder("ranks")
     job = Job.train(folder, options)
-    job.runs_at(HANGS, lambda: bool(job.children()))
+    # a process that is frozen before its first heartbeat is noticed too, but only after two minutes
+    job.runs_at(HANGS, lambda: "GLOBAL_RANK: 1" in job.text() if kept else bool(job.children()))
     moment = stage.rng.uniform(time.monotonic() - job.began, seconds)
     if not job.runs_at(moment) or not (children := job.children()):
         return come_to_end(stage, folder, kept, job, f"nothing: {fault} came too late", effect=False)
@@ -376,7 +377,7 @@ def ranks(stage: Stage) -> Trial:
     pid = job.process.pid if fault == "rank 0 frozen" else children[-1]
     job.send(signal.SIGKILL if "killed" in fault else signal.SIGSTOP, pid)
     if pid == job.process.pid:  # the other one ends by itself, and this one when it is woken
-        job.runs_at(moment + SLOW_START, lambda: bool(job.last_line()))
+        job.runs_at(moment + 6 * STALL, lambda: bool(job.last_line()))
         line = job.last_line()
         job.send(signal.SIGCONT)
         status = job.end()
@@ -408,16 +409,18 @@ ARMS = {
     "files": Arm("files of a run and of a judged task: the same", run_files, 18),
     "config": Arm("`config.yaml` torn, zeroed or emptied", config_yaml, 10),
     "two": Arm("two runs in one folder, every second time the first one killed", two_runs, 10),
-    "signals": Arm("SIGINT, SIGHUP, SIGTERM, SIGINT twice", signals, 12),
+    "signals": Arm("SIGINT, SIGHUP, SIGTERM, SIGINT twice", signals, 10),
     "ranks": Arm("a rank frozen or killed, a loader worker killed or frozen", ranks, 10),
-    "kills": Arm("SIGKILL of a run, of all its processes, of its second one", killed, 12),
+    "kills": Arm("SIGKILL of a run, of all its processes, of its second one", killed, 8),
 }
 NOTES = [
     "*No effect*: the bytes mean nothing to a reader, or the run had ended. *Noticed*: a line names the damage, or the",
     "exit status is the documented one (docs/security.md). *Recovered*: the run then ended with the weights,",
-    "optimizer, assignments and metrics of an undamaged one, to the bit. An epoch of `clusters.parquet` has no second copy: it is",
-    "left out with a line, so it is noticed and not recovered. *Lost*: without a line, or not as documented.", "",
+    "optimizer, assignments and metrics of an undamaged one, to the bit. An epoch of `clusters.parquet` has no second",
+    "copy: it is left out with a line, so it is noticed, not recovered. A bundle is refused until it is copied anew.",
+    "*Lost*: without a line, or not as documented.", "",
 ]  # fmt: skip
+IN_PROCESS = ("store", "bundle", "checkpoint", "embeddings", "files", "config")
 HEAD = ("damage", "done", "no effect", "noticed", "recovered", "lost")
 
 
@@ -450,18 +453,21 @@ def report(found: dict[str, list[Trial]], seed: int, seconds: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def try_arm(stage: Stage, name: str, trials: int, seed: int, ends: float) -> list[Trial]:
-    """Try the damage of an arm until there is no time left."""
-    found: list[Trial] = []
-    for stage.number in range(trials):
-        if time.monotonic() > ends:
-            break
-        stage.rng, began = random.Random(f"{seed}/{name}/{stage.number}"), time.monotonic()
-        trial = ARMS[name].act(stage)
-        found.append(trial)
-        print(f"  {name} {stage.number}, {time.monotonic() - began:.0f} s: {trial.done}: "
-              f"{trial.fault or trial.noticed or 'no effect'}{'' if trial.recovered else ' (not recovered)'}",
-              flush=True)  # fmt: skip
+def try_arms(root: Path, numbers: Mapping[str, int], seed: int, ends: float, out: TextIO) -> dict[str, list[Trial]]:
+    """Try the damage of some arms in turn, each as often as `numbers` says, until there is no time left."""
+    stage = Stage(root)
+    found: dict[str, list[Trial]] = {name: [] for name in numbers}
+    for stage.number in range(max(numbers.values(), default=0)):
+        for name in [name for name, number in numbers.items() if number > stage.number]:
+            if time.monotonic() > ends:
+                return found
+            stage.rng, began = random.Random(f"{seed}/{name}/{stage.number}"), time.monotonic()
+            trial = ARMS[name].act(stage)
+            found[name].append(trial)
+            said = f"{trial.fault or trial.noticed or 'no effect'}{'' if trial.recovered else ' (not recovered)'}"
+            print(
+                f"  {name} {stage.number}, {time.monotonic() - began:.0f} s: {trial.done}: {said}", file=out, flush=True
+            )
     return found
 
 
@@ -476,12 +482,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    stage = Stage((args.keep or Path(tempfile.mkdtemp(prefix="decar-chaos-"))).resolve())
+    root = (args.keep or Path(tempfile.mkdtemp(prefix="decar-chaos-"))).resolve()
     began = time.monotonic()
-    found = {
-        name: try_arm(stage, name, args.trials or ARMS[name].trials, args.seed, began + 60 * args.minutes)
-        for name in args.arms
-    }
+    numbers = {name: args.trials or ARMS[name].trials for name in args.arms}
+    here = {name: number for name, number in numbers.items() if name in IN_PROCESS}  # in the main thread
+    rest = {name: number for name, number in numbers.items() if name not in IN_PROCESS}
+    more = (args.seed, began + 60 * args.minutes, sys.stdout)
+    with ThreadPoolExecutor(1) as pool:
+        later = pool.submit(try_arms, root / "processes", rest, *more)
+        found = {**try_arms(root / "files", here, *more), **later.result()}
     text = report(found, args.seed, time.monotonic() - began)
     print(text)
     if args.out:
@@ -490,7 +499,7 @@ def main() -> None:
     for trial in faults:
         print(f"{trial.done}: {trial.fault}")
     if not args.keep and not faults:
-        shutil.rmtree(stage.root)
+        shutil.rmtree(root)
     sys.exit(int(bool(faults)))
 
 
