@@ -418,7 +418,8 @@ NOTES = [
     "exit status is the documented one (docs/security.md). *Recovered*: the run then ended with the weights,",
     "optimizer, assignments and metrics of an undamaged one, to the bit. An epoch of `clusters.parquet` has no second",
     "copy: it is left out with a line, so it is noticed, not recovered. A bundle is refused until it is copied anew.",
-    "*Lost*: without a line, or not as documented.", "",
+    "`config.yaml` is not read when a run goes on, but written anew. *Lost*: without a line or not as documented.",
+    "",
 ]  # fmt: skip
 IN_PROCESS = ("store", "bundle", "checkpoint", "embeddings", "files", "config")
 HEAD = ("damage", "done", "no effect", "noticed", "recovered", "lost")

@@ -2,15 +2,17 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from decar import signals
-from decar.errors import PreemptedError, exit_status
+from decar.errors import DecarError, LostProcessError, PreemptedError, exit_status
 
 STATUS = {signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGTERM: 75, signal.SIGUSR1: 75}
 
@@ -103,3 +105,15 @@ def test_torchrun_passes_on_the_ctrl_c_of_the_terminal_which_is_no_second_one():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
         assert signals.asked() == signal.SIGINT
+
+
+def test_exit_statuses_are_those_of_the_table_in_the_docs():
+    text = (Path(__file__).parents[1] / "docs/security.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\d; ]+) \| (.*) \|$", text, re.MULTILINE))
+    assert set(rows) == {"0", "1", "2", "3", "75", "129; 130"}
+    of_signals = {name: exit_status(signal.Signals[name]) for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")}
+    assert of_signals == {"SIGTERM": 75, "SIGUSR1": 75, "SIGHUP": 129, "SIGINT": 130}
+    assert (DecarError.status, LostProcessError.status) == (2, 3)
+    assert "SIGTERM or SIGUSR1" in rows["75"]
+    assert rows["129; 130"].startswith("SIGHUP; Ctrl-C")
+    assert "process of the job was killed" in rows["3"]
