@@ -18,7 +18,7 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from decar.audio import LogMelStore, Manifest
 from decar.clustering import KMeans, prepare
-from decar.models import encode_store, load_encoder
+from decar.models import embed_store, load_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "src" / "decar" / "data" / "mini"
@@ -62,7 +62,7 @@ def own_clusters(run: Path, clips: Path) -> "tuple[np.ndarray, np.ndarray]":
 def reference(clips: Path, k: int, seed: int, cache: Path) -> float:
     """AMI of K-Means on the whitened vectors of `small`."""
     store = LogMelStore.open_or_build(Manifest.from_csv(clips, path_column="file"), cache_dir=cache).usable()
-    found = KMeans(k, seed=seed).fit_predict(prepare(encode_store(load_encoder(), store, progress=False), OWN_DIM))
+    found = KMeans(k, seed=seed).fit_predict(prepare(embed_store(load_encoder(), store, progress=False), OWN_DIM))
     return float(adjusted_mutual_info_score(store.manifest.column("kind"), found.labels))
 
 

@@ -12,7 +12,7 @@ from scale import make_hollow
 
 from decar.audio import LogMelStore
 from decar.cli.train import readable
-from decar.models import Encoder, load_encoder, save_bundle
+from decar.models import Encoder, build_network, load_encoder, save_bundle
 from decar.pretrain.checkpoint import AtomicCheckpointIO
 
 AT_MOST = "<= 1.1"
@@ -83,6 +83,6 @@ def checkpoint(runs: int) -> Line:
 def measure(runs: int = 5) -> list[Line]:
     """All of them."""
     with tempfile.TemporaryDirectory() as folder:
-        large = save_bundle(Encoder("efficientnet_b0", seed=0), Path(folder) / "encoder.safetensors")
+        large = save_bundle(Encoder(build_network("efficientnet_b0")), Path(folder) / "encoder.safetensors")
         bundles = [bundle("small (3 MB)", None, runs), bundle("of an EfficientNet-B0 (16 MB)", large, runs)]
     return [*stores(runs), *bundles, checkpoint(runs)]

@@ -15,10 +15,10 @@ from speed_train import SMALL, settings
 from decar.audio import LogMel, LogMelStore, Manifest
 from decar.audio.decode import decode
 from decar.audio.logmel import waveform_to_frames
-from decar.cli.config import bundled
-from decar.cli.train import all_clips, build_encoder
+from decar.cli.config import build_encoder, bundled
+from decar.cli.train import all_clips
 from decar.cores import cpu_count
-from decar.models.encode import encode_store
+from decar.models import embed_store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,7 +60,7 @@ def probes(runs: int) -> Line:
     """All eight bundled tasks judged frozen from an empty embedding cache, less the one pass that embeds them."""
     cfg = settings(*SMALL)
     store = all_clips(cfg).usable()
-    passed = min(seconds(lambda: encode_store(build_encoder(cfg), store, progress=False)) for _ in range(2))
+    passed = min(seconds(lambda: embed_store(build_encoder(cfg), store, progress=False)) for _ in range(2))
     beyond = []
     for _ in range(runs):
         with tempfile.TemporaryDirectory() as folder:

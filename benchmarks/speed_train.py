@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from decar.audio import FrontEnd, LogMelStore, Manifest
+from decar.audio.crops import padded_frames, stack
 from decar.cli.config import conf_dir
 from decar.cli.train import BAR_RATE, all_clips, build_module
 from decar.models import Encoder
-from decar.models.encode import batches_by_length
-from decar.models.encoder import evaluating
-from decar.models.pieces import padded_batch
+from decar.models.embed import batches_by_length, evaluating
 from decar.pretrain import DecarModule, PretrainData, ResumableCSVLogger
 from decar.pretrain.vectors import embed_dataset
 
@@ -112,7 +111,11 @@ def settled(device: torch.device) -> None:
 def bare_pass(encoder: Encoder, store: LogMelStore, device: torch.device) -> Callable[[], None]:
     """The encoder alone on the batches of a pass, as tensors that are ready on the device."""
     batches = batches_by_length(store, np.arange(len(store)), encoder, 64)
-    ready = [padded_batch([store[int(i)] for i in batch], encoder).to(device) for batch in batches]
+    sizes = {"min_frames": encoder.min_frames, "max_frames": encoder.max_frames}
+    ready = []
+    for batch in batches:
+        frames = padded_frames(int(store.lengths[batch[0]]), **sizes)
+        ready.append(stack([store[int(i)] for i in batch], frames, encoder.frontend.silence).to(device))
 
     def forward() -> None:
         with evaluating(encoder), torch.inference_mode():

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from sklearn.metrics import adjusted_mutual_info_score
 
-from decar.audio import FrontEnd, LogMelStore, Manifest
+from decar.audio import LogMelStore, Manifest
 from decar.audio.descriptors import DESCRIPTORS, describe, input_statistics
 from decar.clustering import KMeans, Whitening, affordable_dim, l2_normalize
-from decar.models import Encoder, encode_store, load_encoder
+from decar.models import Encoder, build_network, embed_store, load_encoder
+from decar.models.networks import seeded
 from decar.pretrain.plan import clusters_for
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,13 +48,13 @@ def features(root: Path | None, out: Path) -> dict[str, NDArray[np.generic]]:
             clips = Manifest.from_csv(root / "index.csv", where="pretrain")
         store = LogMelStore.open_or_build(clips, cache_dir=out).usable()
         plain = OmegaConf.load(ROOT / "conf" / "encoder" / "conv.yaml")
-        untrained = Encoder(
-            "conv", pool=plain.pool, frontend=FrontEnd(), stride=plain.stride, local=plain.local, seed=0
-        )
-        untrained.set_input_statistics(*input_statistics(store))
+        with seeded(0):
+            network: Any = build_network("conv", plain.pool, stride=plain.stride, local=plain.local)
+        network.set_input_statistics(*input_statistics(store))
+        untrained = Encoder(network)
         made = {"kind": np.asarray(store.manifest.column("kind"), str), **describe(store, list(DESCRIPTORS))}
         for name, encoder in (("small", load_encoder()), ("untrained", untrained)):
-            made[name] = projected(encode_store(encoder, store))
+            made[name] = projected(embed_store(encoder, store))
         np.savez(cache, **cast(Any, made))  # numpy's types take the names for its own options
     return dict(np.load(cache))
 

@@ -10,9 +10,8 @@ from decar.audio.crops import padded_frames
 from decar.downstream.embeddings import cached_embeddings
 from decar.embedder import Embedder
 from decar.hear import HearModel, get_scene_embeddings
-from decar.models import load_encoder
-from decar.models.encode import encode_store
-from decar.models.encoder import evaluating
+from decar.models import embed_store, load_encoder
+from decar.models.embed import evaluating
 from decar.search.query import _embed
 
 RATE = 16_000
@@ -55,7 +54,7 @@ def test_all_doors_give_the_same_vector(seconds, encoder, tmp_path):
     doors = {
         "Encoder.embed": encoder.embed(wave)[0],
         "of integers": encoder.embed((wave * 32768).astype(np.int16))[0],
-        "the clustering pass, the map": encode_store(encoder, store, progress=False)[0],
+        "the clustering pass, the map": embed_store(encoder, store, progress=False)[0],
         "the probe": cached_embeddings(encoder, store, tmp_path / "cache", progress=False)[0],
         "decar embed": Embedder(encoder).files(clips).vectors[0],
         "Embedder.waveforms": Embedder(encoder).waveforms([wave])[0],
@@ -83,7 +82,7 @@ def test_the_trainers_pass_gives_it_too_and_g_is_averaged(encoder, tmp_path):
 def test_the_trainers_pass_holds_a_bounded_number_of_pieces(asked, encoder, make_store):
     from pytorch_lightning import Trainer
 
-    from decar.models.encoder import PIECES_AT_ONCE
+    from decar.models.embed import PIECES_AT_ONCE
     from decar.pretrain.vectors import embed_dataset
 
     sizes = []
@@ -103,9 +102,9 @@ def test_the_trainers_pass_holds_a_bounded_number_of_pieces(asked, encoder, make
 def test_long_and_short_clips_in_one_pass_do_not_touch_each_other(encoder, make_store):
     lengths = [998, 2500, 20, 1000, 998, 5000, 300, 997]
     store = make_store(lengths)
-    together = encode_store(encoder, store, batch_size=3, progress=False)
+    together = embed_store(encoder, store, batch_size=3, progress=False)
     for i in range(len(lengths)):
-        alone = encode_store(encoder, store.take([i]), batch_size=3, progress=False)[0]
+        alone = embed_store(encoder, store.take([i]), batch_size=3, progress=False)[0]
         np.testing.assert_allclose(together[i], alone, rtol=0, atol=1e-5)
 
 
@@ -122,6 +121,6 @@ def test_a_fine_tuned_encoder_judges_long_clips_by_the_same_vector(encoder, make
     store = make_store([2500, 400])
     module = FineTuner(encoder, 3, 1e-3).eval()
     with torch.no_grad():
-        module._answer(([np.asarray(store[0]), np.asarray(store[1])], torch.tensor([0, 1])))
-        expected = module.head(torch.from_numpy(encode_store(encoder, store, progress=False)))
+        module.validation_step(([np.asarray(store[0]), np.asarray(store[1])], torch.tensor([0, 1])), 0)
+        expected = module.head(torch.from_numpy(embed_store(encoder, store, progress=False)))
     torch.testing.assert_close(module.answers[0][0], expected, rtol=0, atol=1e-5)

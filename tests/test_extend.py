@@ -82,7 +82,7 @@ def test_a_task_is_one_yaml(evaluate, sound_folder, tmp_path):
     [
         ("no_such_module.CORPUS", "cannot be imported"),
         ("my_corpus.NOTHING", "cannot be imported"),
-        ("my_corpus.read", "is a function, not a decar.corpora.Corpus"),
+        ("my_corpus.clips", "is a function, not a decar.corpora.Corpus"),
         ("birds", "there is no corpus 'birds'; there are birdsong, "),
     ],
 )

@@ -10,7 +10,8 @@ import torch
 import decar.hear
 from decar.errors import AudioError, BundleError
 from decar.hear import get_scene_embeddings, get_timestamp_embeddings, load_model
-from decar.models import Encoder, save_bundle
+from decar.models import save_bundle
+from tests.conftest import make_encoder
 
 # all that the validator asks of tensorflow before it knows that a model is torch's
 STAND_IN = "class Module: pass\n"
@@ -18,7 +19,7 @@ STAND_IN = "class Module: pass\n"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    encoder = Encoder("conv", widths=[4, 8], hidden=16, pool="catavgmax", local=True, max_frames=160, seed=0)
+    encoder = make_encoder("conv", widths=[4, 8], hidden=16, pool="catavgmax", local=True, max_frames=160, seed=0)
     return save_bundle(encoder, tmp_path_factory.mktemp("hear") / "encoder.safetensors")
 
 

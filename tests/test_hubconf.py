@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from decar.models import Encoder, save_bundle
+from decar.models import save_bundle
+from tests.conftest import make_encoder
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def bundle(tmp_path):
-    return save_bundle(Encoder("conv", widths=[4], hidden=8, seed=1), tmp_path / "encoder.safetensors")
+    return save_bundle(make_encoder("conv", widths=[4], hidden=8, seed=1), tmp_path / "encoder.safetensors")
 
 
 def hub(code, cwd):
@@ -33,7 +34,7 @@ def test_the_entry_loads_this_checkout(bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     where, facts, shape = done.stdout.splitlines()[-3:]
     assert Path(where) == ROOT / "src" / "decar" / "__init__.py"
-    encoder = Encoder("conv", widths=[4], hidden=8, seed=1)
+    encoder = make_encoder("conv", widths=[4], hidden=8, seed=1)
     assert facts == f"{encoder.hash()} False"
     assert shape == f"(2, {encoder.dim})"
 

@@ -68,3 +68,21 @@ def test_the_front_door_is_light():
         "typing",
         "decar.models",
     }
+
+
+def test_what_is_printed_is_escaped():
+    """File names and values of found files may retitle or erase a terminal."""
+    unsafe = [
+        f"{path}:{call.lineno}: {ast.unparse(call)}"
+        for path in sorted(ROOT.rglob("*.py"))
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in PRINTERS and not all(map(is_escaped, call.args))
+    ]
+    assert unsafe == [], "write print(printable(…))"
+
+
+PRINTERS = ("print", "sys.stdout.write", "sys.stderr.write", "sys.stdout.writelines", "sys.stderr.writelines")
+
+
+def is_escaped(argument):
+    return isinstance(argument, ast.Call) and ast.unparse(argument.func) == "printable"

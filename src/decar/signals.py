@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 from decar import errors
-from decar.errors import PreemptedError, exit_status
+from decar.errors import PreemptedError, exit_status, printable
 
 _NAMES = ("SIGINT", "SIGHUP", "SIGTERM", "SIGUSR1")
 SIGNALS = tuple(signal.Signals[name] for name in _NAMES if hasattr(signal, name))
@@ -170,7 +170,7 @@ def end_now(status: int, line: str = "") -> None:
     for child in multiprocessing.active_children():
         child.kill()
     if line:
-        print(f"decar: {line}", file=sys.stderr, flush=True)
+        print(printable(f"decar: {line}"), file=sys.stderr, flush=True)
     os._exit(status)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from decar.audio.decode import decode_blocks
 
 
 def main(root: str, cache: str, seconds: str, together: str) -> None:
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig(level=logging.INFO, filename=Path(cache) / f"log-{os.getpid()}.txt", force=True)
 
     def slowly(*args: object, **options: object) -> object:
         time.sleep(float(seconds))
@@ -30,8 +29,4 @@ def main(root: str, cache: str, seconds: str, together: str) -> None:
     while len(list(Path(cache).glob("ready-*"))) < int(together):  # imports take one longer than the other
         time.sleep(0.01)
     store = LogMelStore.open_or_build(Manifest.from_folder(root), cache_dir=cache, num_workers=2, progress=False)
-    print(store.fingerprint)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    logging.info(store.fingerprint)

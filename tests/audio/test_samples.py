@@ -6,7 +6,7 @@ import torch
 
 from decar.audio.samples import mono_batch, resampled, scaled
 from decar.errors import AudioError
-from decar.models import Encoder
+from tests.conftest import make_encoder
 
 WAVE = (0.4 * np.sin(np.arange(16_000) / 7)).astype(np.float32)
 
@@ -62,7 +62,7 @@ def test_a_rate_is_above_zero(rate):
 
 
 def test_an_encoder_gives_one_vector_for_one_sound_however_it_is_handed_over():
-    encoder = Encoder("conv", widths=[4, 4], hidden=8, seed=0)
+    encoder = make_encoder("conv", widths=[4, 4], hidden=8, seed=0)
     expected = encoder.embed(torch.from_numpy(WAVE)[None])
     assert expected.shape == (1, encoder.dim)
     double = np.stack([WAVE, WAVE]).T[:, 0]  # not contiguous
@@ -79,7 +79,7 @@ def test_an_encoder_gives_one_vector_for_one_sound_however_it_is_handed_over():
 
 
 def test_an_encoder_refuses_what_is_no_sound():
-    encoder = Encoder("conv", widths=[4, 4], hidden=8, seed=0)
+    encoder = make_encoder("conv", widths=[4, 4], hidden=8, seed=0)
     for given in (np.zeros(0, np.float32), np.zeros((2, 0)), np.full(16_000, np.nan), torch.zeros(16_000).long()):
         with pytest.raises(AudioError):
             encoder.embed(given)

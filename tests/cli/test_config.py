@@ -5,11 +5,13 @@ import re
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from decar.cli.checks import check
-from decar.cli.config import cache_home, conf_dir, register_resolvers, wandb_offline
+from decar.cli.config import cache_home, conf_dir, hydra_value, register_resolvers, wandb_offline
+from decar.cli.main import same_command
 from decar.clustering import PIC, KMeans
 from decar.corpora import CORPORA
 
@@ -182,3 +184,37 @@ def test_documented_commands_compose_and_each_option_has_an_effect(command):
 def test_no_placeholder_is_left_in_what_people_read():
     for name in ("README.md", "CHANGELOG.md"):
         assert "@@" not in (CONF.parent / name).read_text()
+
+
+ODD = [
+    "/x/my (sounds)", "it's", "back\\slash", "end\\", "\\'", 'say "x"', "a,b", "a=b", "$HOME", "${seed}", "`x`", "null",
+    "true", "1", "1.5", "[a]", "{a}", "é", "~/x", "!x", " x ", "", "a:b", "#", "a;b", "*", "50%", "../x", "./x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_any_text_comes_through_hydras_grammar_as_it_is(value):
+    word = f"task.path={hydra_value(value)}"
+    override = OverridesParser.create().parse_override(word)
+    assert not override.is_sweep_override()
+    assert composed("eval", word).task.path == value
+
+
+def test_only_odd_text_is_quoted():
+    assert hydra_value("runs/A-1/encoder.safetensors") == "runs/A-1/encoder.safetensors"
+    assert hydra_value("/x/my (sounds)") == "'/x/my (sounds)'"
+
+
+@pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        (["seed=1"], "hydra.run.dir=/out resume=auto"),
+        (["hydra.run.dir=/mine", "seed=1", "resume=auto"], "resume=auto"),
+    ],
+)
+def test_the_command_that_goes_on(monkeypatch, words, added):
+    composed("train", *words)
+    given = [word for word in words if word != "resume=auto"]
+    assert same_command(["train.py", *words]) == " ".join(["python", "train.py", *given, added])
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert same_command(["train.py", *words]) == f"the same torchrun or srun command with {added}"

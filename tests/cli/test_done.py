@@ -10,11 +10,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from decar.cli.config import job_name
-from decar.cli.done import refuse_other_run, same_job
+from decar.cli.config import OUR_NETWORK, job_name
+from decar.cli.done import changed_options, refuse_other_run, same_job
 from decar.errors import TrainingError
-from decar.models import Encoder, read_facts, save_bundle
-from tests.conftest import SMALL
+from decar.models import read_facts, save_bundle
+from tests.conftest import SMALL, make_encoder
 
 FAST = [
     "experiment=paper", "report=false", f"encoder.name={SMALL}", "trainer=cpu", "trainer.max_epochs=1",
@@ -49,6 +49,14 @@ def test_same_job_looks_at_what_was_asked_for(asked, tmp_path):
     assert not same_job(asked, tmp_path / "nowhere")
     (tmp_path / "config.yaml").write_text("{")
     assert not same_job(asked, tmp_path)
+
+
+def test_a_run_of_before_networks_had_names_goes_on():
+    cfg = OmegaConf.create({"encoder": {"_target_": OUR_NETWORK, "n_mels": 64, "name": "conv"}})
+    before = {"encoder._target_": "decar.models.Encoder", "encoder.name": "conv"}
+    assert not changed_options(before, cfg)
+    assert changed_options({**before, "encoder.name": "resnet18"}, cfg) == {"encoder.name": ("resnet18", "conv")}
+    assert "encoder._target_" in changed_options({**before, "encoder._target_": "mymodule.MyNetwork"}, cfg)
 
 
 def test_names_of_folders():
@@ -131,7 +139,7 @@ def test_a_root_for_the_bundled_sounds_is_refused(train, sound_folder):
 
 
 def test_judged_once(evaluate, sound_folder, tmp_path):
-    bundle = save_bundle(Encoder(SMALL, seed=5), tmp_path / "run" / "encoder.safetensors")
+    bundle = save_bundle(make_encoder(SMALL, seed=5), tmp_path / "run" / "encoder.safetensors")
     table = tmp_path / "mine.csv"
     files = sorted(path.relative_to(sound_folder) for path in sound_folder.rglob("*.wav"))
     pd.DataFrame({"path": files, "label": [path.parent.name for path in files]}).to_csv(table, index=False)
@@ -144,7 +152,7 @@ def test_judged_once(evaluate, sound_folder, tmp_path):
     assert result.stat().st_mtime_ns == first
     assert "judged already" not in evaluate(*words, "seed=1").out, "another question"
     assert json.loads(result.read_text())["seed"] == 1
-    save_bundle(Encoder(SMALL, seed=6), bundle)
+    save_bundle(make_encoder(SMALL, seed=6), bundle)
     assert "judged already" not in evaluate(*words, "seed=1").out, "another encoder under the same name"
     table.touch()
     assert "judged already" in evaluate(*words, "seed=1").out, "the table holds the same"

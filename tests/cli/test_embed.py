@@ -10,6 +10,7 @@ import decar
 from decar.models import load_encoder, read_facts, save_bundle
 from decar.models.bundle import READY_FILE
 from tests.cli.helpers import decar as run_decar
+from tests.conftest import make_encoder
 
 decar_command = run_decar
 
@@ -62,7 +63,7 @@ def test_small_is_a_name_and_a_path_is_a_path(tmp_path, monkeypatch):
     assert READY_FILE.stat().st_size < 12e6
     assert decar.load_encoder("small").hash() == ready.hash()
     monkeypatch.chdir(tmp_path)
-    save_bundle(decar.Encoder("mobilenetv3_small_050", seed=1), tmp_path / "small" / "encoder.safetensors")
+    save_bundle(make_encoder("mobilenetv3_small_050", seed=1), tmp_path / "small" / "encoder.safetensors")
     assert decar.load_encoder("small").hash() == ready.hash()
     assert decar.load_encoder("./small").hash() != ready.hash()
     assert decar.load_encoder(tmp_path / "small").hash() != ready.hash()

@@ -1,12 +1,21 @@
 """Each mistake of a user's: one clear line that names what to do, no traceback, exit status 2."""
 
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import deque
+
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from decar.models import Encoder, save_bundle
-from tests.conftest import SMALL
+from decar.cli.explain import explain
+from decar.models import save_bundle
+from decar.pretrain import EpochLabels, PretrainData
+from tests.conftest import SMALL, make_encoder
 
 FAST = ["debug=fast", "encoder=efficientnet_b0", "trainer=cpu"]
 
@@ -143,7 +152,7 @@ def test_task_without_a_source(evaluate):
 
 
 def test_bundle_from_another_front_end(evaluate, tmp_path):
-    bundle = save_bundle(Encoder(SMALL, seed=0), tmp_path / "e.safetensors")
+    bundle = save_bundle(make_encoder(SMALL, seed=0), tmp_path / "e.safetensors")
     one_line(evaluate(f"bundle={bundle}", "frontend.n_mels=80"), "front-end", "frontend.n_mels=64")
 
 
@@ -181,3 +190,48 @@ def test_a_bad_job_of_a_sweep_does_not_stop_the_others(evaluate, tmp_path, sound
     )  # fmt: skip
     one_line(outcome, "bundle=/no/such.safetensors", "no such bundle")
     assert len(list((tmp_path / "sweep").rglob("result.json"))) == 2
+
+
+def bury(worker):
+    """Kill a process, unnoticed by torch's handler of SIGCHLD."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    worker.kill()
+    worker.join()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
+def read_from_lost_worker(batches, fault):
+    if fault != "stuck":
+        next(batches)
+        [worker] = multiprocessing.active_children()
+        if fault == "unnoticed":
+            time.sleep(0.3)  # the next batch is on its way
+            bury(worker)
+        else:
+            os.kill(worker.pid, signal.Signals[fault])
+            time.sleep(10)  # ended by torch's handler of SIGCHLD
+    deque(batches, maxlen=0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="loader workers are forked and killed by POSIX signals")
+@pytest.mark.parametrize("fault", ["SIGKILL", "SIGBUS", "unnoticed", "stuck"])
+def test_a_worker_that_dies_or_hangs_ends_in_a_line(make_store, monkeypatch, fault):
+    """A full /dev/shm ends in SIGBUS. A worker may also die while its batch is fetched, or wait for a disk for ever."""
+    data = PretrainData(make_store([40] * 16), crop_frames=32, batch_size=8, num_workers=1, timeout=1, every_n_steps=99)
+    data.set_labels(EpochLabels(np.zeros((16, 1), np.int64), [1], 0))
+    if fault == "stuck":
+        monkeypatch.setattr("decar.pretrain.datamodule.stack", lambda *args: time.sleep(60))
+    with pytest.raises((RuntimeError, EOFError, ConnectionError)) as caught:
+        read_from_lost_worker(iter(data.train_dataloader()), fault)
+    for worker in multiprocessing.active_children():
+        bury(worker)
+    line = explain(caught.value, "train")
+    assert line is not None, repr(caught.value)
+    assert "a process that reads batches is dead or stuck" in line
+    assert (
+        "pass loader.num_workers=0, or, in a container, give it more shared memory (docker run --shm-size=8g)" in line
+    )
+
+
+def test_other_connections_that_are_lost_are_not_a_worker():
+    assert explain(ConnectionResetError("x"), "train") is None

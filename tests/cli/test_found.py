@@ -38,7 +38,7 @@ def hostile(honest, mark):
         "outer target": {**honest, "data": {**honest["data"], "manifest": evil}},
         "nested target in the manifest's path": {**honest, "data": {"manifest": {**manifest, "root": evil}}},
         "another of decar's functions": {
-            **honest, "data": {"manifest": {"_target_": "decar.models.hub.push", "bundle": "x", "address": "a/b"}},
+            **honest, "data": {"manifest": {"_target_": "decar.models.save_bundle", "bundle": "x", "address": "a/b"}},
         },
         "target of the front-end": {**honest, "frontend": evil},
         "nested target in a number": {**honest, "frontend": {**frontend, "sample_rate": evil}},
@@ -131,14 +131,14 @@ def test_wrong_numbers_are_named(honest):
 
 
 def test_a_table_that_names_a_bundle_on_the_hub_downloads_nothing(tmp_path, monkeypatch):
-    from decar.models import hub
+    from decar.models import bundle
     from decar.search.query import find_queries
     from decar.search.table import EmbeddingTable
 
     def fetch(address):
         raise AssertionError(f"{address} was fetched")
 
-    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(bundle, "_fetch", fetch)
     sound = write(tmp_path / "a.wav", tone(0.5))
     table = EmbeddingTable(tmp_path / "e.parquet", pd.DataFrame({"path": ["b.wav"]}), 3, {"bundle": "hf://evil/one"})
     with pytest.raises(SearchError, match=r"nothing is downloaded because a file says so; pass --bundle hf://evil/one"):
@@ -158,4 +158,4 @@ def test_no_module_instantiates_what_it_found():
         )
     # a child of a job loads what its parent has just written; the checks read decar's own conf/
     assert loads == {"rank", "checks"}
-    assert makes == {"train", "eval", "embed", "launch", "settle"}, "modules whose configuration is the caller's own"
+    assert makes == {"train", "eval", "config", "launch"}, "modules whose configuration is the caller's own"

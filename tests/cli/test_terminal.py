@@ -72,13 +72,11 @@ def test_names_in_the_arguments_of_a_command_and_in_found_files(decar, tmp_path)
 
 
 def test_values_of_results_in_tables(decar, tmp_path):
-    make_result(task=f"{EVIL}\nb", bundle=f"runs/{EVIL}", encoder="decar", task_options={"task": BROKEN}).write(
-        tmp_path / "r" / "result.json"
-    )
-    make_result(task="speaker", bundle="x\ny", encoder="random", task_options={}).write(tmp_path / "s" / "result.json")
+    make_result(task=f"{EVIL}\nb", bundle=f"runs/{EVIL}", encoder="decar").write(tmp_path / "r" / "result.json")
+    make_result(task="speaker", bundle="x\ny", encoder="random").write(tmp_path / "s" / "result.json")
     done = decar("table2", str(tmp_path), "--csv", "t.csv")
     assert done.code == 0, done.err
-    check(done.out, f"| {SHOWN[0]}\\nb ", "To fill")
+    check(done.out, f"| {SHOWN[0]}\\nb ", "not judged yet")
     assert f"{EVIL}\nb" in pd.read_csv(tmp_path / "t.csv")["task"].tolist()
 
 

@@ -77,7 +77,7 @@ def voxceleb1(root: Path, sounds: Sounds) -> None:
 
 def _speech_commands(root: Path, sounds: Sounds, words: list[str]) -> None:
     lists: dict[str, list[str]] = {"validation": [], "testing": []}
-    from decar.corpora.speech_commands import split_of
+    from decar.corpora.speech import split_of
 
     speakers = ["0a7c2a8d", "004ae714", "00b01445", "0132a06d", "0137b3f4", "01b4757a", "01bb6a2a", "01d22d03"]
     speakers += [f"{i:08x}" for i in range(14)]

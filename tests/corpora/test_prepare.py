@@ -11,8 +11,7 @@ from decar.audio import LogMelStore
 from decar.corpora import CORPORA, load_prepared, prepared_manifest
 from decar.corpora.base import Size, rows
 from decar.corpora.download import download
-from decar.corpora.prepare import prepare
-from decar.corpora.table1 import table1
+from decar.corpora.prepare import prepare, table1
 from decar.errors import CorpusError
 
 
@@ -201,12 +200,12 @@ def test_a_quote_without_its_end_in_a_long_list_is_told(tmp_path):
     table = tmp_path / "t.csv"
     table.write_text('path,label\na.wav,x\n"b.wav,y\n' + "c.wav,z\n" * 20_000)
     with pytest.raises(CorpusError, match=r"t\.csv, line \d+: field larger than field limit .*; download it again"):
-        list(rows(table, "T", ["path"]))
+        list(rows(table, ["path"]))
     table.write_text('path,label\na.wav,x\n"b.wav,y\nc.wav,z\n')
     with pytest.raises(CorpusError, match=r"t\.csv, line 3 is cut off; download it again"):
-        list(rows(table, "T", ["path", "label"]))
+        list(rows(table, ["path", "label"]))
     table.write_text('path,label,more\na.wav,"x,y"\nb.wav,z,,,\n')
-    assert list(rows(table, "T", ["path", "label"])) == [
+    assert list(rows(table, ["path", "label"])) == [
         {"path": "a.wav", "label": "x,y"},
         {"path": "b.wav", "label": "z", "more": ""},
     ]

@@ -3,8 +3,7 @@
 import pytest
 
 from decar.corpora import CORPORA
-from decar.corpora.prepare import Prepared
-from decar.corpora.table1 import table1
+from decar.corpora.prepare import Prepared, table1
 from tests.corpora.replicas import table, text
 
 

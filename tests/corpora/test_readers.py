@@ -9,7 +9,7 @@ import pytest
 from decar.corpora import CORPORA
 from decar.corpora.base import draw
 from decar.corpora.prepare import check_split
-from decar.corpora.speech_commands import split_of
+from decar.corpora.speech import split_of
 from tests.corpora.replicas import PARTIAL, REPLICAS
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from decar.downstream.columns import COLUMNS, bundle_names, cells, columns
+from decar.downstream.tables import CELL, bundle_names, columns, rows2
 from decar.errors import DecarError
 from tests.downstream.helpers import make_decar, make_result
 
@@ -34,15 +34,15 @@ def test_encoders_with_seeds_of_their_own_are_seeds_of_one() -> None:
     seeds = [make_decar(bundle=f"seed{s}/pretrain", encoder_hash=f"d{s}", seed=s) for s in range(3)]
     random = [make_result(encoder_hash=f"r{s}", seed=s) for s in range(3)]
     assert bundle_names(seeds + random) == {}
-    assert columns(seeds + random) == COLUMNS
-    assert sorted(map(len, cells(seeds + random).values())) == [3, 3]
+    assert columns(seeds + random) == columns([])
+    assert sorted(rows2(seeds + random).groupby(CELL).size()) == [3, 3]
     other = make_decar(bundle="B", encoder_hash="b", seed=1, task="kind")
     assert len(set(bundle_names([*seeds, other]).values())) == 4
 
 
 def test_different_splits_are_not_averaged() -> None:
     with pytest.raises(DecarError, match="task speaker: results on two different splits"):
-        cells([make_result(), make_result(seed=1, split_hash="other")])
+        rows2([make_result(), make_result(seed=1, split_hash="other")])
 
 
 def test_different_settings_are_not_averaged() -> None:
@@ -52,11 +52,18 @@ def test_different_settings_are_not_averaged() -> None:
         "task speaker, search random frozen: results with max_epochs=1 and with max_epochs=2 are.*give table2 the runs"
     )
     with pytest.raises(DecarError, match=words) as caught:
-        cells(results)
+        rows2(results)
     assert "\n" not in str(caught.value)
-    assert len(cells([results[0], make_result(task="kind", settings=long)])) == 2
+    assert rows2([results[0], make_result(task="kind", settings=long)]).groupby(CELL).ngroups == 2
 
 
 def test_different_networks_are_not_averaged() -> None:
     with pytest.raises(DecarError, match="network=a and with network=b"):
-        cells([make_result(network="a"), make_result(network="b", encoder_hash="other")])
+        rows2([make_result(network="a"), make_result(network="b", encoder_hash="other")])
+
+
+def test_different_folds_are_not_averaged() -> None:
+    folds = [make_result(fold=fold, split_hash=fold, seed=seed) for seed in (0, 1) for fold in ("1", "2")]
+    assert len(rows2(folds)) == 4
+    with pytest.raises(DecarError, match=r"search random frozen has fold 1, 2, .*\(seed 1\) has fold 1; judge all"):
+        rows2(folds[:-1])

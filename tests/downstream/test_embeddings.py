@@ -22,8 +22,8 @@ def store(make_store: Callable[..., LogMelStore]) -> LogMelStore:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the passes over a store."""
     seen: list[int] = []
-    encode = embeddings.encode_store
-    monkeypatch.setattr(embeddings, "encode_store", lambda *a, **k: (seen.append(1), encode(*a, **k))[1])
+    encode = embeddings.embed_store
+    monkeypatch.setattr(embeddings, "embed_store", lambda *a, **k: (seen.append(1), encode(*a, **k))[1])
     return seen
 
 

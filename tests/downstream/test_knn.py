@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from decar.downstream import KnnProtocol, fit_frozen
-from decar.downstream.knn import neighbours
+from decar.downstream.probe import neighbours
 from decar.errors import ConfigError
 from tests.downstream.helpers import blob_task
 

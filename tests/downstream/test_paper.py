@@ -1,7 +1,7 @@
 """Ours beside the paper's figures."""
 
 from decar.downstream import table2_markdown
-from decar.downstream.paper import beside_table2, paper_tables
+from decar.downstream.tables import beside_table2, paper_cells
 from tests.downstream.helpers import make_result
 
 
@@ -13,7 +13,7 @@ def test_ours_stand_beside_the_papers():
     table = beside_table2(ours)
     assert list(table.columns) == ["random_frozen", "random_finetune", "decar_frozen", "decar_finetune"]
     assert len(table) == 9
-    known = paper_tables().query("table == 2").set_index(["task", "column"])["value"]
+    known = paper_cells(2)
     assert table.loc["nsynth", "random_frozen"] == f"55.0 / {known['nsynth', 'random_frozen']:.1f} (n=2)"
     assert table.loc["iemocap", "decar_frozen"] == f"– / {known['iemocap', 'decar_frozen']:.1f}"
 

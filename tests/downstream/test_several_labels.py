@@ -58,4 +58,4 @@ def test_fine_tuning_learns_labels_from_sound(task, make_store):
 def test_log_loss_of_labels(task):
     given = np.random.default_rng(0).uniform(0.1, 0.9, (48, 3))
     slow = [-np.log(p if t else 1 - p) for p, t in zip(given.ravel(), task.y.ravel(), strict=True)]
-    assert logistic.log_loss(given, task.y) == pytest.approx(np.mean(slow))
+    assert logistic.loss_of(given, task.y) == pytest.approx(np.mean(slow))

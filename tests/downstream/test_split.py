@@ -19,9 +19,8 @@ def test_draw_does_not_hang_on_the_order_of_the_table() -> None:
 
 def test_folds_test_on_one_and_validate_on_the_next():
     folds = np.array(["1", "2", "3", "10", "", "1"])
-    names = ["1", "2", "3", "10"]
-    assert by_fold(folds, names, "3").tolist() == ["train", "train", "test", "valid", "", "train"]
-    assert by_fold(folds, names, "10").tolist() == ["valid", "train", "train", "test", "", "valid"]
+    assert by_fold(folds, "3", "t.csv").tolist() == ["train", "train", "test", "valid", "", "train"]
+    assert by_fold(folds, "10", "t.csv").tolist() == ["valid", "train", "train", "test", "", "valid"]
 
 
 def test_shots_are_drawn_a_class_and_never_from_test():

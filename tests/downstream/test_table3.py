@@ -5,8 +5,7 @@ import math
 import pytest
 
 from decar.downstream import table3, table3_cells, table3_markdown
-from decar.downstream.paper import paper_column
-from decar.downstream.table3 import PAPER, column_of
+from decar.downstream.tables import PAPER3, column_of, paper_cells
 from decar.errors import DecarError
 from tests.downstream.helpers import make_decar, make_result
 
@@ -20,8 +19,8 @@ def cell(clusterer="kmeans", k=512, **changes):
 
 def test_ours_and_the_papers_in_one_cell():
     table = table3([cell(value=0.25), cell("pic", 512, value=0.75)], "paper", "finetune")
-    theirs = paper_column(3)
-    assert list(table.columns) == list(PAPER)
+    theirs = paper_cells(3)
+    assert list(table.columns) == list(PAPER3)
     assert len(table) == 9
     assert table.loc["nsynth", "kmeans_512"] == f"25.0 / {theirs['nsynth', 'kmeans_512']:.1f}"
     assert table.loc["nsynth", "pic"] == f"75.0 / {theirs['nsynth', 'pic']:.1f}", "PIC has no k, whatever k= was"
@@ -40,7 +39,7 @@ def test_seeds_are_averaged_other_k_and_tasks_come_last():
     ours = [cell(value=v, seed=s, encoder_hash=f"h{s}") for s, v in enumerate((0.4, 0.6))]
     ours += [cell(k=64), cell(k=1024), cell(k=128), cell(task="birds", k=64)]
     table = table3(ours, "paper", "finetune")
-    assert list(table.columns) == [*PAPER, "kmeans_64", "kmeans_128"]
+    assert list(table.columns) == [*PAPER3, "kmeans_64", "kmeans_128"]
     assert list(table.index)[-1] == "birds"
     # Student's t with one degree of freedom: 12.706 × 14.142 / √2
     assert table.loc["nsynth", "kmeans_512"].startswith("50.0 ± 127.1 / ")
@@ -50,7 +49,7 @@ def test_the_cells_as_numbers():
     [row] = table3_cells([cell(value=0.25), make_result()]).to_dict("records")
     assert math.isnan(row.pop("interval"))
     assert row == {"task": "nsynth", "column": "kmeans_512", "protocol": "paper", "mode": "finetune", "ours": 25.0,
-                   "seeds": 1, "paper": paper_column(3)["nsynth", "kmeans_512"]}  # fmt: skip
+                   "seeds": 1, "paper": paper_cells(3)["nsynth", "kmeans_512"]}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -65,14 +64,6 @@ def test_the_cells_as_numbers():
 def test_a_cell_holds_one_experiment(change, named):
     with pytest.raises(DecarError, match=named):
         table3([cell(), cell(seed=1, **change)], "paper", "finetune")
-
-
-def test_commands_for_the_empty_cells():
-    text = table3_markdown([cell()])
-    lines = [line.strip() for line in text.splitlines() if "python eval.py" in line]
-    assert len(lines) == 4
-    assert any("bundle=runs/kmeans_512" in line and "nsynth" not in line and "iemocap" in line for line in lines)
-    assert any("experiment=table3 pretrain.column=pic" in line and "nsynth" in line for line in lines)
 
 
 def test_results_that_do_not_say_their_clusterer():

@@ -5,9 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from decar.downstream.columns import COLUMNS
 from decar.downstream.results import by_metric
-from decar.downstream.tables import EMPTY, heading, interval, table2, table2_markdown, to_markdown
+from decar.downstream.tables import EMPTY, columns, heading, interval, table2, table2_markdown, to_markdown
 from decar.errors import DecarError
 from tests.downstream.helpers import make_decar, make_result
 
@@ -27,10 +26,10 @@ def test_cells_seeds_and_empty_ones() -> None:
     ]
     frame = table2(results)
     mean, half = interval([0.5, 0.6, 0.8])
-    assert list(frame.columns) == [str(c) for c in COLUMNS]
+    assert list(frame.columns) == [str(c) for c in columns([])]
     assert frame.loc["speaker", "search random frozen"] == f"{100 * mean:.1f} ± {100 * half:.1f}"
     assert frame.loc["kind", "paper DECAR frozen"] == "91.2"
-    assert (frame.loc[["kind", "speaker"]].to_numpy() == EMPTY).sum() == 2 * len(COLUMNS) - 2
+    assert (frame.loc[["kind", "speaker"]].to_numpy() == EMPTY).sum() == 2 * len(columns([])) - 2
     assert "paper log-mel fine-tuned" not in frame.columns
 
 
@@ -80,7 +79,7 @@ def test_seeds_of_pretraining_pool_into_one_column_beside_random() -> None:
         for s, v in enumerate(vs)
     ]
     frame = table2(results)
-    assert list(frame.columns) == [str(c) for c in COLUMNS]
+    assert list(frame.columns) == [str(c) for c in columns([])]
     mean, half = interval(np.mean(list(values.values()), axis=0))
     for name in ("random", "DECAR"):
         assert frame.loc["mean of 2 tasks", f"search {name} frozen"] == f"{100 * mean:.1f} ± {100 * half:.1f}"
@@ -97,7 +96,7 @@ def test_markdown() -> None:
         "| long name |   – |            |",
     ]
     text = table2_markdown([make_result(), make_decar(seed=1), make_decar(value=0.7)])
-    assert text.index("protocol=paper") < text.index("protocol=search") < text.index("To fill the empty cells")
+    assert text.index("protocol=paper") < text.index("protocol=search") < text.index("–: not judged yet")
     assert "95 % interval" in text
     assert "95 % interval" not in table2_markdown([make_result()])
 

@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from omegaconf import OmegaConf
 
-from decar.cli.config import conf_dir
 from decar.downstream.task import TaskSpec, drop_unreadable, load_task
 from decar.errors import TaskError
 
@@ -166,26 +164,6 @@ def test_a_split_lost_to_unreadable_clips_is_an_error(tmp_path: Path) -> None:
         drop_unreadable(task, np.array([98, 0, 98, 98, 98, 98]))
 
 
-@pytest.mark.parametrize("choice", ["csv", "folder"])
-def test_only_what_the_configuration_does_not_say_has_to_be_typed(choice: str) -> None:
-    conf = OmegaConf.create({"task": OmegaConf.load(conf_dir() / "task" / f"{choice}.yaml")})
-    usual = TaskSpec(**conf.task)
-    assert usual.typed(choice) == {"task": choice}
-    for key in conf.task:
-        changed = replace(usual, **{key: "other"})
-        follows = {"task.name": usual.name} if choice == "csv" and key == "label" else {}  # it was the label
-        assert changed.typed(choice) == {"task": choice, f"task.{key}": "other"} | follows
-
-
-def test_a_task_is_typed_by_its_name_or_by_its_source(tmp_path: Path) -> None:
-    assert TaskSpec("kind", "kind", MINI, "split_kind", path_column="file").typed("kind") == {"task": "kind"}
-    table = TaskSpec("tone", "tone", "x.csv", None, root="/r", path_column="file")
-    options = {"path": "x.csv", "label": "tone", "split": None, "root": "/r", "path_column": "file"}
-    assert table.typed() == {"task": "csv"} | {f"task.{key}": value for key, value in options.items()}
-    folder = TaskSpec("folder", "label", str(tmp_path), None)
-    assert folder.typed() == {"task": "folder", "task.path": str(tmp_path)}
-
-
 def test_clips_of_a_task_are_found_in_the_table_of_all(tmp_path: Path) -> None:
     pd.DataFrame({"path": [f"{i}.wav" for i in range(20)], "more": 1}).to_csv(tmp_path / "index.csv", index=False)
     chosen = [7, 3, 11, 2, 19, 5]
@@ -201,7 +179,6 @@ def test_clips_of_a_task_are_found_in_the_table_of_all(tmp_path: Path) -> None:
     assert len(task.source) == 20
     assert task.manifest.table["path"].tolist() == [f"{i}.wav" for i in chosen]
     assert [task.classes[i] for i in task.y] == list("ababab")
-    assert spec.typed("table") == {"task": "table", "task.root": str(tmp_path), "task.name": "t"}
     alone = load_task(replace(spec, source=None))
     assert len(alone.source) == 6
     assert alone.hash() == task.hash()

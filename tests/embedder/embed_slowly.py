@@ -1,7 +1,7 @@
-"""`decar embed` in small commits and with a pause a clip, to be killed at any moment: SOURCE OUT SECONDS [OPTION …]."""
+"""`decar embed` in small commits and with a pause a clip, to be killed at any moment."""
 
-import sys
 import time
+from multiprocessing.connection import Connection
 
 from decar.cli.app import main
 from decar.embedder import engine, reading
@@ -11,18 +11,18 @@ decode = reading.decode_blocks
 commit = Parts.commit
 
 
-def slow_decode(*args, **options):
-    time.sleep(float(sys.argv[3]))
-    yield from decode(*args, **options)
+def run(report: Connection, source: str, out: str, pause: float, *options: str) -> None:
+    """Embed; the number of parts is sent to `report` after each commit."""
 
+    def slow_decode(*args: object, **kwargs: object) -> object:
+        time.sleep(pause)
+        yield from decode(*args, **kwargs)
 
-def told_commit(self):
-    commit(self)
-    print(f"committed {self.committed}", flush=True)
+    def reported_commit(self: Parts) -> None:
+        commit(self)
+        report.send(self.committed)
 
-
-if __name__ == "__main__":
     engine.BLOCK_FRAMES = 300
     reading.decode_blocks = slow_decode
-    Parts.commit = told_commit
-    main(["embed", sys.argv[1], "--out", sys.argv[2], "--workers", "1", *sys.argv[4:]])
+    Parts.commit = reported_commit
+    main(["embed", source, "--out", out, "--workers", "1", *options])

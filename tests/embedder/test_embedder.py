@@ -8,13 +8,13 @@ import torch
 from decar.audio import Manifest, decode
 from decar.embedder import Embedder, engine
 from decar.errors import AudioError, DecarError
-from decar.models import Encoder
 from tests.audio.sounds import tone, write, write_bad_files
+from tests.conftest import make_encoder
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    return Encoder("conv", pool="catavgmax", seed=0, hidden=16, widths=(4, 4), max_frames=298).eval()
+    return make_encoder("conv", pool="catavgmax", seed=0, hidden=16, widths=(4, 4), max_frames=298).eval()
 
 
 def noise(seconds, rate=16_000, seed=0):

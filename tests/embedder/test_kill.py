@@ -1,36 +1,40 @@
 """`decar embed` as a process of its own: killed at many moments, and in bounded memory."""
 
-import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-SCRIPT = Path(__file__).with_name("embed_slowly.py")
+from tests.conftest import FORK
+from tests.embedder import embed_slowly
 
 
-def command(source, out, pause=0.0, *options):
-    return [sys.executable, str(SCRIPT), str(source), str(out), str(pause), *options]
+def start(source, out, pause, *options):
+    """An embedding in a process of its own, and the end of a pipe that each of its commits is read from."""
+    here, there = FORK.Pipe(duplex=False)
+    process = FORK.Process(target=embed_slowly.run, args=(there, str(source), str(out), pause, *options))
+    process.start()
+    there.close()
+    return process, here
 
 
 def finish(source, out, *options):
-    done = subprocess.run(command(source, out, 0.0, *options), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    process, _ = start(source, out, 0.0, *options)
+    process.join(60)
+    assert process.exitcode == 0
 
 
 def killed_after(commits, source, out, *options):
-    """Kill as soon as so many commits were told; 0: right after its start."""
-    with subprocess.Popen(command(source, out, 0.05, *options), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for _ in range(commits):
-            assert process.stdout.readline().startswith("committed")
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    """Kill right after so many commits."""
+    process, commit = start(source, out, 0.05, *options)
+    for _ in range(commits):
+        commit.recv()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
@@ -38,7 +42,7 @@ def killed_after(commits, source, out, *options):
     [[], pytest.param(["--windows", "0.5", "--hop", "0.25"], marks=pytest.mark.slow)],
     ids=["clips", "windows"],
 )
-def test_killed_and_started_again_gives_the_same_bytes(tmp_path, options):
+def test_killed_and_started_again_gives_the_same_bytes(tmp_path, capfd, options):
     rng = np.random.default_rng(0)
     source = tmp_path / "in"
     source.mkdir()
@@ -50,7 +54,9 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path, options):
         killed_after(commits, source, tmp_path / "often.parquet", *options)
         assert not (tmp_path / "often.parquet").exists()
         assert (tmp_path / ".often.parquet.parts").is_dir()
-    assert "going on with" in finish(source, tmp_path / "often.parquet", *options)
+    capfd.readouterr()
+    finish(source, tmp_path / "often.parquet", *options)
+    assert "going on with" in capfd.readouterr().err
     assert (tmp_path / "often.parquet").read_bytes() == (tmp_path / "never.parquet").read_bytes()
     assert (tmp_path / "often.parquet.bad.csv").read_bytes() == (tmp_path / "never.parquet.bad.csv").read_bytes()
     assert not (tmp_path / ".often.parquet.parts").exists()
@@ -68,7 +74,9 @@ def embed_in_memory(tmp_path, seconds):
         "import resource; from decar.cli.app import main; "
         f"main({words!r}); print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    # a child begins with the peak of the process that forked it: a small one in between, not this one
+    small = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {code!r}]).returncode)"
+    done = subprocess.run([sys.executable, "-c", small], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     unit = 1 if sys.platform == "darwin" else 1024
     return int(done.stdout.split()[-1]) * unit

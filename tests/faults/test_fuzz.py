@@ -18,8 +18,9 @@ from decar.cli.config import conf_dir
 from decar.cli.explain import explain
 from decar.cli.train import readable
 from decar.errors import DecarError
-from decar.models import Encoder, load_encoder, save_bundle
+from decar.models import load_encoder, save_bundle
 from decar.models.bundle import read_facts
+from tests.conftest import make_encoder
 
 MANY = 2_000
 FEW = 300
@@ -139,7 +140,7 @@ def test_conditions_on_a_manifest(n):
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
-    return save_bundle(Encoder("conv", widths=[4, 4, 8], hidden=16, seed=0), folder / "encoder.safetensors")
+    return save_bundle(make_encoder("conv", widths=[4, 4, 8], hidden=16, seed=0), folder / "encoder.safetensors")
 
 
 JSON = st.recursive(

@@ -40,14 +40,14 @@ from decar.embedder.output import write_rows
 from decar.embedder.partial import Parts
 from decar.embedder.reading import ClipEnd
 from decar.errors import DecarError, StoreError
-from decar.models import Encoder
 from decar.pretrain.datamodule import CropDataset
 from decar.pretrain.logger import COPY, ResumableCSVLogger, read_rows
-from decar.report.about import read_environment, write_environment
 from decar.report.clusters import read_assignments
+from decar.report.folder import read_environment, write_environment
 from decar.search.table import EmbeddingTable
 from tests.audio.sounds import tone, write
 from tests.cli.helpers import decar
+from tests.conftest import make_encoder
 from tests.downstream.helpers import TinyEncoder, make_result
 
 __all__ = ["decar"]
@@ -439,7 +439,7 @@ def test_rows_that_are_not_finite_are_not_written(
         return np.where(high[:, None], np.nan, forward(mels, *args)).astype(np.float32)
 
     monkeypatch.setattr(engine, "_forward", broken)
-    embedder = Embedder(Encoder("conv", seed=0, hidden=8, widths=(4, 4)), windows=windows, num_workers=1)
+    embedder = Embedder(make_encoder("conv", seed=0, hidden=8, widths=(4, 4)), windows=windows, num_workers=1)
     clips, out = Manifest.from_folder(tmp_path / "in"), tmp_path / "o.parquet"
     for act in (lambda: embedder.write(clips, out, progress=False), lambda: embedder.files(clips)):
         with pytest.raises(DecarError, match=r"^high\.wav: its embedding holds NaN or Inf; no row is written"):

@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.damage import KINDS, damage
 from decar.errors import BundleError
-from decar.models import Encoder, load_encoder, save_bundle
+from decar.models import load_encoder, save_bundle
 from decar.pretrain.checkpoint import AtomicCheckpointIO, damage_of, previous_of
-from tests.conftest import SMALL
+from tests.conftest import SMALL, make_encoder
 
 N = [pytest.param(10), pytest.param(67, marks=pytest.mark.slow)]  # of each of three kinds: some 200
 
@@ -55,7 +55,7 @@ def test_no_damage_to_a_checkpoint_changes_what_is_loaded(tmp_path: Path, n: int
 @pytest.mark.parametrize("n", N)
 def test_every_damage_to_a_bundle_is_refused(tmp_path: Path, n: int) -> None:
     whole, file, rng = tmp_path / "whole.safetensors", tmp_path / "encoder.safetensors", np.random.default_rng(n)
-    save_bundle(Encoder(SMALL, seed=0), whole)
+    save_bundle(make_encoder(SMALL, seed=0), whole)
     for kind in KINDS * n:
         shutil.copy(whole, file)
         done = damage(file, rng, kind)

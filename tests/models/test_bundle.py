@@ -1,6 +1,8 @@
 import json
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,18 +14,19 @@ from decar.audio import FrontEnd
 from decar.errors import BundleError
 from decar.models import Encoder, load_encoder, read_facts, save_bundle
 from decar.models.bundle import READY_FILE
-from tests.conftest import SMALL
+from decar.models.networks import seeded
+from tests.conftest import SMALL, make_encoder
 
 
 @pytest.fixture
 def bundle(tmp_path):
     return save_bundle(
-        Encoder(SMALL, pool="avg", seed=3), tmp_path / "encoder.safetensors", {"data": "mini", "epoch": 2}
+        make_encoder(SMALL, pool="avg", seed=3), tmp_path / "encoder.safetensors", {"data": "mini", "epoch": 2}
     )
 
 
 def test_what_is_loaded_embeds_as_what_was_saved(bundle):
-    original, loaded = Encoder(SMALL, pool="avg", seed=3).eval(), decar.load_encoder(bundle)
+    original, loaded = make_encoder(SMALL, pool="avg", seed=3).eval(), decar.load_encoder(bundle)
     wave = 0.1 * torch.randn(2, 12000)
     assert not loaded.training
     assert loaded.hash() == original.hash()
@@ -92,9 +95,9 @@ def test_a_failed_write_leaves_the_old_bundle_and_no_litter(bundle, monkeypatch)
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("decar.models.bundle.save_file", full)
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(BundleError, match="the disk is full, make room"):
-        save_bundle(Encoder(SMALL, seed=0), bundle)
+        save_bundle(make_encoder(SMALL, seed=0), bundle)
     assert bundle.read_bytes() == before
     assert os.listdir(bundle.parent) == [bundle.name]
 
@@ -104,7 +107,7 @@ def test_a_failed_write_leaves_the_old_bundle_and_no_litter(bundle, monkeypatch)
 )
 def test_sizes_that_the_weights_do_not_bear_out_are_refused_before_they_are_made(tmp_path, change):
     """A header of some bytes could else ask for terabytes."""
-    file = save_bundle(Encoder("conv", widths=[4, 4, 8], hidden=16, seed=0), tmp_path / "encoder.safetensors")
+    file = save_bundle(make_encoder("conv", widths=[4, 4, 8], hidden=16, seed=0), tmp_path / "encoder.safetensors")
     with safe_open(file, framework="pt") as old:
         header = json.loads(old.metadata()["decar"])
     weights = load_file(file)
@@ -170,7 +173,85 @@ def test_the_bundle_that_comes_with_decar_is_covered(tmp_path):
 
 def test_a_network_with_tensors_of_its_own_is_loaded_with_them(tmp_path):
     """Buffers that no bundle holds have no values on the meta device."""
-    encoder = Encoder("resnetblur18", seed=1).eval()
+    encoder = make_encoder("resnetblur18", seed=1).eval()
     loaded = load_encoder(save_bundle(encoder, tmp_path / "encoder.safetensors"))
     clip = torch.randn(1, 1, 64, 98)
     assert torch.equal(loaded(clip), encoder(clip))
+
+
+OLD = Path(__file__).parent / "old"
+
+
+@pytest.mark.parametrize(
+    ("file", "encoder_hash", "dim", "start"),
+    [
+        (READY_FILE, "bbb9558c57f1047acb12ae82b33521936ee6c59d3805966492800bee8c5b2eaf", 3072, [0, 0, 0, 0]),
+        (
+            OLD / "whole.safetensors", "c8dbf36e9cc0e402dd4f7be808c10b002aca359d4df7df9f066fc13ce90ae64a", 256,
+            [0.0357923, -0.0892759, 0.0213637, -0.1048247],
+        ),
+        (
+            OLD / "cut.safetensors", "4431362c87a462d3226799ec1a8eeb0bc7a6c9c273dac4164268f242f2e3215e", 1040,
+            [0.0929532, 0, 0.3618691, 0],
+        ),
+    ],
+)  # fmt: skip
+def test_bundles_of_version_0_1_load_with_their_hash_and_vectors(file, encoder_hash, dim, start):
+    """Written when an encoder was constructed from a name: `conv`, whole and cut timm networks."""
+    encoder = load_encoder(file)
+    assert encoder.hash() == encoder_hash
+    assert encoder.dim == dim
+    wave = np.sin(np.arange(8000) ** 1.5 / 300).astype(np.float32) / 4
+    torch.testing.assert_close(encoder.embed(wave)[0, :4], torch.tensor(start).float(), rtol=1e-4, atol=1e-5)
+
+
+class Own(torch.nn.Module):
+    """A user's network."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(64, width)
+        self.scale = torch.arange(1.0, 65)  # not in the state_dict
+
+    def forward(self, x):
+        return self.linear(x.mean((1, 3)) * self.scale)
+
+
+def test_a_network_of_ones_own_loads_where_the_caller_names_it(tmp_path):
+    encoder = Encoder(Own(5), max_frames=200, arguments={"width": 5}).eval()
+    file = save_bundle(encoder, tmp_path / "encoder.safetensors")
+    loaded = load_encoder(file, network=Own)
+    assert loaded.settings() == encoder.settings()
+    assert loaded.settings()["network"] == f"{__name__}.Own"
+    assert loaded.hash() == encoder.hash()
+    wave = 0.1 * torch.randn(1, 60_000)
+    assert torch.equal(loaded.embed(wave), encoder.embed(wave))
+    with pytest.raises(BundleError, match=r"its network is .*Own', which is not decar's"):
+        load_encoder(file)
+
+
+def test_the_hash_knows_the_code_of_ones_own_network(monkeypatch):
+    """Otherwise cached embeddings would outlive the code that made them."""
+    with seeded(0):
+        encoder = Encoder(Own())
+    before = encoder.hash()
+    monkeypatch.setattr("inspect.getsource", lambda kind: "class Own: ...")
+    assert encoder.hash() != before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"width": 10**9}, "the weights do not fit"), ({"depth": 1}, "does not describe an encoder"), (7, "TypeError")],
+)
+def test_arguments_of_ones_own_network_are_data(tmp_path, change, message):
+    file = save_bundle(Encoder(Own(5), arguments={"width": 5}), tmp_path / "encoder.safetensors")
+    rewrite(file, lambda header, weights: header["encoder"].update(arguments=change))
+    with pytest.raises(BundleError, match=message):
+        load_encoder(file, network=Own)
+
+
+@pytest.mark.parametrize("name", ["os.system", "decar.models.save_bundle", 5, ["decar.models.build_network"]])
+def test_a_bundle_names_no_network_of_its_own(bundle, name):
+    rewrite(bundle, lambda header, weights: header["encoder"].update(network=name))
+    with pytest.raises(BundleError, match="which is not decar's"):
+        load_encoder(bundle)

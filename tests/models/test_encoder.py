@@ -3,15 +3,15 @@ import torch
 
 from decar.audio import FrontEnd
 from decar.errors import ConfigError
-from decar.models import Encoder, encode_store
-from decar.models.encoder import evaluating
-from tests.conftest import SMALL
+from decar.models import embed_store
+from decar.models.embed import evaluating
+from tests.conftest import SMALL, make_encoder
 
 
 def test_the_default_is_the_papers_network():
-    encoder = Encoder(seed=0).eval()
+    encoder = make_encoder(seed=0).eval()
     assert encoder.dim == 1280
-    assert encoder.name == "efficientnet_b0"
+    assert encoder.settings()["name"] == "efficientnet_b0"
     x = torch.randn(2, 1, 64, 98)
     features = encoder.network.forward_features(x)
     assert torch.equal(encoder(x), features.amax(dim=(2, 3)))  # global max-pool, nothing after it
@@ -19,7 +19,7 @@ def test_the_default_is_the_papers_network():
 
 @pytest.mark.parametrize(("pool", "factor"), [("max", 1), ("avg", 1), ("catavgmax", 2)])
 def test_dim_is_what_comes_out(pool, factor):
-    encoder = Encoder("efficientnet_lite0", pool=pool, seed=0).eval()
+    encoder = make_encoder("efficientnet_lite0", pool=pool, seed=0).eval()
     assert encoder.dim == 1280 * factor
     assert encoder(torch.zeros(1, 1, 64, 98)).shape == (1, encoder.dim)
 
@@ -28,43 +28,43 @@ def test_seed_fixes_weights_and_leaves_the_global_generator_alone():
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    first, again, other = Encoder(SMALL, seed=1), Encoder(SMALL, seed=1), Encoder(SMALL, seed=2)
+    first, again, other = make_encoder(SMALL, seed=1), make_encoder(SMALL, seed=1), make_encoder(SMALL, seed=2)
     assert torch.equal(torch.rand(1), expected)
     assert first.hash() == again.hash() != other.hash()
 
 
 def test_hash_knows_the_front_end_too():
-    assert Encoder(SMALL, seed=0).hash() != Encoder(SMALL, seed=0, frontend=FrontEnd(f_min=50.0)).hash()
+    assert make_encoder(SMALL, seed=0).hash() != make_encoder(SMALL, seed=0, frontend=FrontEnd(f_min=50.0)).hash()
 
 
 def test_unknown_network_suggests_a_near_one():
     with pytest.raises(ConfigError, match="efficientnet_b0"):
-        Encoder("eficientnet_b0")
+        make_encoder("eficientnet_b0")
 
 
 def test_embedding_of_a_clip_does_not_depend_on_its_batch(small_encoder, make_store):
     lengths = [30, 98, 99, 130, 250, 30, 1200, 128]
     store = make_store(lengths)
-    together = encode_store(small_encoder, store, batch_size=64, progress=False)
-    alone = encode_store(small_encoder, store, batch_size=1, progress=False)
+    together = embed_store(small_encoder, store, batch_size=64, progress=False)
+    alone = embed_store(small_encoder, store, batch_size=1, progress=False)
     assert together.shape == (len(lengths), small_encoder.dim)
     torch.testing.assert_close(torch.from_numpy(together), torch.from_numpy(alone), rtol=1e-4, atol=1e-5)
 
 
-def test_encode_store_equals_a_plain_loop(small_encoder, make_store):
+def test_embed_store_equals_a_plain_loop(small_encoder, make_store):
     store = make_store([98, 98, 98])
     with evaluating(small_encoder):
         expected = [small_encoder(torch.from_numpy(store[i].astype("float32").T)[None, None]) for i in range(3)]
-    found = encode_store(small_encoder, store, progress=False)
+    found = embed_store(small_encoder, store, progress=False)
     torch.testing.assert_close(torch.from_numpy(found), torch.cat(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_the_pass_leaves_modes_and_batchnorm_as_they_were(make_store):
-    encoder = Encoder(SMALL, seed=0)
+    encoder = make_encoder(SMALL, seed=0)
     encoder.train()
     encoder.network.bn1.eval()  # a part frozen on purpose
     before = encoder.hash()
-    encode_store(encoder, make_store([98] * 4), progress=False)
+    embed_store(encoder, make_store([98] * 4), progress=False)
     assert encoder.hash() == before
     assert encoder.training
     assert not encoder.network.bn1.training

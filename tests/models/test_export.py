@@ -10,7 +10,7 @@ import torch
 
 from decar.audio import FrontEnd, LogMel, decode
 from decar.errors import ConfigError
-from decar.models import Encoder, save_bundle
+from decar.models import save_bundle
 from decar.models.export import (
     TOLERANCE,
     ExportError,
@@ -21,11 +21,11 @@ from decar.models.export import (
     longest,
     trial_clips,
 )  # fmt: skip
-from tests.conftest import SMALL
+from tests.conftest import SMALL, make_encoder
 
 
 def tiny(**options):
-    encoder = Encoder("conv", widths=[4, 8], hidden=16, pool="catavgmax", local=True, seed=0, **options)
+    encoder = make_encoder("conv", widths=[4, 8], hidden=16, pool="catavgmax", local=True, seed=0, **options)
     return encoder.eval()
 
 
@@ -92,7 +92,7 @@ def test_a_longer_sound_is_refused_by_the_file_not_cut(exported):
 
 def test_frames_of_a_convolution_are_those_of_the_fft():
     spec = FrontEnd(n_fft=512, win_length=320, hop_length=80, n_mels=32)
-    encoder = Encoder("conv", widths=[4], hidden=8, frontend=spec, seed=0).eval()
+    encoder = make_encoder("conv", widths=[4], hidden=8, frontend=spec, seed=0).eval()
     seen = []
     encoder.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     wave = 0.1 * torch.randn(1, 12_000)  # 147 frames, 13 of silence
@@ -149,7 +149,7 @@ def test_the_encoder_keeps_its_flags(tmp_path):
     ids=lambda options: f"{options['name']}-{options['pool']}",
 )
 def test_the_networks_that_people_use(tmp_path, options, to):
-    encoder = Encoder(seed=0, **options).eval()
+    encoder = make_encoder(seed=0, **options).eval()
     assert export_encoder(encoder, tmp_path / "file", to) <= TOLERANCE
     assert largest_difference(encoder, load_exported(tmp_path / "file", to), real_clips()) <= TOLERANCE
 

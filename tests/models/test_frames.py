@@ -5,16 +5,16 @@ from torch.nn import functional
 
 from decar.audio import FrontEnd
 from decar.errors import BundleError, ConfigError
-from decar.models import Encoder, encode_store, load_encoder, save_bundle
-from decar.models.encoder import evaluating
-from decar.models.frames import FrequencyKeeping, plain_trunk
-from tests.conftest import SMALL
+from decar.models import embed_store, load_encoder, save_bundle
+from decar.models.embed import evaluating
+from decar.models.networks import FrequencyKeeping, conv_trunk
+from tests.conftest import SMALL, make_encoder
 
 KEEPING = [{"name": "conv"}, {"name": SMALL, "stride": 8}]
 
 
 def small_conv(**options):
-    return Encoder(**{"name": "conv", "widths": (3, 4), "hidden": 8, "seed": 0, **options})
+    return make_encoder(**{"name": "conv", "widths": (3, 4), "hidden": 8, "seed": 0, **options})
 
 
 def stir(encoder):
@@ -77,7 +77,7 @@ POOLS = {
 @pytest.mark.parametrize("pool", list(POOLS))
 def test_forward_equals_loops_over_blocks_and_frames(pool, local):
     encoder = stir(small_conv(pool=pool, local=local, frontend=FrontEnd(n_mels=18), min_frames=22)).eval()
-    encoder.set_input_statistics(-2.0, 3.0)
+    encoder.network.set_input_statistics(-2.0, 3.0)
     x = 3 * torch.randn(2, 1, 18, 22) - 2  # neither is a multiple of the stride
     expected = np.stack([POOLS[pool](slow_frames(encoder.weights(), clip[0], 2, local)) for clip in x])
     assert encoder.dim == expected.shape[1]
@@ -101,7 +101,7 @@ def test_the_words_for_pooling_mean_what_they_mean_to_timm(pool):
 def test_a_cut_network_is_the_first_stages_of_timms_and_holds_nothing_behind_the_cut():
     import timm
 
-    encoder = Encoder(SMALL, stride=8, hidden=8, seed=0)
+    encoder = make_encoder(SMALL, stride=8, hidden=8, seed=0)
     whole = timm.create_model(SMALL, in_chans=1, features_only=True).eval()
     kept = {key.removeprefix("trunk.stages."): w for key, w in encoder.weights().items() if key.startswith("trunk.")}
     assert not whole.load_state_dict(kept, strict=False).unexpected_keys
@@ -116,7 +116,7 @@ def test_a_cut_network_is_the_first_stages_of_timms_and_holds_nothing_behind_the
 
 def test_a_network_of_maps_with_the_channels_last_is_turned():
     """mambaout gives (B, M', F', C); other lengths than the measured one must fit the first linear layer too."""
-    encoder = Encoder("mambaout_femto", stride=8, hidden=4, seed=0).eval()
+    encoder = make_encoder("mambaout_femto", stride=8, hidden=4, seed=0).eval()
     assert encoder.network.mlp[0].in_features == 96 * 8
     assert encoder(torch.zeros(1, 1, 64, 160)).shape == (1, 4)
 
@@ -134,7 +134,7 @@ def test_the_band_of_a_tone_is_told_apart_and_by_global_pooling_is_not():
 
 @pytest.mark.parametrize("options", KEEPING)
 def test_any_length_from_one_second_to_ten(options):
-    encoder = Encoder(**options, hidden=16, seed=0)
+    encoder = make_encoder(**options, hidden=16, seed=0)
     with evaluating(encoder):
         for frames in (98, 99, 100, 103, 128, 333, 998):
             out = encoder(torch.randn(2, 1, 64, frames))
@@ -145,19 +145,18 @@ def test_any_length_from_one_second_to_ten(options):
 
 @pytest.mark.parametrize("options", KEEPING)
 def test_embedding_of_a_clip_does_not_depend_on_its_batch(options, make_store):
-    encoder = Encoder(**options, hidden=16, seed=0)
+    encoder = make_encoder(**options, hidden=16, seed=0)
     store = make_store([30, 98, 99, 130, 250, 30, 1200, 128])
-    together = encode_store(encoder, store, batch_size=64, progress=False)
-    alone = encode_store(encoder, store, batch_size=1, progress=False)
+    together = embed_store(encoder, store, batch_size=64, progress=False)
+    alone = embed_store(encoder, store, batch_size=1, progress=False)
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_normalise_and_are_hashed():
     encoder = small_conv().eval()
-    assert encoder.normalises
     x = torch.randn(2, 1, 64, 98)
     as_made, before = encoder.hash(), encoder(x)
-    encoder.set_input_statistics(0.5, 2.0)
+    encoder.network.set_input_statistics(0.5, 2.0)
     assert encoder.hash() != as_made
     torch.testing.assert_close(encoder((x + 1.57) / 2.41 * 2.0 + 0.5), before, rtol=1e-4, atol=1e-5)
     assert {key: str(encoder.weights()[key].dtype) for key in ("mean", "std")} == {
@@ -170,15 +169,12 @@ def test_statistics_that_cannot_be_are_refused_and_change_nothing(given):
     encoder = small_conv()
     before = encoder.hash()
     with pytest.raises(ConfigError, match="cannot be normalised"):
-        encoder.set_input_statistics(*given)
+        encoder.network.set_input_statistics(*given)
     assert encoder.hash() == before
 
 
 def test_a_whole_network_takes_no_statistics(small_encoder):
-    before = small_encoder.hash()
-    small_encoder.set_input_statistics(1.0, 2.0)
-    assert small_encoder.hash() == before
-    assert not small_encoder.normalises
+    assert not hasattr(small_encoder.network, "set_input_statistics")
 
 
 def test_dropout_is_in_training_alone():
@@ -190,7 +186,7 @@ def test_dropout_is_in_training_alone():
 
 
 def test_building_leaves_the_running_averages_alone():
-    weights = Encoder("conv", seed=0).weights()
+    weights = make_encoder("conv", seed=0).weights()
     assert weights["trunk.2.running_mean"].abs().max() == 0
     assert weights["trunk.2.num_batches_tracked"] == 0
 
@@ -200,7 +196,7 @@ def test_seed_fixes_weights_and_leaves_the_global_generator_alone(options):
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    first, again, other = (Encoder(**options, hidden=8, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (make_encoder(**options, hidden=8, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(1), expected)
     assert first.hash() == again.hash() != other.hash()
     assert first.network.training
@@ -208,8 +204,8 @@ def test_seed_fixes_weights_and_leaves_the_global_generator_alone(options):
 
 @pytest.mark.parametrize("options", [*KEEPING, {"name": "conv", "widths": [4, 4], "stride": 4, "pool": "catavgmax"}])
 def test_a_bundle_rebuilds_network_and_statistics(options, tmp_path):
-    encoder = Encoder(**options, hidden=16, dropout=0.5, local=True, seed=3)
-    encoder.set_input_statistics(-4.25, 1.75)
+    encoder = make_encoder(**options, hidden=16, dropout=0.5, local=True, seed=3)
+    encoder.network.set_input_statistics(-4.25, 1.75)
     encoder(torch.randn(4, 1, 64, 98))  # moves the running averages
     loaded = load_encoder(save_bundle(encoder, tmp_path / "encoder.safetensors"))
     wave = 0.1 * torch.randn(2, 12000)
@@ -231,12 +227,12 @@ def test_a_bundle_of_other_statistics_shape_is_refused(tmp_path):
 
 def test_settings_tell_what_matters_and_nothing_else():
     common = {"pool": "max", "min_frames": 98, "max_frames": 998, "frontend": FrontEnd().as_dict()}
-    whole = Encoder(SMALL, hidden=3, dropout=0.1, widths=[1], seed=0)
+    whole = make_encoder(SMALL, hidden=3, dropout=0.1, widths=[1], seed=0)
     assert whole.settings() == {"name": SMALL, **common}
     mlp = {"hidden": 8, "dropout": 0.3, "local": False}
     assert small_conv().settings() == {"name": "conv", **common, "stride": 4, "widths": [3, 4], **mlp}
     assert small_conv(stride=4).hash() == small_conv().hash()
-    cut = Encoder(SMALL, stride=16, hidden=8, seed=0)
+    cut = make_encoder(SMALL, stride=16, hidden=8, seed=0)
     assert cut.settings() == {"name": SMALL, **common, "stride": 16, **mlp}
 
 
@@ -265,18 +261,18 @@ def test_settings_tell_what_matters_and_nothing_else():
 )
 def test_what_cannot_be_built_gets_one_line(options, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        Encoder(**options)
+        make_encoder(**options)
     assert "\n" not in str(caught.value)
 
 
 def test_a_trunk_must_give_maps():
     with pytest.raises(ConfigError, match="not \\(B, C"):
-        FrequencyKeeping(torch.nn.Flatten(), 64, 98)
+        FrequencyKeeping(torch.nn.Flatten(), 64)
 
 
 @pytest.mark.parametrize("local", [False, True])
 def test_under_autocast_the_last_layer_and_the_pooling_are_float32(local):
-    network = FrequencyKeeping(plain_trunk([8, 8]), 64, 98, hidden=16, pool="avg", local=local).eval()
+    network = FrequencyKeeping(conv_trunk([8, 8]), 64, hidden=16, pool="avg", local=local).eval()
     x = torch.randn(2, 1, 64, 98)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         out = network(x)

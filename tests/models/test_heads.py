@@ -10,15 +10,15 @@ def test_paper_projection_is_linear_and_relu():
     x = torch.randn(5, 8)
     weight, bias = g.layers[0].weight, g.layers[0].bias
     expected = (x @ weight.T + bias).clamp(min=0)
-    torch.testing.assert_close(g(x), expected)
-    torch.testing.assert_close(g.features(x), expected)
+    torch.testing.assert_close(g(x)[0], expected)
+    torch.testing.assert_close(g(x)[1], expected)
 
 
 def test_released_projection_clusters_before_the_last_relu():
     g = Projection(8, 4, kind="released", seed=0).eval()
     x = torch.randn(50, 8)
-    assert (g.features(x) < 0).any()
-    torch.testing.assert_close(g.features(x).clamp(min=0), g(x))
+    assert (g(x)[1] < 0).any()
+    torch.testing.assert_close(g(x)[1].clamp(min=0), g(x)[0])
 
 
 def test_reset_gives_the_asked_sizes_and_the_stated_distribution():
@@ -59,8 +59,8 @@ def test_the_projection_with_batchnorm_is_clustered_before_its_relu():
     norm.running_mean.fill_(0.3)
     norm.running_var.fill_(4.0)
     expected = (x @ linear.weight.T - 0.3) / (4.0 + norm.eps) ** 0.5
-    torch.testing.assert_close(g.features(x), expected)
-    torch.testing.assert_close(g(x), expected.clamp(min=0))
+    torch.testing.assert_close(g(x)[1], expected)
+    torch.testing.assert_close(g(x)[0], expected.clamp(min=0))
 
 
 @pytest.mark.parametrize("kind", ["paper", "batchnorm", "released"])
@@ -69,9 +69,9 @@ def test_under_autocast_the_last_layer_is_float32(kind):
     g = Projection(32, 64, kind=kind, seed=0).eval()
     torch.manual_seed(0)
     x = torch.rand(1, 32) * 10 + torch.randn(200, 3) @ torch.randn(3, 32) * 0.03
-    plain = g.features(x).detach()
+    plain = g(x)[1].detach()
     with torch.autocast("cpu", torch.bfloat16):
-        projected, z = g.both(x)
+        projected, z = g(x)
     assert z.dtype == projected.dtype == torch.float32
     if kind != "released":
         assert torch.equal(z, plain)

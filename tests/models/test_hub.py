@@ -2,23 +2,23 @@
 
 import html
 import json
-import os
 import re
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
+from decar.cli.push import model_card
 from decar.errors import BundleError
-from decar.models import Encoder, load_encoder, save_bundle
-from decar.models.hub import model_card, parse
+from decar.models import load_encoder, save_bundle
+from decar.models.bundle import parse_address
+from tests.conftest import make_encoder
 
 
 @pytest.fixture
 def bundle(tmp_path):
-    encoder = Encoder("conv", widths=[4], hidden=8, seed=1)
+    encoder = make_encoder("conv", widths=[4], hidden=8, seed=1)
     return save_bundle(encoder, tmp_path / "encoder.safetensors", {"data": "mini", "clips": 12})
 
 
@@ -74,7 +74,8 @@ def test_a_card_holds_what_a_bundle_says_as_text():
         "a\n---\nlicense: mit": "x | y\n| z | [click](http://evil) <script>bad()</script> `c` **b** www.evil.com",
         "k": [{"<img src=x>": "\ud800\u202e"}], "clips": 12, "lr": 0.5, "half": None,
     }  # fmt: skip
-    card = model_card("hf://me/mine", "conv (<b>|</b>)", 16000, 8, "abc", evil)
+    encoder = SimpleNamespace(description="conv (<b>|</b>)", sample_rate=16000, dim=8, hash=lambda: "abc")
+    card = model_card("hf://me/mine", encoder, evil)
     card.encode()
     assert card.startswith(
         "---\nlibrary_name: decar\ntags: [audio, audio-embedding, self-supervised]\n---\n\n# me/mine\n"
@@ -96,13 +97,18 @@ def test_a_repository_without_a_bundle(remote):
 @pytest.mark.parametrize("address", ["hf://name", "hf://a/b/c", "hf://a/b@", "hf://../b c"])
 def test_no_address(address):
     with pytest.raises(BundleError, match="give hf://USER/NAME"):
-        parse(address)
+        parse_address(address)
 
 
-def test_offline_is_told_by_the_real_client(bundle, tmp_path):
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    for args in ("export hf://me/mine --to torch --out x.pt2", f"push {bundle} me/mine"):
-        command = [sys.executable, "-m", "decar.cli.app", *args.split()]
-        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 2, done.stderr
-        assert "unset HF_HUB_OFFLINE" in done.stderr.splitlines()[-1]
+@pytest.mark.parametrize("command", ["export hf://me/mine --to torch --out x.pt2", "push {bundle} me/mine"])
+def test_the_real_client_offline_ends_in_a_line(bundle, tmp_path, monkeypatch, capsys, command):
+    from decar.cli.app import main
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # it is read from the environment once
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(command.format(bundle=bundle).split())
+    assert end.value.code == 2
+    assert "unset HF_HUB_OFFLINE" in capsys.readouterr().err.splitlines()[-1]

@@ -19,7 +19,7 @@ class Diary(SpyModule):
     """Writes down, in the plainest way, the latest `z` of every clip, and what each clustering was made of."""
 
     def training_step(self, batch, batch_idx):
-        real = self.projection.both
+        real = self.projection.forward
 
         def spy(embedding):
             made = real(embedding)
@@ -27,11 +27,11 @@ class Diary(SpyModule):
                 self.latest[i] = z.copy()
             return made
 
-        self.projection.both = spy
+        self.projection.forward = spy
         try:
             return super().training_step(batch, batch_idx)
         finally:
-            del self.projection.both
+            del self.projection.forward
 
 
 @pytest.fixture

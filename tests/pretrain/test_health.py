@@ -5,7 +5,7 @@ import pytest
 
 from decar.clustering.stats import effective_rank
 from decar.errors import ConfigError
-from decar.models import encode_store
+from decar.models import embed_store
 from decar.pretrain import EmbeddingHealth, EpochLabels
 from decar.pretrain.health import is_worse, nearest_neighbour_accuracy
 from tests.pretrain.helpers import build, fit
@@ -38,12 +38,12 @@ def test_the_embedding_is_measured_before_and_after_and_training_is_not_touched(
     store = labelled(make_store)
     health = EmbeddingHealth("sort")
     model, data = build(store)
-    vectors = encode_store(model.encoder, store, progress=False)
+    vectors = embed_store(model.encoder, store, progress=False)
     _, recorder = fit(model, data, tmp_path / "with", epochs=2, callbacks=[health])
     assert health.start["embedding_rank"] == pytest.approx(effective_rank(vectors))
     expected = nearest_neighbour_accuracy(vectors[:30], np.arange(30) % 4)
     assert health.start["probe_accuracy"] == pytest.approx(expected)
-    after = nearest_neighbour_accuracy(encode_store(model.encoder, store, progress=False)[:30], np.arange(30) % 4)
+    after = nearest_neighbour_accuracy(embed_store(model.encoder, store, progress=False)[:30], np.arange(30) % 4)
     assert model.trainer.callback_metrics["probe_accuracy"] == pytest.approx(after)
     model, data = build(labelled(make_store))
     _, without = fit(model, data, tmp_path / "without", epochs=2)

@@ -188,7 +188,7 @@ def test_loss_is_the_mean_cross_entropy_over_heads(make_store, tmp_path):
     model.eval()  # no augmentation, no batch statistics
     x, index = data.train_dataloader().__iter__().__next__()
     with torch.no_grad():
-        scores = model.heads(model.projection(model.encoder(x)))
+        scores = model.heads(model.projection(model.encoder(x))[0])
         expected = (
             functional.cross_entropy(scores[0], torch.from_numpy(data.labels.labels[index, 0]))
             + functional.cross_entropy(scores[1], torch.from_numpy(data.labels.labels[index, 1]))
@@ -277,12 +277,12 @@ def test_the_pass_sees_every_clip_once_in_order_and_changes_nothing(make_store, 
     features, after, training = seen[0]
     assert training
     assert all(torch.equal(before[key], after[key]) for key in before)
-    from decar.models.pieces import clip_vectors
+    from decar.models.embed import embed_clips
 
     fresh, _ = build(store)
     fresh.eval()
     with torch.no_grad():
-        expected = [clip_vectors(fresh, [store[i]], fresh.encoder, 1) for i in range(len(store))]
+        expected = [embed_clips(fresh, [store[i]], fresh.encoder, 1) for i in range(len(store))]
     torch.testing.assert_close(torch.from_numpy(features), torch.cat(expected))
 
 

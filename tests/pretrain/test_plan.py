@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from decar.errors import ConfigError
-from decar.models import Encoder
 from decar.pretrain.plan import PASSES, STAGE_PASSES, STAGE_STEPS, clusters_for, measure_step, parse_budget, plan
+from tests.conftest import make_encoder
 
 
 def test_without_a_limit_the_data_are_passed_so_many_times():
@@ -69,7 +69,7 @@ def test_what_is_no_time_is_refused_by_name(text):
 
 
 def test_measuring_a_step_leaves_the_encoder_and_the_random_numbers_alone():
-    encoder = Encoder("mobilenetv3_small_050", seed=0)
+    encoder = make_encoder("mobilenetv3_small_050", seed=0)
     weights = {key: value.clone() for key, value in encoder.network.state_dict().items()}
     torch.manual_seed(3)
     expected = torch.rand(2)

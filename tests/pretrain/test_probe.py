@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from decar.audio import LogMelStore, Manifest
 from decar.errors import ConfigError
-from decar.models import encode_store
+from decar.models import embed_store
 from decar.pretrain import EmbeddingHealth, OnlineProbe, ResumableCSVLogger
 from decar.pretrain.logger import read_rows
 from tests.pretrain.helpers import build, fit
@@ -41,7 +41,7 @@ def by_hand(encoder, table, tmp_path):
     """One nearest neighbour in loops: standardised by train, cosine."""
     frame = pd.read_csv(table)
     store = LogMelStore.open_or_build(Manifest.from_csv(table), encoder.frontend, tmp_path / "cache", progress=False)
-    vectors = encode_store(encoder, store, progress=False).astype(np.float64)
+    vectors = embed_store(encoder, store, progress=False).astype(np.float64)
     train = np.flatnonzero(frame["split"] == "train")
     valid = np.flatnonzero((frame["split"] == "valid") & frame["sort"].notna())
     deviation = vectors[train].std(0)

@@ -19,13 +19,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from decar.clustering import PIC, KMeans
 from decar.errors import ConfigError, TrainingError
-from decar.models import Encoder
-from decar.models.encode import run_pass
+from decar.models.embed import run_pass
 from decar.pretrain import EpochLabels, NetworkLabels
 from decar.pretrain import vectors as vectors_module
 from decar.pretrain.datamodule import share_of_batch
 from decar.pretrain.ranks import average_gradients, deal_batch, mean_over_ranks
 from decar.pretrain.sync import SyncedLayer, SyncLayers
+from tests.conftest import make_encoder
 from tests.pretrain.helpers import build
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5 + [77]  # 41 clips: not a multiple of 2 or 3
@@ -167,7 +167,7 @@ def synced(model):
 def test_synced_layers_keep_all_that_they_are():
     """EfficientNet-B0 has a SiLU in 49 of its BatchNorm layers: with one process it computes what it did."""
     torch.manual_seed(0)
-    plain = Encoder("efficientnet_b0", seed=0)
+    plain = make_encoder("efficientnet_b0", seed=0)
     called = []
     plain.network.bn1.register_forward_hook(lambda *_: called.append(1))
     converted = synced(plain)
@@ -250,7 +250,7 @@ def test_a_checkpoint_of_other_batches_is_refused(make_store):
 def gradients(rank, size, port, path):
     """Loss and gradient of EfficientNet-B0 in float64 on this rank's share of a batch; over ranks, as DDP has them."""
     torch.set_num_threads(1)
-    encoder = Encoder("efficientnet_b0", seed=0).double().train()
+    encoder = make_encoder("efficientnet_b0", seed=0).double().train()
     if size > 1:
         where = {"init_method": f"tcp://127.0.0.1:{port}", "rank": rank, "world_size": size}
         distributed.init_process_group("gloo", **where)

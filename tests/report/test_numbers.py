@@ -8,9 +8,8 @@ import pytest
 
 from decar.errors import DecarError
 from decar.report import clusters as of
-from decar.report.curves import curves
-from decar.report.sounds import order_of
-from decar.report.space import ends, sample, standardised, tsne
+from decar.report.clips import ends, order_of, sample, standardised, tsne
+from decar.report.folder import curves
 from tests.report.helpers import write_clusters, write_metrics
 
 

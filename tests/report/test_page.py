@@ -9,15 +9,15 @@ import pytest
 
 from decar.audio import Manifest
 from decar.downstream import Result
-from decar.models import Encoder
 from decar.report import RunFiles, page, render, write_environment, write_report
-from decar.report.sounds import NO_ROOM, sounds
+from decar.report.clips import NO_ROOM, sounds
+from tests.conftest import make_encoder
 from tests.report.helpers import EVIL, N, small_run, sounds_in, write_clusters
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    return Encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
+    return make_encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
 
 
 def gathered(source):

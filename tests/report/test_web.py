@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from decar.audio import LogMelStore, Manifest
-from decar.models import Encoder
 from decar.report import RunFiles, write_environment, write_report
+from tests.conftest import make_encoder
 from tests.report.helpers import EVIL, N, small_run
 from tests.report.test_page import result
 
@@ -37,7 +37,7 @@ def browser():
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """A page of a whole run, with an attack in a file name, a label and a class."""
-    encoder = Encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
+    encoder = make_encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
     source = small_run(tmp_path_factory.mktemp("web"), encoder, epochs=3)
     write_environment(source.run)
     for name, changes in {"own": {}, "random": {"encoder": "random", "encoder_hash": "r", "value": 0.5}}.items():
@@ -160,7 +160,7 @@ def test_epochs_and_clusterings_are_chosen(visit, file):
     seen.page.select_option("#which", "0")
     assert (before, seen.js("document.getElementById('flow').data[0].z.length")) == (4, 3)
     seen.page.select_option("#flow-pair", "0")
-    assert "clusters of epoch 1;" in seen.js("document.getElementById('flow-told').textContent")
+    assert "clusters of epoch 1;" in seen.js("document.getElementById('flow-hint').textContent")
     seen.page.select_option("#size-epoch", "0")
     assert seen.js("document.getElementById('sizes').data[0].y") == [8, 8, 8]
 
@@ -241,11 +241,11 @@ def test_a_page_of_nothing_says_so(visit, tmp_path):
 
 
 def test_no_labels_one_epoch_one_cluster(visit, tmp_path):
-    encoder = Encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
+    encoder = make_encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
     source = small_run(tmp_path, encoder, epochs=1)
     manifest = Manifest(pd.DataFrame(source.store.manifest.table["path"]), source.store.manifest.root)
     source = RunFiles(source.run, {}, LogMelStore.open_or_build(manifest, cache_dir=tmp_path / "c", progress=False))
     seen = visit(write_report(source, progress=False))
-    assert "nothing has moved yet" in seen.js("document.getElementById('flow-told').textContent")
-    assert "no label columns" in seen.js("document.getElementById('explorer-told').textContent")
+    assert "nothing has moved yet" in seen.js("document.getElementById('flow-hint').textContent")
+    assert "no label columns" in seen.js("document.getElementById('explorer-hint').textContent")
     assert seen.js("document.querySelectorAll('#cluster audio').length") == 6

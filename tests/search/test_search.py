@@ -15,15 +15,15 @@ import soundfile
 import torch
 
 from decar.audio import decode
-from decar.audio.picture import png, spectrogram
+from decar.audio.picture import image_uri, spectrogram
 from decar.cli.app import main
 from decar.errors import SearchError
-from decar.models import Encoder, save_bundle
+from decar.models import save_bundle
 from decar.search import Index
 from decar.search import table as table_module
 from decar.search.query import find_queries
 from decar.search.table import EmbeddingTable
-from tests.conftest import SMALL
+from tests.conftest import SMALL, make_encoder
 
 
 def write(file, vectors, paths=None, facts=None, kind=None, **columns):
@@ -169,7 +169,7 @@ def test_odd_places_cost_a_clip_its_player(decar, tmp_path):
 @pytest.fixture
 def embedded(sound_folder, tmp_path):
     """The sounds of a folder, embedded, beside the bundle that did it."""
-    encoder = Encoder(SMALL, seed=0)
+    encoder = make_encoder(SMALL, seed=0)
     bundle = save_bundle(encoder, tmp_path / "encoder.safetensors")
     files = sorted(sound_folder.rglob("*.wav"))
     vectors = [encoder.embed(torch.from_numpy(decode(file))[None])[0].numpy() for file in files]
@@ -256,7 +256,7 @@ def test_the_page_holds_all_it_shows_and_escapes_what_it_says(decar, embedded, s
     assert done.code == 0, done.err
     page = (tmp_path / "page.html").read_text()
     assert "<b onload" not in page
-    assert "&lt;b onload=&quot;x&quot;&gt;&amp;.wav" in page
+    assert "&lt;b onload=&#34;x&#34;&gt;&amp;.wav" in page
     assert not re.search(r'(?:src|href)="(?!data:)', page), "nothing is fetched"
     players = re.findall(r'<audio[^>]*src="data:audio/ogg;base64,([^"]+)"', page)
     assert len(players) == 11, "itself and eleven, one of which is gone"
@@ -268,7 +268,7 @@ def test_the_page_holds_all_it_shows_and_escapes_what_it_says(decar, embedded, s
 
 
 def test_a_long_sound_is_the_mean_of_its_pieces(tmp_path):
-    encoder = Encoder(SMALL, seed=0, max_frames=120)
+    encoder = make_encoder(SMALL, seed=0, max_frames=120)
     bundle = str(save_bundle(encoder, tmp_path / "encoder.safetensors"))
     table = EmbeddingTable.open(write(tmp_path / "e.parquet", np.eye(4)))
     wave = np.random.default_rng(0).normal(size=45000).astype(np.float32) * np.linspace(0.1, 0.01, 45000)
@@ -288,7 +288,7 @@ def test_a_long_sound_is_the_mean_of_its_pieces(tmp_path):
 
 
 def test_a_wrong_question_is_one_line(decar, embedded, sound_folder, tmp_path):
-    other = str(save_bundle(Encoder(SMALL, seed=1), tmp_path / "other.safetensors"))
+    other = str(save_bundle(make_encoder(SMALL, seed=1), tmp_path / "other.safetensors"))
     (tmp_path / "text.wav").write_text("no sound" * 40)
     soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 16000)
     table, real = str(embedded), str(sound_folder / "low/0.wav")
@@ -319,4 +319,5 @@ def test_pictures_are_what_they_show(tmp_path):
     assert np.unravel_index(picture.sum(axis=2).argmax(), (64, 50)) == (63 - 5, 20), "low bands lie below"
     assert spectrogram(np.zeros((1000, 64))).shape == (64, 400, 3)
     Image = pytest.importorskip("PIL.Image")
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png(picture)))), picture)
+    png = base64.b64decode(image_uri(picture).removeprefix("data:image/png;base64,"))
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png))), picture)

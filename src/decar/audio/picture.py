@@ -1,18 +1,17 @@
-"""Log-mels to look at and sounds to click on, as data URIs for pages that are one file, and for dashboards."""
+"""Log-mels as pictures and waveforms as sounds, in data URIs for self-contained pages and for dashboards."""
 
 import base64
 import io
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+from PIL import Image
 
 from decar.audio.decode import SAMPLE_RATE, decode
 
-RANGE = 9.0  # natural-log units below the loudest that are told apart, some 39 dB
+RANGE = 9.0  # natural-log units below the loudest that have a colour of their own, some 39 dB
 _STOPS = np.array([[0, 0, 4], [60, 15, 110], [150, 40, 110], [230, 90, 50], [252, 180, 60], [252, 255, 200]])
 
 
@@ -32,22 +31,14 @@ def spectrogram(logmel: NDArray[np.floating], max_frames: int = 400) -> NDArray[
     return np.asarray(_STOPS[low] * (1 - part) + _STOPS[low + 1] * part).round().astype(np.uint8)
 
 
-def png(picture: NDArray[np.uint8]) -> bytes:
-    """A picture `(H, W, 3)` as a PNG file."""
-    height, width, _ = picture.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)], axis=1)  # 0: no filter
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def png_uri(picture: NDArray[np.uint8]) -> str:
-    """The same as a data URI."""
-    return data_uri("image/png", png(picture))
+def image_uri(picture: NDArray[np.uint8], kind: str = "png", *, max_width: int | None = None, **options: int) -> str:
+    """A picture `(H, W)` or `(H, W, 3)` as a data URI; wider ones are shrunk to `max_width`, `options` are Pillow's."""
+    image = Image.fromarray(picture)
+    if max_width and image.width > max_width:
+        image = image.resize((max_width, image.height), Image.Resampling.BOX)
+    file = io.BytesIO()
+    image.save(file, kind, optimize=True, **options)
+    return data_uri(f"image/{kind}", file.getvalue())
 
 
 def opus_uri(waveform: NDArray[np.float32], sample_rate: int = SAMPLE_RATE, compression: float | None = None) -> str:

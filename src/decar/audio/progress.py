@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from decar.errors import printable
+
 LINE_SECONDS = 10.0
 
 Advance = Callable[[int], None]
@@ -50,8 +52,7 @@ def _plain_lines(title: str, total: int) -> Advance:
         if now - printed >= LINE_SECONDS and done < total:
             printed = now
             left = (now - begin) / done * (total - done) if done else float("nan")
-            print(
-                f"{title}: {done} of {total} ({done / total:.0%}), about {left:.0f} s left", file=sys.stderr, flush=True
-            )
+            line = f"{title}: {done} of {total} ({done / total:.0%}), about {left:.0f} s left"
+            print(printable(line), file=sys.stderr, flush=True)
 
     return advance

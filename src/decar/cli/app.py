@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             use_limits(args)
             args.run(args)
     except PreemptedError as stopped:
-        print(f"decar: {printable(stopped)}", file=sys.stderr)
+        print(printable(f"decar: {stopped}"), file=sys.stderr)
         sys.exit(stopped.status)
     except DecarError as error:
         complain(error)
@@ -110,8 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(args: argparse.Namespace) -> None:
     from decar.corpora import find_corpus
     from decar.corpora.download import download
-    from decar.corpora.prepare import prepare
-    from decar.corpora.table1 import table1
+    from decar.corpora.prepare import prepare, table1
     from decar.corpora.unpack import Bounds
     from decar.downstream import to_markdown
 
@@ -168,8 +167,7 @@ def _doctor_cache(folder: Path) -> bool:
 
 def _table1(args: argparse.Namespace) -> None:
     from decar.corpora import CORPORA
-    from decar.corpora.prepare import load_prepared
-    from decar.corpora.table1 import table1
+    from decar.corpora.prepare import load_prepared, table1
     from decar.downstream import to_markdown
 
     found = [(corpus, load_prepared(args.cache_dir, name)) for name, corpus in CORPORA.items()]

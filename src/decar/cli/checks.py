@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from decar.cli.config import conf_dir
+from decar.cli.config import OUR_NETWORK, conf_dir, named_class
 from decar.cli.explain import did_you_mean
 from decar.errors import ConfigError, check_positive, check_whole
 
@@ -37,7 +37,6 @@ REFUSED = {  # option of Lightning's Trainer: its value when unset; why it is re
 }  # fmt: skip
 SPECIAL = ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")  # keys that Hydra's instantiate reads
 OURS = {  # arguments that train.py and eval.py pass themselves, over those of the configuration
-    "encoder": {"frontend"},
     "projection": {"dim"},
     "optimizer": {"params"},
     "head_optimizer": {"params"},
@@ -48,6 +47,7 @@ OURS = {  # arguments that train.py and eval.py pass themselves, over those of t
                 "limit_val_batches", "limit_test_batches", "limit_predict_batches", "val_check_interval",
                 "check_val_every_n_epoch"},
 }  # fmt: skip
+EVERY_ENCODER = {"min_frames", "max_frames", "seed"}  # keys of `encoder` that are not arguments of the network
 NAMED = ("", "data", "pretrain")  # nodes that may have keys only for other options to refer to
 
 
@@ -114,7 +114,7 @@ def _read_nodes(raw: dict[Any, Any]) -> Iterator[tuple[str, dict[Any, Any], set[
     for path, node in _targets(raw):
         taken = _parameters(path, node["_target_"])
         if taken is not None:
-            yield path, node, taken - OURS.get(path, set())
+            yield path, node, (taken | EVERY_ENCODER if path == "encoder" else taken) - OURS.get(path, set())
     for group in ("callbacks", "logger"):
         for name, node in (raw.get(group) or {}).items():
             require(
@@ -178,12 +178,7 @@ def _parameters(path: str, target: Any) -> set[str] | None:
     Raises:
         ConfigError: There is no such class or function.
     """
-    from hydra.utils import get_object
-
-    try:
-        found = get_object(target)
-    except Exception as error:  # importing may raise anything
-        raise ConfigError(f"{path}._target_={target}: cannot be imported ({' '.join(str(error).split())})") from error
+    found = named_class(target, f"{path}._target_=")
     try:
         parameters = inspect.signature(found).parameters
     except (TypeError, ValueError):  # written in C
@@ -266,7 +261,7 @@ def _clusterers(raw: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
 
 def _idle_of_encoder(cfg: DictConfig) -> dict[str, str]:
     encoder, idle = cfg.get("encoder") or {}, {}
-    if encoder.get("name") == "conv":
+    if encoder.get("name") == "conv" or encoder.get("_target_") != OUR_NETWORK:
         return {}
     idle["encoder.widths"] = f"encoder.name={encoder.get('name')} has widths of its own; pass encoder=conv"
     if encoder.get("stride") is None:
@@ -279,7 +274,7 @@ def _idle_of_encoder(cfg: DictConfig) -> dict[str, str]:
 def _idle_in_eval(cfg: DictConfig) -> dict[str, str]:
     """Options of eval.py without effect in this setting, and why."""
     idle = _idle_of_encoder(cfg)
-    if cfg.bundle not in ("random", None):
+    if cfg.bundle not in ("random", None) and cfg.encoder.get("_target_") == OUR_NETWORK:
         idle["encoder"] = f"the network comes from bundle={cfg.bundle}; leave it out, or pass bundle=random"
     frozen = OmegaConf.select(cfg, "mode.name") == "frozen"
     if frozen:

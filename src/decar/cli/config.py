@@ -1,5 +1,8 @@
-"""Where the configuration lies, and the few values in it that only the machine knows."""
+"""Where the configuration lies, the few values in it that only the machine knows, and the encoder built from it."""
 
+from __future__ import annotations
+
+import argparse
 import hashlib
 import netrc
 import os
@@ -8,13 +11,20 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import decar
+from decar.errors import ConfigError
 
+if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
+    from decar.models import Encoder
+
+OUR_NETWORK = "decar.models.build_network"  # `_target_` of the `encoder` group, unless it is a user's network
 _PACKAGE = Path(decar.__file__).parent
+_PLAIN = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./-]*", re.ASCII)  # needs no quotes, neither in Hydra nor in a shell
+_WORDS = ("null", "true", "false", "nan", "inf")  # to Hydra no text
 
 
 def conf_dir() -> Path:
@@ -83,6 +93,49 @@ def job_name(overrides: Iterable[str]) -> str:
     return name if name == ",".join(told) else f"{name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"
 
 
+def build_encoder(cfg: DictConfig) -> Encoder:
+    """The untrained encoder of a configuration: its `encoder` group is a network, with three keys of every encoder."""
+    from hydra.utils import instantiate
+
+    from decar.models import Encoder
+    from decar.models.networks import seeded
+
+    options: Any = OmegaConf.to_container(cfg.encoder, resolve=True)
+    seed = options.pop("seed")
+    sizes = {key: options.pop(key) for key in ("min_frames", "max_frames")}
+    with seeded(seed):
+        network = instantiate(options, _convert_="all")
+    del options["_target_"]
+    return Encoder(network, instantiate(cfg.frontend), **sizes, arguments=options)
+
+
+def own_network(cfg: DictConfig) -> Callable[..., Any] | None:
+    """The class of the user's own network, where the `encoder` group names one; None for decar's."""
+    return None if cfg.encoder._target_ == OUR_NETWORK else named_class(cfg.encoder._target_)
+
+
+def add_network(command: argparse.ArgumentParser) -> None:
+    """Add the option that names the class of a user's own network."""
+    command.add_argument(
+        "--network", type=named_class, metavar="MODULE.CLASS", help="of a bundle with a network of your own: its class"
+    )
+
+
+def named_class(name: str, said: str = "") -> Callable[..., Any]:
+    """Import a class by its full name; an error names it behind `said`.
+
+    Raises:
+        ConfigError: There is none, or its module cannot be imported.
+    """
+    from hydra.utils import get_object
+
+    try:
+        found: Callable[..., Any] = get_object(name)
+    except Exception as error:  # importing may raise anything
+        raise ConfigError(f"{said}{name}: cannot be imported ({' '.join(str(error).split())})") from error
+    return found
+
+
 def register_resolvers() -> None:
     """Make these values known to the configuration, as `${bundled:…}` and so on."""
     resolvers: dict[str, Callable[..., Any]] = {
@@ -100,3 +153,11 @@ def register_resolvers() -> None:
 
 
 register_resolvers()  # at import: a sweep's job may run in another process, which on its way to the job comes past here
+
+
+def hydra_value(value: str) -> str:
+    """Text in Hydra's grammar: as it is, or in single quotes where Hydra would read something else."""
+    if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
+        return value
+    escaped = re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + m[2].replace("'", r"\'"), value)
+    return "'" + escaped.replace("${", r"\${") + "'"

@@ -26,6 +26,7 @@ ASIDE = ("resume", "progress", "report", "objective", "cache_dir", "stall_timeou
 OF_DATA = ("${data.", "${oc.select:data.")  # an option that follows `data`
 OF_FOLDER = ("${cache_dir}", "${hydra:runtime.output_dir}")  # or only says where a file lies
 
+OLD_ENCODER = "decar.models.Encoder"  # named before networks had names; `DecarModule` compares what was built
 # May change when a run goes on. Of the trainer, only TRAINING may not. `data` is compared by the sounds themselves.
 FREE = ("resume", "progress", "report", "objective", "cache_dir", "stall_timeout", "budget", "data", "limits", "logger",
         "callbacks", "trainer", "loader.num_workers", "loader.persistent_workers", "loader.pin_memory",
@@ -126,6 +127,8 @@ def changed_options(
     from omegaconf import OmegaConf
 
     now = flat_options(cfg)
+    if before.get("encoder._target_") == OLD_ENCODER:
+        before = {**before, **{key: now.get(key) for key in ("encoder._target_", "encoder.n_mels")}}
     raw = dict(_flat(OmegaConf.to_container(cfg)))
     picked = set(left_open(now))
     if "k" in picked:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from decar.cli.config import add_network, build_encoder, conf_dir
 from decar.cli.limits import add_limits
 from decar.cli.terminal import say, start_log
 
@@ -48,6 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--batch-size", type=int, default=16, metavar="N", help="pieces at a time (default: %(default)s)"
     )
     embed.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
+    add_network(embed)
     add_limits(embed)
     embed.set_defaults(run=_embed)
 
@@ -66,8 +69,8 @@ def _embed(args: argparse.Namespace) -> None:
     check_whole("--batch-size", args.batch_size, 1)
     clips = read_source(args.source, root=args.root, path_column=args.path_column)
     embedder = Embedder(
-        _encoder(args.bundle), windows=args.windows, hop=args.hop, device=args.device, batch_size=args.batch_size,
-        num_workers=args.workers,
+        _encoder(args.bundle, args.network), windows=args.windows, hop=args.hop, device=args.device,
+        batch_size=args.batch_size, num_workers=args.workers,
     )  # fmt: skip
     made = embedder.write(clips, args.out, name=args.bundle)
     rows, dim = made.vectors.shape
@@ -75,18 +78,13 @@ def _embed(args: argparse.Namespace) -> None:
     say(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")
 
 
-def _encoder(bundle: str) -> Encoder:
+def _encoder(bundle: str, network: Callable[..., Any] | None) -> Encoder:
     """The encoder of that name; untrained weights are those of the default network, seed 0, as in `eval.py`."""
     from decar.models import load_encoder
 
     if bundle != "random":
-        return load_encoder(bundle)
+        return load_encoder(bundle, network=network)
     from hydra import compose, initialize_config_dir
-    from hydra.utils import instantiate
-
-    from decar.cli.config import conf_dir
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("eval")
-    encoder: Encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
-    return encoder.eval()
+        return build_encoder(compose("eval")).eval()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from decar.cli.checks import check, require
+from decar.cli.config import build_encoder, own_network
 from decar.cli.done import same_job
 from decar.cli.expand import SKIP
 from decar.cli.launch import claimed
@@ -42,10 +43,10 @@ def evaluate(cfg: DictConfig) -> float | None:
         return None
     output = Path(conf.runtime.output_dir)
     with claimed(output, "hydra.run.dir"):
-        return evaluate_into(output, cfg, choice)
+        return evaluate_into(output, cfg)
 
 
-def evaluate_into(output: Path, cfg: DictConfig, choice: str) -> float:
+def evaluate_into(output: Path, cfg: DictConfig) -> float:
     """Judge into this folder, unless it has the result already; the accuracy on test."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
@@ -80,7 +81,6 @@ def evaluate_into(output: Path, cfg: DictConfig, choice: str) -> float:
         num_workers=fine["num_workers"],
         trainer_kwargs=trainer,
         progress=cfg.progress,
-        choice=choice,
         pretrained={} if cfg.bundle in NO_BUNDLE else read_facts(cfg.bundle),
     )
     result.write(output / "result.json")
@@ -175,18 +175,14 @@ def task_spec(cfg: DictConfig, **more: Any) -> TaskSpec:
 
 def choose_encoder(cfg: DictConfig, frontend: FrontEnd) -> Encoder | Literal["logmel"]:
     """What `bundle` means: untrained weights by seed, the log-mel statistics, or an encoder from a file."""
-    from hydra.utils import instantiate
-
     from decar.models import load_encoder
 
     require(bool(cfg.bundle), "bundle is not set: give a run, an encoder.safetensors, small, random or logmel")
     if cfg.bundle == "logmel":
         return "logmel"
     if cfg.bundle == "random":
-        # partial: Hydra would turn a dataclass among the arguments into a config
-        encoder: Encoder = instantiate(cfg.encoder, _partial_=True)(frontend=frontend)
-        return encoder.eval()
-    return load_encoder(cfg.bundle, frontend=frontend)
+        return build_encoder(cfg).eval()
+    return load_encoder(cfg.bundle, frontend=frontend, network=own_network(cfg))
 
 
 def device_of(accelerator: str) -> str:

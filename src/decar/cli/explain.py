@@ -3,6 +3,7 @@
 import difflib
 import logging
 import re
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,11 +39,12 @@ def explain(error: BaseException, config_name: str) -> str | None:
         if isinstance(link, OSError) and link.filename:  # a disk, a folder, a right: not ours to mend
             log.debug("where it happened", exc_info=error)
             return f"{link.filename}: {link.strerror}"
-        if isinstance(link, RuntimeError) and str(link).startswith(("DataLoader worker", "DataLoader timed out")):
+        if _from_lost_worker(link):
             option = {"train": "loader.num_workers", "eval": "mode.num_workers"}.get(config_name, "num_workers")
+            what = _one_line(link).split(" It is")[0][:120] or type(link).__name__
             return (
-                f"a process that reads batches is dead or stuck ({_one_line(link).split(' It is')[0][:120]}): pass "
-                f"{option}=0, or, in a container, give it more shared memory (docker run --shm-size=8g)"
+                f"a process that reads batches is dead or stuck ({what}): pass {option}=0, or, in a container, give it "
+                "more shared memory (docker run --shm-size=8g)"
             )
         if type(link).__name__ == "MisconfigurationException":  # Lightning's word for the user's mistakes
             return _one_line(link)
@@ -57,12 +59,21 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def _from_lost_worker(error: BaseException) -> bool:
+    """Whether a worker of torch's loader has died or is stuck; one that dies while its batch is fetched breaks off."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith(("DataLoader worker", "DataLoader timed out"))
+    return isinstance(error, EOFError | ConnectionError) and "multiprocessing.resource_sharer" in _modules(error)
+
+
 def _raised_in(error: BaseException) -> str:
     """The package whose code raised it: Hydra has plain ValueErrors for some of the things that it refuses."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return str(trace.tb_frame.f_globals.get("__name__", "")).split(".")[0] if trace else ""
+    return (_modules(error) or [""])[-1].split(".")[0]
+
+
+def _modules(error: BaseException) -> list[str]:
+    """Names of the modules that an error came through, the one that raised it last."""
+    return [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
 
 
 def _message(error: BaseException) -> str:

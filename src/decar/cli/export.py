@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from decar.cli.config import add_network
 from decar.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def add_parser(commands: Commands) -> None:
     export.add_argument("bundle", metavar="BUNDLE", help="encoder.safetensors, or a run that holds it")
     export.add_argument("--to", required=True, choices=("onnx", "torch"), help="onnx: needs 'decar[export]'")
     export.add_argument("--out", required=True, type=Path, metavar="FILE", help="usually .onnx or .pt2")
+    add_network(export)
     export.set_defaults(run=_export)
 
 
@@ -25,7 +27,7 @@ def _export(args: argparse.Namespace) -> None:
     from decar.models import load_encoder
     from decar.models.export import export_encoder
 
-    encoder = load_encoder(args.bundle)
+    encoder = load_encoder(args.bundle, network=args.network)
     worst = export_encoder(encoder, args.out, args.to)
     size, rate = args.out.stat().st_size / 1e6, encoder.sample_rate
     say(f"{args.out}: {size:.1f} MB, waveform (batch, samples) at {rate} Hz in, embedding (batch, {encoder.dim}) out")

@@ -209,7 +209,7 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None, stall_timeout
         trainer: Says how many there are.
         config: `config.yaml` of the run, nothing left open: what they train with.
         checkpoint: To go on from.
-        stall_timeout: Seconds that one of them may stand still before the job ends.
+        stall_timeout: Seconds that one of them may hang before the job ends.
     """
     if trainer.world_size == 1 or _started_elsewhere(trainer):
         yield

@@ -31,10 +31,11 @@ from decar import signals
 from decar.errors import LostProcessError
 
 if TYPE_CHECKING:
-    from torch.distributed import Store
+    from torch._C._distributed_c10d import Store  # the name that torch.distributed exports, but not to type checkers
 
 START_SECONDS = 120.0  # that a process may take until its first heartbeat: imports are slow on a busy machine
 WHO = f"pid {os.getpid()} on {socket.gethostname()}"
+DONE, ENDED = b"done", b"ended"  # last heartbeats: this process has done its part; it has ended the job
 BUSY = 0.01  # share of one core that counts as work; a process that waits uses a tenth of this
 
 _training = False  # whether this process is within `training`
@@ -94,10 +95,14 @@ class Watch:
             passed, before = min(now - before, 3 * self.tick), now
             self.look_at_myself(passed)
             self.exchange(passed)
+            if ENDED in self.beats:  # by a process that has printed why
+                signals.end_now(LostProcessError.status)
+                return
             if line := self.verdict():
+                self.leave(ENDED)
                 signals.end_now(LostProcessError.status, f"error: {line}. To go on: {signals.how_to_go_on()}")
                 return
-        self.leave()
+        self.leave(DONE)
 
     def look_at_myself(self, passed: float) -> None:
         """Add to the seconds in which this process did no work, or ended no step."""
@@ -118,14 +123,14 @@ class Watch:
         except RuntimeError:
             self.store, news = None, list(self.beats)
         for other, (new, old) in enumerate(zip(news, self.beats, strict=True)):
-            self.silent[other] = self.silent[other] + passed if new == old != b"done" else 0.0
+            self.silent[other] = self.silent[other] + passed if new == old != DONE else 0.0
         self.beats = news
 
-    def leave(self) -> None:
-        """This process has done its part, and may be silent from here on."""
+    def leave(self, last: bytes) -> None:
+        """Write the last heartbeat of this process: DONE or ENDED."""
         try:
             if self.store:
-                self.store.set(self.keys[self.rank], "done")
+                self.store.set(self.keys[self.rank], last.decode())
         except RuntimeError:
             pass
 
@@ -137,7 +142,7 @@ class Watch:
             if other != self.rank and silent >= limit + late:
                 who = f" ({json.loads(beat)['who']})" if beat else ""
                 return f"process {other}{who} of this job has not answered for {limit:g} s: it is stopped or gone"
-        if not all(self.beats) or b"done" in self.beats:
+        if not all(self.beats) or DONE in self.beats:
             return ""
         states = [json.loads(beat) for beat in self.beats]
         where = "; ".join(f"process {number} is at {state['at']}" for number, state in enumerate(states))
@@ -154,7 +159,7 @@ def connect(seconds: float) -> Store:
     Raises:
         RuntimeError: It cannot be reached, or is not there yet.
     """
-    from torch.distributed import TCPStore
+    from torch._C._distributed_c10d import TCPStore
 
     if "MASTER_PORT" not in os.environ:
         raise RuntimeError("there is no store")
@@ -181,11 +186,12 @@ def peers_named() -> Iterator[None]:
 
 
 def main_thread_is_at() -> str:
-    """File and line that the main thread runs: the innermost of decar where there is one."""
+    """The line of decar that the main thread is in, and where that called other code, the line of it."""
     frame = innermost = sys._current_frames().get(threading.main_thread().ident or 0)
+    here = f"{Path(innermost.f_code.co_filename).name}:{innermost.f_lineno}" if innermost else "its end"
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name.startswith("decar."):
-            return f"{name}:{frame.f_lineno}"
+            return f"{name}:{frame.f_lineno}" + (f", in {here}" if frame is not innermost else "")
         frame = frame.f_back
-    return f"{Path(innermost.f_code.co_filename).name}:{innermost.f_lineno}" if innermost else "its end"
+    return here

@@ -16,12 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from decar.cli.config import conf_dir, register_resolvers
+from decar.cli.config import conf_dir, hydra_value, register_resolvers
 from decar.cli.expand import expand_tasks
 from decar.cli.explain import explain
 from decar.cli.sweep import failures, forget_failure, note_failure
 from decar.cli.terminal import complain, terminal
-from decar.errors import DecarError, PreemptedError
+from decar.errors import DecarError, PreemptedError, printable
 from decar.signals import active, go_on_by, stoppable
 
 log = logging.getLogger(__name__)
@@ -89,26 +89,24 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
 
 def same_command(typed: Sequence[str]) -> str:
     """What to run to go on with this job or sweep: the command as typed, its folder named, with `resume=auto`."""
-    from decar.downstream.commands import hydra_value
-
     conf = HydraConfig.get()
     sweep = conf.mode == RunMode.MULTIRUN
     key, folder = ("hydra.sweep.dir", conf.sweep.dir) if sweep else ("hydra.run.dir", conf.runtime.output_dir)
     options = [word for word in typed[1:] if not word.lstrip("+").startswith("resume=")]
+    more = ["resume=auto"]
     if not any(word.startswith(f"{key}=") for word in options):
-        options.append(f"{key}={hydra_value(str(folder))}")
-    options.append("resume=auto")
+        more.insert(0, f"{key}={hydra_value(str(folder))}")
     if {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & os.environ.keys():  # what started this process is not known
-        return f"the same torchrun or srun command with {shlex.join(options[-2:])}"
+        return f"the same torchrun or srun command with {shlex.join(more)}"
     program = Path(typed[0])
     start = ["python", str(program)] if program.suffix == ".py" else [program.name]
-    return shlex.join([*start, *options])
+    return shlex.join([*start, *options, *more])
 
 
 def _leave(status: int, line: str = "") -> NoReturn:
     """End the command; no worker process holds it up."""
     if line:
-        print(f"decar: {line}", file=sys.stderr)
+        print(printable(f"decar: {line}"), file=sys.stderr)
     _end_workers()
     sys.exit(status)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decar.cli.checks import require
+from decar.cli.config import hydra_value
 from decar.cli.done import FINISHED
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ def obtain(cfg: DictConfig) -> None:
 def _obtain(folder: Path, options: str) -> None:
     """Run `train.py` in a process of its own: nothing of a training leaks into the judging."""
     import filelock
-
-    from decar.downstream.commands import hydra_value
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(f"{folder}.lock"):

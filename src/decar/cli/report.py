@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.config import cache_home
+from decar.cli.config import add_network, cache_home, own_network
 from decar.cli.found import cache_of, frontend_of, manifest_of, read_config
 from decar.cli.limits import add_limits
 from decar.cli.terminal import say, start_log
@@ -35,6 +35,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="DIR",
         help="folders with result.json files: those of this run's encoder are shown, beside RUN's own",
     )
+    add_network(parser)
     add_limits(parser)
     parser.set_defaults(run=_report)
 
@@ -44,12 +45,12 @@ def _report(args: argparse.Namespace) -> None:
     from decar.report import write_report
 
     start_log(logging.WARNING)
-    source = run_files(args.folder, args.downstream)
+    source = run_files(args.folder, args.downstream, args.network)
     page = write_report(source, args.out, device=device_of("auto"), progress=sys.stderr.isatty())
     say(f"{page}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 
-def run_files(run: Path, downstream: Sequence[Path] = ()) -> RunFiles:
+def run_files(run: Path, downstream: Sequence[Path] = (), network: Callable[..., Any] | None = None) -> RunFiles:
     """What a finished run's page is made from; clips that cannot be found again are a note on it.
 
     Raises:
@@ -70,7 +71,7 @@ def run_files(run: Path, downstream: Sequence[Path] = ()) -> RunFiles:
     label = data.get("label")
     return RunFiles(
         run, config, clips_of(config), label=label if isinstance(label, str) else None,
-        seed=seed if isinstance(seed, int) else 0, downstream=tuple(downstream),
+        seed=seed if isinstance(seed, int) else 0, downstream=tuple(downstream), network=network,
     )  # fmt: skip
 
 
@@ -104,7 +105,8 @@ def report_run(cfg: Any, output: Path, store: LogMelStore) -> None:
         device = device_of("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
         write_environment(output)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
-        source = RunFiles(output, config, store, label=OmegaConf.select(cfg, "data.label"), seed=cfg.seed)
+        label = OmegaConf.select(cfg, "data.label")
+        source = RunFiles(output, config, store, label=label, seed=cfg.seed, network=own_network(cfg))
         log.info("look at it:  %s", write_report(source, device=device, progress=False))
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from decar.cli.config import add_network
 from decar.cli.limits import add_limits
 from decar.cli.terminal import say
 from decar.errors import SearchError
@@ -42,6 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--root", type=Path, metavar="DIR", help="where the table's paths start from")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with players and spectrograms")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write what was found as a table")
+    add_network(parser)
     add_limits(parser)
     parser.set_defaults(run=_search)
 
@@ -52,7 +54,7 @@ def _search(args: argparse.Namespace) -> None:
 
     index = Index.from_parquet(args.embeddings, args.measure)
     sounds = list(dict.fromkeys(args.sounds))
-    queries = find_queries(sounds, index.table, args.bundle, in_table=args.row, root=args.root)
+    queries = find_queries(sounds, index.table, args.bundle, in_table=args.row, root=args.root, network=args.network)
     found, origin = search(index, queries, args.n), {query.name: query.origin for query in queries}
     _write(args, found, index)  # before anything is printed: `| head` ends the process at its second block
     for name, clips in found.groupby("query", sort=False):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.checks import require
+from decar.cli.config import build_encoder
 from decar.cli.done import flat_options, left_open, read_before
 from decar.cli.launch import threads
 
@@ -127,7 +128,6 @@ def _warn_if_never_joined(cfg: DictConfig) -> None:
 def _time(cfg: DictConfig, processes: int) -> dict[str, Any]:
     """What the budget allows and what a step costs each of the processes; nothing without a budget."""
     import torch
-    from hydra.utils import instantiate
 
     from decar.pretrain.datamodule import share_of_batch
     from decar.pretrain.plan import measure_step, parse_budget
@@ -136,7 +136,7 @@ def _time(cfg: DictConfig, processes: int) -> dict[str, Any]:
         return {}
     seconds = parse_budget(cfg.budget)
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu")
-    encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
+    encoder = build_encoder(cfg)
     share = share_of_batch(cfg.loader.batch_size, processes)
     with threads(max(1, torch.get_num_threads() // processes)):  # each process of several takes its share of the cores
         cost = measure_step(encoder, share, cfg.loader.crop_frames, "cuda" if on_gpu else "cpu")

@@ -42,7 +42,7 @@ def say_lines(text: str) -> None:
 
 def complain(line: object) -> None:
     """Print the one line of an error to standard error."""
-    print(f"decar: error: {printable(line)}", file=sys.stderr)
+    print(printable(f"decar: error: {line}"), file=sys.stderr)
 
 
 def _give_up_printing(error: OSError) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from decar import signals
 from decar.cli.checks import check, require
+from decar.cli.config import build_encoder
 from decar.cli.done import FINISHED, flat_options, read_finished, refuse_other_run, write_finished
 from decar.cli.launch import claimed, joined, leads, others, trainer_options
 from decar.cli.limits import use_configured_limits
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from pytorch_lightning.loggers import Logger
 
     from decar.audio import LogMelStore
-    from decar.models import Encoder
     from decar.pretrain import DecarModule
 
 log = logging.getLogger(__name__)
@@ -229,15 +229,6 @@ def clear(output: Path) -> None:
     shutil.rmtree(output / "clusters.parquet", ignore_errors=True)
 
 
-def build_encoder(cfg: DictConfig) -> Encoder:
-    """The network, with the front-end that it is fed by."""
-    from hydra.utils import instantiate
-
-    # partial: Hydra would turn a dataclass among the arguments into a config
-    encoder: Encoder = instantiate(cfg.encoder, _partial_=True)(frontend=instantiate(cfg.frontend))
-    return encoder
-
-
 def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     """The encoder with all that trains it, from its groups."""
     from hydra.utils import instantiate
@@ -246,8 +237,9 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     from decar.pretrain import DecarModule
 
     encoder = build_encoder(cfg)
-    if encoder.normalises:
-        encoder.set_input_statistics(*input_statistics(clips))
+    normalise = getattr(encoder.network, "set_input_statistics", None)
+    if normalise:
+        normalise(*input_statistics(clips))
     return DecarModule(
         encoder,
         instantiate(cfg.projection, dim=encoder.dim),

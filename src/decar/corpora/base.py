@@ -1,22 +1,24 @@
-"""What the readers of public corpora share: what a corpus is, its folder, its lists, drawing what it leaves open.
+"""A public corpus, and helpers for the function that lists its clips: folders, lists, tables, drawn splits.
 
-A reader is a pure function `root → Manifest`: it lists what the corpus's own lists name, with the corpus's own
-split, and looks at no audio. Whether the files are there is looked at once, in `prepare`.
+That function follows the corpus's own lists and split, and opens no audio. `prepare` checks that the files exist.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
 from decar.audio.manifest import Manifest
 from decar.errors import CorpusError
+
+Row: TypeAlias = dict[str, Any]  # of a manifest; `path` is relative to the root, or a Path below it
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ class Corpus:
     """A public corpus.
 
     Attributes:
-        name: How it is called in commands, tasks and tables; the paper's nine as in its tables.
+        name: Its name in commands, tasks and tables; the paper's nine as in its tables.
         title: Its full name, with the release.
-        read: Official layout under a folder → Manifest with `split` or `fold`.
-        label: The column of the manifest that the task is about.
+        clips: Folder → a row a clip, with `split` or `fold`.
+        label: The column of the manifest that holds the classes.
         page: Where it is described.
         apart: Columns of which no value may lie in two splits: the corpus's own rule against leaks.
-        archives: What can be downloaded without asking.
+        archives: Its free downloads.
         by_hand: How to get it where there is a form to sign, or no archive to fetch; "" else.
         paper: Table 1, None where the paper does not have it.
         official: Clips and classes of the release itself, where they are published and differ from the paper's.
@@ -77,7 +79,7 @@ class Corpus:
 
     name: str
     title: str
-    read: Callable[[Path], Manifest]
+    clips: Callable[[Path], Iterable[Row]]
     label: str
     page: str
     apart: tuple[str, ...] = ()
@@ -88,39 +90,41 @@ class Corpus:
     published: Mapping[str, int] = field(default_factory=dict)
     differs: str = ""
 
+    def read(self, root: Path) -> Manifest:
+        """The clips that its lists name, sorted by path and start so that the order is the same on every machine.
 
-def manifest(rows: Iterable[dict[str, Any]], root: Path, title: str) -> Manifest:
-    """Rows → Manifest, sorted by path and start so that it is the same on every machine.
+        Raises:
+            CorpusError: The folder is not laid out as published, or there is no clip.
+        """
+        try:
+            table = pd.DataFrame(list(self.clips(root)))
+            if not len(table):
+                raise CorpusError(f"no clips found in {root}; is it the folder that the archive was unpacked in?")
+        except CorpusError as error:
+            raise CorpusError(f"{self.title}: {error}") from error
+        table["path"] = [str(p.relative_to(root)) if isinstance(p, Path) else p for p in table["path"]]
+        by = ["path", "start"] if "start" in table else ["path"]
+        return Manifest(table.sort_values(by, kind="stable").reset_index(drop=True), root)
 
-    Raises:
-        CorpusError: There is no row.
-    """
-    table = pd.DataFrame(list(rows))
-    if not len(table):
-        raise CorpusError(f"{title}: no clips found in {root}; is it the folder that the archive was unpacked in?")
-    by = ["path", "start"] if "start" in table else ["path"]
-    return Manifest(table.sort_values(by, kind="stable").reset_index(drop=True), root)
 
-
-def find(root: Path, title: str, *names: str) -> Path:
+def find(root: Path, *names: str) -> Path:
     """The first of some folders or files that exists under `root` (`.`: root itself), which must exist too.
 
     Raises:
-        CorpusError: None of them does; says which were looked for, and what is there instead.
+        CorpusError: None of them exists; names them, and what is there instead.
     """
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        raise CorpusError(f"{title}: the folder {root} {what}; give the folder that the archives were unpacked in")
+        raise CorpusError(f"the folder {root} {what}; give the folder that the archives were unpacked in")
     for name in names:
         if (root / name).exists():
             return root / name
     there = ", ".join(sorted(entry.name for entry in root.iterdir())[:6]) or "nothing"
-    raise CorpusError(f"{title}: neither {' nor '.join(names)} in {root} (there is: {there}); give the folder above it"
-                      if len(names) > 1 else
-                      f"{title}: no {names[0]} in {root} (there is: {there}); give the folder above it")  # fmt: skip
+    wanted = f"neither {' nor '.join(names)}" if len(names) > 1 else f"no {names[0]}"
+    raise CorpusError(f"{wanted} in {root} (there is: {there}); give the folder above it")
 
 
-def lines(file: Path, title: str) -> list[str]:
+def lines(file: Path) -> list[str]:
     """The lines of a list file, stripped, without empty ones.
 
     Raises:
@@ -129,14 +133,16 @@ def lines(file: Path, title: str) -> list[str]:
     try:
         found = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
-        raise CorpusError(f"{title}: the list {file} cannot be read ({_reason(error)}); download it again") from error
+        raise CorpusError(
+            f"the list {file} cannot be read ({' '.join(str(error).split())}); download it again"
+        ) from error
     found = [line for line in found if line]
     if not found:
-        raise CorpusError(f"{title}: the list {file} is empty; download it again")
+        raise CorpusError(f"the list {file} is empty; download it again")
     return found
 
 
-def cells(text: Iterable[str], file: Path, title: str, **dialect: Any) -> Iterator[list[str]]:
+def cells(text: Iterable[str], file: Path, **dialect: Any) -> Iterator[list[str]]:
     """The rows of a table without a header line, from its lines.
 
     Raises:
@@ -146,30 +152,42 @@ def cells(text: Iterable[str], file: Path, title: str, **dialect: Any) -> Iterat
     try:
         yield from reader
     except csv.Error as error:
-        raise CorpusError(f"{title}: {file}, line {reader.line_num}: {error}; download it again") from error
+        raise CorpusError(f"{file}, line {reader.line_num}: {error}; download it again") from error
 
 
-def rows(file: Path, title: str, columns: Sequence[str], *, delimiter: str = ",") -> Iterator[dict[str, str]]:
+def rows(file: Path, columns: Sequence[str], *, delimiter: str = ",") -> Iterator[dict[str, str]]:
     """The rows of a table with a header line; it must have these columns.
 
     Raises:
         CorpusError: It cannot be read, lacks a column (another release?), or a row is cut off.
     """
-    table = cells(lines(file, title), file, title, delimiter=delimiter)
+    table = cells(lines(file), file, delimiter=delimiter)
     header = next(table)
     missing = [column for column in columns if column not in header]
     if missing:
-        raise CorpusError(
-            f"{title}: {file} has no column '{missing[0]}' (columns: {', '.join(header)}); is it another release?"
-        )
+        raise CorpusError(f"{file} has no column '{missing[0]}' (columns: {', '.join(header)}); is it another release?")
     last = max(map(header.index, columns))
     for number, row in enumerate(table, 2):
         if len(row) <= last:
-            raise CorpusError(f"{title}: {file}, line {number} is cut off; download it again")
+            raise CorpusError(f"{file}, line {number} is cut off; download it again")
         yield dict(zip(header, row, strict=False))
 
 
-def known(label: str, labels: Iterable[str], where: str, title: str) -> str:
+def entries(file: Path, pick: Callable[[Any], Iterable[tuple[str, ...]]]) -> list[tuple[str, ...]]:
+    """Some values of each entry of a JSON file.
+
+    Raises:
+        CorpusError: It cannot be read, or an entry lacks one of them.
+    """
+    try:
+        return list(pick(json.loads(file.read_text())))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorpusError(
+            f"{file} cannot be read ({error!r}): another release? Else unpack the archive again"
+        ) from error
+
+
+def known(label: str, labels: Iterable[str], where: str) -> str:
     """The label, if it is one of those that the corpus has.
 
     Raises:
@@ -177,15 +195,29 @@ def known(label: str, labels: Iterable[str], where: str, title: str) -> str:
     """
     labels = list(labels)
     if label not in labels:
-        raise CorpusError(f"{title}: {where}: unknown label '{label}'; expected one of {', '.join(labels)}")
+        raise CorpusError(f"{where}: unknown label '{label}'; expected one of {', '.join(labels)}")
     return label
+
+
+def with_split(
+    clips: list[Row],
+    shares: dict[str, float],
+    *,
+    groups: str = "path",
+    within: str | None = None,
+    column: str = "split",
+) -> list[Row]:
+    """The rows with a column `split` drawn by whole `groups`, in the same shares `within` each value of a column."""
+    names, labels = [str(clip[groups]) for clip in clips], [str(clip[within]) if within else "" for clip in clips]
+    drawn = draw(names, labels, shares) if clips else []
+    return [{**clip, column: split} for clip, split in zip(clips, drawn, strict=True)]
 
 
 def draw(groups: Sequence[str], labels: Sequence[str], shares: dict[str, float], seed: int = 0) -> list[str]:
     """A split by whole groups within each label, the same on every machine.
 
     Args:
-        groups: What is never divided (a speaker), an entry a clip; the clips' paths for a draw by clips.
+        groups: The group of each clip (its speaker), never divided; the clips' paths for a draw by clips.
         labels: The class of each clip; the shares hold within each. A group counts for the class of its first clip.
         shares: Part of the groups for each split, such as `{"train": 0.8, "test": 0.2}`; they sum to 1.
         seed: Of the draw.
@@ -206,7 +238,3 @@ def draw(groups: Sequence[str], labels: Sequence[str], shares: dict[str, float],
         for name, part in zip(shares, np.split(members, np.cumsum(sizes)[:-1]), strict=True):
             drawn |= dict.fromkeys(part.tolist(), name)
     return [drawn[group] for group in groups]
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -62,7 +62,7 @@ def download(
     Args:
         corpus: One of `CORPORA`.
         root: The folder to unpack in; archives stay in its folder `archives`.
-        bounds: What an archive may unpack to.
+        bounds: Limits of an archive.
         timeout: Longest silence of a server, s.
         tries: Requests in a row that bring nothing new before an address is given up.
         wait: Pause after the first of them, s; it doubles each time.
@@ -228,7 +228,7 @@ def _answering() -> Iterator[None]:
 
 
 def _version(source: Any) -> str:
-    """What tells one version of a file from another in a request for a part (RFC 9110, 13.1.5); "" for nothing."""
+    """The validator of a file for a range request (RFC 9110, 13.1.5); "" for none."""
     tag = source.headers.get("ETag", "")
     return str(tag if tag.startswith('"') else source.headers.get("Last-Modified", ""))  # W/"…" is not exact
 
@@ -250,13 +250,13 @@ def _extent(source: Any, start: int, version: str) -> tuple[int, int | None]:
 
 def _copy(source: Any, target: BinaryIO, part: Path, total: int | None) -> None:
     """Write what arrives at once, so that a connection that is cut or stalls loses nothing."""
-    said = time.monotonic()
+    logged = time.monotonic()
     while block := source.read1(_BLOCK):
         with saving(part):
             target.write(block)
             target.flush()
-        if time.monotonic() > said + _QUIET:
-            said = time.monotonic()
+        if time.monotonic() > logged + _QUIET:
+            logged = time.monotonic()
             log.info("%s: %d%s MB", part.stem[1:], target.tell() // 10**6, f" of {total // 10**6}" if total else "")
 
 

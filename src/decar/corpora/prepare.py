@@ -1,8 +1,10 @@
 """A corpus on disk → a checked manifest in the cache, its log-mel store, and how it compares with Table 1."""
 
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -19,11 +21,13 @@ from decar.files import whole
 log = logging.getLogger(__name__)
 
 FACTS = "facts.json"  # beside the manifest
+DURATION = "mean duration, s"  # a quantity of Table 1
+Quantity: TypeAlias = tuple[str, float | None, float | None]  # its name, what is expected, what was found
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` made.
+    """A corpus that `prepare` has checked.
 
     Attributes:
         manifest: The clips that are there.
@@ -48,10 +52,10 @@ def manifest_file(cache_dir: str | Path, name: str) -> Path:
 
 
 def load_prepared(cache_dir: str | Path, name: str) -> Prepared | None:
-    """What `prepare` made of a corpus; None when it has not been prepared.
+    """A prepared corpus; None when it has not been prepared.
 
     Raises:
-        CorpusError: What it made is damaged.
+        CorpusError: Its manifest is damaged.
     """
     file = manifest_file(cache_dir, name)
     if not file.is_file():
@@ -98,8 +102,8 @@ def prepare(
         progress: Whether to show a bar.
 
     Raises:
-        CorpusError: A download was stopped, the layout is not the official one, files are missing, or the split is not
-            one to learn from.
+        CorpusError: A download was stopped, the layout is not the official one, files are missing, or the split leaks
+            or has a class without training clips.
     """
     root = Path(root).expanduser().absolute()
     check_finished(root, corpus.title)
@@ -138,27 +142,25 @@ def _with_store(prepared: Prepared, cache_dir: str | Path, progress: bool) -> Pr
 
 def _present(clips: Manifest, corpus: Corpus, allow_missing: bool) -> tuple[Manifest, int]:
     """The clips whose files are there, and how many are not."""
-    here: dict[Path, bool] = {}  # many clips of one file: ask the disk once
-    found = np.asarray(
-        [here.setdefault(file, file.is_file()) if file not in here else here[file] for file in clips.files]
-    )
+    here = {file: file.is_file() for file in set(clips.files)}  # several clips may be of one file
+    found = np.asarray([here[file] for file in clips.files])
     missing = int((~found).sum())
     if not missing:
         return clips, 0
     first = clips.files[int(np.flatnonzero(~found)[0])]
-    told = f"{corpus.title}: {missing} of {len(clips)} listed clips are not there, first: {first}"
+    fault = f"{corpus.title}: {missing} of {len(clips)} listed clips are not there, first: {first}"
     if missing == len(clips) or not allow_missing:
         more = "" if missing == len(clips) else ", or pass --allow-missing to go on without them"
-        raise CorpusError(f"{told}; is the download complete and unpacked?{more}")
-    log.warning("%s; going on without them", told)
+        raise CorpusError(f"{fault}; is the download complete and unpacked?{more}")
+    log.warning("%s; going on without them", fault)
     return clips.take(found), missing
 
 
 def check_split(clips: Manifest, corpus: Corpus) -> None:
-    """The corpus's own rule against leaks holds, and every class has clips to learn from.
+    """Check the corpus's own rule against leaks, and that every class has training clips.
 
     Raises:
-        CorpusError: It does not.
+        CorpusError: A value of one of the columns `apart` is in two splits, or a class has no training clip.
     """
     column = next((name for name in ("fold", "split") if name in clips.table), None)
     if column is None:
@@ -179,6 +181,54 @@ def check_split(clips: Manifest, corpus: Corpus) -> None:
 
 
 def _shared(values: pd.Series, splits: pd.Series) -> list[str]:
-    """Values that lie in more than one split; empty ones know nothing."""
+    """Values that lie in more than one split; an empty one is no value."""
     counts = splits[values != ""].groupby(values[values != ""]).nunique()
     return sorted(map(str, counts.index[counts > 1]))
+
+
+def table1(found: Iterable[tuple[Corpus, Prepared]]) -> pd.DataFrame:
+    """Prepared corpora beside the paper's Table 1, or the sizes of the release, as text cells.
+
+    Returns:
+        Columns corpus, quantity, expected, found, difference, likely reason; three rows a corpus, and one for each part
+        of it whose size is published.
+    """
+    return pd.DataFrame([_row(*both, line) for both in found for line in _quantities(*both)])
+
+
+def _quantities(corpus: Corpus, prepared: Prepared) -> Iterator[Quantity]:
+    """Each quantity that is compared, its expected value and the one found; None: unknown."""
+    clips, paper = prepared.manifest, corpus.paper
+    n_clips, n_classes = (paper.clips, paper.classes) if paper else corpus.official or (None, None)
+    yield "classes", n_classes, clips.column(corpus.label).nunique()
+    yield "clips", n_clips, len(clips)
+    yield DURATION, paper.seconds if paper else None, prepared.seconds
+    for part, size in corpus.published.items():
+        column, _, value = part.partition("=")
+        yield f"clips, {part}", size, int((clips.column(column) == value).sum())
+
+
+def _row(corpus: Corpus, prepared: Prepared, line: Quantity) -> dict[str, str]:
+    quantity, expected, found = line
+    form, close = (",.2f", 0.05) if quantity == DURATION else (",.0f", 0.0)  # `close` is no difference
+    difference = None if expected is None or found is None else found - expected
+    return {
+        "corpus": corpus.name,
+        "quantity": quantity,
+        "expected": "" if expected is None else format(expected, form),
+        "found": "not measured" if found is None else format(found, form),
+        "difference": "" if difference is None else format(difference, "+" + form),
+        "likely reason": "" if difference is None or abs(difference) <= close else _reason(corpus, prepared),
+    }
+
+
+def _reason(corpus: Corpus, prepared: Prepared) -> str:
+    """Why the numbers may differ, most likely first."""
+    reasons = []
+    if prepared.missing:
+        reasons.append(f"{prepared.missing:,} listed clips are missing")
+    if corpus.official and corpus.paper and len(prepared.manifest) == corpus.official[0]:
+        reasons.append(f"complete: the release has {corpus.official[0]:,} clips")
+    if corpus.differs:
+        reasons.append(corpus.differs)
+    return "; ".join(reasons) or "not the full release?"

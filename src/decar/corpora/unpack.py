@@ -25,7 +25,7 @@ from decar.errors import CorpusError
 
 _BLOCK = 1 << 20
 _PART = ".unpacking"  # without a suffix: no reader of a corpus takes it for a clip
-_SMALL = 1 << 20  # bytes; below, the ratio says nothing: an empty tar compresses 85-fold
+_SMALL = 1 << 20  # bytes; below, the ratio means nothing: an empty tar compresses 85-fold
 _BY_HAND = "if you trust it, unpack it by hand"
 _DAMAGES = (  # what zipfile, tarfile and the decompressors raise on damaged bytes
     OSError, EOFError, ValueError, RuntimeError, LookupError, ArithmeticError, zipfile.BadZipFile, tarfile.TarError,
@@ -43,7 +43,7 @@ class DamagedError(CorpusError):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one archive may unpack to; the largest known one (NSynth) has 289,205 members and 37 GB, twofold compressed.
+    """Limits of one unpacked archive; the largest known one (NSynth) has 289,205 members and 37 GB, twofold compressed.
 
     Attributes:
         size: Bytes in all.

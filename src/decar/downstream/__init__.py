@@ -1,6 +1,5 @@
 """Judging an encoder on labelled tasks: frozen probe, fine-tuning, and the tables that come of it."""
 
-from decar.downstream.commands import missing_commands
 from decar.downstream.embeddings import cached_embeddings
 from decar.downstream.finetune import fit_finetune
 from decar.downstream.judge import judge
@@ -8,8 +7,7 @@ from decar.downstream.outcome import Outcome
 from decar.downstream.probe import fit_frozen
 from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol, SearchProtocol
 from decar.downstream.results import Result, by_metric, collect
-from decar.downstream.table3 import table3, table3_cells, table3_markdown
-from decar.downstream.tables import table2, table2_markdown, to_markdown
+from decar.downstream.tables import table2, table2_markdown, table3, table3_cells, table3_markdown, to_markdown
 from decar.downstream.task import Task, TaskSpec, load_task
 
 __all__ = [
@@ -28,7 +26,6 @@ __all__ = [
     "fit_frozen",
     "judge",
     "load_task",
-    "missing_commands",
     "table2",
     "table2_markdown",
     "table3",

@@ -1,7 +1,7 @@
 """One DataModule for every task: random crops to train on, whole clips to judge by.
 
-A batch is a pure function of (seed, epoch, place in the epoch): the loader hands the epoch to the data set along
-with the clip numbers, so that neither workers nor prefetching can give a batch of another epoch.
+A batch is a pure function of (seed, epoch, place in the epoch). The sampler yields the epoch with the clip numbers, so
+workers and prefetching cannot mix epochs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from decar.audio.store import LogMelStore
 from decar.downstream.task import Task, drop_unreadable
 from decar.signals import leave_to_parent
 
-WORKER_SECONDS = 300  # that workers may take for a batch; then one is taken to be stuck
+WORKER_SECONDS = 300  # for one batch; after that a worker counts as stuck
 
 T = TypeVar("T")
 Indices: TypeAlias = NDArray[np.int64]
@@ -29,11 +29,11 @@ WholeBatch: TypeAlias = tuple[list[NDArray[np.float16]], Tensor]  # B log-mels (
 
 
 class EpochBatches(Sampler[BatchKey]):
-    """Batches of one split in an order drawn anew each epoch; Lightning calls `set_epoch` before every epoch.
+    """Batches of one split in a new order each epoch; Lightning calls `set_epoch` before every epoch.
 
     Args:
         indices: Clips to draw, each once an epoch.
-        batch_size: Clips a batch; a last batch of one clip is joined to the one before it, for BatchNorm's sake.
+        batch_size: Clips a batch; a last batch of one clip, which BatchNorm rejects, joins the one before it.
         seed: Seeds the order, together with the epoch.
     """
 
@@ -58,7 +58,7 @@ class EpochBatches(Sampler[BatchKey]):
 
 
 class Crops(Dataset[Batch]):
-    """Whole batches of random crops, asked for by (epoch, clip numbers)."""
+    """Batches of random crops, by (epoch, clip numbers)."""
 
     def __init__(self, task: Task, store: LogMelStore, frames: int, seed: int) -> None:
         self.task, self.store, self.frames, self.seed = task, store, frames, seed
@@ -73,7 +73,7 @@ class Crops(Dataset[Batch]):
 
 
 class WholeClips(Dataset[WholeBatch]):
-    """Whole clips, as they lie in the store, asked for by clip numbers."""
+    """Batches of whole clips as stored, by clip numbers."""
 
     def __init__(self, task: Task, store: LogMelStore) -> None:
         self.task, self.store = task, store
@@ -127,7 +127,7 @@ class TaskData(LightningDataModule):
         return self._whole("valid")
 
     def test_dataloader(self) -> DataLoader[WholeBatch]:
-        """Whole clips of the test split; to be asked for once."""
+        """Whole clips of the test split."""
         return self._whole("test")
 
     def _whole(self, split: str) -> DataLoader[WholeBatch]:

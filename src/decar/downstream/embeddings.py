@@ -15,18 +15,17 @@ from decar.audio.store import LogMelStore
 from decar.digests import ARRAY_SUFFIX, load_array, save_array
 from decar.errors import StoreError
 from decar.files import advice, whole
-from decar.models.encode import encode_store
-from decar.models.encoder import Encoder
+from decar.models import Encoder, embed_store
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # to be raised whenever padding, statistics or layout change: older files are not read any more
+FORMAT = 3  # raise it when padding, statistics or layout change: older files are then ignored
 
 Source = Encoder | Literal["logmel"]
 
 
 def encoder_hash(encoder: Source) -> str:
-    """What tells this encoder from every other; "logmel" for the baseline."""
+    """The hash of an encoder; "logmel" for the baseline."""
     return encoder if isinstance(encoder, str) else encoder.hash()
 
 
@@ -41,12 +40,12 @@ def cached_embeddings(
 ) -> NDArray[np.float32]:
     """Embeddings of every clip of a store, from the cache when they are there.
 
-    Several processes may ask at once: each writes a file of its own and renames it into place. A file that does not fit
-    its digest, or is of another shape, is made anew; a cache that cannot be written costs a warning.
+    Several processes may call this at once: each writes its own file and renames it into place. A file whose digest or
+    shape is wrong is computed again; a cache that cannot be written is a warning.
 
     Args:
-        encoder: The encoder, run in eval mode whatever mode it is in; or "logmel": mean and standard deviation of the
-            log-mel over time.
+        encoder: The encoder, always run in eval mode; or "logmel": mean and standard deviation of the log-mel over
+            time.
         store: Log-mels of readable clips.
         cache_dir: Where caches live; the files go into its folder `embeddings`.
         batch_size: Clips a batch.
@@ -69,7 +68,7 @@ def cached_embeddings(
     if isinstance(encoder, str):
         made = np.stack([logmel_statistics(store[i]) for i in range(len(store))]).astype(np.float32)
     else:
-        made = encode_store(encoder, store, batch_size=batch_size, device=device, progress=progress)
+        made = embed_store(encoder, store, batch_size=batch_size, device=device, progress=progress)
     bad = np.flatnonzero(~np.isfinite(made.sum(axis=1, dtype=np.float64)))  # float32 cannot overflow it
     if len(bad):
         raise StoreError(
@@ -90,12 +89,12 @@ def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
         reason = "another shape than the store and the encoder have"
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-    log.warning("%s is damaged (%s) and is made anew", path, reason)
+    log.warning("%s is damaged (%s) and is computed again", path, reason)
     return None
 
 
 def _write(path: Path, x: NDArray[np.float32]) -> None:
-    """Write whole or not at all."""
+    """Write the file; a failure is a warning."""
     try:
         with whole(path) as part:
             save_array(part, x)

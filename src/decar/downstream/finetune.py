@@ -1,4 +1,4 @@
-"""Fine-tuning: encoder and linear head learn together; the best epoch of validation is judged on the test split, once.
+"""Fine-tuning: encoder and linear head are trained together; the best epoch on validation is tested, once.
 
 Letters: `B` batch, `M` mel bands, `F` frames, `D` embedding, `C` classes.
 """
@@ -17,14 +17,13 @@ from torch import Tensor, nn
 
 from decar.audio.store import LogMelStore
 from decar.downstream.datamodule import Batch, TaskData, WholeBatch
-from decar.downstream.known import Truth
-from decar.downstream.outcome import Outcome, measure, score
+from decar.downstream.outcome import Outcome, Truth, measure, score
 from decar.downstream.probe import classification_loss
 from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol
 from decar.downstream.task import Task
 from decar.errors import ConfigError
-from decar.models.encoder import Encoder
-from decar.models.pieces import clip_vectors
+from decar.models import Encoder
+from decar.models.embed import embed_clips
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +41,7 @@ class FineTuner(LightningModule):
         super().__init__()
         self.encoder, self.n_classes, self.lr = encoder, n_classes, lr
         self.head = nn.Linear(encoder.dim, n_classes)
-        self.answers: list[tuple[Tensor, Tensor]] = []  # logits and truth of the clips judged so far
+        self.answers: list[tuple[Tensor, Tensor]] = []  # logits and truth of the clips of this epoch so far
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, C)` of log-mels `(B, 1, M, F)`."""
@@ -61,20 +60,11 @@ class FineTuner(LightningModule):
 
     def validation_step(self, batch: WholeBatch, batch_idx: int) -> None:
         """Keep the answers to a batch of whole clips."""
-        self._answer(batch)
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the answers to validation."""
-        self.answers.clear()
-
-    def test_step(self, batch: WholeBatch, batch_idx: int) -> None:
-        """Keep the answers to a batch of whole clips."""
-        self._answer(batch)
-
-    def _answer(self, batch: WholeBatch) -> None:
         clips, truth = batch
-        vectors = clip_vectors(lambda x: self.encoder(x.to(self.device)), clips, self.encoder, max(len(clips), 1))
+        vectors = embed_clips(lambda x: self.encoder(x.to(self.device)), clips, self.encoder, max(len(clips), 1))
         self.answers.append((self.head(vectors.to(self.device)).float().cpu(), truth.cpu()))
+
+    on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
 
     def answered(self) -> tuple[NDArray[np.float32], Truth]:
         """Logits `(N, C)` and truth of all clips judged since the last start."""
@@ -87,7 +77,7 @@ class FineTuner(LightningModule):
 
 
 class KeepBest(Callback):
-    """Holds the weights of the first best epoch of validation in memory, so that nothing is written anywhere."""
+    """Keeps the weights of the first best epoch on validation, in memory."""
 
     def __init__(self) -> None:
         self.valid_value, self.epoch = -1.0, -1
@@ -129,8 +119,8 @@ def fit_finetune(
         task: The classes and splits.
         store: Log-mels of the task's clips, in the task's order.
         protocol: `PaperProtocol`: one learning rate. `SearchProtocol`: each of its learning rates from the same initial
-            weights, the best of validation kept (the first of equals). Its `max_epochs` rules the trainer's.
-        seed: Seeds the head, the order, the crops and whatever the network draws.
+            weights, the best on validation kept (the first of equals). Its `max_epochs` replaces the trainer's.
+        seed: Seeds the head, the order, the crops and the network's own draws.
         crop_frames: Frames of a training crop.
         num_workers: Loader processes.
         trainer_kwargs: For `Trainer`: accelerator, precision, progress bar. One device; no logger, no checkpoints.
@@ -142,7 +132,7 @@ def fit_finetune(
         ConfigError: `KnnProtocol`, which trains nothing.
     """
     if isinstance(protocol, KnnProtocol):
-        raise ConfigError("mode=finetune protocol=knn: neighbours vote, nothing is trained; take mode=frozen")
+        raise ConfigError("mode=finetune protocol=knn: nothing is trained; take mode=frozen")
     data = TaskData(
         task, store, batch_size=protocol.batch_size, crop_frames=crop_frames, seed=seed, num_workers=num_workers,
         min_frames=encoder.min_frames, max_frames=encoder.max_frames,
@@ -180,7 +170,7 @@ def _test(tuned: _Tuned, data: TaskData, kwargs: Mapping[str, Any]) -> tuple[dic
 
 
 def _trainer(kwargs: Mapping[str, Any], *callbacks: Callback) -> Trainer:
-    """A trainer on one device that leaves nothing behind in the working folder."""
+    """A trainer on one device that writes no file."""
     ours = {
         "devices": 1,
         "logger": False,
@@ -194,7 +184,7 @@ def _trainer(kwargs: Mapping[str, Any], *callbacks: Callback) -> Trainer:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global generators for what networks draw themselves (dropout), and give them back as they were."""
+    """Seed torch's global generators, from which networks draw (dropout), and restore their states afterwards."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield

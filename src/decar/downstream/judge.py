@@ -3,9 +3,9 @@
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -14,16 +14,15 @@ from decar.audio.logmel import FrontEnd
 from decar.audio.store import LogMelStore
 from decar.downstream.embeddings import Source, cached_embeddings, encoder_hash
 from decar.downstream.finetune import fit_finetune
-from decar.downstream.outcome import Outcome
 from decar.downstream.probe import fit_frozen
 from decar.downstream.protocol import Protocol
-from decar.downstream.results import Kind, Mode, ProtocolName, Result
-from decar.downstream.task import Task, TaskSpec, drop_unreadable, few_shot, load_task
+from decar.downstream.results import Kind, Mode, Result
+from decar.downstream.task import TaskSpec, drop_unreadable, few_shot, load_task
 from decar.errors import ConfigError, check_whole
 
 log = logging.getLogger(__name__)
 
-NAMES: dict[str, ProtocolName] = {name: name for name in get_args(ProtocolName)}
+COLUMNS: dict[str, Kind] = {"random": "random", "logmel": "logmel"}  # of a table, by bundle; other bundles: "decar"
 
 
 def judge(
@@ -40,27 +39,25 @@ def judge(
     num_workers: int = 0,
     trainer_kwargs: Mapping[str, Any] | None = None,
     progress: bool = True,
-    choice: str | None = None,
     pretrained: Mapping[str, Any] | None = None,
 ) -> Result:
     """Judge an encoder on a task.
 
-    The store and, when frozen, the embeddings are those of the whole source, so that tasks of one source share them.
+    Store and frozen embeddings are of the whole source, so that tasks of one source share them.
 
     Args:
         spec: The task.
         encoder: An encoder, or "logmel".
-        bundle: What the user typed for it; "random" and "logmel" name the column of the table.
+        bundle: As the user gave it; "random" and "logmel" are columns of the tables.
         mode: "frozen": linear classifier on embeddings; "finetune": the whole network learns.
-        protocol: How it is trained and what is chosen on validation.
+        protocol: How the classifier is trained and which setting validation chooses.
         seed: Seed of the probe.
         cache_dir: Where stores and embeddings are kept.
         frontend: Front-end of the "logmel" baseline; an encoder brings its own.
-        device: Where the embeddings are computed; `trainer_kwargs` says where fine-tuning runs.
+        device: Where the embeddings are computed; that of fine-tuning is in `trainer_kwargs`.
         num_workers: Loader processes of fine-tuning.
         trainer_kwargs: For the trainer of fine-tuning.
         progress: Whether to show bars.
-        choice: Name of the task's file in conf/task, for the commands under a table; None: csv or folder.
         pretrained: Facts about the encoder's pre-training, for the tables that compare settings of it.
 
     Raises:
@@ -89,30 +86,16 @@ def judge(
             encoder, task, store.take(task.rows), protocol, seed, crop_frames=spec.crop_frames,
             num_workers=num_workers, trainer_kwargs=trainer_kwargs,
         )  # fmt: skip
-    result = replace(
-        _result(task, outcome, bundle, encoder_hash(encoder), mode, protocol, seed), split_hash=whole.hash()
-    )
-    network = "" if isinstance(encoder, str) else encoder.description
-    seconds = round(time.perf_counter() - began, 3)
-    return replace(
-        result, network=network, pretrained=dict(pretrained or {}), task_options=spec.typed(choice), seconds=seconds
-    )
-
-
-def _result(
-    task: Task, outcome: Outcome, bundle: str, hash_of_encoder: str, mode: Mode, protocol: Protocol, seed: int
-) -> Result:
-    kinds: dict[str, Kind] = {"random": "random", "logmel": "logmel"}
     counts = task.counts()
     return Result(
-        task=task.spec.name,
+        task=spec.name,
         mode=mode,
-        protocol=NAMES[protocol.name],
+        protocol=protocol.name,
         bundle=bundle,
-        encoder=kinds.get(bundle, "decar"),
-        encoder_hash=hash_of_encoder,
+        encoder=COLUMNS.get(bundle, "decar"),
+        encoder_hash=encoder_hash(encoder),
         seed=seed,
-        split_hash=task.hash(),
+        split_hash=whole.hash(),
         value=outcome.test_value,
         valid_value=outcome.valid_value,
         n_train=counts["train"],
@@ -123,11 +106,13 @@ def _result(
         confusion=outcome.confusion.tolist(),
         metric=outcome.metric,
         metrics=outcome.metrics,
-        fold=task.spec.fold,
-        shots=task.spec.shots,
+        fold=spec.fold,
+        shots=spec.shots,
         classes=task.classes,
         chosen=outcome.chosen,
         version=decar.__version__,
-        seconds=0.0,
+        seconds=round(time.perf_counter() - began, 3),
         settings={key: list(v) if isinstance(v, tuple) else v for key, v in asdict(protocol).items()},
+        network="" if isinstance(encoder, str) else encoder.description,
+        pretrained=dict(pretrained or {}),
     )

@@ -8,44 +8,44 @@ import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from torch.nn import functional
 
-from decar.downstream.known import Fitted, Floats, Known, Scorer, Truth, standardiser
-from decar.downstream.outcome import score
+from decar.downstream.outcome import Fitted, Floats, Known, Scorer, Truth, score
 from decar.downstream.protocol import SearchProtocol
-
-_LEAST = np.finfo(np.float64).eps  # probability given to a class that was not learned
+from decar.models.vectors import standardiser
 
 
 def fit_search(known: Known, protocol: SearchProtocol) -> Fitted:
-    """The strength that is best on validation, refitted on train and validation.
+    """Choose the strength on validation and fit it again on train and validation.
 
-    Of equally good ones, and with few validation clips there are several, the one with the lowest log-loss on
-    validation; of those that even so are equal to six digits the smallest.
+    Few validation clips often score several strengths alike. Of those the one with the lowest log-loss on validation is
+    taken, and of log-losses that are equal to six digits the smallest strength.
     """
     prepare = preparation(known.x_train)
     x_train, x_valid = prepare(known.x_train), prepare(known.x_valid)
     history: list[dict[str, float | int]] = []
     for strength in sorted(protocol.strengths):
         given = fit(x_train, known.y_train, strength, known.n_classes)(x_valid)
-        value, loss = score(given, known.y_valid), round(log_loss(given, known.y_valid), 6)
+        value, loss = score(given, known.y_valid), round(loss_of(given, known.y_valid), 6)
         history.append({"C": strength, "valid_value": value, "valid_loss": loss})
     best = max(history, key=lambda tried: (tried["valid_value"], -tried["valid_loss"]))  # the first of equals
-    x, y = known.everything() if known.refit else (known.x_train, known.y_train)
+    x, y = known.final()
     prepare_all = preparation(x)
     final = fit(prepare_all(x), y, best["C"], known.n_classes)
     return Fitted(lambda z: final(prepare_all(z)), best["valid_value"], {"C": best["C"]}, history)
 
 
 def fit(x: Floats, y: Truth, strength: float, n_classes: int) -> Scorer:
-    """Fit prepared embeddings; the result gives probabilities `(N, C)`: of classes, or of each label by itself."""
+    """Fit prepared embeddings; scores are probabilities `(N, C)` of the classes, or of each label by itself."""
     return _fit_labels(x, y, strength) if y.ndim == 2 else _fit_classes(x, y, strength, n_classes)
 
 
 def _fit_classes(x: Floats, y: Truth, strength: float, n_classes: int) -> Scorer:
-    """Newton's method, since embeddings of few clips are so ill-conditioned that lbfgs stops short of the optimum.
+    """Multinomial logistic regression by Newton's method.
 
-    After 1000 steps it still does, and then rounding decides the score.
+    Embeddings of few clips are so ill-conditioned that lbfgs stops short of the optimum even after 1000 steps, and the
+    score then depends on rounding.
     """
     model = LogisticRegression(C=strength, solver="newton-cg", max_iter=100)
     with warnings.catch_warnings():
@@ -82,19 +82,20 @@ def _fit_labels(x: Floats, y: Truth, strength: float) -> Scorer:
     return lambda z: 1 / (1 + np.exp(-(z @ w + b)))
 
 
-def log_loss(given: Floats, truth: Truth) -> float:
-    """Mean of -ln of the probability given to the truth: of a clip's class, or of each label that it has or has not."""
-    right = np.where(truth, given, 1 - given) if truth.ndim == 2 else given[np.arange(len(given)), truth]
-    return float(-np.log(np.maximum(right, _LEAST)).mean())
+def loss_of(given: Floats, truth: Truth) -> float:
+    """Mean log-loss of probabilities `(N, C)`: of a clip's class, or of each label that it has or has not."""
+    if truth.ndim == 2:
+        return float(log_loss(truth.ravel(), given.ravel(), labels=[False, True]))
+    return float(log_loss(truth, given, labels=range(given.shape[1])))
 
 
 def preparation(x: Floats) -> Callable[[Floats], NDArray[np.float64]]:
-    """What standardises embeddings like `x` `(N, D)` and, when `N < D`, expresses them in the span of `x`.
+    """A function that standardises embeddings by `x` `(N, D)` and, when `N < D`, expresses them in the span of `x`.
 
     L2-penalised weights lie in the span of the clips they are fitted to (representer theorem): the classifier is the
     same and its fit several times cheaper.
     """
-    mean, scale = standardiser(x)
+    mean, scale = standardiser([x])
     if len(x) >= x.shape[1] or not scale.any():
         return lambda z: (z - mean) * scale
     rows = (x - mean) * scale

@@ -1,13 +1,51 @@
-"""What a probe hands back, and the measures of its answers. `N` clips, `C` classes."""
+"""The input and output of a probe, and the measures of its answers. `N` clips, `D` embedding, `C` classes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, f1_score, recall_score
 
-SINGLE = ("accuracy", "balanced_accuracy", "macro_f1")  # of tasks with one class a clip; the first is what counts
-MULTI = ("mAP",)  # of tasks with several labels a clip
+Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
+Truth: TypeAlias = NDArray[np.int64] | NDArray[np.bool_]  # (N,) class, or (N, C) which labels a clip has
+Scorer: TypeAlias = Callable[[Floats], Floats]  # (N, D) embeddings to (N, C) scores, the larger the likelier
+
+
+class Known(NamedTuple):
+    """The data for fitting and choosing: embeddings and truth of train and validation, never of test.
+
+    Attributes:
+        x_train: `(N, D)`.
+        y_train: `(N,)` class, or `(N, C)` which labels a clip has.
+        x_valid: As `x_train`.
+        y_valid: As `y_train`.
+        n_classes: `C`.
+        refit: Whether the chosen setting is fitted again on train and validation together; not with few shots.
+    """
+
+    x_train: Floats
+    y_train: Truth
+    x_valid: Floats
+    y_valid: Truth
+    n_classes: int
+    refit: bool = True
+
+    def final(self) -> tuple[Floats, Truth]:
+        """The data for the chosen setting: train and validation, or train alone without `refit`."""
+        if not self.refit:
+            return self.x_train, self.y_train
+        return np.concatenate([self.x_train, self.x_valid]), np.concatenate([self.y_train, self.y_valid])
+
+
+class Fitted(NamedTuple):
+    """A classifier of raw embeddings, and how its setting was chosen."""
+
+    scores: Scorer
+    valid_value: float
+    chosen: dict[str, float | int]
+    history: list[dict[str, float | int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +54,7 @@ class Outcome:
 
     Attributes:
         valid_value: 0 to 1, of the chosen setting on validation, before any refit: accuracy, or mAP of several labels.
-        metrics: 0 to 1, each measure of the task on the test split, read once; the first is what counts.
+        metrics: 0 to 1, each measure of the task on the test split; the first is the score of the task.
         confusion: `(C, C)` int64 of the test split, rows the true class, columns the predicted one; `(0, 0)` when
             clips have several labels.
         chosen: The setting that validation chose.
@@ -31,60 +69,41 @@ class Outcome:
 
     @property
     def metric(self) -> str:
-        """Name of the measure that counts."""
+        """Name of the score."""
         return next(iter(self.metrics))
 
     @property
     def test_value(self) -> float:
-        """The measure that counts, on the test split."""
+        """The score on the test split."""
         return self.metrics[self.metric]
 
 
-def score(scores: NDArray[np.floating], truth: NDArray[np.int64] | NDArray[np.bool_]) -> float:
-    """The measure that counts: accuracy, or mAP where `truth` is `(N, C)`.
+def score(scores: Floats, truth: Truth) -> float:
+    """Accuracy, or mAP where `truth` is `(N, C)`, of scores `(N, C)`."""
+    if truth.ndim == 2:
+        return mean_average_precision(scores, truth)
+    return float(accuracy_score(truth, scores.argmax(1)))
 
-    Args:
-        scores: `(N, C)`, the larger the likelier.
-        truth: `(N,)` class, or `(N, C)` which labels a clip has.
+
+def measure(scores: Floats, truth: Truth) -> tuple[dict[str, float], NDArray[np.int64]]:
+    """All measures of some answers (as in `score`), and their confusion matrix.
+
+    Balanced accuracy (mean recall) and macro-F1 are means over the classes that the clips have.
     """
-    return mean_average_precision(scores, truth) if truth.ndim == 2 else float(np.mean(scores.argmax(1) == truth))
-
-
-def measure(
-    scores: NDArray[np.floating], truth: NDArray[np.int64] | NDArray[np.bool_]
-) -> tuple[dict[str, float], NDArray[np.int64]]:
-    """All measures of some answers (as in `score`), and their confusion matrix."""
     if truth.ndim == 2:
         return {"mAP": mean_average_precision(scores, truth)}, np.zeros((0, 0), np.int64)
-    confusion = confusion_matrix(truth.astype(np.int64), scores.argmax(1), scores.shape[1])
-    return dict(zip(SINGLE, (accuracy(confusion), *per_class(confusion)), strict=True)), confusion
+    predicted, present = scores.argmax(1), np.unique(truth)
+    measures = {
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "balanced_accuracy": float(recall_score(truth, predicted, labels=present, average="macro")),
+        "macro_f1": float(f1_score(truth, predicted, labels=present, average="macro")),
+    }
+    return measures, confusion_matrix(truth, predicted, labels=range(scores.shape[1]))
 
 
-def mean_average_precision(scores: NDArray[np.floating], truth: NDArray[np.integer | np.bool_]) -> float:
+def mean_average_precision(scores: Floats, truth: Truth) -> float:
     """Mean over labels of the area under precision over recall; labels that no clip has do not count."""
     present = truth.any(axis=0)
-    return (
-        float(average_precision_score(truth[:, present], scores[:, present], average="macro")) if present.any() else 0.0
-    )
-
-
-def confusion_matrix(truth: NDArray[np.int64], predicted: NDArray[np.int64], n_classes: int) -> NDArray[np.int64]:
-    """Count `(C, C)` how often each true class (row) was taken for each class (column)."""
-    cells = np.bincount(truth * n_classes + predicted, minlength=n_classes * n_classes)
-    return cells.reshape(n_classes, n_classes).astype(np.int64)
-
-
-def accuracy(confusion: NDArray[np.int64]) -> float:
-    """Part of the clips on the diagonal, 0 to 1; 0 when there are none."""
-    return float(np.trace(confusion) / max(1, confusion.sum()))
-
-
-def per_class(confusion: NDArray[np.int64]) -> tuple[float, float]:
-    """Balanced accuracy (mean recall) and macro-F1, both over the classes that the clips have."""
-    true, said, right = confusion.sum(1), confusion.sum(0), np.diag(confusion)
-    present = true > 0
     if not present.any():
-        return 0.0, 0.0
-    recall = right[present] / true[present]
-    f1 = 2 * right[present] / (true + said)[present]
-    return float(recall.mean()), float(f1.mean())
+        return 0.0
+    return float(average_precision_score(truth[:, present], scores[:, present], average="macro"))

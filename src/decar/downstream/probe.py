@@ -1,7 +1,7 @@
 """The frozen probe: a classifier on embeddings that were computed once, by an encoder in eval mode.
 
-Whatever is chosen is chosen on validation. The functions that fit see no test clip; the test split is read in one
-line of `fit_frozen`, after the choice is made. Letters: `N` clips, `D` embedding, `C` classes.
+Settings are chosen on validation. The functions that fit never see a test clip; `fit_frozen` reads the test split once,
+after the choice. Letters: `N` clips, `D` embedding, `C` classes.
 """
 
 import copy
@@ -9,16 +9,17 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from scipy import sparse
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 from torch.nn import functional
 
-from decar.downstream.knn import fit_knn
-from decar.downstream.known import Fitted, Floats, Known
 from decar.downstream.logistic import fit_search
-from decar.downstream.outcome import Outcome, measure, score
+from decar.downstream.outcome import Fitted, Floats, Known, Outcome, Scorer, Truth, measure, score
 from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol, SearchProtocol
 from decar.downstream.task import Task
 from decar.errors import TaskError
+from decar.models.vectors import standardiser
 
 
 def fit_frozen(x: Floats, task: Task, protocol: Protocol, seed: int) -> Outcome:
@@ -30,7 +31,7 @@ def fit_frozen(x: Floats, task: Task, protocol: Protocol, seed: int) -> Outcome:
         protocol: `PaperProtocol`: Adam on the raw embeddings, best epoch of validation.
             `SearchProtocol`: logistic regression on standardised embeddings, `C` by validation, refit on train + valid.
             `KnnProtocol`: votes of the nearest clips.
-        seed: Seeds initial weights and order of the paper's probe; the others have nothing random in them.
+        seed: Seeds initial weights and order of the paper's probe; the others are deterministic.
 
     Raises:
         TaskError: An embedding is not finite, or the number of rows is not the task's.
@@ -78,6 +79,31 @@ def _fit_adam(known: Known, protocol: PaperProtocol, seed: int) -> Fitted:
             best, best_layer = value, copy.deepcopy(layer)
     chosen = int(np.argmax([h["valid_value"] for h in history])) if history else 0
     return Fitted(lambda z: _scores(best_layer, z), best, {"lr": protocol.lr, "epoch": chosen}, history)
+
+
+def fit_knn(known: Known, protocol: KnnProtocol) -> Fitted:
+    """Choose the number of neighbours on validation, the smallest of equals; then validation clips vote too."""
+    history: list[dict[str, float | int]] = []
+    for k in sorted(protocol.neighbors):
+        value = score(neighbours(known.x_train, known.y_train, k, known.n_classes)(known.x_valid), known.y_valid)
+        history.append({"neighbors": k, "valid_value": value})
+    best = max(history, key=lambda tried: tried["valid_value"])
+    scores = neighbours(*known.final(), int(best["neighbors"]), known.n_classes)
+    return Fitted(scores, best["valid_value"], {"neighbors": best["neighbors"]}, history)
+
+
+def neighbours(x: Floats, y: Truth, k: int, n_classes: int) -> Scorer:
+    """The `k` nearest of `x` vote, each with the cosine of standardised embeddings, from 0 (opposite) to 1."""
+    mean, scale = standardiser([x])
+    index = NearestNeighbors(n_neighbors=min(k, len(x)), metric="cosine", algorithm="brute").fit((x - mean) * scale)
+    votes = sparse.csr_array(y if y.ndim == 2 else np.eye(n_classes, dtype=bool)[y], dtype=np.float64)
+
+    def scores(z: Floats) -> Floats:
+        graph = index.kneighbors_graph((z - mean) * scale, mode="distance")  # 1 - cosine
+        graph.data = 1 - graph.data / 2
+        return np.asarray((graph @ votes).toarray() / index.n_neighbors)
+
+    return scores
 
 
 def _linear(dim: int, n_classes: int, seed: int) -> nn.Linear:

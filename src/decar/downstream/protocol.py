@@ -1,8 +1,8 @@
-"""The ways of judging. Which one is used decides the score (DESIGN, section 6), so more than one is reported."""
+"""The ways of judging. The score depends on which one is used (DESIGN, section 6), so more than one is reported."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from decar.errors import ConfigError, check_positive, check_whole
 
@@ -20,7 +20,7 @@ class PaperProtocol:
         ConfigError: A number is none, or is out of range.
     """
 
-    name: ClassVar[str] = "paper"
+    name: ClassVar[Literal["paper"]] = "paper"
     lr: float = 1e-3
     batch_size: int = 64
     max_epochs: int = 50
@@ -33,7 +33,7 @@ class PaperProtocol:
 
 @dataclass(frozen=True)
 class SearchProtocol:
-    """Standardised embeddings and a setting chosen on validation: what is in the embedding, not how it is scaled.
+    """Standardised embeddings and a setting chosen on validation: the score does not depend on the embedding's scale.
 
     Attributes:
         strengths: Candidates for `C`, the inverse of the L2 penalty of the logistic regression (frozen).
@@ -45,7 +45,7 @@ class SearchProtocol:
         ConfigError: A number is none, or is out of range, or a list has no numbers.
     """
 
-    name: ClassVar[str] = "search"
+    name: ClassVar[Literal["search"]] = "search"
     strengths: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
     learning_rates: Sequence[float] = (1e-4, 3e-4, 1e-3)
     batch_size: int = 64
@@ -53,19 +53,15 @@ class SearchProtocol:
 
     def __post_init__(self) -> None:
         for key in ("strengths", "learning_rates"):
-            values = getattr(self, key)
-            if not isinstance(values, list | tuple) or not values:
-                raise ConfigError(f"protocol.{key}={values}: not allowed; give one or more numbers, as [0.001,0.01]")
-            for value in values:
+            for value in _numbers(self, key, "numbers, as [0.001,0.01]"):
                 check_positive(f"protocol.{key}", value)
-            object.__setattr__(self, key, tuple(values))  # so that lists of a configuration compare equal
         check_whole("protocol.batch_size", self.batch_size, 1)
         check_whole("protocol.max_epochs", self.max_epochs, 1)
 
 
 @dataclass(frozen=True)
 class KnnProtocol:
-    """The nearest clips vote: nothing is trained, so nothing but the embedding speaks. Frozen only.
+    """The nearest clips vote and nothing is trained. Frozen only.
 
     Attributes:
         neighbors: Candidates for the number of neighbours; validation chooses.
@@ -74,15 +70,21 @@ class KnnProtocol:
         ConfigError: A number is none, or is below 1, or the list has no numbers.
     """
 
-    name: ClassVar[str] = "knn"
+    name: ClassVar[Literal["knn"]] = "knn"
     neighbors: Sequence[int] = (1, 3, 5, 10, 20, 50)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.neighbors, list | tuple) or not self.neighbors:
-            raise ConfigError(f"protocol.neighbors={self.neighbors}: not allowed; give whole numbers, as [1,5,10]")
-        for value in self.neighbors:
+        for value in _numbers(self, "neighbors", "whole numbers, as [1,5,10]"):
             check_whole("protocol.neighbors", value, 1)
-        object.__setattr__(self, "neighbors", tuple(self.neighbors))  # so that lists of a configuration compare equal
+
+
+def _numbers(protocol: SearchProtocol | KnnProtocol, key: str, example: str) -> tuple[float, ...]:
+    """A list of a protocol, turned into a tuple so that protocols from a configuration compare equal."""
+    values = getattr(protocol, key)
+    if not isinstance(values, list | tuple) or not values:
+        raise ConfigError(f"protocol.{key}={values}: not allowed; give one or more {example}")
+    object.__setattr__(protocol, key, tuple(values))
+    return tuple(values)
 
 
 Protocol: TypeAlias = PaperProtocol | SearchProtocol | KnnProtocol

@@ -1,4 +1,4 @@
-"""One judged cell of a table, as it is kept: `result.json`."""
+"""The result of one job of `eval.py`, kept as `result.json`."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -17,14 +17,14 @@ ProtocolName = Literal["paper", "search", "knn"]
 
 @dataclass(frozen=True)
 class Result:
-    """What one run of `eval.py` found.
+    """One judged cell of a table.
 
     Attributes:
         task: Name of the task.
         mode: Whether the encoder was frozen or fine-tuned.
         protocol: "paper", "search" or "knn".
-        bundle: As it was typed: a path, "random" or "logmel".
-        encoder: What the bundle stands for in a table.
+        bundle: As the user gave it: a path, "random" or "logmel".
+        encoder: The kind of encoder, by which a table has columns.
         encoder_hash: Hash of weights and settings before any fine-tuning; "logmel" for the baseline.
         seed: Seed of the probe, and of the weights when they are random.
         split_hash: Hash of the clips, labels and splits.
@@ -44,10 +44,9 @@ class Result:
         metrics: All measures of the test split, 0 to 1, by name.
         fold: The fold that was tested on, of a task in folds.
         shots: Training clips a class, of a few-shot task.
-        settings: The protocol's numbers, as they were for this result.
+        settings: The protocol's numbers.
         network: The encoder's network, its `description`; "" for the log-mel baseline.
         pretrained: Facts about the pre-training that the bundle holds: data, seed, clusterer, k, epoch, step.
-        task_options: What to type for the task, by option; None is Hydra's null. Empty: `task=` and its name.
     """
 
     task: str
@@ -77,7 +76,6 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     network: str = ""
     pretrained: dict[str, Any] = field(default_factory=dict)
-    task_options: dict[str, str | None] = field(default_factory=dict)
 
     @property
     def title(self) -> str:

@@ -1,21 +1,61 @@
-"""The three splits, and drawing one where the source gives none. No torch in here."""
+"""The three splits: read from a column, made of folds, or drawn where the source gives none. No torch in here."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from decar.audio.scan import SPLIT_NAMES
+from decar.errors import TaskError
+
 SPLITS = ("train", "valid", "test")
+
+
+def read_split(words: NDArray[np.str_], where: str) -> NDArray[np.str_]:
+    """Words in any usual spelling as train, valid and test; "" stays "".
+
+    Raises:
+        TaskError: A word is unknown; `where` names the column.
+    """
+    split = np.asarray([SPLIT_NAMES.get(word, word) for word in np.char.lower(words).tolist()])
+    unknown = sorted(set(words[~np.isin(split, ["", *SPLITS])].tolist()))
+    if unknown:
+        raise TaskError(
+            f"{where} has unknown values {quoted(unknown)}; use train, valid, test, or nothing for clips to leave out"
+        )
+    return split
+
+
+def by_fold(folds: NDArray[np.str_], test: str, where: str) -> NDArray[np.str_]:
+    """Test on one fold, validate on the next (after the last the first), train on the others; "" stays "".
+
+    Raises:
+        TaskError: There is no such fold, or there are fewer than three; `where` names the table.
+    """
+    names = sorted(set(folds.tolist()) - {""}, key=lambda name: (len(name), name))  # 10 after 9
+    if test not in names or len(names) < 3:
+        raise TaskError(
+            f"task.fold={test}, but the folds of {where} are {quoted(names, 12)}; name one of three or more"
+        )
+    valid = names[(names.index(test) + 1) % len(names)]
+    split = np.where(folds == "", "", "train").astype("<U5")
+    split[folds == test], split[folds == valid] = "test", "valid"
+    return split
+
+
+def quoted(words: Sequence[str], most: int = 5) -> str:
+    """The first words in quotes, for a message."""
+    return ", ".join(f"'{word}'" for word in words[:most]) + (", …" if len(words) > most else "")
 
 
 def hold_out(
     labels: NDArray[np.str_], groups: NDArray[np.str_], share: float, rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Draw a share of every class to set aside, whole groups at a time so that no group is on both sides.
+    """Draw a share of every class to set aside, by whole groups.
 
     Where each group has one class, the share holds for the groups of a class: nothing is taken of one group, and of
     more at least one and never all. Where groups have clips of several classes (a speaker says all words), groups are
-    taken while that brings the classes' shares nearer to the one asked for; no class loses all its clips.
+    taken while that brings the classes' shares nearer to `share`; no class loses all its clips.
 
     Args:
         labels: `(N,)` class of each clip.
@@ -78,14 +118,6 @@ def complete(
         rest = np.flatnonzero(split == "train")
         share = 0.1 / 0.8 if given is None else 0.15
         split[rest[hold_out(labels[rest], groups[rest], share, rng)]] = "valid"
-    return split
-
-
-def by_fold(folds: NDArray[np.str_], names: Sequence[str], test: str) -> NDArray[np.str_]:
-    """Test on one fold, validate on the next (after the last the first), train on the others; "" stays ""."""
-    valid = names[(names.index(test) + 1) % len(names)]
-    split = np.where(folds == "", "", "train").astype("<U5")
-    split[folds == test], split[folds == valid] = "test", "valid"
     return split
 
 

@@ -1,10 +1,9 @@
-"""A downstream task: which clips, which class each has, and which split it belongs to. No torch in here."""
+"""A downstream task: its clips, the class and the split of each. No torch in here."""
 
 import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,18 @@ from numpy.typing import NDArray
 from decar.audio.columns import find_column, no_column
 from decar.audio.groups import AUTO, together
 from decar.audio.manifest import Manifest
-from decar.downstream.split import SPLITS, by_fold, complete, draw_shots
+from decar.downstream.split import SPLITS, by_fold, complete, draw_shots, quoted, read_split
 from decar.errors import ManifestError, TaskError
 
 log = logging.getLogger(__name__)
 
-_SPELLINGS = {"val": "valid", "validation": "valid", "dev": "valid"}
-
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What a user says to name a task.
+    """The definition of a task.
 
     Attributes:
-        name: How the task is called in results and tables.
+        name: Name of the task in results and tables.
         label: Column that holds the class; a clip where it is empty is not part of the task.
         path: A CSV or Parquet table, or a folder with one folder per class (then `label` is "label").
         split: Column with train, valid or test, empty for clips that are not part of the task. None, or a folder
@@ -63,31 +60,13 @@ class TaskSpec:
     split_seed: int = 0
     group: str | None = AUTO
 
-    def typed(self, choice: str | None = None) -> dict[str, str | None]:
-        """What a user types to name this task: `task` and the options that are not as conf/task/<choice>.yaml has them.
-
-        `choice` None is "folder" or "csv", as the path is.
-        """
-        if choice == "table":
-            return {"task": choice, "task.root": self.root, "task.name": self.name}
-        choice = choice or ("folder" if _is_folder(self) else "csv")
-        usual: dict[str, Any] = {"name": self.label if choice == "csv" else choice, "fold": None, "shots": None}
-        usual["group"] = AUTO
-        if choice in ("csv", "folder"):
-            split = "split" if choice == "csv" else None
-            usual = {"path": None, "label": "label", "split": split, "multilabel": False} | usual
-        if choice == "csv":
-            usual |= {"root": None, "path_column": "path"}
-        given = {key: getattr(self, key) for key, value in usual.items() if getattr(self, key) != value}
-        return {"task": choice} | {f"task.{k}": v if v is None else _typed(v) for k, v in given.items()}
-
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """A task as loaded: `N` labelled clips, each in one split.
 
     Attributes:
-        spec: What it was made from.
+        spec: Its definition.
         source: The whole table or folder that the clips were taken from, so that several tasks can share its store.
         rows: `(N,)` int64, place of each clip in `source`.
         manifest: The clips of the task only, in the order of `rows`.
@@ -112,6 +91,12 @@ class Task:
     def indices(self, name: str) -> NDArray[np.int64]:
         """Positions `0..N-1` of the clips of one split."""
         return np.flatnonzero(self.split == name)
+
+    def take(self, keep: NDArray[np.int64]) -> "Task":
+        """Some clips of the task, by position; the classes stay."""
+        return replace(
+            self, rows=self.rows[keep], manifest=self.manifest.take(keep), y=self.y[keep], split=self.split[keep]
+        )
 
     def counts(self) -> dict[str, int]:
         """Number of clips in each split."""
@@ -144,12 +129,20 @@ def load_task(spec: TaskSpec) -> Task:
             than two classes, or a class has no training clip.
         ManifestError: The source cannot be read.
     """
-    table = _read_table(spec)
-    labels = _column(spec, table, spec.label, "label")
-    given = _folds(spec, table) if spec.fold is not None else _given_split(spec, table)
-    rows = np.flatnonzero((labels != "") & (given != "")) if given is not None else np.flatnonzero(labels != "")
+    try:
+        return _load(spec)
+    except TaskError as error:
+        raise TaskError(f"task {spec.name}: {error}") from error
+
+
+def _load(spec: TaskSpec) -> Task:
+    if not spec.path:
+        raise TaskError("no source given; set task.path to a CSV or Parquet table or to a folder")
+    table = Manifest.from_path(spec.path, root=spec.root, path_column=spec.path_column)
+    labels, given = _column(spec, table, spec.label, "label"), _given_split(spec, table)
+    rows = np.flatnonzero(labels != "" if given is None else (labels != "") & (given != ""))
     if not len(rows):
-        raise TaskError(f"task {spec.name}: no clip of {spec.path} has a value in '{spec.label}'; nothing to learn")
+        raise TaskError(f"no clip of {spec.path} has a value in '{spec.label}'; nothing to learn")
     if len(rows) < len(table):
         log.info("task %s: %d of %d clips have no %s or no split and are left out", spec.name, len(table) - len(rows),
                  len(table), spec.label)  # fmt: skip
@@ -162,10 +155,30 @@ def load_task(spec: TaskSpec) -> Task:
     return task
 
 
+def _column(spec: TaskSpec, source: Manifest, column: str, key: str) -> NDArray[np.str_]:
+    """One column as stripped strings, "" where it is empty."""
+    found = find_column(source.table.columns, column)
+    if found is None:
+        draw = ", or task.split=null to have one drawn" if key == "split" else ""
+        raise TaskError(f"{spec.path} has {no_column(source.table.columns, column)}; set task.{key}{draw}")
+    return source.table[found].fillna("").astype(str).str.strip().to_numpy(str)
+
+
+def _given_split(spec: TaskSpec, source: Manifest) -> NDArray[np.str_] | None:
+    """The split of each clip as the source has it, by fold or by column; None when one has to be drawn."""
+    if spec.fold is not None:
+        return by_fold(_column(spec, source, "fold", "fold"), spec.fold, str(spec.path))
+    in_folder = Path(str(spec.path)).expanduser().is_dir()
+    column = "split" if in_folder else spec.split  # from the names of the first level, if they are splits
+    if column is None or (in_folder and column not in source.table):
+        return None
+    return read_split(_column(spec, source, column, "split"), f"split column '{column}' of {spec.path}")
+
+
 def _completed(
     spec: TaskSpec, clips: Manifest, labels: NDArray[np.str_], given: NDArray[np.str_] | None
 ) -> NDArray[np.str_]:
-    """The split of each clip, with what was not given drawn by whole groups."""
+    """The split of each clip; a missing part is drawn by whole groups."""
     if given is not None and "valid" in given:
         return given
     try:
@@ -174,20 +187,19 @@ def _completed(
             parts=3 if given is None else 2,
         )  # fmt: skip
     except ManifestError as error:
-        raise TaskError(f"task {spec.name}: task.group={spec.group}: {error}") from None
+        raise TaskError(f"task.group={spec.group}: {error}") from None
     split = complete(labels, groups, given, spec.split_seed)
     what = "train, valid and test are drawn" if given is None else "valid is drawn from train"
-    apart = ", ".join(["file", *used])
-    log.info("task %s: %s, no %s is in two of them", spec.name, what, apart)
+    log.info("task %s: %s, no %s is in two of them", spec.name, what, ", ".join(["file", *used]))
     if left_out:
         log.warning(
             "task %s: %s not kept apart in the draw: most clips, or most classes, have one value of it; "
-            "task.group=COLUMN says what to keep apart", spec.name, ", ".join(left_out),
+            "task.group=COLUMN names a column to keep apart", spec.name, ", ".join(left_out),
         )  # fmt: skip
     if used and "valid" not in split and "train" in split:
         raise TaskError(
-            f"task {spec.name}: too few values of {', '.join(used)} to draw a split that divides none; give a column "
-            "task.split with train, valid and test, or pass task.group=null"
+            f"too few values of {', '.join(used)} to draw a split that divides none; give a column task.split with "
+            "train, valid and test, or pass task.group=null"
         )
     return split
 
@@ -202,6 +214,28 @@ def _classes(labels: NDArray[np.str_], several: bool) -> tuple[list[str], NDArra
     return classes, np.asarray([[name in words for name in classes] for words in sets])
 
 
+def _find(spec: TaskSpec, clips: Manifest) -> tuple[Manifest, NDArray[np.int64]]:
+    """The table that `spec.source` names, and the place of each clip in it.
+
+    Raises:
+        TaskError: Some of the clips are not in it.
+    """
+    source = Manifest.from_path(str(spec.source), root=spec.root)
+    place = {key: i for i, key in enumerate(_keys(source))}
+    found = [place.get(key, -1) for key in _keys(clips)]
+    lost = [path for path, i in zip(clips.files, found, strict=True) if i < 0]
+    if lost:
+        raise TaskError(
+            f"{len(lost)} of its {len(clips)} clips are not in {spec.source}, first: {lost[0]}; add them there, or "
+            "pass task.source=null"
+        )
+    return source, np.asarray(found, np.int64)
+
+
+def _keys(manifest: Manifest) -> list[tuple[Path, float, float | None]]:
+    return [(path, *stretch) for path, stretch in zip(manifest.files, manifest.stretches, strict=True)]
+
+
 def few_shot(task: Task, seed: int) -> Task:
     """`spec.shots` training clips a class, and as many for validation, drawn by `seed`; the test split stays whole.
 
@@ -211,10 +245,8 @@ def few_shot(task: Task, seed: int) -> Task:
     if shots is None:
         return task
     labels = np.asarray([task.label(i) for i in range(len(task))])
-    keep = np.flatnonzero((task.split == "test") | draw_shots(labels, task.split, shots, np.random.default_rng(seed)))
-    return replace(
-        task, rows=task.rows[keep], manifest=task.manifest.take(keep), y=task.y[keep], split=task.split[keep]
-    )
+    drawn = draw_shots(labels, task.split, shots, np.random.default_rng(seed))
+    return task.take(np.flatnonzero((task.split == "test") | drawn))
 
 
 def drop_unreadable(task: Task, lengths: NDArray[np.int64]) -> Task:
@@ -235,99 +267,26 @@ def drop_unreadable(task: Task, lengths: NDArray[np.int64]) -> Task:
     text = ", ".join(f"{lost[name]} of {count} {name}" for name, count in task.counts().items() if lost[name])
     first = task.manifest.table["path"].iloc[int(np.flatnonzero(lengths == 0)[0])]
     log.warning("task %s: %s clips cannot be read and are left out, first: %s", task.spec.name, text, first)
-    left = replace(
-        task, rows=task.rows[keep], manifest=task.manifest.take(keep), y=task.y[keep], split=task.split[keep],
-        dropped=dropped,
-    )  # fmt: skip
-    _check_splits(left)
+    left = replace(task.take(keep), dropped=dropped)
+    try:
+        _check_splits(left)
+    except TaskError as error:
+        raise TaskError(f"task {task.spec.name}: {error}") from error
     return left
-
-
-def _find(spec: TaskSpec, clips: Manifest) -> tuple[Manifest, NDArray[np.int64]]:
-    """The table that `spec.source` names, and the place of each clip in it.
-
-    Raises:
-        TaskError: Some of the clips are not in it.
-    """
-    source = Manifest.from_path(str(spec.source), root=spec.root)
-    place = {key: i for i, key in enumerate(_keys(source))}
-    found = [place.get(key, -1) for key in _keys(clips)]
-    lost = [path for path, i in zip(clips.files, found, strict=True) if i < 0]
-    if lost:
-        raise TaskError(
-            f"task {spec.name}: {len(lost)} of its {len(clips)} clips are not in {spec.source}, first: {lost[0]}; add "
-            "them there, or pass task.source=null"
-        )
-    return source, np.asarray(found, np.int64)
-
-
-def _keys(manifest: Manifest) -> list[tuple[Path, float, float | None]]:
-    return [(path, *stretch) for path, stretch in zip(manifest.files, manifest.stretches, strict=True)]
-
-
-def _read_table(spec: TaskSpec) -> Manifest:
-    if not spec.path:
-        raise TaskError(f"task {spec.name}: no source given; set task.path to a CSV or Parquet table or to a folder")
-    return Manifest.from_path(spec.path, root=spec.root, path_column=spec.path_column)
-
-
-def _is_folder(spec: TaskSpec) -> bool:
-    return Path(str(spec.path)).expanduser().is_dir()
-
-
-def _column(spec: TaskSpec, source: Manifest, column: str, key: str) -> NDArray[np.str_]:
-    """One column as stripped strings, "" where it is empty."""
-    found = find_column(source.table.columns, column)
-    if found is None:
-        draw = ", or task.split=null to have one drawn" if key == "split" else ""
-        raise TaskError(
-            f"task {spec.name}: {spec.path} has {no_column(source.table.columns, column)}; set task.{key}{draw}"
-        )
-    return source.table[found].fillna("").astype(str).str.strip().to_numpy(str)
-
-
-def _given_split(spec: TaskSpec, source: Manifest) -> NDArray[np.str_] | None:
-    """The split column in our three words, or None when one has to be drawn."""
-    in_folder = _is_folder(spec)
-    column = "split" if in_folder else spec.split  # a folder that is divided by split says so itself
-    if column is None or (in_folder and column not in source.table):
-        return None
-    words = _column(spec, source, column, "split")
-    split = np.asarray([_SPELLINGS.get(word, word) for word in np.char.lower(words).tolist()])
-    unknown = sorted(set(words[~np.isin(split, ["", *SPLITS])].tolist()))
-    if unknown:
-        raise TaskError(
-            f"task {spec.name}: split column '{column}' of {spec.path} has unknown values {_some(unknown)}; "
-            "use train, valid, test, or nothing for clips to leave out"
-        )
-    return split
-
-
-def _folds(spec: TaskSpec, source: Manifest) -> NDArray[np.str_]:
-    """The split that testing on `spec.fold` makes of the table's folds."""
-    folds = _column(spec, source, "fold", "fold")
-    names = sorted(set(folds.tolist()) - {""}, key=lambda name: (len(name), name))  # 10 after 9
-    if spec.fold not in names or len(names) < 3:
-        raise TaskError(
-            f"task {spec.name}: task.fold={spec.fold}, but the folds of {spec.path} are {_some(names, 12)}; name "
-            "one of three or more"
-        )
-    return by_fold(folds, names, str(spec.fold))
 
 
 def _check(task: Task) -> None:
     """Refuse a task that cannot be learned as it is given."""
     if len(task.classes) < 2:
         raise TaskError(
-            f"task {task.spec.name}: column '{task.spec.label}' has one class only ('{task.classes[0]}'); "
-            "give clips of two or more"
+            f"column '{task.spec.label}' has one class only ('{task.classes[0]}'); give clips of two or more"
         )
     _check_splits(task)
     untaught = [task.classes[i] for i in sorted(_present(task.y) - _present(task.y[task.indices("train")]))]
     if untaught:
         raise TaskError(
-            f"task {task.spec.name}: no training clip of class {_some(untaught)}, though valid or test have some; "
-            "add training clips or empty their split"
+            f"no training clip of class {quoted(untaught)}, though valid or test have some; add training clips or "
+            "empty their split"
         )
 
 
@@ -339,21 +298,11 @@ def _present(y: NDArray[np.int64] | NDArray[np.bool_]) -> set[int]:
 def _check_splits(task: Task) -> None:
     empty = [name for name, count in task.counts().items() if not count]
     found = ", ".join(f"{count} {name}" for name, count in task.counts().items())
-    where = f"task {task.spec.name}: "
     if empty:
         lost = f", {sum(task.dropped.values())} unreadable" if any(task.dropped.values()) else ""
-        raise TaskError(f"{where}no {' and no '.join(empty)} clips (found {found}{lost}); add some to {task.spec.path}")
+        raise TaskError(f"no {' and no '.join(empty)} clips (found {found}{lost}); add some to {task.spec.path}")
     if len(_present(task.y[task.indices("train")])) < 2:
-        raise TaskError(f"{where}the training clips are all of one class (found {found}); add clips of another")
-
-
-def _some(words: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(f"'{word}'" for word in words[:limit]) + (", …" if len(words) > limit else "")
-
-
-def _typed(value: object) -> str:
-    """As Hydra reads it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+        raise TaskError(f"the training clips are all of one class (found {found}); add clips of another")
 
 
 def _seconds(value: Any) -> float | None:

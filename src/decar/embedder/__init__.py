@@ -1,6 +1,6 @@
 """Files or waveforms → embeddings: what `decar embed` does, for Python too.
 
-A clip gets what `Encoder.embed` makes of its decoded waveform: see `models.pieces.clip_vectors`. A recording is read as
+A clip gets what `Encoder.embed` makes of its decoded waveform: see `models.embed.embed_clips`. A recording is read as
 it goes, so that its length does not matter to the memory.
 """
 

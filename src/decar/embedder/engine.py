@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from decar.audio.crops import padded_frames
 from decar.embedder.reading import ClipEnd, Event, Piece, RowEnd
 from decar.models import Encoder
-from decar.models.encoder import evaluating
-from decar.models.pieces import piece_vectors
+from decar.models.embed import embed_pieces, evaluating
 
 BLOCK_FRAMES = 64 * 998  # ten minutes of sound: what is in memory at once, and what a kill costs at most
 
@@ -94,12 +93,12 @@ def _forward(mels: list[NDArray[np.float16]], encoder: Encoder, batch_size: int,
     """`(n, D)`, a vector a piece."""
     if not mels:
         return np.empty((0, encoder.dim), np.float32)
-    vectors: NDArray[np.float32] = piece_vectors(lambda x: encoder(x.to(device)), mels, encoder, batch_size).numpy()
+    vectors: NDArray[np.float32] = embed_pieces(lambda x: encoder(x.to(device)), mels, encoder, batch_size).numpy()
     return vectors
 
 
 class _Mean:
-    """`clip_vectors` of rows whose pieces come one by one: a row may be ten hours long."""
+    """`embed_clips` of rows whose pieces come one by one: a row may be ten hours long."""
 
     def __init__(self, dim: int) -> None:
         self.total, self.weight = np.zeros(dim, np.float64), 0

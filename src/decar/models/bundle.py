@@ -4,28 +4,32 @@ The header holds one key, `decar`, with JSON: format version, encoder settings w
 of decar that wrote it, facts about the training, and a digest. The digest is xxh3 (128 bits) over all bytes of the
 file, its own 32 characters read as zeros; it is compared whenever a bundle is opened. Nothing is ever unpickled.
 
-One bundle comes with the package: `small`. The bare word always means that one, as `random` and `logmel` have their
-meaning; a file or folder of that name is `./small`, or a `Path`.
+Settings without an entry `network` are arguments of `build_network`. A network of the user's is named there and never
+imported from there: only a class that the caller of `load_encoder` passes is constructed.
+
+Bundles come from a file, the folder of a run, the Hugging Face hub (`hf://USER/NAME[@REVISION]`), or the package: the
+text `small` always means that one; a file or folder of that name is `./small`, or a `Path`.
 """
 
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import decar
 from decar.audio import FrontEnd
 from decar.errors import BundleError
 from decar.files import advice, whole
-from decar.models import hub
 from decar.models.encoder import Encoder
+from decar.models.networks import build_network, reason_of, seeded
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +40,20 @@ BLOCK = 2**20  # bytes read at once
 MOST = {"n_fft": 2**16, "win_length": 2**16, "hop_length": 2**16, "n_mels": 1024}  # of a front-end
 MOST_INPUT = 2**20  # bands times frames of a shortest clip: 160 times the usual
 MOST_WIDTHS = 20  # blocks of a trunk: each halves the frames
+HUB = "hf://"  # no local path is taken for a repository, nor the other way round
+FILE = "encoder.safetensors"  # in a run's folder, and on the hub
+_OFFLINE = "the hub cannot be reached and the cache has no copy; go online, unset HF_HUB_OFFLINE, or give a file"
+HUB_REASONS = {  # by class of the hub's client
+    "GatedRepoError": "the repository is gated; ask for access on its page, then run `hf auth login`",
+    "RepositoryNotFoundError": "no such repository, or a private one; check the name, or run `hf auth login`",
+    "RevisionNotFoundError": "no such revision; leave @REVISION out for the latest",
+    "LocalEntryNotFoundError": _OFFLINE,
+    "OfflineModeIsEnabled": _OFFLINE,
+    "EntryNotFoundError": f"the repository has no {FILE}; was it pushed with `decar push`?",
+    "LocalTokenNotFoundError": "no token; run `hf auth login` or set HF_TOKEN",
+}
 READY = "small"  # the name of the bundle that comes with the package
-READY_FILE = Path(__file__).parents[1] / "data" / READY / "encoder.safetensors"
+READY_FILE = Path(__file__).parents[1] / "data" / READY / FILE
 
 
 def save_bundle(
@@ -65,9 +81,10 @@ def save_bundle(
         "version": decar.__version__,
     }  # fmt: skip
     try:
+        content = save(weights, metadata={"decar": json.dumps(header)})
+        digest = xxhash.xxh3_128_hexdigest(content)
         with whole(path) as part:
-            save_file(weights, part, metadata={"decar": json.dumps(header)})
-            _fill_in_digest(part)
+            part.write_bytes(content.replace(BLANK.encode(), digest.encode(), 1))
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path}: the bundle could not be written ({error}): {advice(error)}") from error
     return path
@@ -83,20 +100,28 @@ def read_facts(path: str | Path | None = None) -> dict[str, object]:
     return dict(facts) if isinstance(facts, Mapping) else {}
 
 
-def load_encoder(path: str | Path | None = None, *, frontend: FrontEnd | None = None) -> Encoder:
+def load_encoder(
+    path: str | Path | None = None,
+    *,
+    frontend: FrontEnd | None = None,
+    network: Callable[..., nn.Module] | None = None,
+) -> Encoder:
     """Load a bundle as an encoder in eval mode on the CPU.
 
     Args:
-        path: A bundle, or the folder of a run that holds `encoder.safetensors`. None, or the text "small": the one that
-            comes with decar, see its MODEL_CARD.md.
-        frontend: What the caller is going to feed it; a bundle made for another one is refused.
+        path: A bundle, the folder of a run that holds `encoder.safetensors`, or `hf://USER/NAME`. None, or the text
+            "small": the one that comes with decar, see its MODEL_CARD.md.
+        frontend: The front-end of the log-mels to be embedded; a bundle made for another one is refused.
+        network: The class of your own network, for a bundle that was made with one; it is called with the arguments in
+            the bundle, first on torch's meta device. Unused by other bundles.
 
     Raises:
-        BundleError: There is no such file, it is no bundle, it is damaged, or its front-end is another.
+        BundleError: There is no such file, it is not a bundle, it is damaged, its front-end is another, or its network
+            is not decar's and `network` is not given.
     """
     path = bundle_file(path)
     header = _read_header(path)
-    encoder = _build(path, header.get("encoder"))
+    encoder = _build(path, header.get("encoder"), network)
     _check_frontend(path, encoder.frontend, frontend)
     try:
         with safe_open(path, framework="pt") as file:
@@ -120,13 +145,51 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def bundle_file(path: str | Path | None) -> Path:
-    """The file that is meant: a bundle, that of a run's folder, the one that comes with decar, or one on the hub."""
+    """The file of a bundle; `path` as of `load_encoder`. One on the hub is downloaded or found in the hub's cache.
+
+    Raises:
+        BundleError: There is no such repository, revision or bundle on the hub, or the hub cannot be reached.
+    """
     if path is None or path == READY:  # a Path never equals a text
         return READY_FILE
-    if isinstance(path, str) and path.startswith(hub.PREFIX):
-        return hub.fetch(path)
+    if isinstance(path, str) and path.startswith(HUB):
+        return _fetch(path)
     path = Path(path)
-    return path / "encoder.safetensors" if path.is_dir() else path
+    return path / FILE if path.is_dir() else path
+
+
+def parse_address(address: str) -> tuple[str, str | None]:
+    """`hf://USER/NAME[@REVISION]`, with or without the prefix, as repository and revision.
+
+    Raises:
+        BundleError: It is no such address.
+    """
+    repo, _, revision = address.removeprefix(HUB).partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo, re.ASCII) or address.endswith("@"):
+        raise BundleError(f"{address}: not an address on the hub; give {HUB}USER/NAME or {HUB}USER/NAME@REVISION")
+    return repo, revision or None
+
+
+def hub_reason(error: Exception) -> str:
+    """Why the hub's client failed, and what to do."""
+    for kind in type(error).__mro__:  # the most specific class first
+        if kind.__name__ in HUB_REASONS:
+            return HUB_REASONS[kind.__name__]
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return f"the hub refuses (status {status}); run `hf auth login` with a token that may write there"
+    return f"the hub gave an unexpected answer ({reason_of(error)}); try again later"
+
+
+def _fetch(address: str) -> Path:
+    """Download the safetensors file of a repository; nothing else of it is fetched."""
+    import huggingface_hub
+
+    repo, revision = parse_address(address)
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, FILE, revision=revision))
+    except (OSError, ValueError, huggingface_hub.errors.EntryNotFoundError) as error:
+        raise BundleError(f"{address}: {hub_reason(error)}") from error
 
 
 def _read_header(path: Path) -> dict[str, object]:
@@ -172,34 +235,47 @@ def _digest(path: Path, filled: str) -> str:
     return found.hexdigest()
 
 
-def _fill_in_digest(path: Path) -> None:
-    """Write the digest over the zeros that stand for it."""
-    digest = _digest(path, BLANK)
-    with path.open("r+b") as file:
-        head = file.read(8 + int.from_bytes(file.read(8), "little"))
-        file.seek(8 + head.index(BLANK.encode()))
-        file.write(digest.encode())
-
-
-def _build(path: Path, settings: object) -> Encoder:
-    """The encoder that a header describes, once its weights are known to be those in the file."""
+def _build(path: Path, settings: object, network: Callable[..., nn.Module] | None) -> Encoder:
+    """The encoder that a header describes, constructed only where the shapes of its weights are those in the file."""
+    foreign = settings.get("network") if isinstance(settings, dict) else None
+    if foreign and network is None:
+        raise BundleError(
+            f"{path}: its network is {str(foreign)[:100]!r}, which is not decar's. A bundle runs no code; if you have "
+            "and trust this class, name it yourself: load_encoder(PATH, network=CLASS), eval.py encoder=ITS_YAML, "
+            "--network MODULE.CLASS"
+        )
     try:
         if not isinstance(settings, dict):
             raise TypeError("no encoder settings")
         _check_sizes(settings)
-        arguments = {**settings, "frontend": FrontEnd(**settings["frontend"])}
+        make = _maker(settings, network if foreign else None)
         with torch.device("meta"):  # shapes without memory: the name of a network can stand for gigabytes
-            encoder = Encoder(**arguments)
+            encoder = make()
         wanted = {key: tuple(value.shape) for key, value in encoder.network.state_dict().items()}
         reason = _difference(wanted, _shapes(path))
+        if not reason and not foreign and not _holds_more(encoder.network):
+            encoder.network.to_empty(device="cpu")
+            return encoder
         if not reason:
-            return Encoder(**arguments, seed=0) if _holds_more(encoder.network) else _allocated(encoder)
+            with seeded(0):
+                return make()
     except Exception as error:  # a foreign header can make the builders of networks raise anything
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise BundleError(
-            f"{path}: the header does not describe an encoder ({reason}); export the bundle anew"
+            f"{path}: the header does not describe an encoder ({reason_of(error)}); export the bundle anew"
         ) from error
-    raise BundleError(f"{path}: the weights do not fit {settings['name']} ({reason}); export the bundle anew")
+    name = foreign or settings["name"]
+    raise BundleError(f"{path}: the weights do not fit {name} ({reason}); export the bundle anew")
+
+
+def _maker(settings: Mapping[str, Any], network: Callable[..., nn.Module] | None) -> Callable[[], Encoder]:
+    """The constructor of an encoder of these settings; None: with a network of decar's."""
+    given = dict(settings)
+    front = FrontEnd(**given.pop("frontend"))
+    sizes = {key: given.pop(key) for key in ("min_frames", "max_frames")}
+    if network is None:
+        return lambda: Encoder(build_network(**given, n_mels=front.n_mels), front, **sizes)
+    arguments = given["arguments"]
+    return lambda: Encoder(network(**arguments), front, **sizes, arguments=arguments)
 
 
 def _holds_more(network: nn.Module) -> bool:
@@ -207,12 +283,6 @@ def _holds_more(network: nn.Module) -> bool:
     saved = network.state_dict().keys()
     loose = any(isinstance(value, Tensor) for module in network.modules() for value in vars(module).values())
     return loose or any(name not in saved for name, _ in network.named_buffers())
-
-
-def _allocated(encoder: Encoder) -> Encoder:
-    """An encoder of the meta device on the CPU, its weights not yet set."""
-    encoder.network.to_empty(device="cpu")
-    return encoder
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -231,14 +301,14 @@ def _difference(wanted: Mapping[str, tuple[int, ...]], held: Mapping[str, tuple[
 
 
 def _check_sizes(settings: Mapping[str, Any]) -> None:
-    """Refuse sizes of inputs beyond all reason: no weight in the file bears them out."""
+    """Refuse unreasonable sizes of inputs, which no shape of a weight limits."""
     front = settings["frontend"]
     for key, most in MOST.items():
         if key in front and not (isinstance(front[key], int) and front[key] <= most):
-            raise ValueError(f"frontend.{key}={front[key]} is no whole number up to {most}")
+            raise ValueError(f"frontend.{key}={front[key]} is not a whole number up to {most}")
     for key in ("min_frames", "max_frames"):
         if not (isinstance(settings[key], int) and 1 <= settings[key] <= MOST_INPUT // front["n_mels"]):
-            raise ValueError(f"{key}={settings[key]} is no sensible number")
+            raise ValueError(f"{key}={settings[key]} is not a sensible number")
     if len(settings.get("widths", [])) > MOST_WIDTHS:
         raise ValueError(f"widths={settings['widths'][:3]}… are more than {MOST_WIDTHS}")
 

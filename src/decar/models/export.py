@@ -2,7 +2,7 @@
 
 A sound longer than a piece (the encoder's `max_frames`, 10 s; `max_samples` in the file's metadata) is refused by the
 exported file: the number of pieces would be a loop, which exporters do not follow. Cut it every `piece_hop` samples and
-average by frames, as `models.pieces.clip_vectors` does.
+average by frames, as `models.embed.embed_clips` does.
 
 What `Encoder.embed` does is written down once more here, in operations whose sizes an exporter can follow. The log-mel
 is a strided convolution with the windowed Fourier basis: exact to rounding, since a frame is 400 samples of an FFT of
@@ -28,7 +28,9 @@ import decar
 from decar.audio import FrontEnd
 from decar.errors import ConfigError, ExportError
 from decar.files import advice, whole
-from decar.models.encoder import Encoder, evaluating
+from decar.models.embed import evaluating
+from decar.models.encoder import Encoder
+from decar.models.networks import reason_of
 
 Target = Literal["onnx", "torch"]
 
@@ -200,7 +202,9 @@ def _trace(encoder: Encoder) -> torch.export.ExportedProgram:
             module, (torch.zeros(2, 2 * encoder.sample_rate),), dynamic_shapes={"waveform": {0: batch, 1: samples}}
         )
     except Exception as error:  # the exporter fails in as many ways as there are networks
-        raise _unfit(encoder, error) from error
+        raise ExportError(
+            f"{encoder.description}: torch.export cannot follow this network ({reason_of(error)})"
+        ) from error
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict[str, str]) -> None:
@@ -215,7 +219,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: dict[s
         assert written is not None
         proto = written.model_proto
     except Exception as error:
-        raise ExportError(f"--to onnx: torch's exporter failed ({_one_line(error)}); try --to torch") from error
+        raise ExportError(f"--to onnx: torch's exporter failed ({reason_of(error)}); try --to torch") from error
     for value, dims in ((proto.graph.input[0], list(names["waveform"].values())), (proto.graph.output[0], ["batch"])):
         for dim, name in zip(value.type.tensor_type.shape.dim, dims, strict=False):
             dim.dim_param = name
@@ -233,14 +237,6 @@ def _need(*packages: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"--to onnx needs {', '.join(missing)}: pip install 'decar[export]'")
-
-
-def _unfit(encoder: Encoder, error: Exception) -> ExportError:
-    return ExportError(f"{encoder.description}: torch.export cannot follow this network ({_one_line(error)})")
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 @contextlib.contextmanager

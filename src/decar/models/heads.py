@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from decar.errors import ConfigError
-from decar.models.frames import wide_at_the_end
+from decar.models.networks import seeded, with_float32_end
 
 Kind = Literal["paper", "released", "batchnorm"]
 
@@ -28,9 +28,7 @@ class Projection(nn.Module):
         if kind not in get_args(Kind):
             raise ConfigError(f"projection.kind={kind}: choose one of {', '.join(get_args(Kind))}")
         self.kind, self.out = kind, out
-        with torch.random.fork_rng(devices=[], enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with seeded(seed):
             if kind == "paper":
                 self.layers = nn.Sequential(nn.Linear(dim, out))
             elif kind == "batchnorm":
@@ -40,17 +38,12 @@ class Projection(nn.Module):
                     nn.Dropout(0.5), nn.Linear(dim, out), nn.ReLU(), nn.Dropout(0.5), nn.Linear(out, out)
                 )
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        """What the heads read: `(B, P)`, after the last ReLU."""
-        return self.both(embedding)[0]
+    def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads' input, and the vectors `z` to be clustered, each `(B, P)`, in float32 under autocast too.
 
-    def features(self, embedding: Tensor) -> Tensor:
-        """What is clustered: `z` `(B, P)`. The paper takes the output of `g`, the others what is before its ReLU."""
-        return self.both(embedding)[1]
-
-    def both(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """What the heads read, and `z`, each `(B, P)`, in float32 under autocast too."""
-        before = wide_at_the_end(self.layers, embedding)
+        The heads read the output of the last ReLU. The paper clusters it too; the other kinds cluster its input.
+        """
+        before = with_float32_end(self.layers, embedding)
         after = torch.relu(before)
         return after, after if self.kind == "paper" else before
 

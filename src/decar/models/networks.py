@@ -1,43 +1,110 @@
-"""What timm gives: a network whole, with its global pooling, or cut where its maps have a given stride."""
+"""Networks for an encoder: timm's, whole or cut, and a plain convolutional one.
+
+A whole timm network ends in global pooling over a map of stride 32. That loses where on the frequency axis something
+happened, which pitch, chords, speakers and vowels depend on. `FrequencyKeeping` cuts the network at a small stride and
+pools over time alone.
+
+Letters: `B` batch, `M` mel bands, `F` frames, `D` embedding, `C` channels of a map `(B, C, M', F')`.
+"""
 
 import difflib
-from typing import Any
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, cast, get_args
 
 import timm
+import torch
 from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor, nn
 
 from decar.errors import ConfigError, check_whole
 
-CONV = "conv"  # the name of the plain trunk, the one network that is not timm's
+CONV = "conv"  # the one name of a network that is not timm's
+FAILURES = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)  # raised by networks for wrong inputs
 
-_FAULTS = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)  # how timm says no
+# Mean and deviation of the log-mels of the bundled sounds, for untrained weights. A training run measures its own.
+MEAN, STD = -1.57, 2.41
+
+Pool = Literal["max", "avg", "avgmax", "catavgmax"]
 
 
-def whole_network(name: str, pool: str) -> nn.Module:
-    """A timm network of one input channel: `(B, 1, M, F)` to `(B, D)` by the global pooling of that name.
+def build_network(
+    name: str = "efficientnet_b0",
+    pool: Pool = "max",
+    *,
+    n_mels: int = 64,
+    stride: int | None = None,
+    hidden: int = 1024,
+    dropout: float = 0.3,
+    local: bool = False,
+    widths: Sequence[int] = (32, 64, 64),
+) -> nn.Module:
+    """Build one of decar's networks, `(B, 1, M, F)` to `(B, D)`: a whole or cut timm network, or `conv`.
+
+    The paper takes EfficientNet-B0 with global max-pooling (section 3).
+
+    Args:
+        name: A timm network that takes images of any size; or `conv`, see `conv_trunk`.
+        pool: Global pooling; the paper takes the maximum, its released code the average. Of a network that keeps the
+            frequency axis: pooling over time.
+        n_mels: `M`.
+        stride: None: the whole timm network. Otherwise it is cut where its maps have this stride. For `conv` it is 2 to
+            the number of `widths`, and may be None.
+        hidden: See `FrequencyKeeping`, also for `dropout` and `local`. Ignored by a whole network.
+        dropout: See `hidden`.
+        local: See `hidden`.
+        widths: See `conv_trunk`. Ignored by timm networks.
+
+    Returns:
+        A network with an attribute `decar_settings`: the arguments that it depends on, for `Encoder.settings`.
 
     Raises:
-        ConfigError: timm knows no such network, or it has no such pooling.
+        ConfigError: timm has no network of that name or no map of that stride, or an argument is out of range.
+    """
+    settings: dict[str, object] = {"name": name, "pool": pool}
+    if name != CONV and stride is None:
+        network = timm_network(name, pool)
+    else:
+        if name == CONV:
+            trunk: nn.Module = conv_trunk(widths, stride)
+            settings |= {"stride": 2 ** len(widths), "widths": list(widths)}
+        else:
+            trunk = CutTimm(name, cast(int, stride))
+            settings |= {"stride": stride}
+        network = FrequencyKeeping(trunk, n_mels, hidden, dropout, pool, local)
+        settings |= {"hidden": hidden, "dropout": dropout, "local": local}
+    network.decar_settings = settings  # type: ignore[assignment]  # torch types attributes as tensors and modules
+    return network
+
+
+def timm_network(name: str, pool: str) -> nn.Module:
+    """Build a whole timm network with one input channel and global pooling.
+
+    Raises:
+        ConfigError: timm has no such network, or the network has no such pooling.
     """
     _check_name(name)
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool=pool)
-    except _FAULTS as error:
-        raise unfit(name, pool, error) from error
+    except FAILURES as error:
+        raise ConfigError(
+            f"encoder.name={name} encoder.pool={pool}: this network cannot embed log-mels ({reason_of(error)}); "
+            f"take a convolutional network, and {', '.join(get_args(Pool))}"
+        ) from error
     return network
 
 
-class CutNetwork(nn.Module):
+class CutTimm(nn.Module):
     """The first stages of a timm network: `(B, 1, M, F)` to its map `(B, C, M', F')` of the given stride.
 
     Args:
-        name: Any timm network that gives its intermediate maps and takes images of any size.
-        stride: Mel bands, and frames, to one row, and column, of the map.
+        name: A timm network that offers its intermediate maps and takes images of any size.
+        stride: Mel bands per row, and frames per column, of the map.
 
     Raises:
-        ConfigError: timm knows no such network, it gives no maps, or none has that stride.
+        ConfigError: timm has no such network, or the network has no map of that stride.
     """
 
     def __init__(self, name: str, stride: int) -> None:
@@ -50,14 +117,13 @@ class CutNetwork(nn.Module):
                 offered = ", ".join(map(str, sorted(set(strides))))
                 raise ConfigError(f"encoder.stride={stride}: {name} has no map of that stride; it offers {offered}")
             self.stages = _maps(name, out_indices=(strides.index(stride),))
-        except _FAULTS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+        except FAILURES as error:
             raise ConfigError(
-                f"encoder.name={name} encoder.stride={stride}: this network cannot be cut ({reason}); "
+                f"encoder.name={name} encoder.stride={stride}: this network cannot be cut ({reason_of(error)}); "
                 "take a convolutional network, or encoder.stride=null for the whole one"
             ) from error
         if isinstance(self.stages, EfficientNetFeatures | MobileNetV3Features):
-            # these two of timm's keep, run and save the stages after the cut too
+            # timm leaves the stages behind the cut in these two, runs and saves them
             self.stages.blocks = self.stages.blocks[: self.stages.feature_info.get_dicts()[0]["stage"]]
         self.channels_last = str(getattr(self.stages, "output_fmt", "NCHW")).endswith("NHWC")
 
@@ -67,13 +133,157 @@ class CutNetwork(nn.Module):
         return features.permute(0, 3, 1, 2) if self.channels_last else features
 
 
-def unfit(name: str, pool: str, error: Exception) -> ConfigError:
-    """What to raise when a whole network refuses one channel, the pooling, or the size of a log-mel."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ConfigError(
-        f"encoder.name={name} encoder.pool={pool}: this network cannot embed log-mels ({reason}); "
-        "take a convolutional network, and max, avg, avgmax or catavgmax"
-    )
+def conv_trunk(widths: Sequence[int], stride: int | None = None) -> nn.Sequential:
+    """Blocks of 3×3 convolution, 2×2 max-pooling, BatchNorm, ReLU: `(B, 1, M, F)` to `(B, C, M/2^n, F/2^n)`.
+
+    Pooling comes first because it quarters the cost of what follows; the maximum commutes with ReLU, and with
+    BatchNorm's affine map wherever that increases.
+
+    Args:
+        widths: Channels of each of the `n` blocks; the last is `C`.
+        stride: Of the map; None or `2^n`.
+
+    Raises:
+        ConfigError: `widths` is not a list of whole numbers above 0, or is empty, or `stride` is another.
+    """
+    if not isinstance(widths, Sequence) or isinstance(widths, str) or not len(widths):
+        raise ConfigError(f"encoder.widths={widths}: not allowed; give a list of whole numbers, as in [32, 64, 64]")
+    if stride not in (None, 2 ** len(widths)):
+        raise ConfigError(
+            f"encoder.stride={stride}: {CONV} of encoder.widths={list(widths)} has stride {2 ** len(widths)}; "
+            f"pass encoder.stride={2 ** len(widths)}, or as many widths as the stride has factors of 2"
+        )
+    blocks: list[nn.Module] = []
+    for before, width in zip([1, *widths], widths, strict=False):
+        check_whole("encoder.widths", width, 1)
+        blocks += [
+            nn.Conv2d(before, width, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]  # fmt: skip
+    return nn.Sequential(*blocks)
+
+
+class FrequencyKeeping(nn.Module):
+    """A trunk, then an MLP on each frame of its map, then pooling over time: `(B, 1, M, F)` to `(B, D)`.
+
+    A frame of the map is flattened, channels × bands, so that each band has weights of its own. The shape is that of
+    BYOL-A's network (Niizumi et al. 2021, arXiv:2103.06695, section III-D: three blocks of convolution and 2×2
+    max-pooling, then Linear, ReLU, Dropout 0.3, Linear, ReLU on each frame).
+
+    Args:
+        trunk: `(B, 1, M, F)` to `(B, C, M', F')`.
+        n_mels: `M`; fixed, because the first linear layer has weights for each band.
+        hidden: Units of both linear layers.
+        dropout: Probability of the dropout between them, in [0, 1).
+        pool: Over time: `max`, `avg`, their mean `avgmax`, or `catavgmax`, the average followed by the maximum.
+        local: Whether the frames of the map are pooled beside the MLP's outputs, as in BYOL-A's second version
+            (Niizumi et al. 2023, arXiv:2204.07402, section III-C).
+
+    Attributes:
+        mean: Subtracted from the log-mels; a buffer, saved and hashed with the weights.
+        std: Divides the log-mels after that; likewise.
+
+    Raises:
+        ConfigError: An argument is out of range, or the trunk does not take such log-mels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        n_mels: int,
+        hidden: int = 1024,
+        dropout: float = 0.3,
+        pool: Pool = "max",
+        local: bool = False,
+    ) -> None:
+        super().__init__()
+        _check_options(hidden, dropout, pool)
+        self.pool, self.local = pool, local
+        self.register_buffer("mean", torch.tensor(MEAN, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(STD, dtype=torch.float32))
+        self.trunk = trunk
+        self.mlp = nn.Sequential(
+            nn.Linear(_frame_size(trunk, n_mels), hidden), nn.ReLU(), nn.Dropout(dropout),
+            nn.Linear(hidden, hidden), nn.ReLU(),
+        )  # fmt: skip
+
+    def forward(self, logmel: Tensor) -> Tensor:
+        """Embed log-mels `(B, 1, M, F)` as `(B, D)`: `hidden`, `C * M'` more if local; twice that for `catavgmax`."""
+        features: Tensor = self.trunk((logmel - self.mean) / self.std)
+        by_frame = features.permute(0, 3, 1, 2).flatten(2)  # (B, C, M', F') to (B, F', C * M')
+        deep = with_float32_end(self.mlp, by_frame)
+        return _pool_over_time(torch.cat([deep, by_frame], dim=2) if self.local else deep, self.pool)
+
+    def set_input_statistics(self, mean: float, std: float) -> None:
+        """Normalise log-mels by this mean and deviation, one number each over all bands, from now on.
+
+        Raises:
+            ConfigError: One is not finite, or `std` is not above 0.
+        """
+        given = torch.tensor([mean, std], dtype=torch.float32)
+        if not (torch.isfinite(given).all() and given[1] > 0):
+            raise ConfigError(f"log-mels of mean {mean} and deviation {std} cannot be normalised; are they all silent?")
+        self.mean.copy_(given[0])
+        self.std.copy_(given[1])
+
+
+def with_float32_end(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """`layers(x)`, under autocast in float32 from the last linear layer on.
+
+    Clips differ by little against what all vectors have in common. A last layer that rounds to bfloat16 hides it, and
+    whitening then scales up the rounding.
+    """
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):  # autocast does not support the meta device
+        return cast(Tensor, layers(x))
+    last = max(i for i, layer in enumerate(layers) if isinstance(layer, nn.Linear))
+    x = layers[:last](x)
+    with torch.autocast(x.device.type, enabled=False):
+        return cast(Tensor, layers[last:](x.float()))
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw weights from this seed and restore torch's global generator; None: draw from that."""
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def reason_of(error: Exception) -> str:
+    """The type and text of an exception, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def _pool_over_time(x: Tensor, pool: Pool) -> Tensor:
+    """`(B, F', D')` to `(B, D)`; timm's names of pooling."""
+    if pool == "max":
+        return x.amax(1)
+    if pool == "avg":
+        return x.mean(1)
+    if pool == "avgmax":
+        return 0.5 * (x.mean(1) + x.amax(1))
+    return torch.cat([x.mean(1), x.amax(1)], dim=1)
+
+
+@torch.no_grad()
+def _frame_size(trunk: nn.Module, n_mels: int) -> int:
+    """`C * M'`, measured: networks round the edges of a map differently."""
+    trunk.eval()  # the zeros must not enter the BatchNorm's running averages
+    try:
+        features: Tensor = trunk(torch.zeros(1, 1, n_mels, max(n_mels, 98)))
+    except FAILURES as error:
+        raise ConfigError(
+            f"encoder.stride: the trunk cannot take log-mels of {n_mels} bands ({reason_of(error)}); "
+            "take a convolutional network, or a smaller stride"
+        ) from error
+    trunk.train()
+    if features.ndim != 4:
+        raise ConfigError(f"encoder.stride: the trunk gives shape {tuple(features.shape)}, not (B, C, M', F')")
+    return features.shape[1] * features.shape[2]
 
 
 def _maps(name: str, **options: object) -> Any:  # timm has no types
@@ -89,3 +299,12 @@ def _check_name(name: str) -> None:
         + (f"; close to it: {', '.join(close)}" if close else "")
         + " (see timm.list_models())"
     )
+
+
+def _check_options(hidden: int, dropout: float, pool: str) -> None:
+    check_whole("encoder.hidden", hidden, 1)
+    number = isinstance(dropout, int | float) and not isinstance(dropout, bool)
+    if not (number and math.isfinite(dropout) and 0 <= dropout < 1):
+        raise ConfigError(f"encoder.dropout={dropout}: not allowed; give a number from 0 to below 1")
+    if pool not in get_args(Pool):
+        raise ConfigError(f"encoder.pool={pool}: choose one of {', '.join(get_args(Pool))}")

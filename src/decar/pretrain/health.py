@@ -12,10 +12,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
+from sklearn.neighbors import NearestNeighbors
 
 from decar.audio import Manifest
 from decar.clustering.stats import effective_rank, entropy
 from decar.errors import ConfigError
+from decar.models.vectors import standardiser
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import on_rank_zero
 from decar.pretrain.sampler import Stream, derive_seed
@@ -144,9 +146,7 @@ def nearest_neighbour_accuracy(vectors: Floats, labels: NDArray[np.int64]) -> fl
     """
     if len(vectors) < 2:
         return 0.0
-    deviation = vectors.std(axis=0)
-    unit = (vectors - vectors.mean(axis=0)) / np.where(deviation > 1e-6, deviation, np.inf)
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    likeness = unit @ unit.T
-    np.fill_diagonal(likeness, -np.inf)
-    return float(np.mean(labels[likeness.argmax(axis=1)] == labels))
+    mean, scale = standardiser([vectors])
+    index = NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute").fit((vectors - mean) * scale)
+    nearest = index.kneighbors(return_distance=False)[:, 0]  # of the others
+    return float(np.mean(labels[nearest] == labels))

@@ -21,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 
 from decar.audio import FrontEnd, LogMelStore, Manifest
 from decar.audio.groups import AUTO, together
+from decar.audio.scan import SPLIT_NAMES
 from decar.audio.store import DEFAULT_CACHE
 from decar.errors import ConfigError, TrainingError, check_positive, check_whole
 from decar.pretrain.health import EmbeddingHealth
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["knn", "linear"]
 
-_VALID = ("valid", "val", "validation", "dev")
 _FOLDS = 4  # where there is no split a quarter is held out
 
 
@@ -127,8 +127,8 @@ class OnlineProbe(Callback):
         """Rows to fit and rows to judge: as the table says, else drawn so that no group is in both."""
         assert self._store is not None
         if self.split is not None and self.split in self._store.manifest.table:
-            words = np.char.lower(self._column(self.split))
-            train, valid = np.flatnonzero(words == "train"), np.flatnonzero(np.isin(words, _VALID))
+            words = [SPLIT_NAMES.get(word.lower()) for word in self._column(self.split).tolist()]
+            train, valid = (np.flatnonzero(np.asarray(words) == name) for name in ("train", "valid"))
             what = f"column '{self.split}' has {len(train)} labelled clips in train and {len(valid)} in valid"
         else:
             train, valid = self._drawn(seed)

@@ -14,8 +14,8 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from decar.audio import LogMelStore
-from decar.models.encode import batches_by_length, run_pass
-from decar.models.encoder import PIECES_AT_ONCE, Encoder, evaluating
+from decar.models import Encoder
+from decar.models.embed import PIECES_AT_ONCE, batches_by_length, evaluating, run_pass
 from decar.pretrain.ranks import failing_together, gather_rows, rank_and_size, share_buffers
 
 Floats = NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""`report.html`: one file with all that a run has to show, opened offline by any browser.
+"""`report.html`: one self-contained page of a run, for any browser, offline.
 
 The charts are plotly's. Compared by what a page has to carry: bokeh 1.3 MB (1.5 with WebGL), vega with vega-lite and
 embed 0.8 MB, plotly 4.8 MB (its partial bundles of 1.2 and 1.5 MB are on npm only, which a wheel cannot depend on).
@@ -7,8 +7,8 @@ touch, zoom and hover are in it, and because its PyPI package holds the script a
 packaging, which are there already. altair ships no script; bokeh needs tornado, contourpy and xyzservices.
 Embedding-atlas was not tried: it is an application of its own, beside which the curves would need another library.
 
-Nothing on the page is put together as HTML from names or labels: they travel as JSON and become text nodes. A content
-security policy keeps the page from asking anybody for anything.
+Names and labels never become HTML: they are embedded as JSON and shown as text nodes. A content security policy forbids
+the page any request.
 """
 
 import json
@@ -28,14 +28,10 @@ from decar import __version__
 from decar.audio import LogMelStore
 from decar.errors import DecarError
 from decar.files import whole
-from decar.models import load_encoder
-from decar.models.encode import encode_store
+from decar.models import embed_store, load_encoder
 from decar.report import clusters as of
-from decar.report.about import read_environment
-from decar.report.curves import curves
-from decar.report.judged import as_rows, find_results, of_encoder
-from decar.report.sounds import order_of, sounds
-from decar.report.space import ends, sample, standardised, tsne
+from decar.report.clips import ends, order_of, sample, sounds, standardised, tsne
+from decar.report.folder import curves, read_environment, results_of
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +48,7 @@ MAX_COLUMNS = 16  # label columns that travel with the clips
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a page is made from.
+    """The sources of a page.
 
     Attributes:
         run: Folder of the run.
@@ -61,6 +57,7 @@ class RunFiles:
         label: The column that the run watched.
         seed: Of the sample and of the map.
         downstream: More folders to look for results in.
+        network: The class of the encoder's network, where it is not one of decar's.
     """
 
     run: Path
@@ -69,6 +66,7 @@ class RunFiles:
     label: str | None = None
     seed: int = 0
     downstream: Sequence[Path] = ()
+    network: Callable[..., Any] | None = None
 
 
 def write_report(source: RunFiles, out: Path | None = None, *, device: str = "cpu", progress: bool = True) -> Path:
@@ -144,10 +142,10 @@ def look(source: RunFiles, assignments: list[of.Assignments] | None, *, device: 
     """
     if not isinstance(source.store, LogMelStore):
         raise DecarError(source.store)
-    store, encoder = source.store, load_encoder(source.run, frontend=source.store.frontend)
+    store, encoder = source.store, load_encoder(source.run, frontend=source.store.frontend, network=source.network)
     chosen = sample(len(store), source.seed)
     some = store.take(chosen)
-    unit = standardised(encode_store(encoder, some, device=device, progress=progress))
+    unit = standardised(embed_store(encoder, some, device=device, progress=progress))
     places = tsne(unit, source.seed)
     table = store.manifest.table
     names = of.label_columns(table, source.label)[:MAX_COLUMNS]
@@ -199,23 +197,17 @@ def explore(
 
 
 def results(source: RunFiles, notes: dict[str, str]) -> list[dict[str, Any]]:
-    """What the run's encoder was judged to be.
+    """The downstream results of the run's encoder.
 
     Raises:
-        DecarError: Nothing was judged, or not this encoder.
+        DecarError: There is none.
     """
-    found, faults = find_results(source.run, source.downstream)
-    own = of_encoder(found, load_encoder(source.run).hash()) if found else []
-    told = f"{len(faults)} cannot be read: {'; '.join(faults[:3])}" if faults else ""
-    if not own:
-        other = f"{len(found)} results there are of other encoders; " if found else ""
-        raise DecarError(
-            f"no results of this encoder: {other}judge it with decar-eval -m 'task=glob(*)' bundle=RUN, then "
-            f"decar report RUN --downstream DIR{'; ' if told else ''}{told}"
-        )
-    if told:
-        notes["downstream"] = told
-    return as_rows(own)
+    found, note = results_of(
+        source.run, lambda: load_encoder(source.run, network=source.network).hash(), source.downstream
+    )
+    if note:
+        notes["downstream"] = note
+    return found
 
 
 def render(data: Mapping[str, Any]) -> str:

@@ -1,9 +1,10 @@
-"""What is searched for: rows of the table, or sound files, which the table's own encoder embeds."""
+"""Queries of a search: rows of the table, or sound files, which the table's own encoder embeds."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,7 @@ from decar.audio.logmel import blocks_to_frames
 from decar.audio.samples import Gauge
 from decar.errors import AudioError, BundleError, SearchError, is_unicode
 from decar.models import Encoder, load_encoder
-from decar.models.encoder import PIECES_AT_ONCE, evaluating
-from decar.models.hub import PREFIX
-from decar.models.pieces import clip_vectors
+from decar.models.bundle import HUB
 from decar.search.table import EmbeddingTable
 
 
@@ -25,10 +24,10 @@ class Query:
     """One sound to search for.
 
     Attributes:
-        name: As it was asked for, with its place in the file where the table has several clips of one.
+        name: As the user gave it, with its place in the file where the table has several clips of one.
         vector: `(D,)`.
         row: Its row of the table; None for a file.
-        origin: Which of the two was used, in words.
+        origin: Which row or file it is, in words.
     """
 
     name: str
@@ -44,6 +43,7 @@ def find_queries(
     *,
     in_table: bool = False,
     root: Path | None = None,
+    network: Callable[..., Any] | None = None,
 ) -> list[Query]:
     """A query for each sound, or for each clip of it that the table has.
 
@@ -52,10 +52,11 @@ def find_queries(
 
     Args:
         sounds: Files, or paths as the table writes them.
-        table: Where they are going to be looked for.
-        bundle: The encoder; None: the one that the table was made by, as it says.
-        in_table: Whether all sounds are paths of the table, whatever files there are.
-        root: Where relative paths of the table start from; None: as the table says, if it does.
+        table: The table that is searched.
+        bundle: The encoder; None: the one that the table names.
+        in_table: Whether all sounds are paths of the table, even where files of that name exist.
+        root: Where relative paths of the table start from; None: the root that the table names, if any.
+        network: The class of the encoder's network, where it is not one of decar's.
 
     Raises:
         SearchError: There is no such sound, it cannot be read, or the encoder is not the table's.
@@ -71,7 +72,7 @@ def find_queries(
             what = "no path of" if in_table else "no such file, and no path of"
             raise SearchError(f"{sound}: {what} {table.file} (such as {paths[0]})")
     if bundle is not None or files:
-        encoder = _encoder_of(table, bundle)
+        encoder = _encoder_of(table, bundle, network)
     made = {sound: [_file_query(sound, encoder, table, len(places[sound]))] for sound in files}
     rows = np.concatenate([np.empty(0, np.int64), *(places[sound] for sound in sounds if sound not in files)])
     vectors = dict(zip(rows.tolist(), table.take(rows), strict=True)) if len(rows) else {}
@@ -91,7 +92,7 @@ def _is_file(sound: str, root: Path | None) -> bool:
 
 
 def _file_query(sound: str, encoder: Encoder, table: EmbeddingTable, n_rows: int) -> Query:
-    """A file to search for; says so where the table has rows of its name."""
+    """A file to search for; the origin mentions rows of the same name."""
     also = f", not the row of {table.file}: pass --row for that" if n_rows else ""
     return Query(sound, _embed(encoder, sound), None, f"the file {Path(sound).absolute()}{also}")
 
@@ -109,8 +110,8 @@ def _named(table: EmbeddingTable, row: int) -> str:
     return f"{clip['path']} ({start:g} s)" if isinstance(start, float) and start > 0 else str(clip["path"])
 
 
-def _encoder_of(table: EmbeddingTable, bundle: str | None) -> Encoder:
-    """The encoder that made the table, or an error that says how the two differ."""
+def _encoder_of(table: EmbeddingTable, bundle: str | None, network: Callable[..., Any] | None) -> Encoder:
+    """The encoder that made the table; an error for another one."""
     wanted, path = table.facts.get("encoder"), bundle or table.facts.get("bundle")
     if not path or path in ("random", "logmel"):
         raise SearchError(
@@ -118,12 +119,12 @@ def _encoder_of(table: EmbeddingTable, bundle: str | None) -> Encoder:
             + (f" (it says '{path}')" if path else "")
             + ": pass --bundle, or search for a path of the table"
         )
-    if bundle is None and str(path).startswith(PREFIX):
+    if bundle is None and str(path).startswith(HUB):
         raise SearchError(
             f"{table.file} was made by {path}: nothing is downloaded because a file says so; pass --bundle {path}"
         )
     try:
-        encoder = load_encoder(str(path))
+        encoder = load_encoder(str(path), network=network)
     except BundleError as error:
         raise SearchError(f"{error} (the bundle that made {table.file}; pass --bundle)") from error
     if wanted and encoder.hash() != wanted:
@@ -148,6 +149,5 @@ def _embed(encoder: Encoder, sound: str) -> NDArray[np.float32]:
         raise SearchError(f"{sound}: cannot be searched for, {error}") from error
     if not gauge.peak > 0:
         raise SearchError(f"{sound}: cannot be searched for, it is silent or empty")
-    with evaluating(encoder):
-        vector: NDArray[np.float32] = clip_vectors(encoder, [mel], encoder, PIECES_AT_ONCE)[0].numpy()
+    vector: NDArray[np.float32] = encoder.embed_logmels([mel])[0].numpy()
     return vector

@@ -30,7 +30,7 @@ class EmbeddingTable:
         file: The file.
         rows: `N` rows: `path`, `start` and `duration` (s, float) where the file has them, and its other columns.
         dim: `D`.
-        facts: What its maker wrote down under the key `decar`: `encoder` (hash), `bundle`; empty when it is foreign.
+        facts: Metadata under the key `decar`: `encoder` (hash), `bundle`, `root`; empty in a table of another program.
     """
 
     file: Path
@@ -40,7 +40,7 @@ class EmbeddingTable:
 
     @classmethod
     def open(cls, file: str | Path) -> "EmbeddingTable":
-        """Look at a file.
+        """Open a file and check it.
 
         Raises:
             SearchError: It is missing, no Parquet, empty, lacks `path` or `embedding`, or one of the columns and facts
@@ -115,7 +115,7 @@ class EmbeddingTable:
 
 
 def _parquet(file: Path) -> pq.ParquetFile:
-    """The file, whose pages are compared with their checksums, if they have some, as they are read."""
+    """The file; its pages are checked as they are read, if they have checksums."""
     return pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
 
 
@@ -174,7 +174,7 @@ def _matrix(column: Any, dim: int | None) -> NDArray[np.float32] | None:
 
 
 def _facts(file: Path, schema: pa.Schema) -> dict[str, Any]:
-    """What the maker of the table wrote down.
+    """The metadata under the key `decar`.
 
     Raises:
         SearchError: A fact that is used here is no text.

@@ -34,7 +34,7 @@ function setUpClusters() {
   };
   const drawFlow = () => {
     const flow = now().flows[at("flow-pair").value];
-    at("flow-told").textContent = flow
+    at("flow-hint").textContent = flow
       ? `Rows: clusters of epoch ${flow.from + 1}; columns: clusters of epoch ${flow.to + 1}, put so that as many clips as can be lie on the diagonal. ${percent(flow.stay)} of the clips lie there; ${flow.nmi === null ? "the labels were kept, not clustered anew." : `NMI ${flow.nmi.toFixed(3)}. A bright diagonal: the clusters have settled.`}`
       : "There is only one assignment, nothing has moved yet.";
     at("flow").hidden = !flow;

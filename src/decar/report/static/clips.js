@@ -71,7 +71,7 @@ function setUpMap() {
   const clusterings = CLIPS.clusters.map((_, i) => [`clustering:${i}`, `clustering ${i + 1}`]).reverse();
   choices(at("colour"), [...DATA.labels.map((name) => [`label:${name}`, name]), ...clusterings, ...(DATA.labels.length || clusterings.length ? [] : [["none:", "nothing"]])]);
   const n = CLIPS.name.length;
-  at("map-told").textContent = `Each point is a clip${n < DATA.n_clips ? `: a sample of ${n.toLocaleString("en")} out of ${DATA.n_clips.toLocaleString("en")}, drawn evenly by the run's seed` : ""}; t-SNE of the standardised embeddings, where near means alike and far means little. ` +
+  at("map-hint").textContent = `Each point is a clip${n < DATA.n_clips ? `: a sample of ${n.toLocaleString("en")} out of ${DATA.n_clips.toLocaleString("en")}, drawn evenly by the run's seed` : ""}; t-SNE of the standardised embeddings, where near means alike and far means little. ` +
     `${DATA.n_sounds.toLocaleString("en")} clips can be heard, their first 4 s made equally loud: those nearest to and farthest from the middle of the clusters first, then a random choice.${DATA.labels.length ? "" : " The manifest has no label columns."}`;
   drawMap().then(() => at("map-chart").on("plotly_click", (event) => { const i = event.points[0].customdata; if (i !== undefined) showClip(i); }));
   at("colour").addEventListener("change", () => { kept = null; drawMap(); });
@@ -95,7 +95,7 @@ function card(i) {
 
 function showCluster(c) {
   const which = Number(at("explored").value);
-  const told = Object.entries(c.purity).map(([name, [value, top, n]]) => [name, value === null ? "no labelled clip" : `${percent(value)} ${short(top, 40)} (of ${n} with a label)`]);
+  const purities = Object.entries(c.purity).map(([name, [value, top, n]]) => [name, value === null ? "no labelled clip" : `${percent(value)} ${short(top, 40)} (of ${n} with a label)`]);
   const button = make("button", { type: "button", textContent: "Show on the map" });
   button.addEventListener("click", () => {
     kept = new Set(CLIPS.name.map((_, i) => i).filter((i) => CLIPS.clusters[which][i] === c.id));
@@ -104,7 +104,7 @@ function showCluster(c) {
   });
   const part = (title, rows) => (rows.length ? [make("h4", { textContent: title }), make("div", { className: "cards" }, ...rows.map(card))] : []);
   at("cluster").replaceChildren(...[make("h3", { textContent: `Cluster ${c.id}: ${c.size.toLocaleString("en")} clip${c.size === 1 ? "" : "s"}` }),
-    make("dl", { className: "values" }, ...told.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })])),
+    make("dl", { className: "values" }, ...purities.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })])),
     ...part("Nearest to its middle", c.near), ...part("Farthest from its middle", c.far),
     c.near.length ? null : make("p", { className: "silent", textContent: "None of its clips is in the sample." }), make("p", {}, button)].filter(Boolean));
 }
@@ -120,7 +120,7 @@ function setUpExplorer() {
   const bar = (value) => (value === null ? ["–"] : [make("span", { className: "bar" }, make("i", { style: `width:${Math.round(100 * value)}%` })), make("span", { textContent: percent(value) })]);
   const show = () => {
     const found = all[at("explored").value], name = at("against").value, overall = found.overall[name];
-    at("explorer-told").textContent = "The last assignment. Nearest and farthest: cosine to the mean of the cluster's standardised embeddings" +
+    at("explorer-hint").textContent = "The last assignment. Nearest and farthest: cosine to the mean of the cluster's standardised embeddings" +
       (CLIPS.name.length < DATA.n_clips ? ", among the sampled clips; sizes and purity are of all clips." : ".") +
       (overall ? ` Against ${name}: purity ${percent(overall.purity)}, NMI ${overall.nmi.toFixed(3)}. Purity is the share of the commonest label; many small clusters are purer by chance.` : " The manifest has no label columns to compare with.");
     const of = (c) => c.purity[name] || [null, "", 0];

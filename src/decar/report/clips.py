@@ -1,0 +1,175 @@
+"""The clips on a page: a sample of them, a map in two dimensions, both ends of every cluster, sounds and pictures.
+
+The map is scikit-learn's t-SNE: scikit-learn is there already and takes 5.5 s for the 1,991 bundled clips on one core.
+umap-learn would bring numba and llvmlite; its maps were not compared.
+
+A sound is the first seconds as Opus, a picture the log-mel as WebP, both as data URLs. Measured on the bundled clips
+(1.3 s on average): 3.6 kB of text for the sound, which takes 23 ms to encode, and less than 1 kB for the picture; hence
+few sounds and many pictures. Letters: `N` clips, `D` embedding, `M` mel bands, `F` frames, `T` samples.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from decar.audio import LogMelStore, decode
+from decar.audio.picture import image_uri, opus_uri
+from decar.clustering import l2_normalize
+from decar.errors import AudioError
+from decar.models.vectors import standardiser
+
+log = logging.getLogger(__name__)
+
+MAX_CLIPS = 3000  # embedded and drawn; more neither fit a page nor can be distinguished
+PERPLEXITY = 30.0
+SECONDS = 4.0  # of a clip, that are heard and seen
+RATE = 16_000  # Hz; one of the five that Opus has
+QUALITY = 0.95  # libsndfile's compression_level: (1 - q) * 250 + 6 kbit/s, here 18
+MAX_SOUNDS = 500  # clips that can be heard
+BYTES = 6_000_000  # of all sounds and pictures on a page
+NO_ROOM = "not among the clips whose sound is on this page"
+WIDTH = 160  # most pixels of a picture; its height is the number of mel bands
+
+
+def sample(n: int, seed: int, most: int = MAX_CLIPS) -> NDArray[np.int64]:
+    """Which of `n` clips are looked at: all, or `most` drawn evenly without repetition, in rising order."""
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
+
+
+def standardised(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`(N, D)`, each dimension with mean 0 and deviation 1 (0 where it is constant), rows then of length 1."""
+    mean, scale = standardiser([embeddings])
+    return l2_normalize((embeddings - mean) * scale)
+
+
+def tsne(unit: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
+    """`(N, D)` → `(N, 2)`: t-SNE of the first 50 principal components, begun from the first two; none beyond ±1."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    n = len(unit)
+    if n < 5 or not np.ptp(unit, axis=0).any():  # t-SNE needs neighbours; equal vectors stay one point
+        angle = 2 * np.pi * np.arange(n) / max(n, 1)
+        return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    reduced = PCA(min(50, n - 1, unit.shape[1]), random_state=seed).fit_transform(unit)
+    method = TSNE(2, perplexity=min(PERPLEXITY, (n - 1) / 3), init="pca", random_state=seed, n_jobs=1)
+    places: NDArray[np.float64] = method.fit_transform(reduced).astype(np.float64)
+    places -= (places.max(axis=0) + places.min(axis=0)) / 2
+    scaled: NDArray[np.float64] = places / np.abs(places).max()
+    return scaled
+
+
+def ends(unit: NDArray[np.float32], clusters: NDArray[np.int64], each: int = 3) -> dict[int, dict[str, Any]]:
+    """The clips nearest to and farthest from the mean direction of each cluster, by cosine.
+
+    Args:
+        unit: `(N, D)`, rows of length 1.
+        clusters: `(N,)`.
+        each: Clips at either end; a small cluster has fewer, and no clip is at both ends.
+
+    Returns:
+        For each cluster `near` and `far`: rows of `unit`, the nearest and the farthest first; and `cosine`, the mean.
+    """
+    found = {}
+    for cluster in np.unique(clusters).tolist():
+        rows = np.flatnonzero(clusters == cluster)
+        middle = unit[rows].mean(axis=0)
+        cosine = unit[rows] @ (middle / max(float(np.linalg.norm(middle)), 1e-12))
+        order = rows[np.argsort(-cosine, kind="stable")]
+        near = order[:each]
+        far = order[len(near) :][-each:][::-1]
+        found[cluster] = {"near": near.tolist(), "far": far.tolist(), "cosine": float(cosine.mean())}
+    return found
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One clip on the page: data URLs, "" where there is none, and why."""
+
+    audio: str
+    picture: str
+    fault: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes on the page."""
+        return len(self.audio) + len(self.picture) + len(self.fault)
+
+
+def order_of(groups: Sequence[Sequence[Sequence[int]]], others: Iterable[int]) -> list[int]:
+    """Clips by priority: the first clip of every list of the first group, the second of every list, …; then the rest.
+
+    >>> order_of([[[1, 2], [3]], [[3, 4]]], [4, 5])
+    [1, 3, 2, 4, 5]
+    """
+    turns: dict[int, None] = {}
+    for lists in groups:
+        for place in range(max(map(len, lists), default=0)):
+            turns.update(dict.fromkeys(one[place] for one in lists if place < len(one)))
+    turns.update(dict.fromkeys(others))
+    return list(turns)
+
+
+def sounds(store: LogMelStore, turns: Sequence[int], budget: int = BYTES, most: int = MAX_SOUNDS) -> dict[int, Sound]:
+    """The clips of a store in this order, until `budget` bytes are full; after `most` clips only pictures.
+
+    A file that no longer exists or cannot be read has its picture, and the reason in place of the sound.
+    """
+    found: dict[int, Sound] = {}
+    left = budget
+    for index, sound in _made(store, turns, most):
+        if sound.size > left:
+            break
+        found[index], left = sound, left - sound.size
+    return found
+
+
+def _made(store: LogMelStore, turns: Sequence[int], most: int) -> Iterator[tuple[int, Sound]]:
+    files, stretches = store.manifest.files, store.manifest.stretches
+    low, high = loudness(store, turns)
+    frames = round(SECONDS * store.frontend.sample_rate / store.frontend.hop_length)
+    for place, index in enumerate(turns):
+        start, duration = stretches[index]
+        picture = spectrogram(store[index], low, high, frames)
+        if place >= most:
+            yield index, Sound("", picture, NO_ROOM)
+            continue
+        try:
+            length = SECONDS if duration is None else min(duration, SECONDS)
+            wave = decode(files[index], start=start, duration=length, sample_rate=RATE)
+            yield index, Sound(opus(wave), picture)
+        except (AudioError, OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
+            yield index, Sound("", picture, " ".join(str(error).split())[:200])
+
+
+def loudness(store: LogMelStore, turns: Sequence[int]) -> tuple[float, float]:
+    """Log-mel values that are black and white in every picture: the 2 % and 99.8 % quantiles of a few clips."""
+    some = [store[i] for i in turns[:200] if len(store[i])]
+    if not some:
+        return store.frontend.silence, 0.0
+    low, high = np.percentile(np.concatenate(some).astype(np.float32), [2, 99.8])
+    return float(low), float(max(high, low + 1))
+
+
+def spectrogram(mel: NDArray[np.float16], low: float, high: float, frames: int) -> str:
+    """(F, M) → a grey WebP, time to the right, high bands up; "" for a clip without frames."""
+    piece = mel[:frames].astype(np.float32)
+    if not len(piece):
+        return ""
+    grey = np.clip((piece.T[::-1] - low) / (high - low), 0, 1) * 255
+    return image_uri(grey.astype(np.uint8), "webp", max_width=WIDTH, quality=35, method=3)
+
+
+def opus(wave: NDArray[np.float32]) -> str:
+    """(T,) at `RATE` → Ogg Opus, scaled to a peak of 0.9 so that quiet clips can be heard."""
+    if not len(wave):
+        raise AudioError("holds no samples")
+    peak = float(np.abs(wave).max())
+    loud = wave * (0.9 / peak) if peak > 0 else wave
+    return opus_uri(loud, RATE, QUALITY)
