@@ -107,6 +107,25 @@ def test_torchrun_passes_on_the_ctrl_c_of_the_terminal_which_is_no_second_one():
         assert signals.asked() == signal.SIGINT
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_python_shuts_down_keeps_the_status(name):
+    code = f"""
+import os, signal, sys
+from decar.signals import stoppable
+
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        kill(pid, {int(getattr(signal, name))})
+
+last = Last()  # deleted after Python has given up its signal handlers
+with stoppable():
+    pass
+sys.exit(75)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (75, "")
+
+
 def test_exit_statuses_are_those_of_the_table_in_the_docs():
     text = (Path(__file__).parents[1] / "docs/security.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([\d; ]+) \| (.*) \|$", text, re.MULTILINE))

@@ -8,6 +8,7 @@ second Ctrl-C. A signal that was ignored before, as SIGHUP under `nohup`, stays 
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -78,6 +79,8 @@ def stoppable(go_on: str = "run the same command with resume=auto", *, leads: bo
         restore(handlers)
         os.close(writer)  # ends the thread
         _state = None
+        atexit.unregister(_ignore)
+        atexit.register(_ignore)  # before what others have registered
 
 
 def install() -> dict[int, Any]:
@@ -92,6 +95,12 @@ def restore(handlers: dict[int, Any]) -> None:
     """Give back what `install` has replaced."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def _ignore() -> None:
+    """While Python shuts down, keep the exit status: by default a signal would end the process with its own."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def active() -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from decar import signals
 from decar.cli.checks import check, require
 from decar.cli.config import build_encoder
-from decar.cli.done import FINISHED, flat_options, read_finished, refuse_other_run, write_finished
+from decar.cli.done import FINISHED, flat_options, lost_outputs, read_finished, refuse_other_run, write_finished
 from decar.cli.launch import claimed, joined, leads, others, trainer_options
 from decar.cli.limits import use_configured_limits
 from decar.cli.liveness import training
@@ -81,10 +81,28 @@ def look_back(cfg: DictConfig, output: Path, processes: int) -> tuple[dict[str, 
         sounds = instantiate(cfg.data.manifest).identity(cfg.cache_dir)
         if checkpoint is not None:
             refuse_other_run(cfg, Path(checkpoint), sounds.content, sounds.n_clips, processes)
-        done = read_finished(cfg, output, sounds.content) if cfg.resume == "auto" else None
+        done = complete(cfg, output, sounds.content, checkpoint)
     if not done and checkpoint is None:
         clear(output)
     return done, checkpoint
+
+
+def complete(cfg: DictConfig, output: Path, content: str, checkpoint: str | None) -> dict[str, Any] | None:
+    """The last figures of the very same job when it has come to its end and nothing has to be made again.
+
+    Where a file is lost that the checkpoint can give, the run counts as unfinished: it trains no epoch, and its end
+    makes the file. Without a checkpoint it is trained anew for the encoder alone.
+    """
+    done = read_finished(cfg, output, content) if cfg.resume == "auto" else None
+    lost = lost_outputs(cfg, output, done["epochs"]) if done else {}
+    again = checkpoint is not None or output / "encoder.safetensors" in lost
+    how = "making it again" if again else "there is no checkpoint to make it from"
+    for path, reason in lost.items():
+        log.warning("%s: %s; %s", path, reason, how)
+    if lost and again:
+        (output / FINISHED).unlink()
+        return None
+    return done
 
 
 def look_ahead(
@@ -101,7 +119,7 @@ def look_ahead(
     settle(cfg, n_clips, checkpoint, processes)
     check_k(cfg, n_clips)
     text = OmegaConf.to_yaml(cfg, resolve=True)
-    done = read_finished(cfg, output, store.content) if cfg.resume == "auto" else None
+    done = complete(cfg, output, store.content, checkpoint)
     if not done:
         (output / FINISHED).unlink(missing_ok=True)
         with whole(output / "config.yaml") as part:
