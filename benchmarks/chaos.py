@@ -170,11 +170,10 @@ def damaged_run(
     if differs == ASSIGNMENTS:  # those of an earlier epoch are read by reports only
         line = line or named(logged(lambda: read_assignments(folder / "run" / ASSIGNMENTS)))
         return Trial(done, line, recovered=False, lost="" if line else differs)
-    if (folder / "run/config.yaml").read_bytes() != config:
-        differs = differs or "config.yaml"
-    if done.startswith("config.yaml"):  # not read: the picks lie in the checkpoint
-        line = line or "written anew"
-    return Trial(done, line, effect=bool(line), recovered=not differs, lost=differs)
+    if done.startswith("config.yaml") and (folder / "run/config.yaml").read_bytes() == config:
+        line = line or "written anew"  # it is not read: the picks lie in the checkpoint
+    effect = bool(line) or done.startswith("config.yaml")
+    return Trial(done, line, effect=effect, recovered=not differs, lost=differs)
 
 
 def damaged_task(stage: Stage, patterns: Sequence[str], anew: bool = False) -> Trial:

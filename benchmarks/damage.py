@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 
 KINDS = ("zeros", "flipped bit", "cut tail")  # drawn where none is given; others: zeroed, emptied, deleted
-NAMED = re.compile(
-    "damaged|checksum|cannot be read|not a readable|differs from its copy|cut short|is missing"
-)  # in a line
+# in a line that names damage
+NAMED = re.compile("damaged|checksum|cannot be read|not a readable|differs from its copy|cut short|is missing")
 LONGEST = 4096  # bytes of zeros
 
 
