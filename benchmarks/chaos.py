@@ -343,8 +343,8 @@ FILES = {  # tried in this process, in the main thread
                partial(damaged_run, patterns=["run/metrics.csv", "run/.metrics.sealed", "run/clusters.parquet/*"])),
     "config": Arm("`config.yaml` of a stopped run: torn, zeroed, emptied", 12,
                   partial(damaged_run, patterns=["run/config.yaml"], kinds=("cut tail", "zeroed", "emptied"))),
-    "outputs": Arm(f"bundle and assignments of a finished run: {SAME}, deleted", 12,
-                   partial(damaged_run, patterns=["run/encoder.safetensors", "run/clusters.parquet/*"],
+    "outputs": Arm(f"bundle and last assignment of a finished run: {SAME}, deleted", 12,
+                   partial(damaged_run, patterns=["run/encoder.safetensors", "run/clusters.parquet/*3.parquet"],
                            begin=Stage.finished, kinds=(*KINDS, "deleted"))),
 }  # fmt: skip
 PROCESSES = {  # tried beside them, in processes of their own
