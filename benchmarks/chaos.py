@@ -1,10 +1,10 @@
 """`make chaos`: damage files, processes and folders of small real runs at random, go on, compare with undamaged runs.
 
     python benchmarks/chaos.py --seed 0 --minutes 30 --out benchmarks/chaos.md
-    python benchmarks/chaos.py --arms signals ranks --trials 2
+    python benchmarks/chaos.py --arms signals frozen --trials 2
 
 Each arm tries one kind of damage at random places or moments. Damage that has an effect must be noticed: a line names
-it, and the exit status is the one that docs/security.md documents. After that the run goes on, and its weights,
+it, or the exit status is the one that docs/security.md documents. After that the run goes on, and its weights,
 optimizer, assignments and metrics must be those of an undamaged run, to the bit. Nothing may be lost.
 """
 
@@ -18,7 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -33,12 +34,11 @@ from decar.cli import train
 from decar.errors import DecarError, LostProcessError, exit_status
 from decar.report.clusters import read_assignments
 
-PIC = ("clusterer=pic", "clusterer.n_neighbors=5", "clusterer.n_iter=20")
-BANK = ("pretrain.features=bank",)
 TWO = ("trainer=ddp", "trainer.devices=2")
+RUNS = [(), ("clusterer=pic", "clusterer.n_neighbors=5", "clusterer.n_iter=20"), ("pretrain.features=bank",)]
 LONG = ("sampler.every_n_steps=60",)  # a second run waits 10 s for the first one's lock
-RUNS = [(), PIC, TWO, (*PIC, *TWO), BANK, (*BANK, *TWO)]
-STALL = 15  # seconds: stall_timeout and loader.timeout of runs in which a process is frozen
+STALL = 12  # seconds that a process of the runs below may hang
+LIMITS = (f"stall_timeout={STALL}", f"loader.timeout={STALL}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,6 @@ class Trial:
         effect: Whether it could be noticed: some bytes of a file mean nothing, and a run may have ended before.
         recovered: Whether the end is that of an undamaged run.
         lost: What is lost without a line, or not as it is documented; empty for nothing.
-        times: How often damage was done before the run came to its end.
         seconds: From the last start until training went on; 0 where it was not measured.
     """
 
@@ -60,7 +59,6 @@ class Trial:
     effect: bool = True
     recovered: bool = True
     lost: str = ""
-    times: int = 1
     seconds: float = 0.0
 
     @property
@@ -82,20 +80,19 @@ class Stage:
     root: Path
     rng: random.Random = field(default_factory=random.Random)
     number: int = 0
-    _known: dict[object, tuple[Path, float]] = field(default_factory=dict)
+    _known: dict[tuple[str, ...], tuple[Path, float]] = field(default_factory=dict)
 
     def folder(self, name: str) -> Path:
         """A new folder."""
         return self.root / f"{name}{len(list(self.root.glob(f'{name}*')))}"
 
-    def unbroken(self, options: Sequence[str] = ()) -> tuple[Path, float]:
+    def unbroken(self, options: tuple[str, ...] = ()) -> tuple[Path, float]:
         """A run that nothing happened to, and its seconds."""
-        if tuple(options) not in self._known:
-            folder = self.folder("unbroken")
-            job = Job.train(folder, options)
+        if options not in self._known:
+            job = Job.train(self.folder("unbroken"), options)
             must(job.end() == 0, f"an unbroken run failed, see {job.log}")
-            self._known[tuple(options)] = folder, time.monotonic() - job.began
-        return self._known[tuple(options)]
+            self._known[options] = job.folder, job.seconds()
+        return self._known[options]
 
     def copy(self, name: str, make: Callable[[Path], None]) -> Path:
         """The folder that `make` fills, as it was then, always at the same place."""
@@ -118,7 +115,7 @@ class Stage:
 
         return self.copy("half-way", make)
 
-    def judged(self) -> Path:
+    def finished(self) -> Path:
         """A finished run and the result of a task, its embeddings in the cache."""
 
         def make(folder: Path) -> None:
@@ -127,7 +124,7 @@ class Stage:
                 status, text = call(folder)
                 must(status == 0, text)
 
-        return self.copy("judged", make)
+        return self.copy("finished", make)
 
 
 def must(holds: bool, line: str) -> None:
@@ -156,45 +153,49 @@ def result(folder: Path) -> dict[str, object]:
 # Damaged files
 
 
-def damaged_run(stage: Stage, *patterns: str, harm: Callable[[Path], str] | None = None) -> Trial:
-    """Damage a file of a run that was stopped half-way, and go on."""
-    folder = stage.half_way()
-    done = damaged(stage, folder, patterns, harm)
+def damaged_run(
+    stage: Stage, patterns: Sequence[str], begin: Callable[[Stage], Path] = Stage.half_way, kinds: Sequence[str] = KINDS
+) -> Trial:
+    """Damage a file of a run that was stopped half-way or has finished, and go on."""
+    folder = begin(stage)
+    config = (folder / "run/config.yaml").read_bytes()
+    done = damaged(stage, folder, patterns, kinds)
     status, text = go_on(folder)
     line = named(text)
     if status == DecarError.status and line:  # found while training: the line says to run it again
-        status, again = go_on(folder)
-        text += again
+        status, text = go_on(folder)
     if status:
         return Trial(done, line, recovered=False, lost=f"status {status}: {text[-2000:]}")
     differs = difference(folder, stage.unbroken()[0])
     if differs == ASSIGNMENTS:  # those of an earlier epoch are read by reports only
-        line = named(logged(lambda: read_assignments(folder / "run" / ASSIGNMENTS)))
+        line = line or named(logged(lambda: read_assignments(folder / "run" / ASSIGNMENTS)))
         return Trial(done, line, recovered=False, lost="" if line else differs)
-    return Trial(done, line, effect=bool(line), recovered=not differs, lost=differs)
+    if done.startswith("config.yaml") and (folder / "run/config.yaml").read_bytes() == config:
+        line = line or "written anew"  # it is not read: the picks lie in the checkpoint
+    effect = bool(line) or done.startswith("config.yaml")
+    return Trial(done, line, effect=effect, recovered=not differs, lost=differs)
 
 
-def damaged_judgement(stage: Stage, *patterns: str, anew: bool) -> Trial:
+def damaged_task(stage: Stage, patterns: Sequence[str], anew: bool = False) -> Trial:
     """Damage a file that judging reads, and judge again; a bundle that is refused is copied anew, as the line says."""
-    folder = stage.judged()
+    folder = stage.finished()
     expected = result(folder)
-    done = damaged(stage, folder, patterns)
+    done = damaged(stage, folder, patterns, KINDS)
     if anew:
         shutil.rmtree(folder / "eval")
     status, text = judge(folder)
     line = named(text)
     if status == DecarError.status and line and "safetensors" in done:
-        shutil.copy(stage.root / "judged-kept/run/encoder.safetensors", folder / "run")
+        shutil.copy(stage.root / "finished-kept/run/encoder.safetensors", folder / "run")
         status, text = judge(folder)
     lost = f"status {status}: {text[-2000:]}" if status else "" if result(folder) == expected else "result.json differs"
     return Trial(done, line, bool(line), not lost, lost)
 
 
-def damaged(stage: Stage, folder: Path, patterns: Sequence[str], harm: Callable[[Path], str] | None = None) -> str:
+def damaged(stage: Stage, folder: Path, patterns: Sequence[str], kinds: Sequence[str]) -> str:
     """Damage one of the files below a folder; what was done."""
     file = stage.rng.choice(sorted(path for pattern in patterns for path in folder.glob(pattern)))
-    bits = np.random.default_rng(stage.rng.getrandbits(32))
-    return harm(file) if harm else damage(file, bits, KINDS[stage.number % len(KINDS)])
+    return damage(file, np.random.default_rng(stage.rng.getrandbits(32)), kinds[stage.number % len(kinds)])
 
 
 def named(text: str) -> str:
@@ -202,108 +203,7 @@ def named(text: str) -> str:
     return next((line for line in text.splitlines() if NAMED.search(line)), "")
 
 
-def store(stage: Stage) -> Trial:
-    """A log-mel store and the identities of its sounds."""
-    return damaged_run(stage, "cache/logmel/*/*", "cache/identity/*")
-
-
-def checkpoint(stage: Stage) -> Trial:
-    """`last.ckpt`."""
-    return damaged_run(stage, "run/checkpoints/last.ckpt")
-
-
-def run_files(stage: Stage) -> Trial:
-    """What lies in a run's folder, and in that of a judged task."""
-    if stage.number % 2:
-        return damaged_judgement(stage, "eval/result.json", "eval/judged.json", "eval/config.yaml", anew=False)
-    return damaged_run(stage, "run/metrics.csv", "run/.metrics.sealed", "run/config.yaml", "run/clusters.parquet/*")
-
-
-def bundle(stage: Stage) -> Trial:
-    """`encoder.safetensors`."""
-    return damaged_judgement(stage, "run/encoder.safetensors", anew=True)
-
-
-def embedding_cache(stage: Stage) -> Trial:
-    """Embeddings that judging finds in the cache."""
-    return damaged_judgement(stage, "cache/embeddings/*", anew=True)
-
-
-def config_yaml(stage: Stage) -> Trial:
-    """A `config.yaml` that is torn, zeroed or emptied beside a whole checkpoint, and written anew."""
-    ways: dict[str, Callable[[bytes], bytes]] = {
-        "torn": lambda data: data[: stage.rng.randrange(1, len(data))],
-        "zeroed": lambda data: bytes(len(data)),
-        "emptied": lambda data: b"",
-    }
-    name, way = list(ways.items())[stage.number % len(ways)]
-    written = b""
-
-    def harm(file: Path) -> str:
-        nonlocal written
-        written = file.read_bytes()
-        file.write_bytes(way(written))
-        return f"{file.name} {name}"
-
-    trial = damaged_run(stage, "run/config.yaml", harm=harm)
-    back = (stage.root / "half-way/run/config.yaml").read_bytes() == written
-    # the picks lie in the checkpoint, so nothing has to be said: config.yaml is only written
-    return Trial(trial.done, trial.noticed or "written anew" * back, True, trial.recovered and back, trial.lost)
-
-
-# Killed and stopped processes
-
-
-def killed(stage: Stage) -> Trial:
-    """SIGKILL of a run, of all of its processes or of its second one, twice before it comes to its end."""
-    options = RUNS[stage.number % len(RUNS)]
-    seconds = stage.unbroken(options)[1]
-    folder, done, noticed, lost = stage.folder("killed"), [], [], []
-    for _ in range(2):
-        job = Job.train(folder, options)
-        what = kill(stage, job, options, seconds)
-        if not what:
-            break
-        done.append(what)
-        expected = (-signal.SIGKILL, LostProcessError.status) if what.startswith("second") else (-signal.SIGKILL,)
-        status = job.end()
-        noticed.append(status in expected and (status < 0 or "was killed by SIGKILL" in job.last_line()))
-        lost += [] if noticed[-1] else [f"status {status} after {what}, see {job.log}"]
-        time.sleep(1)  # further processes see that the first one is gone
-        lost += broken_files(folder)
-    trial = come_to_end(stage, folder, options, Job.train(folder, options), "; ".join(done))
-    return Trial(
-        trial.done, "status" * (len(noticed) > 0), bool(done), trial.recovered,
-        "; ".join([*lost, trial.lost] if trial.lost else lost), max(1, len(done)), trial.seconds,
-    )  # fmt: skip
-
-
-def kill(stage: Stage, job: Job, options: Sequence[str], seconds: float) -> str:
-    """SIGKILL at a random moment, one in four times as a checkpoint is being written; what was killed, if anything."""
-    checkpoints, writing = job.log.parent / "run/checkpoints", stage.rng.random() < 0.25
-    moment = stage.rng.uniform(0.1, 0.95) * seconds
-    whom = stage.rng.choice(["run", "all", "second"] if TWO[0] in options else ["run", "all"])
-    if not job.runs_at(moment, lambda: writing and any(checkpoints.glob(".*.part"))):
-        return ""
-    parts = ", a checkpoint being written" * (writing and any(checkpoints.glob(".*.part")))
-    second = job.children()[:1] if whom == "second" else []
-    if whom == "all" or (whom == "second" and not second):
-        job.kill()
-        return f"all killed{parts}"
-    job.send(signal.SIGKILL, *second)
-    return f"{whom} killed{parts}"
-
-
-def come_to_end(stage: Stage, folder: Path, options: Sequence[str], job: Job, done: str, noticed: str = "",
-                effect: bool = True) -> Trial:  # fmt: skip
-    """Let a run that goes on come to its end, and compare it with one that nothing happened to."""
-    job.runs_at(HANGS, job.trains)
-    seconds = time.monotonic() - job.began if job.trains() else 0.0
-    status = job.end()
-    lost = (
-        f"status {status} when it went on, see {job.log}" if status else difference(folder, stage.unbroken(options)[0])
-    )
-    return Trial(done, noticed, effect, not lost, lost, seconds=seconds)
+# Stopped, killed and frozen processes
 
 
 def signals(stage: Stage) -> Trial:
@@ -311,108 +211,151 @@ def signals(stage: Stage) -> Trial:
     names = ("SIGINT", "SIGHUP", "SIGTERM", "SIGINT twice")
     name = names[stage.number % len(names)]
     number = signal.Signals[name.split()[0]]
-    whole, seconds = stage.unbroken()
-    moment = stage.rng.uniform(0, seconds)
-    folder = stage.folder("signals")
-    job = Job.train(folder)
+    moment = stage.rng.uniform(0, stage.unbroken()[1])
+    job = Job.train(stage.folder("signals"))
     job.runs_at(moment)
+    begun = (job.folder / "run").exists()  # before that Python's imports may end with a status of their own
     job.send(number)
     if "twice" in name:
         job.runs_at(moment + stage.rng.uniform(1.1, 3))
         job.send(number)
-    status, line, done = job.end(), job.last_line(), f"{name} after {moment:.1f} s"
-    if (folder / "run/finished.json").exists():  # it came as the run ended
-        return Trial(done, effect=False, lost=difference(folder, whole))
-    begun = (folder / "run").exists()
-    as_documented = status == exit_status(number) and line
-    if not as_documented and (begun or status != -number):
+    return goes_on(stage, job, (), f"{name} after {moment:.1f} s", exit_status(number), 0 if begun else -number)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to which process of a job, and the status that the job ends with."""
+
+    whom: str
+    number: int
+    status: int
+
+
+FROZEN = [Fault(whom, signal.SIGSTOP, LostProcessError.status) for whom in ("rank 0", "rank 1")]
+FROZEN += [Fault("loader worker", signal.SIGSTOP, DecarError.status)]
+KILLED = [Fault(whom, signal.SIGKILL, -signal.SIGKILL) for whom in ("run", "all processes")]
+KILLED += [Fault("rank 1", signal.SIGKILL, LostProcessError.status)]
+KILLED += [Fault("loader worker", signal.SIGKILL, DecarError.status)]
+
+
+def faulty(stage: Stage, name: str, faults: Sequence[Fault]) -> Trial:
+    """A process is frozen or killed at a random moment; one kill in four hits a checkpoint that is being written."""
+    fault = faults[stage.number % len(faults)]
+    options = RUNS[stage.number // len(faults) % len(RUNS)] + TWO * fault.whom.startswith("rank")
+    seconds, writing = stage.unbroken(options)[1], stage.rng.random() < 0.25 * (fault.number == signal.SIGKILL)
+    worker = ("loader.num_workers=1",) * (fault.whom == "loader worker")
+    job = Job.train(stage.folder(name), (*options, *LIMITS, *worker))
+    job.runs_at(HANGS, lambda: victim(job, fault.whom) is not None)
+    moment = stage.rng.uniform(job.seconds(), 0.95 * seconds)
+    job.runs_at(moment, lambda: writing and any((job.folder / "run/checkpoints").glob(".*.part")))
+    done, pid = f"{fault.whom} {name} after {job.seconds():.1f} s", victim(job, fault.whom)
+    if pid is not None:
+        job.send(fault.number, pid)
+    line = ""
+    if fault.number == signal.SIGSTOP:  # a frozen rank 0 ends when it is woken
+        job.runs_at(job.seconds() + 6 * STALL, lambda: bool(job.last_line()))
+        line = job.last_line()
+        job.send(signal.SIGCONT, pid)
+    return goes_on(stage, job, options, done, fault.status, line=line)
+
+
+def victim(job: Job, whom: str) -> int | None:
+    """The id of a process of a job, negative for all of its group; None while it does not take part."""
+    if "rank" in whom and "GLOBAL_RANK: 1" not in job.text():  # noticed too before that, but only after two minutes
+        return None
+    if whom in ("run", "rank 0"):
+        return job.process.pid
+    return -job.process.pid if whom == "all processes" else next(reversed(job.children()), None)
+
+
+def goes_on(stage: Stage, job: Job, options: tuple[str, ...], done: str, *statuses: int, line: str = "") -> Trial:
+    """See that a job ends with one of these statuses and a line, and that the command in the line goes on with it."""
+    status, line = job.end(), line or job.last_line()
+    finished = (job.folder / "run/finished.json").exists()  # it had come to its end before
+    if status not in (*statuses, *[0] * finished) or (status > 0 and not line):
         return Trial(done, line, lost=f"status {status}, see {job.log}")
-    broken = "; ".join(broken_files(folder))
+    if finished:
+        return Trial(done, effect=False, lost=difference(job.folder, stage.unbroken(options)[0]))
+    time.sleep(1)  # further processes see that the first one is gone
+    broken = "; ".join(broken_files(job.folder))
     words = job.command_to_go_on()
-    again = Job(folder, words) if words[:1] == ["python"] else Job.train(folder)
-    trial = come_to_end(stage, folder, (), again, done, line or f"status {status}")
-    return replace(trial, lost=broken or trial.lost)
+    again = Job(job.folder, words) if words[:1] == ["python"] else Job.train(job.folder, (*options, *LIMITS))
+    return compared(stage, again, options, done, line or f"status {status}", broken)
+
+
+def compared(stage: Stage, job: Job, options: tuple[str, ...], done: str, noticed: str, broken: str = "") -> Trial:
+    """Let a run that goes on come to its end, and compare it with one that nothing happened to."""
+    job.runs_at(HANGS, job.trains)
+    seconds = job.seconds() if job.trains() else 0.0
+    status = job.end()
+    if status:
+        wrong = f"status {status} when it went on, see {job.log}"
+    else:
+        wrong = difference(job.folder, stage.unbroken(options)[0])
+    return Trial(done, noticed, recovered=not wrong, lost=broken or wrong, seconds=seconds)
 
 
 def two_runs(stage: Stage) -> Trial:
     """The same command twice in one folder; every second time the first run is killed."""
-    seconds = stage.unbroken(LONG)[1]
-    begins, killed_at = stage.rng.uniform(0, seconds / 2), stage.rng.uniform(0, seconds / 2)
-    folder = stage.folder("two")
-    first = Job.train(folder, LONG)
+    half = stage.unbroken(LONG)[1] / 2
+    begins, killed_at = stage.rng.uniform(0, half), stage.rng.uniform(0, half)
+    first = Job.train(stage.folder("two"), LONG)
     first.runs_at(begins)
-    second = Job.train(folder, LONG)
+    second = Job.train(first.folder, LONG)
     done = f"a second run {second.began - first.began:.1f} s after the first"
-    if stage.number % 2 and first.runs_at(begins + killed_at):
+    kill = bool(stage.number % 2) and first.runs_at(begins + killed_at)
+    if kill:
         first.kill()
-        done += f", which was killed {time.monotonic() - second.began:.1f} s later"
-    status = second.end(), first.end()
-    said = second.last_line() if status[0] else "done already" if "done already" in second.text() else "went on"
-    refused = status[0] == DecarError.status and "in use by process" in said
-    killed = status[1] == -signal.SIGKILL
-    if not (refused or status[0] == 0) or not (killed or status[1] == 0):
-        return Trial(done, said, lost=f"statuses {status}, see {second.log}")
-    return come_to_end(stage, folder, LONG, Job.train(folder, LONG), done, said)
+        done += f", which was killed {second.seconds():.1f} s later"
+    statuses = second.end(), first.end()
+    line = second.last_line() if statuses[0] else "done already" if "done already" in second.text() else "went on"
+    refused = statuses[0] == DecarError.status and "in use by process" in line
+    if not (refused or statuses[0] == 0) or statuses[1] != (-signal.SIGKILL if kill else 0):
+        return Trial(done, line, lost=f"statuses {statuses}, see {second.log}")
+    return compared(stage, Job.train(first.folder, LONG), LONG, done, line)
 
 
-FAULTS = (  # what happens to which process
-    "rank 1 frozen", "rank 0 frozen", "rank 1 killed", "loader worker killed", "loader worker frozen",
-)  # fmt: skip
-
-
-def ranks(stage: Stage) -> Trial:
-    """A process of a job is frozen or killed: a rank, or a worker that reads batches."""
-    fault = FAULTS[stage.number % len(FAULTS)]
-    kept = TWO if "rank" in fault else ()
-    whole, seconds = stage.unbroken(kept)
-    options = [*kept, f"stall_timeout={STALL}"] if kept else ["loader.num_workers=1", f"loader.timeout={STALL}"]
-    folder = stage.folder("ranks")
-    job = Job.train(folder, options)
-    # a process that is frozen before its first heartbeat is noticed too, but only after two minutes
-    job.runs_at(HANGS, lambda: "GLOBAL_RANK: 1" in job.text() if kept else bool(job.children()))
-    moment = stage.rng.uniform(time.monotonic() - job.began, seconds)
-    if not job.runs_at(moment) or not (children := job.children()):
-        return come_to_end(stage, folder, kept, job, f"nothing: {fault} came too late", effect=False)
-    done = f"{fault} after {moment:.1f} s"
-    pid = job.process.pid if fault == "rank 0 frozen" else children[-1]
-    job.send(signal.SIGKILL if "killed" in fault else signal.SIGSTOP, pid)
-    if pid == job.process.pid:  # the other one ends by itself, and this one when it is woken
-        job.runs_at(moment + 6 * STALL, lambda: bool(job.last_line()))
-        line = job.last_line()
-        job.send(signal.SIGCONT)
-        status = job.end()
-    else:
-        status = job.end()
-        line = job.last_line()
-    expected = LostProcessError.status if "rank" in fault else DecarError.status
-    if status == 0:
-        return Trial(done, effect=False, lost=difference(folder, whole))
-    if status != expected or not line:
-        return Trial(done, line, lost=f"status {status}, see {job.log}")
-    return come_to_end(stage, folder, kept, Job.train(folder, options), done, line)
+# The table
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One line of the table: what it is called there, and how often it is tried."""
+    """One line of the table: what it is called there, how often it is tried, and how."""
 
     title: str
-    act: Callable[[Stage], Trial]
     trials: int
+    act: Callable[[Stage], Trial]
 
 
-ARMS = {
-    "store": Arm("log-mel store, identities of sounds: zeros, flipped bits, cut tails", store, 12),
-    "bundle": Arm("bundle: the same", bundle, 18),
-    "checkpoint": Arm("checkpoint: the same", checkpoint, 12),
-    "embeddings": Arm("cached embeddings: the same", embedding_cache, 18),
-    "files": Arm("files of a run and of a judged task: the same", run_files, 18),
-    "config": Arm("`config.yaml` torn, zeroed or emptied", config_yaml, 10),
-    "two": Arm("two runs in one folder, every second time the first one killed", two_runs, 10),
-    "signals": Arm("SIGINT, SIGHUP, SIGTERM, SIGINT twice", signals, 10),
-    "ranks": Arm("a rank frozen or killed, a loader worker killed or frozen", ranks, 10),
-    "kills": Arm("SIGKILL of a run, of all its processes, of its second one", killed, 8),
-}
+SAME = "zeros, flipped bits, cut tails"
+FILES = {  # tried in this process, in the main thread
+    "store": Arm(f"log-mel store, identities of sounds: {SAME}", 12,
+                 partial(damaged_run, patterns=["cache/logmel/*/*", "cache/identity/*"])),
+    "bundle": Arm("bundle: the same", 12,
+                  partial(damaged_task, patterns=["run/encoder.safetensors"], anew=True)),
+    "checkpoint": Arm("checkpoint: the same", 12,
+                      partial(damaged_run, patterns=["run/checkpoints/last.ckpt"])),
+    "embeddings": Arm("cached embeddings: the same", 12,
+                      partial(damaged_task, patterns=["cache/embeddings/*"], anew=True)),
+    "task": Arm("files of a judged task: the same", 12,
+                partial(damaged_task, patterns=["eval/result.json", "eval/judged.json", "eval/config.yaml"])),
+    "run": Arm("figures and assignments of a stopped run: the same", 12,
+               partial(damaged_run, patterns=["run/metrics.csv", "run/.metrics.sealed", "run/clusters.parquet/*"])),
+    "config": Arm("`config.yaml` of a stopped run: torn, zeroed, emptied", 12,
+                  partial(damaged_run, patterns=["run/config.yaml"], kinds=("cut tail", "zeroed", "emptied"))),
+    "outputs": Arm(f"bundle and assignments of a finished run: {SAME}, deleted", 12,
+                   partial(damaged_run, patterns=["run/encoder.safetensors", "run/clusters.parquet/*"],
+                           begin=Stage.finished, kinds=(*KINDS, "deleted"))),
+}  # fmt: skip
+PROCESSES = {  # tried beside them, in processes of their own
+    "two": Arm("two runs in one folder, every second time the first one killed", 10, two_runs),
+    "signals": Arm("SIGINT, SIGHUP, SIGTERM, SIGINT twice", 10, signals),
+    "frozen": Arm("SIGSTOP of rank 0, of rank 1, of a loader worker", 10,
+                  partial(faulty, name="frozen", faults=FROZEN)),
+    "killed": Arm("SIGKILL of a run, of all its processes, of rank 1, of a loader worker", 12,
+                  partial(faulty, name="killed", faults=KILLED)),
+}  # fmt: skip
+ARMS = {**FILES, **PROCESSES}
 NOTES = [
     "*No effect*: the bytes mean nothing to a reader, or the run had ended. *Noticed*: a line names the damage, or the",
     "exit status is the documented one (docs/security.md). *Recovered*: the run then ended with the weights,",
@@ -421,18 +364,18 @@ NOTES = [
     "`config.yaml` is not read when a run goes on, but written anew. *Lost*: without a line or not as documented.",
     "",
 ]  # fmt: skip
-IN_PROCESS = ("store", "bundle", "checkpoint", "embeddings", "files", "config")
 HEAD = ("damage", "done", "no effect", "noticed", "recovered", "lost")
 
 
 def row(arm: Arm, trials: Sequence[Trial]) -> str:
     """A line of the table."""
+    with_effect = [trial for trial in trials if trial.effect]
     counts = (
-        sum(t.times for t in trials),
-        sum(t.times for t in trials if not t.effect),
-        sum(t.times for t in trials if t.effect and t.noticed),
-        sum(t.times for t in trials if t.effect and t.recovered and not t.fault),
-        sum(t.times for t in trials if t.fault),
+        len(trials),
+        len(trials) - len(with_effect),
+        sum(bool(trial.noticed) for trial in with_effect),
+        sum(trial.recovered and not trial.fault for trial in with_effect),
+        sum(bool(trial.fault) for trial in trials),
     )
     return f"| {arm.title} | {' | '.join(map(str, counts))} |"
 
@@ -465,10 +408,9 @@ def try_arms(root: Path, numbers: Mapping[str, int], seed: int, ends: float, out
             stage.rng, began = random.Random(f"{seed}/{name}/{stage.number}"), time.monotonic()
             trial = ARMS[name].act(stage)
             found[name].append(trial)
-            said = f"{trial.fault or trial.noticed or 'no effect'}{'' if trial.recovered else ' (not recovered)'}"
-            print(
-                f"  {name} {stage.number}, {time.monotonic() - began:.0f} s: {trial.done}: {said}", file=out, flush=True
-            )
+            said = (trial.fault or trial.noticed or "no effect") + " (not recovered)" * (not trial.recovered)
+            took = f"{time.monotonic() - began:.0f} s"
+            print(f"  {name} {stage.number}, {took}: {trial.done}: {said}", file=out, flush=True)
     return found
 
 
@@ -476,7 +418,7 @@ def main() -> None:
     """Damage, go on, compare, print the table; exit status 1 if anything was lost or not noticed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="kinds of damage (default: all)")
-    parser.add_argument("--trials", type=int, help="of each arm (default: 10 to 18)")
+    parser.add_argument("--trials", type=int, help="of each arm (default: 10 to 18, see FILES and PROCESSES)")
     parser.add_argument("--minutes", type=float, default=30, help="no trial begins after as many (default: 30)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a folder for the runs (default: a temporary one)")
@@ -486,8 +428,7 @@ def main() -> None:
     root = (args.keep or Path(tempfile.mkdtemp(prefix="decar-chaos-"))).resolve()
     began = time.monotonic()
     numbers = {name: args.trials or ARMS[name].trials for name in args.arms}
-    here = {name: number for name, number in numbers.items() if name in IN_PROCESS}  # in the main thread
-    rest = {name: number for name, number in numbers.items() if name not in IN_PROCESS}
+    here, rest = ({name: number for name, number in numbers.items() if name in arms} for arms in (FILES, PROCESSES))
     more = (args.seed, began + 60 * args.minutes, sys.stdout)
     with ThreadPoolExecutor(1) as pool:
         later = pool.submit(try_arms, root / "processes", rest, *more)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -27,7 +28,7 @@ SMALL = [
 ASSIGNMENTS = "clusters.parquet"
 HANGS = 240.0  # seconds after which a process is taken to hang
 HUNG = 124  # status of a process that was killed because of that
-TO_GO_ON = "To go on: "  # what comes before the command in the last line of a job that was stopped
+TO_GO_ON = re.compile("to go on: ", re.IGNORECASE)  # what comes before the command in the last line of a job
 
 
 def training(folder: Path, options: Sequence[str] = ()) -> list[str]:
@@ -40,6 +41,7 @@ class Job:
 
     def __init__(self, folder: Path, words: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
         self.log = folder / f"log{len(list(folder.glob('log*.txt')))}.txt"
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `python` is this one
         with self.log.open("wb") as log:
@@ -60,8 +62,12 @@ class Job:
             time.sleep(0.002)
         return self.process.poll() is None
 
-    def send(self, number: int, pid: int = 0) -> None:
-        """Send a signal to this process or another one, unless it has ended."""
+    def seconds(self) -> float:
+        """Since its start."""
+        return time.monotonic() - self.began
+
+    def send(self, number: int, pid: int | None = None) -> None:
+        """Send a signal to this process or another one, unless it has ended; a negative id is that of a group."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid or self.process.pid, number)
 
@@ -99,7 +105,7 @@ class Job:
 
     def command_to_go_on(self) -> list[str]:
         """The words of the command that the last line gives."""
-        text = self.last_line().partition(TO_GO_ON)[2]
+        text = TO_GO_ON.split(self.last_line())[-1]
         return shlex.split(text.partition(" (exit status ")[0])
 
 
