@@ -126,6 +126,27 @@ sys.exit(75)
     assert (done.returncode, done.stderr) == (75, "")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the child is forked")
+def test_a_frozen_worker_does_not_hold_up_the_end_of_python():
+    code = """
+import multiprocessing, os, signal, time
+from decar.signals import stoppable
+
+with stoppable():
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(9,), daemon=True)
+    worker.start()
+    os.kill(worker.pid, signal.SIGSTOP)
+print(worker.pid, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        try:
+            assert process.wait(5) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+
 def test_exit_statuses_are_those_of_the_table_in_the_docs():
     text = (Path(__file__).parents[1] / "docs/security.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([\d; ]+) \| (.*) \|$", text, re.MULTILINE))

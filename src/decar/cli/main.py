@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import multiprocessing
 import os
 import shlex
 import sys
@@ -76,7 +75,6 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
     except Exception as error:
         line = explain(error, config_name)
         if line is None:
-            _end_workers()
             raise
         told.append(line)
         status = error.status if isinstance(error, DecarError) else 2
@@ -104,17 +102,10 @@ def same_command(typed: Sequence[str]) -> str:
 
 
 def _leave(status: int, line: str = "") -> NoReturn:
-    """End the command; no worker process holds it up."""
+    """Print a last line and end the command."""
     if line:
         print(printable(f"decar: {line}"), file=sys.stderr)
-    _end_workers()
     sys.exit(status)
-
-
-def _end_workers() -> None:
-    """Kill loader workers: Python waits for them at exit, for a frozen one for ever."""
-    for child in multiprocessing.active_children():
-        child.kill()
 
 
 def quiet() -> None:
