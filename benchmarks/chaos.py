@@ -347,15 +347,17 @@ FILES = {  # tried in this process, in the main thread
                    partial(damaged_run, patterns=["run/encoder.safetensors", "run/clusters.parquet/*3.parquet"],
                            begin=Stage.finished, kinds=(*KINDS, "deleted"))),
 }  # fmt: skip
-PROCESSES = {  # tried beside them, in processes of their own
+JOBS = {  # tried after them
     "two": Arm("two runs in one folder, every second time the first one killed", 10, two_runs),
     "signals": Arm("SIGINT, SIGHUP, SIGTERM, SIGINT twice", 10, signals),
+}  # fmt: skip
+PROCESSES = {  # tried beside both: this machine's second core
     "frozen": Arm("SIGSTOP of rank 0, of rank 1, of a loader worker", 10,
                   partial(faulty, name="frozen", faults=FROZEN)),
-    "killed": Arm("SIGKILL of a run, of all its processes, of rank 1, of a loader worker", 12,
+    "killed": Arm("SIGKILL of a run, of all its processes, of rank 1, of a loader worker", 8,
                   partial(faulty, name="killed", faults=KILLED)),
 }  # fmt: skip
-ARMS = {**FILES, **PROCESSES}
+ARMS = {**FILES, **JOBS, **PROCESSES}
 NOTES = [
     "*No effect*: the bytes mean nothing to a reader, or the run had ended. *Noticed*: a line names the damage, or the",
     "exit status is the documented one (docs/security.md). *Recovered*: the run then ended with the weights,",
@@ -418,7 +420,7 @@ def main() -> None:
     """Damage, go on, compare, print the table; exit status 1 if anything was lost or not noticed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="kinds of damage (default: all)")
-    parser.add_argument("--trials", type=int, help="of each arm (default: 10 to 18, see FILES and PROCESSES)")
+    parser.add_argument("--trials", type=int, help="of each arm (default: 8 to 12)")
     parser.add_argument("--minutes", type=float, default=30, help="no trial begins after as many (default: 30)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="a folder for the runs (default: a temporary one)")
@@ -427,12 +429,14 @@ def main() -> None:
     torch.set_num_threads(1)
     root = (args.keep or Path(tempfile.mkdtemp(prefix="decar-chaos-"))).resolve()
     began = time.monotonic()
-    numbers = {name: args.trials or ARMS[name].trials for name in args.arms}
-    here, rest = ({name: number for name, number in numbers.items() if name in arms} for arms in (FILES, PROCESSES))
-    more = (args.seed, began + 60 * args.minutes, sys.stdout)
+
+    def try_some(arms: Mapping[str, Arm], folder: str) -> dict[str, list[Trial]]:
+        numbers = {name: args.trials or arm.trials for name, arm in arms.items() if name in args.arms}
+        return try_arms(root / folder, numbers, args.seed, began + 60 * args.minutes, sys.stdout)
+
     with ThreadPoolExecutor(1) as pool:
-        later = pool.submit(try_arms, root / "processes", rest, *more)
-        found = {**try_arms(root / "files", here, *more), **later.result()}
+        later = pool.submit(try_some, PROCESSES, "processes")
+        found = {**try_some(FILES, "files"), **try_some(JOBS, "jobs"), **later.result()}
     text = report(found, args.seed, time.monotonic() - began)
     print(text)
     if args.out:
