@@ -43,8 +43,8 @@ test-web: $(READY) ## the tests of report.html in Chromium, which is installed b
 	  SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); $$SUDO apt-get update -q && $$SUDO apt-get install -y -q --no-install-recommends chromium; }
 	$(ONE_THREAD) $(BIN)/python -m pytest -m web -n 0 tests/report
 
-chaos: $(READY) ## kill small runs at random moments, go on, compare with runs that were never killed (20 minutes)
-	$(BIN)/python benchmarks/chaos.py
+chaos: $(READY) ## damage files and processes of small runs at random, go on, compare with undamaged runs (30 minutes)
+	$(BIN)/python benchmarks/chaos.py --out benchmarks/chaos.md
 
 test-hear: $(READY) ## decar.hear by the validator of HEAR 2021
 	# without what it depends on: it wants tensorflow, of which the test has a stand-in

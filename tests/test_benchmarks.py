@@ -93,3 +93,16 @@ def test_the_ready_encoder_is_trained_on_no_foreign_licence(tmp_path):
     table.to_csv(tmp_path / "index.csv", index=False)
     with pytest.raises(SystemExit, match="AGPL-3 would be trained on"):
         ready.trained_on(tmp_path)
+
+
+def test_damage_that_nobody_noticed_is_a_fault_of_the_table():
+    for name in ("damage", "rig", "runs"):
+        load(name)
+    chaos = load("chaos")
+    well = chaos.Trial("a cut tail", "it is damaged")
+    idle = chaos.Trial("a cut tail", effect=False)
+    silent, lost = chaos.Trial("a cut tail"), chaos.Trial("a cut tail", "it is damaged", recovered=False, lost="labels")
+    left_out = chaos.Trial("a cut tail", "its epoch is left out", recovered=False)
+    assert [trial.fault for trial in (well, idle, silent, lost, left_out)] == ["", "", "not noticed", "labels", ""]
+    line = chaos.row(chaos.ARMS["store"], [well, idle, silent, lost, left_out])
+    assert line.endswith("| 5 | 1 | 3 | 1 | 2 |")  # done, no effect, noticed, recovered, lost

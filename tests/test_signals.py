@@ -2,15 +2,17 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from decar import signals
-from decar.errors import PreemptedError, exit_status
+from decar.errors import DecarError, LostProcessError, PreemptedError, exit_status
 
 STATUS = {signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGTERM: 75, signal.SIGUSR1: 75}
 
@@ -103,3 +105,55 @@ def test_torchrun_passes_on_the_ctrl_c_of_the_terminal_which_is_no_second_one():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
         assert signals.asked() == signal.SIGINT
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_python_shuts_down_keeps_the_status(name):
+    code = f"""
+import os, signal, sys
+from decar.signals import stoppable
+
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        kill(pid, {int(getattr(signal, name))})
+
+last = Last()  # deleted after Python has given up its signal handlers
+with stoppable():
+    pass
+sys.exit(75)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (75, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the child is forked")
+def test_a_frozen_worker_does_not_hold_up_the_end_of_python():
+    code = """
+import multiprocessing, os, signal, time
+from decar.signals import stoppable
+
+with stoppable():
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(9,), daemon=True)
+    worker.start()
+    os.kill(worker.pid, signal.SIGSTOP)
+print(worker.pid, flush=True)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        try:
+            assert process.wait(5) == 0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+
+
+def test_exit_statuses_are_those_of_the_table_in_the_docs():
+    text = (Path(__file__).parents[1] / "docs/security.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\d; ]+) \| (.*) \|$", text, re.MULTILINE))
+    assert set(rows) == {"0", "1", "2", "3", "75", "129; 130"}
+    of_signals = {name: exit_status(signal.Signals[name]) for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT")}
+    assert of_signals == {"SIGTERM": 75, "SIGUSR1": 75, "SIGHUP": 129, "SIGINT": 130}
+    assert (DecarError.status, LostProcessError.status) == (2, 3)
+    assert "SIGTERM or SIGUSR1" in rows["75"]
+    assert rows["129; 130"].startswith("SIGHUP; Ctrl-C")
+    assert "process of the job was killed" in rows["3"]

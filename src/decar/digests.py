@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -93,6 +93,22 @@ def read_json(path: Path) -> dict[str, Any]:
         DamagedError: It is no JSON object, or does not fit its digest.
     """
     return unsealed(path.read_bytes(), required=False)
+
+
+def unreadable(path: Path, read: Callable[[Path], object]) -> str:
+    """Why a file cannot be read, in a few words; empty where it can.
+
+    Args:
+        path: The file.
+        read: Reads it, and raises where it is damaged.
+    """
+    if not path.is_file():
+        return "it is missing"
+    try:
+        read(path)
+    except Exception as error:  # readers of Parquet and safetensors raise half a dozen kinds
+        return f"it is damaged ({' '.join(str(error).split())[:200]})"
+    return ""
 
 
 def sealed_lines(text: str) -> str:

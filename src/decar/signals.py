@@ -8,6 +8,7 @@ second Ctrl-C. A signal that was ignored before, as SIGHUP under `nohup`, stays 
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -78,6 +79,8 @@ def stoppable(go_on: str = "run the same command with resume=auto", *, leads: bo
         restore(handlers)
         os.close(writer)  # ends the thread
         _state = None
+        atexit.unregister(_shut_down)
+        atexit.register(_shut_down)  # runs before what others have registered
 
 
 def install() -> dict[int, Any]:
@@ -92,6 +95,18 @@ def restore(handlers: dict[int, Any]) -> None:
     """Give back what `install` has replaced."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def _shut_down() -> None:
+    """While Python shuts down, keep the exit status: by default a signal would end the process with its own.
+
+    Worker processes are killed. Python waits for them at exit, for a frozen one for ever.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error for each worker
+    _kill_workers()
 
 
 def active() -> bool:
@@ -167,11 +182,15 @@ def end_now(status: int, line: str = "") -> None:
     """End the process without unwinding, from any thread: the main thread may wait in C for ever."""
     for call in _state.last if _state else []:
         call()
-    for child in multiprocessing.active_children():
-        child.kill()
+    _kill_workers()
     if line:
         print(printable(f"decar: {line}"), file=sys.stderr, flush=True)
     os._exit(status)
+
+
+def _kill_workers() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
 
 
 def leave_to_parent(worker: int = 0) -> None:

@@ -5,11 +5,13 @@ import os
 import shutil
 from contextlib import nullcontext
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from benchmarks.damage import damage
 from decar.cli.config import OUR_NETWORK, job_name
 from decar.cli.runs import changed_options, refuse_other_run, same_job
 from decar.errors import TrainingError
@@ -110,6 +112,34 @@ def test_a_run_goes_on_only_with_its_own_options_and_sounds(train, sound_folder,
     longer = train(*common, "k=3", "trainer.max_epochs=2", "stall_timeout=60")
     assert longer.code == 0, longer.err
     assert len(pd.read_csv(tmp_path / "moved run" / "metrics.csv")) == 2
+
+
+def test_a_finished_run_makes_again_what_it_has_lost(train, sound_folder, tmp_path):
+    run = tmp_path / "run"
+    common = [*FAST, "data=folder", f"data.root={sound_folder}", f"hydra.run.dir={run}", "resume=auto", "k=3",
+              "trainer.max_epochs=2"]  # fmt: skip
+    assert train(*common).code == 0
+    files = ["encoder.safetensors", "clusters.parquet/epoch_00001.parquet", "metrics.csv"]
+    before = {name: (run / name).read_bytes() for name in files}
+    figures = set(json.loads((run / "finished.json").read_text())["metrics"].items())
+    (run / files[0]).unlink()
+    damage(run / files[1], np.random.default_rng(0), "zeros")
+    first_epoch = run / "clusters.parquet/epoch_00000.parquet"
+    first_epoch.unlink()
+    outcome = train(*common, "report=true")
+    assert outcome.code == 0, outcome.err
+    assert f"{run / files[0]}: it is missing; making it again" in outcome.out
+    assert f"{run / files[1]}: it is damaged" in outcome.out
+    assert f"{first_epoch}: it is missing, and no checkpoint holds this epoch" in outcome.out
+    assert {name: (run / name).read_bytes() for name in files} == before
+    assert set(json.loads((run / "finished.json").read_text())["metrics"].items()) <= figures
+    assert (run / "report.html").is_file()
+    assert not first_epoch.exists()
+    (run / files[1]).unlink()
+    shutil.rmtree(run / "checkpoints")
+    outcome = train(*common)
+    assert "there is no checkpoint to make it from" in outcome.out
+    assert "done already" in outcome.out
 
 
 @pytest.mark.parametrize(

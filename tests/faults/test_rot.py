@@ -9,7 +9,6 @@ import logging
 import multiprocessing
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import torch
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
-from benchmarks.damage import KINDS, damage
+from benchmarks.damage import KINDS, NAMED, damage
 from decar import embedder
 from decar.audio import LogMelStore, Manifest, cache, identity, store
 from decar.audio.blocks import BLOCK_BYTES, BlockHasher, Blocks
@@ -53,7 +52,6 @@ from tests.downstream.helpers import TinyEncoder, make_result
 __all__ = ["decar"]
 
 FRAMES = [np.random.default_rng(i).normal(size=(30, 64)).astype(np.float16) for i in range(4)]
-NAMED = re.compile("damaged|checksum|cannot be read|not a readable|differs from its copy|cut short")
 ROWS = np.random.default_rng(0).normal(size=(3000, 8)).astype(np.float32)
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from pytorch_lightning import Callback
-from torch.distributed import HashStore
+from torch.distributed import HashStore, TCPStore
 
 from decar.errors import LostProcessError
 from decar.pretrain import liveness
 from decar.pretrain.liveness import Watch, peers_named, training
+from tests.conftest import FORK
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 10
@@ -135,6 +136,41 @@ def test_no_store_is_as_no_news(job):
     job.tick(0, 1, busy=(0, 1))
     job.watches[1].store = None
     assert ticks_until_verdict(lambda: job.tick(1)) is not None
+
+
+def hold_store(report):
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    report.send(store.port)
+    time.sleep(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the child is forked")
+@pytest.mark.parametrize("connected", [True, False])
+def test_rank_0_that_is_frozen_with_the_store_is_noticed(monkeypatch, connected):
+    ends = []
+    monkeypatch.setattr(liveness.signals, "end_now", lambda *words: ends.append(words))
+    monkeypatch.setattr(liveness, "STORE_SECONDS", 0.1)
+    here, there = FORK.Pipe(duplex=False)
+    rank_0 = FORK.Process(target=hold_store, args=(there,), daemon=True)
+    rank_0.start()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(here.recv()))
+    watch, other = (Watch(rank, 2, 0.2, "0") for rank in (1, 0))
+    for each in (other, watch):
+        each.exchange(0)
+    if not connected:
+        watch.store = None
+    os.kill(rank_0.pid, signal.SIGSTOP)
+    over = threading.Event()
+    thread = threading.Thread(target=watch.run, args=(over,), daemon=True)
+    thread.start()
+    thread.join(5)
+    over.set()
+    rank_0.kill()
+    [(status, line)] = ends
+    assert status == 3
+    assert "process 0 (pid" in line
+    assert "has not answered for 0.2 s" in line
 
 
 @pytest.mark.parametrize("error", [RuntimeError("[a/gloo/transport/tcp/pair.cc:5] Connection closed by peer"),

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from decar.cli.config import conf_dir, hydra_value
-from decar.cli.terminal import command, complain, explain, leave, say, say_lines
+from decar.cli.terminal import command, complain, explain, say, say_lines
 from decar.errors import DecarError, PreemptedError, require
 from decar.files import find_files
 from decar.signals import active, go_on_by, stoppable
@@ -76,7 +76,7 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
     for line in lines:
         complain(line)
     if lines:
-        leave(DecarError.status)
+        sys.exit(DecarError.status)
 
 
 def same_command(typed: Sequence[str]) -> str:

@@ -12,7 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.digests import DamagedError, check_lines, read_json, sealed_lines, write_json
+from decar.digests import (
+    DamagedError,
+    check_lines,
+    check_parquet,
+    read_json,
+    read_parquet,
+    sealed_lines,
+    unreadable,
+    write_json,
+)
 from decar.errors import ConfigError, TrainingError, require
 from decar.files import whole
 
@@ -227,13 +236,39 @@ def read_finished(cfg: DictConfig, output: Path, content: str) -> dict[str, Any]
     except (OSError, DamagedError) as error:
         log.warning("%s is damaged (%s): going on from the last checkpoint", file, error)
         return None
-    complete = {"metrics", "run"} <= found.keys()  # earlier versions kept less
-    if not complete or not (output / "encoder.safetensors").is_file():
+    if not {"metrics", "epochs", "run"} <= found.keys():  # earlier versions kept less
         return None
     run = found["run"]
     if run["content"] and run["content"] != content:
         return None
     return found if _same(cfg, run["options"], same_sounds=bool(run["content"])) else None
+
+
+def lost_outputs(cfg: DictConfig, output: Path, epochs: int) -> dict[Path, str]:
+    """What a finished run should have and has not, and the reason, as far as its last checkpoint can give it again.
+
+    Earlier epochs of `clusters.parquet` are in no checkpoint; the log names those that are lost.
+
+    Args:
+        cfg: What is asked for now.
+        output: The folder.
+        epochs: That the run has trained.
+    """
+    from decar.models import read_facts
+    from decar.pretrain.callbacks import part_of
+
+    callbacks, lost = cfg.get("callbacks") or {}, {}
+    if callbacks.get("bundle"):
+        lost[output / "encoder.safetensors"] = unreadable(output / "encoder.safetensors", read_facts)
+    if callbacks.get("clusters") and epochs:
+        *earlier, last = (part_of(output / "clusters.parquet", epoch) for epoch in range(epochs))
+        lost[last] = unreadable(last, read_parquet)
+        for part in earlier:
+            if reason := unreadable(part, check_parquet):
+                log.warning("%s: %s, and no checkpoint holds this epoch", part, reason)
+    if cfg.get("report"):
+        lost[output / "report.html"] = unreadable(output / "report.html", lambda path: None)
+    return {path: reason for path, reason in lost.items() if reason}
 
 
 def _flat(tree: Any, prefix: str = "") -> list[tuple[str, object]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import io
 import logging
-import multiprocessing
 import os
 import re
 import sys
@@ -16,7 +15,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import NoReturn
 
 from decar.cli.config import conf_dir, walk
 from decar.errors import DecarError, PreemptedError, printable
@@ -89,26 +87,13 @@ def command(config_name: str, go_on: str = "run the same command with resume=aut
             yield
     except PreemptedError as stopped:
         print(printable(f"decar: {stopped}"), file=sys.stderr)
-        leave(stopped.status)
+        sys.exit(stopped.status)
     except Exception as error:
         line = explain(error, config_name)
         if line is None:
-            _end_workers()
             raise
         complain(line)
-        leave(error.status if isinstance(error, DecarError) else DecarError.status)
-
-
-def leave(status: int) -> NoReturn:
-    """End the process; no worker process holds it up."""
-    _end_workers()
-    sys.exit(status)
-
-
-def _end_workers() -> None:
-    """Kill loader workers: Python waits for them at exit, for a frozen one for ever."""
-    for child in multiprocessing.active_children():
-        child.kill()
+        sys.exit(error.status if isinstance(error, DecarError) else DecarError.status)
 
 
 @contextmanager

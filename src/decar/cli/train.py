@@ -20,6 +20,7 @@ from decar.cli.runs import (
     clear,
     find_checkpoint,
     flat_options,
+    lost_outputs,
     read_finished,
     refuse_other_run,
     write_config,
@@ -89,10 +90,28 @@ def find_earlier_run(cfg: DictConfig, output: Path, processes: int) -> tuple[dic
         sounds = instantiate(cfg.data.manifest).identity(cfg.cache_dir)
         if checkpoint is not None:
             refuse_other_run(cfg, Path(checkpoint), sounds.content, sounds.n_clips, processes)
-        done = read_finished(cfg, output, sounds.content) if cfg.resume == "auto" else None
+        done = complete(cfg, output, sounds.content, checkpoint)
     if not done and checkpoint is None:
         clear(output)
     return done, checkpoint
+
+
+def complete(cfg: DictConfig, output: Path, content: str, checkpoint: str | None) -> dict[str, Any] | None:
+    """The last figures of the very same job when it has come to its end and nothing has to be made again.
+
+    Where a file is lost that the checkpoint can give, the run counts as unfinished: it trains no epoch, and its end
+    makes the file. Without a checkpoint it is trained anew for the encoder alone.
+    """
+    done = read_finished(cfg, output, content) if cfg.resume == "auto" else None
+    lost = lost_outputs(cfg, output, done["epochs"]) if done else {}
+    again = checkpoint is not None or output / "encoder.safetensors" in lost
+    how = "making it again" if again else "there is no checkpoint to make it from"
+    for path, reason in lost.items():
+        log.warning("%s: %s; %s", path, reason, how)
+    if lost and again:
+        (output / FINISHED).unlink()
+        return None
+    return done
 
 
 def prepare_run(
@@ -109,7 +128,7 @@ def prepare_run(
     pick_open_options(cfg, n_clips, checkpoint, processes)
     check_k(cfg, n_clips)
     text = OmegaConf.to_yaml(cfg, resolve=True)
-    done = read_finished(cfg, output, store.content) if cfg.resume == "auto" else None
+    done = complete(cfg, output, store.content, checkpoint)
     if not done:
         (output / FINISHED).unlink(missing_ok=True)
         write_config(output, text)

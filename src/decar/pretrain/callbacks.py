@@ -11,11 +11,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
-from decar.digests import write_parquet
+from decar.digests import read_parquet, unreadable, write_parquet
 from decar.files import whole
-from decar.models import save_bundle
+from decar.models import read_facts, save_bundle
 from decar.pretrain.checkpoint import epoch_is_whole
-from decar.pretrain.datamodule import PretrainData
 from decar.pretrain.module import DecarModule
 
 log = logging.getLogger(__name__)
@@ -35,11 +34,16 @@ class BundleExport(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the weights as they stand."""
         assert isinstance(pl_module, DecarModule)
-        if not trainer.is_global_zero:
+        data = pl_module.data
+        if not trainer.is_global_zero or data.labels is None:
             return
-        clips = len(pl_module.data.store)
-        facts = {**self.facts, "clips": clips, "epoch": trainer.current_epoch, "step": trainer.global_step}
+        facts = {**self.facts, "clips": len(data.store), "epoch": data.labels.epoch, "step": trainer.global_step}
         save_bundle(pl_module.encoder, self.path, facts)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export anew where the file is gone or damaged: a run that is complete already trains no epoch."""
+        if unreadable(self.path, read_facts):
+            self.on_train_epoch_end(trainer, pl_module)
 
 
 class ClusterLog(Callback):
@@ -54,19 +58,30 @@ class ClusterLog(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the part of this epoch."""
-        if not trainer.is_global_zero:
+        assert isinstance(pl_module, DecarModule)
+        data = pl_module.data
+        if not trainer.is_global_zero or data.labels is None:
             return
-        data = pl_module.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, PretrainData)
-        assert data.labels is not None
         table, epoch = data.store.manifest.table, data.labels.epoch
         stretch = {name: table[name] for name in ("start", "duration") if name in table}  # tell clips of one file apart
         parts = [
             pd.DataFrame({"clip": table["path"], **stretch, "epoch": epoch, "clustering": h, "pseudo_label": column})
             for h, column in enumerate(data.labels.labels.T)
         ]
-        with whole(self.path / f"epoch_{epoch:05d}.parquet") as part:  # readers of the folder pass over dot files
+        with whole(part_of(self.path, epoch)) as part:  # readers of the folder pass over dot files
             write_parquet(part, pd.concat(parts, ignore_index=True))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the part of the last epoch anew where it is gone or damaged, as `BundleExport` does."""
+        assert isinstance(pl_module, DecarModule)
+        labels = pl_module.data.labels
+        if labels is not None and unreadable(part_of(self.path, labels.epoch), read_parquet):
+            self.on_train_epoch_end(trainer, pl_module)
+
+
+def part_of(clusters: Path, epoch: int) -> Path:
+    """The file of an epoch in `clusters.parquet`."""
+    return clusters / f"epoch_{epoch:05d}.parquet"
 
 
 class StopOnNMI(EarlyStopping):

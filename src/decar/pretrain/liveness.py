@@ -21,7 +21,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +33,7 @@ from decar.errors import LostProcessError
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store  # the name that torch.distributed exports, but not to type checkers
 
+STORE_SECONDS = 2.0  # to wait for the store
 START_SECONDS = 120.0  # that a process may take until its first heartbeat: imports are slow on a busy machine
 WHO = f"pid {os.getpid()} on {socket.gethostname()}"
 DONE, ENDED = b"done", b"ended"  # last heartbeats: this process has done its part; it has ended the job
@@ -86,6 +87,7 @@ class Watch:
         self.silent = [0.0] * size  # seconds without a new one
         self.idle = self.stuck = 0.0  # seconds without work, and within one step, of this process
         self.cpu, self.step, self.number = 0.0, 0.0, 0
+        self.request: threading.Thread | None = None  # the last one to the store
 
     def run(self, over: threading.Event) -> None:
         """Beat until the job is over or hangs."""
@@ -116,23 +118,46 @@ class Watch:
         """Write the own heartbeat, read the others'; without a store there is nothing new of anyone."""
         at = main_thread_is_at()
         mine = {"number": self.number, "who": WHO, "at": at, "idle": self.idle, "stuck": self.stuck}
-        try:
-            store = self.store = self.store or connect(self.tick)
-            store.set(self.keys[self.rank], json.dumps(mine))
-            news = [store.get(key) if store.check([key]) else b"" for key in self.keys]
-        except RuntimeError:
-            self.store, news = None, list(self.beats)
+        news = list(self.beats)
+
+        def write_and_read() -> None:
+            try:
+                store = self.store = self.store or connect(self.tick)
+                store.set(self.keys[self.rank], json.dumps(mine))
+                news[:] = [store.get(key) if store.check([key]) else b"" for key in self.keys]
+            except RuntimeError:
+                self.store = None
+
+        self.ask_store(write_and_read)
         for other, (new, old) in enumerate(zip(news, self.beats, strict=True)):
             self.silent[other] = self.silent[other] + passed if new == old != DONE else 0.0
-        self.beats = news
+        self.beats = list(news)
 
     def leave(self, last: bytes) -> None:
         """Write the last heartbeat of this process: DONE or ENDED."""
-        try:
-            if self.store:
-                self.store.set(self.keys[self.rank], last.decode())
-        except RuntimeError:
-            pass
+
+        def write() -> None:
+            try:
+                if self.store:
+                    self.store.set(self.keys[self.rank], last.decode())
+            except RuntimeError:
+                pass
+
+        self.ask_store(write)
+
+    def ask_store(self, request: Callable[[], None]) -> None:
+        """Run a request in a thread of its own, after the last one, and wait for both for a bounded time.
+
+        While the process that holds the store is frozen, no request returns, whatever its timeout. Then no new one is
+        made.
+        """
+        if self.request:
+            self.request.join(STORE_SECONDS)
+            if self.request.is_alive():
+                return
+        self.request = threading.Thread(target=request, daemon=True, name="store")
+        self.request.start()
+        self.request.join(STORE_SECONDS)
 
     def verdict(self) -> str:
         """What is wrong with the job; empty where all is well."""
