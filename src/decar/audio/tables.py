@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pandas.errors import ParserWarning
 
+from decar.audio.footer import column_sizes
 from decar.digests import check_parquet
 from decar.errors import ManifestError, one_line
 from decar.limits import limits
@@ -40,6 +41,7 @@ _HEAD = 1 << 16  # bytes that say which kind of file it is
 _CHUNK = 1 << 20
 LONGEST_LINE = 1 << 20  # bytes
 MOST_COLUMNS = 10_000
+MOST_FOOTER_BYTES = 2**23
 MOST_BYTES = 2**31  # of the cells of a Parquet table, which 60 kB can unfold to
 
 
@@ -127,7 +129,9 @@ def read_flat(source: Path, names: list[str]) -> pa.Table:
     """
     schema, metadata = pq.read_schema(source), pq.read_metadata(source)
     refuse_rows(source, metadata.num_rows)
-    _refuse_size(source, len(names), _value_bytes(metadata, set(names)))
+    if metadata.serialized_size > MOST_FOOTER_BYTES:
+        raise ManifestError(f"the table {source} has a footer of {metadata.serialized_size:,} bytes: no table of clips")
+    _refuse_size(source, len(names), _value_bytes(source, metadata.schema, set(names)))
     texts = [name for name in names if _is_text(schema.field(name).type)]
     table = pq.read_table(
         source, columns=names, read_dictionary=texts, use_pandas_metadata=True, page_checksum_verification=True
@@ -166,15 +170,14 @@ def _refuse_size(source: Path, n_columns: int, n_bytes: int) -> None:
         )
 
 
-def _value_bytes(metadata: Any, names: set[str]) -> int:
+def _value_bytes(source: Path, schema: Any, names: set[str]) -> int:
     """Bytes of some columns in memory, but for the text of each row, by the footer."""
     total = 0
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for i in range(group.num_columns):
-            column = group.column(i)
-            if column.path_in_schema in names or column.path_in_schema.partition(".")[0] in names:
-                width = max(8, metadata.schema.column(i).length)  # of fixed length, else 0
-                total += max(column.num_values * width, column.total_uncompressed_size)
+    for group in column_sizes(source):
+        for i, (path, n_values, uncompressed) in enumerate(group):
+            if path[0] in names or ".".join(path) in names:
+                width = max(8, schema.column(i).length)  # of fixed length, else 0
+                total += max(n_values * width, uncompressed)
     return total
 
 
