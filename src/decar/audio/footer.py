@@ -1,8 +1,8 @@
 """Sizes of columns from the footer of a Parquet file, without pyarrow.
 
 pyarrow ends the whole process when `RowGroupMetaData.column` meets some kinds of damage (26.0: one of 400 random
-ones): its error is thrown where Python cannot catch it. The footer is a struct of Thrift's compact protocol, whose fields are in
-`parquet.thrift` of the Apache Parquet format.
+ones): its error is thrown where Python cannot catch it. The footer is a struct of Thrift's compact protocol, whose
+fields are in `parquet.thrift` of the Apache Parquet format.
 """
 
 import os
