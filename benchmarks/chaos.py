@@ -263,7 +263,7 @@ def faulty(stage: Stage, name: str, faults: Sequence[Fault]) -> Trial:
 
 def victim(job: Job, whom: str) -> int | None:
     """The id of a process of a job, negative for all of its group; None while it does not take part."""
-    if "rank" in whom and "GLOBAL_RANK: 1" not in job.text():  # noticed too before that, but only after two minutes
+    if "rank" in whom and not job.trains():  # before its first heartbeat it is noticed only after two minutes
         return None
     if whom in ("run", "rank 0"):
         return job.process.pid
