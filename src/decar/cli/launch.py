@@ -211,7 +211,11 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None, stall_timeout
         checkpoint: To go on from.
         stall_timeout: Seconds that one of them may hang before the job ends.
     """
-    if trainer.world_size == 1 or _started_elsewhere(trainer):
+    if trainer.world_size == 1:
+        with heartbeat(0, 1, stall_timeout):
+            yield
+        return
+    if _started_elsewhere(trainer):
         yield
         return
     settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
