@@ -27,12 +27,14 @@ PARTS = {  # module of this folder: what its lines are about
     "open": ("speed_open", "Opening files that have checksums"),
     "scale": ("speed_scale", "Up to two million clips"),
 }
+ON_GPU = ("train", "epoch", "clusterers")  # parts that have figures of a GPU
 Parts = dict[str, dict[str, object]]
 INTRODUCTION = (
     "# Speed",
     "",
-    "`make bench` writes this page. A ratio is the median of pairs timed in turn in one process, least and largest",
-    "beside it; seconds are medians and mean little elsewhere.",
+    "`make bench` writes this page (`python benchmarks/bench.py --device cuda` RESULTS-cuda.md). A ratio is the median",
+    "of pairs timed in turn in one process, least and largest beside it. Seconds mean little elsewhere.",
+    "What is asked is asked of two CPU cores.",
     "",
 )
 HEADINGS = (
@@ -45,7 +47,7 @@ def measure(name: str, runs: int, device: str) -> dict[str, object]:
     """The lines of a part, and where and when they were taken."""
     began = time.monotonic()
     module = importlib.import_module(PARTS[name][0])
-    lines = module.measure(runs, device) if name in ("train", "epoch") else module.measure(runs)
+    lines = module.measure(runs, device) if name in ON_GPU else module.measure(runs)
     return {
         "machine": machine(),
         "versions": versions(),
@@ -119,7 +121,7 @@ def draw(parts: Mapping[str, Mapping[str, object]], file: Path) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Measure what was asked for, keep the rest, write page and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--runs", type=int, default=5, help="pairs of each line (default: 5)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of RESULTS.md, results.json, results.png")
@@ -127,7 +129,7 @@ def main(words: Sequence[str] | None = None) -> None:
     name = "results" if args.device == "cpu" else f"results-{args.device}"
     kept = args.out / f"{name}.json"
     parts: Parts = json.loads(kept.read_text()) if kept.is_file() else {}
-    for part in args.only:
+    for part in args.only or (ON_GPU if args.device == "cuda" else PARTS):
         print(f"== {part}", flush=True)
         parts[part] = measure(part, args.runs, args.device)
         print(f"   {parts[part]['minutes']:.1f} minutes", flush=True)

@@ -6,6 +6,7 @@ of `scale.py`, whitened to 128 dimensions. A part of `make bench`.
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,17 @@ from decar.clustering import PIC, KMeans, nmi, prepare
 from decar.clustering.pic import _mean_squared_radius
 
 POINTS, MANY, K, ITERATIONS = 50_000, 200_000, 1024, 20
+ON_BOTH: dict[str, KMeans | PIC] = {
+    "K-Means": KMeans(k=K, n_iter=ITERATIONS),
+    "PIC": PIC(sigma="auto", neighbors="exact"),
+}
 
 
-def measure(runs: int = 5) -> list[Line]:
-    """All three; the last takes a minute a run."""
+def measure(runs: int = 5, device: str = "cpu") -> list[Line]:
+    """On the CPU all three, the last takes a minute a run; on a GPU the same clusterers there and on the CPU."""
+    if device == "cuda":
+        points = points_of(POINTS)
+        return [moved(name, clusterer, points, runs) for name, clusterer in ON_BOTH.items()]
     return [kmeans(runs), beyond(runs), approximate(runs)]
 
 
@@ -40,6 +48,20 @@ def keeping(found: dict[str, Any], name: str, work: Callable[[], Any]) -> Callab
         found[name] = work()
 
     return run
+
+
+def moved(name: str, clusterer: KMeans | PIC, points: NDArray[np.float32], runs: int) -> Line:
+    """A clusterer with faiss on the GPU against itself on the CPU."""
+    found = dict[str, Any]()
+    there, here = (replace(clusterer, gpu=gpu) for gpu in (True, False))
+    pairs = alternate(
+        keeping(found, "gpu", lambda: there.fit_predict(points).labels),
+        keeping(found, "cpu", lambda: here.fit_predict(points).labels),
+        runs,
+    )
+    agreement = nmi(found["gpu"], found["cpu"])
+    note = f"{POINTS:,} x {DIM}: all CPU cores / GPU; NMI of their labels {agreement:.4f}"
+    return line(name, pairs, note=note)
 
 
 def kmeans(runs: int) -> Line:

@@ -9,13 +9,16 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import torch
 
 from decar.cores import cpu_count
 
-PACKAGES = ("torch", "pytorch-lightning", "timm", "faiss-cpu", "numpy", "scipy")
+PACKAGES = ("torch", "pytorch-lightning", "timm", "faiss-cpu", "faiss-gpu", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,15 @@ def machine() -> str:
         found = re.search(r"model name\s*:\s*(.+)", info.read_text())
         model = found[1] if found else model
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
+    cards = "".join(f"{torch.cuda.get_device_name(i)}, " for i in range(torch.cuda.device_count()))
+    system = f"{platform.system()}, Python {platform.python_version()}"
+    return f"{cards}{model}, {cpu_count()} cores, {memory:.0f} GiB, {system}"
 
 
 def versions() -> str:
-    """Of the packages that do the work."""
-    return ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    """Of the packages that do the work, where they are installed: of the two faiss wheels one is."""
+    found = []
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join(found)

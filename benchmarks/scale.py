@@ -3,7 +3,7 @@
     python benchmarks/scale.py --out scale.json [--sizes 20000 200000] [--arms kmeans pic sampler store]
 
 Vectors `(N, 512)` are drawn from a mixture of known kinds straight into a file, which each arm, in a process of its
-own, opens as a memory map. Peak memory is told twice: `peak_rss_gb` is the kernel's `ru_maxrss`, in which pages of the
+own, opens as a memory map. Peak memory stands twice: `peak_rss_gb` is the kernel's `ru_maxrss`, in which pages of the
 mapped file count as long as nobody else needs the room; `peak_anonymous_gb` is the most that the process has had of
 its own (RssAnon, looked at every 50 ms), which is what a smaller machine must have.
 """
@@ -55,8 +55,8 @@ def main() -> None:
             arms = [arm for arm in options.arms if arm in NEED_VECTORS]
             if arms:
                 write_mixture(Path(temporary), n)
-            rows += [told(fresh(arm, n, Path(temporary))) for arm in arms]
-        rows += [told(fresh(arm, LARGEST, Path(temporary))) for arm in options.arms if arm not in NEED_VECTORS]
+            rows += [summary(fresh(arm, n, Path(temporary))) for arm in arms]
+        rows += [summary(fresh(arm, LARGEST, Path(temporary))) for arm in options.arms if arm not in NEED_VECTORS]
     fitted = {arm: exponent([r for r in rows if r["arm"] == arm]) for arm in options.arms if arm in NEED_VECTORS}
     print("cost grows as N to the power of", fitted)
     save(options.out, {"machine": machine(), "versions": versions(), "rows": rows, "exponents": fitted})
@@ -180,8 +180,7 @@ def make_hollow(n: int, folder: Path, *, digests: bool = True) -> tuple[Manifest
     Without digests it is as an earlier version wrote it.
     """
     from decar.audio.blocks import BLOCK_BYTES, BlockHasher
-    from decar.audio.build import FORMAT, INDEX_FILE, META_FILE
-    from decar.audio.partial import MEL_FILE
+    from decar.audio.build import FORMAT, INDEX_FILE, MEL_FILE, META_FILE
     from decar.audio.store import _sha256
     from decar.digests import digest_of, sealed
 
@@ -254,7 +253,7 @@ def fresh(arm: str, n: int, folder: Path) -> Row:
     return row
 
 
-def told(row: Row) -> Row:
+def summary(row: Row) -> Row:
     stages = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in row["seconds"].items())
     rest = {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items() if k not in ("seconds", "arm", "n")}
     print(f"{row['arm']} of {row['n']:,}: {stages}; {rest}", flush=True)

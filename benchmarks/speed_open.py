@@ -11,9 +11,8 @@ from rig import Line, alternate, line
 from scale import make_hollow
 
 from decar.audio import LogMelStore
-from decar.cli.train import readable
 from decar.models import Encoder, build_network, load_encoder, save_bundle
-from decar.pretrain.checkpoint import AtomicCheckpointIO
+from decar.pretrain.checkpoint import AtomicCheckpointIO, readable
 
 AT_MOST = "<= 1.1"
 STORES = {"3.6 MB": 300, "32 MB": 2_600, "300 MB": 25_000}  # clips of a second each

@@ -35,7 +35,7 @@ def measure(runs: int = 1) -> list[Line]:
 
 
 def lines_of(row: dict[str, Any], note: str = "") -> list[Line]:
-    """What is told of one arm."""
+    """The lines of one arm."""
     n, seconds = f"{row['n']:,}", row["seconds"]
     if row["arm"] == "sampler":
         return [
@@ -43,17 +43,17 @@ def lines_of(row: dict[str, Any], note: str = "") -> list[Line]:
             times(f"label swap, {n} clips (s)", [seconds["label swap"]], target="<= 0.1"),
         ]
     if row["arm"] == "store":
-        told = f"index {row['index_gb']:.2f} GB; 100,000 random clips in {seconds['100,000 random clips']:.0f} s"
-        return [times(f"opening a store of {n} clips (s)", [seconds["open"]], note=told)]
+        index = f"index {row['index_gb']:.2f} GB; 100,000 random clips in {seconds['100,000 random clips']:.0f} s"
+        return [times(f"opening a store of {n} clips (s)", [seconds["open"]], note=index)]
     stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if value >= 0.05)
     share = row["peak_rss_gb"] / row["file_gb"]
     agreement = f"NMI to the known kinds {row['nmi']:.3f}; {row['n_clusters']} clusters; "
-    told = f"{note}{agreement}own memory {row['peak_anonymous_gb']:.1f} GB; {stages}"
+    memory = f"{note}{agreement}own memory {row['peak_anonymous_gb']:.1f} GB; {stages}"
     name = f"whiten + {row['arm']}, {n} x 512"
-    lines = [times(f"{name} (s)", [row["total_s"]], note=told)]
+    lines = [times(f"{name} (s)", [row["total_s"]], note=memory)]
     if row["n"] >= 1_000_000:
-        told = f"{note}{row['peak_rss_gb']:.1f} GB of a file of {row['file_gb']:.1f} GB"
-        lines.append(times(f"{name}: peak memory in sizes of the file", [share], target="<= 2.5", note=told))
+        peak = f"{note}{row['peak_rss_gb']:.1f} GB of a file of {row['file_gb']:.1f} GB"
+        lines.append(times(f"{name}: peak memory in sizes of the file", [share], target="<= 2.5", note=peak))
     return lines
 
 

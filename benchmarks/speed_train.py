@@ -103,7 +103,7 @@ class Compare(Callback):
 
 
 def settled(device: torch.device) -> None:
-    """Wait until a GPU has done what it was told."""
+    """Wait until a GPU has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -137,7 +137,7 @@ def bare_step(module: DecarModule, n: int, device: torch.device, whole: bool) ->
         optimizer = module.make_optimizer([{"params": [*twin.parameters(), *heads.parameters()]}])
 
         def loss() -> Tensor:
-            return torch.stack([functional.cross_entropy(scores, targets) for scores in heads(twin(crops))]).sum()
+            return torch.stack([functional.cross_entropy(scores, targets) for scores in heads(twin(crops)[0])]).sum()
     else:
         optimizer = torch.optim.SGD(twin.parameters(), 1e-4, 0.9, weight_decay=1e-5)
 

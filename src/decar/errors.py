@@ -11,6 +11,7 @@ _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: control, format 
 _JOINERS = "\u200c\u200d"  # format characters that only shape letters: Persian, Hindi and emoji need them
 
 TEMPORARY_FAILURE = 75
+REASON_LENGTH = 200  # characters that are quoted of a library's message
 GRACE = 20.0  # seconds that a job has to stop or to end a step once it was asked to stop: Kubernetes kills after 30
 
 
@@ -96,6 +97,12 @@ class ConfigError(DecarError):
     """An option, or a combination of options, makes no sense."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raise a ConfigError with this message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
 def check_positive(key: str, value: object) -> None:
     """Raise a ConfigError naming the option unless its value is a finite number above 0."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -107,6 +114,20 @@ def check_whole(key: str, value: object, least: int) -> None:
     """Raise a ConfigError naming the option unless its value is a whole number that is not below `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{key}={value}: not allowed; give a whole number, {least} or more")
+
+
+def one_line(error: BaseException) -> str:
+    r"""The message of a library's exception on one line, cut after `REASON_LENGTH`; its type where there is none.
+
+    >>> one_line(ValueError("two\nlines")), one_line(KeyError())
+    ('two lines', 'KeyError')
+    """
+    return (" ".join(str(error).split()) or type(error).__name__)[:REASON_LENGTH]
+
+
+def reason_of(error: BaseException) -> str:
+    """The type before the message, where a message such as `'seed'` says too little."""
+    return f"{type(error).__name__}: {one_line(error)}"[:REASON_LENGTH]
 
 
 def printable(text: object, keep: str = "") -> str:

@@ -44,9 +44,9 @@ ADVICE = {
 
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """A path to write to, in the same folder; it becomes `path` when the block ends, and is deleted when it raises.
+    """A path to write to, in the same folder; it replaces `path` when the block ends, and is deleted when it raises.
 
-    Whoever reads `path` meanwhile, or after a kill, finds the old file or none, never a part of the new one.
+    Readers of `path`, also after a kill or a power cut, find the old file or the new one, never a part.
 
     Raises:
         OSError: The folder cannot be made or written to, or the disk is full.
@@ -59,13 +59,31 @@ def whole(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         part.chmod(0o644)  # mkstemp makes it private
+        sync(part)
         os.replace(part, target)
+        with contextlib.suppress(OSError):  # some file systems cannot sync a folder
+            sync(target.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             part.unlink()
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(target)  # a write to an open file does not know its name
         raise
+
+
+def sync(path: Path) -> None:
+    """Force a file, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: The disk is full or gone.
+    """
+    if os.name != "posix" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs no file open for reading
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -106,8 +124,8 @@ def _acquire(path: Path, wait: float) -> int:
                 return descriptor
             if time.monotonic() >= ends:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace")
-                told = "".join(c for c in holder if c.isprintable()) or "another process"
-                raise BlockingIOError(errno.EAGAIN, f"in use by {told}", str(path))
+                named = "".join(c for c in holder if c.isprintable()) or "another process"
+                raise BlockingIOError(errno.EAGAIN, f"in use by {named}", str(path))
         except BaseException:
             os.close(descriptor)
             raise

@@ -11,7 +11,7 @@ from decar.errors import AudioError
 from decar.models import Encoder, load_encoder
 
 INTERVAL = 0.05
-"""s between timestamps, at most: what HEAR asks for, so that onsets can be told within its tolerance."""
+"""s between timestamps: the most that HEAR recommends, for its tasks of sound events."""
 
 BATCH_FRAMES = 6400
 """Frames that are embedded at once, a minute's worth: bounds the memory, whatever the number and length of sounds."""

@@ -10,7 +10,7 @@ import os
 import time
 from pathlib import Path
 
-from decar.audio import LogMelStore, Manifest, build
+from decar.audio import LogMelStore, Manifest, build, clips
 from decar.audio.decode import decode_blocks
 
 
@@ -23,8 +23,8 @@ def main(root: str, cache: str, seconds: str, together: str) -> None:
             file.write(f"{args[0]}\n")
         return decode_blocks(*args, **options)  # type: ignore[arg-type]
 
-    build.decode_blocks = slowly  # type: ignore[assignment]
-    build.FLUSH_SECONDS, build.GROUP_CLIPS = 0.0, 1  # each clip a chunk of its own
+    clips.decode_blocks = slowly  # type: ignore[assignment]
+    build.COMMIT_SECONDS, clips.GROUP_CLIPS = 0.0, 1  # each clip a commit of its own
     (Path(cache) / f"ready-{os.getpid()}").touch()
     while len(list(Path(cache).glob("ready-*"))) < int(together):  # imports take one longer than the other
         time.sleep(0.01)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from decar.audio import LogMel, LogMelStore, Manifest, build, decode
-from decar.audio.logmel import waveform_to_frames
+from decar.audio import LogMel, LogMelStore, Manifest, build, clips, decode
+from decar.audio.logmel import BLOCK_FRAMES, waveform_to_frames
 from decar.errors import StoreError
 from tests.audio import build_slowly
 from tests.audio.sounds import tone, write, write_bad_files
@@ -89,7 +89,7 @@ def test_killed_builds_resume_and_end_bit_for_bit_as_an_unbroken_one(root: Path,
     with open(unfinished / "mel.f16", "ab") as file:  # what a kill in the middle of two writes leaves
         file.write(b"\x00\x7e\x00")
     with open(unfinished / "journal.jsonl", "ab") as file:
-        file.write(b'{"frames": [12')
+        file.write(b'{"clips": [[12')
     done = lines(unfinished / "journal.jsonl")
     before = lines(broken / "decoded.txt")
     last = start(root, broken, 0.0)
@@ -115,7 +115,7 @@ def test_a_full_disk_is_told_and_the_next_try_goes_on(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     build_in(tmp_path / "whole", root)
-    monkeypatch.setattr(build, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(build, "COMMIT_SECONDS", 0.0)
     real, written = os.write, [0]
 
     def write_until_full(descriptor: int, data: memoryview) -> int:
@@ -150,14 +150,14 @@ def test_a_disk_that_fills_up_at_the_very_end(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     build_in(tmp_path / "whole", root)
-    real = build._sync
+    real = build.sync
 
     def full(path: Path) -> None:
         if path.name == name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(path)
 
-    monkeypatch.setattr(build, "_sync", full)
+    monkeypatch.setattr(build, "sync", full)
     with pytest.raises(StoreError, match="No space left"):
         build_in(tmp_path / "full", root)
     monkeypatch.undo()
@@ -206,7 +206,7 @@ def test_no_usable_clip_at_all(tmp_path: Path) -> None:
 
 
 def test_an_odd_clip_does_not_end_the_build(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = build.decode_blocks
+    real = clips.decode_blocks
 
     def odd(file: Path, **options: float) -> Iterator[np.ndarray]:
         if file.name == "03.wav":
@@ -214,7 +214,7 @@ def test_an_odd_clip_does_not_end_the_build(root: Path, tmp_path: Path, monkeypa
         for wave in real(file, **options):
             yield wave * np.float32(3e37) if file.name == "04.wav" else wave
 
-    monkeypatch.setattr(build, "decode_blocks", odd)
+    monkeypatch.setattr(clips, "decode_blocks", odd)
     store = build_in(tmp_path, root)
     assert store.reasons[3] == "cannot be processed (RuntimeError: something nobody thought of)"
     assert store.reasons[4] == "samples too large for a spectrum"
@@ -224,32 +224,31 @@ def test_an_odd_clip_does_not_end_the_build(root: Path, tmp_path: Path, monkeypa
 def test_workers_and_chunks_change_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = Manifest.from_folder(root)
     LogMelStore.open_or_build(manifest, cache_dir=tmp_path / "1", num_workers=1, progress=False)
-    monkeypatch.setattr(build, "FLUSH_BYTES", 1)
+    monkeypatch.setattr(build, "COMMIT_SECONDS", 0.0)
     LogMelStore.open_or_build(manifest, cache_dir=tmp_path / "5", num_workers=5, progress=False)
     assert contents(tmp_path / "1") == contents(tmp_path / "5")
 
 
 def test_short_clips_are_worked_on_together_and_long_ones_alone(tmp_path: Path) -> None:
-    def job(name: str, size: int, duration: float | None = None) -> build.Job:
+    def job(name: str, size: int, duration: float | None = None) -> clips.Job:
         (tmp_path / name).write_bytes(bytes(size))
         return tmp_path / name, 0.0, duration
 
     jobs = [job(f"short{i}", 10) for i in range(11)]
-    jobs += [job("long", build.GROUP_BYTES + 1), job("a", build.GROUP_BYTES // 2), job("b", build.GROUP_BYTES // 2)]
+    jobs += [job("long", clips.GROUP_BYTES + 1), job("a", clips.GROUP_BYTES // 2), job("b", clips.GROUP_BYTES // 2)]
     jobs += [job("stretch", 10**6, 0.5), (tmp_path / "missing", 0.0, None), job("long stretch", 10, 60.0)]
-    parts = list(build.groups(jobs))
+    parts = list(clips.groups(jobs))
     assert [job for part in parts for job in part] == jobs
     assert [len(part) for part in parts] == [8, 3, 1, 2, 2, 1]
 
 
-def test_a_long_clip_goes_to_the_disk_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_clip_goes_to_the_disk_in_parts(tmp_path: Path) -> None:
     """Bit for bit the log-mel of the whole, which is never in memory; of one that is bad at its end nothing is left."""
     wave = tone(600.0) + np.linspace(0, 0.1, 600 * 16_000)
     write(tmp_path / "in" / "long.wav", wave)
     cut = write(tmp_path / "in" / "cut.flac", wave[: 100 * 16_000])
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 9 // 10])
     write(tmp_path / "in" / "short.wav", tone(1.0))
-    monkeypatch.setattr(build, "FLUSH_BYTES", 2**18)
     tracemalloc.start()
     store = build_in(tmp_path / "cache", tmp_path / "in")
     _, peak = tracemalloc.get_traced_memory()
@@ -264,27 +263,27 @@ def test_a_long_clip_goes_to_the_disk_in_parts(tmp_path: Path, monkeypatch: pyte
 def test_a_clip_that_is_longer_than_its_size_suggests_is_no_burden(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Silence makes a small FLAC: it is worked on alone, its neighbours come out as they are."""
+    """Silence makes a small FLAC: 10 s of it are in memory, its neighbours come out as they are."""
     write(tmp_path / "in" / "a.wav", tone(1.0))
     write(tmp_path / "in" / "b.flac", np.append(np.zeros(16_000 * 70), tone(1.0)))
     write(tmp_path / "in" / "c.wav", tone(2.0))
-    assert (tmp_path / "in" / "b.flac").stat().st_size < build.GROUP_BYTES / 2
+    assert (tmp_path / "in" / "b.flac").stat().st_size < clips.GROUP_BYTES / 2
     longest = []
-    real = build.waveforms_to_frames
+    real = clips.waveforms_to_frames
     monkeypatch.setattr(
-        build, "waveforms_to_frames", lambda log_mel, waves: longest.extend(map(len, waves)) or real(log_mel, waves)
+        clips, "waveforms_to_frames", lambda log_mel, waves: longest.extend(map(len, waves)) or real(log_mel, waves)
     )
     store = build_in(tmp_path / "cache", tmp_path / "in")
     assert store.lengths.tolist() == [98, 7098, 198]
-    assert max(longest, default=0) <= build.GROUP_SECONDS * 16_000
+    assert 16_000 <= max(longest) <= BLOCK_FRAMES * 160 + 400
 
 
-@pytest.mark.parametrize("clips", [1, 3, 100])
-def test_groups_change_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clips: int) -> None:
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_groups_change_nothing(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int) -> None:
     manifest = Manifest.from_folder(root)
     LogMelStore.open_or_build(manifest, cache_dir=tmp_path / "before", progress=False)
-    monkeypatch.setattr(build, "GROUP_CLIPS", clips)
-    monkeypatch.setattr(build, "GROUP_BYTES", 2**40)
+    monkeypatch.setattr(clips, "GROUP_CLIPS", together)
+    monkeypatch.setattr(clips, "GROUP_BYTES", 2**40)
     LogMelStore.open_or_build(manifest, cache_dir=tmp_path / "after", progress=False)
     assert contents(tmp_path / "before") == contents(tmp_path / "after")
 
@@ -302,7 +301,7 @@ def test_torch_threads_are_restored_also_after_an_error(
             assert torch.get_num_threads() == 1
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(build.PartialStore, "append", interrupt)
+        monkeypatch.setattr(build.Journal, "end", interrupt)
         with pytest.raises(KeyboardInterrupt):
             build_in(tmp_path / "b", root)
         assert torch.get_num_threads() == 2

@@ -75,7 +75,7 @@ def test_exchanged_sounds_are_noticed(root: Path, tmp_path: Path, change: Callab
 
 def test_a_copy_is_the_same_data_set(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = peaks(root, tmp_path / "cache")
-    monkeypatch.setattr("decar.audio.build.decode_blocks", None)  # fails whoever decodes from here on
+    monkeypatch.setattr("decar.audio.clips.decode_blocks", None)  # fails whoever decodes from here on
     shutil.copytree(root, tmp_path / "copy")
     assert peaks(tmp_path / "copy", tmp_path / "cache") == before
     for file in (tmp_path / "copy").iterdir():
@@ -89,7 +89,7 @@ def test_unstable_inodes_cost_reading_not_building(
 ) -> None:
     caplog.set_level(logging.INFO)
     before = peaks(root, tmp_path / "cache")
-    monkeypatch.setattr("decar.audio.build.decode_blocks", None)
+    monkeypatch.setattr("decar.audio.clips.decode_blocks", None)
     real, shift = identity._stat, 0
 
     def unstable(file: str) -> tuple[int, int, int, int]:

@@ -20,7 +20,7 @@ def test_plain_lines_when_it_is_no_terminal(
 
 
 def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
     with progress_bar("log-mels", 3) as advance:
         advance(3)
     assert "3/3" in capsys.readouterr().err

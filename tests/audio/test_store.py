@@ -106,7 +106,7 @@ def test_an_empty_manifest(tmp_path: Path) -> None:
 def test_found_again_and_rebuilt_when_something_changes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_store(root)
     with monkeypatch.context() as patch:
-        patch.setattr("decar.audio.build.decode_blocks", None)  # whoever decodes now, fails
+        patch.setattr("decar.audio.clips.decode_blocks", None)  # whoever decodes now, fails
         again = open_store(root)
     assert again.fingerprint == first.fingerprint
     np.testing.assert_array_equal(again.mel, first.mel)

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from decar.audio import FrontEnd, LogMel, Manifest
+from decar.audio import FrontEnd, Manifest
+from decar.audio.clips import ClipEnd, Piece, Windows, read_clips
 from decar.audio.decode import decode
 from decar.audio.mpeg import parse
 from decar.audio.store import LogMelStore
-from decar.embedder.reading import ClipEnd, Piece, clip_events
-from decar.embedder.windows import Windows
 from decar.errors import AudioError
 from tests.audio.headers import RATE, SECONDS, encoded, flac_total, heard, kinds, ladder, put, sized, without_xing
 
@@ -52,7 +51,7 @@ def test_every_second_is_embedded_and_stored(folder: Path, times: dict[str, int]
     for i, name in enumerate(manifest.table["path"]):
         wanted = SECONDS * times[name]
         assert store.lengths[i] / 100 == pytest.approx(wanted, abs=TOLERANCE * times[name]), name
-        *events, end = clip_events((folder / name, 0.0, None), Windows(None, None, frontend, 998), LogMel(frontend))
+        *events, end = read_clips([(folder / name, 0.0, None)], Windows(None, None, frontend, 998), 1)
         assert isinstance(end, ClipEnd)
         assert not end.reason, name
         assert end.n_samples / RATE == pytest.approx(wanted, abs=TOLERANCE * times[name]), name

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.runs import difference, same
 from decar.cli.config import conf_dir
-from decar.cli.launch import trainer_options
+from decar.cli.trainer import trainer_options
 from decar.pretrain.sync import SyncLayers
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.damage import damage
 from decar.cli.config import OUR_NETWORK, job_name
-from decar.cli.done import changed_options, refuse_other_run, same_job
+from decar.cli.runs import changed_options, refuse_other_run, same_job
 from decar.errors import TrainingError
 from decar.models import read_facts, save_bundle
 from tests.conftest import SMALL, make_encoder

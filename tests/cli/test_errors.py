@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from decar.cli.explain import explain
+from decar.cli.terminal import explain
 from decar.models import save_bundle
 from decar.pretrain import EpochLabels, PretrainData
 from tests.conftest import SMALL, make_encoder

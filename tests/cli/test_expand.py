@@ -7,7 +7,7 @@ from hydra.types import RunMode
 
 from decar.cli.config import conf_dir
 from decar.cli.eval import many_tasks
-from decar.cli.expand import expand_tasks
+from decar.cli.main import expand_tasks
 from decar.errors import ConfigError
 
 

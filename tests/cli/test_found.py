@@ -10,8 +10,9 @@ import yaml
 
 import decar
 from decar.audio import FrontEnd, Manifest
-from decar.cli.found import MAX_BYTES, cache_of, frontend_of, manifest_of, read_config
+from decar.cli.runs import MAX_BYTES, read_config
 from decar.errors import ConfigError, SearchError
+from decar.report.folder import cache_of, frontend_of, manifest_of
 from tests.audio.sounds import tone, write
 
 ROOT = Path(decar.__file__).parent
@@ -73,8 +74,8 @@ def test_the_environment_of_the_reader_stays_out_of_the_page(honest, tmp_path, d
 
 
 def test_picks_of_a_resumed_run_are_numbers_or_nothing(tmp_path, monkeypatch):
-    from decar.cli.done import PICKED, read_before
-    from decar.cli.settle import _kept
+    from decar.cli.runs import PICKED, read_before
+    from decar.cli.trainer import _kept
 
     monkeypatch.setenv("SECRET", "7")
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
@@ -146,7 +147,7 @@ def test_a_table_that_names_a_bundle_on_the_hub_downloads_nothing(tmp_path, monk
 
 
 def test_no_module_instantiates_what_it_found():
-    """`instantiate` stands only where the configuration is Hydra's; run folders are read in cli/found.py alone."""
+    """`instantiate` stands only where the configuration is Hydra's; run folders are read in cli/runs.py alone."""
     loads, makes = set(), set()
     for path in sorted((ROOT / "cli").glob("*.py")):
         text = path.read_text()
@@ -157,5 +158,5 @@ def test_no_module_instantiates_what_it_found():
             else set()
         )
     # a child of a job loads what its parent has just written; the checks read decar's own conf/
-    assert loads == {"rank", "checks"}
-    assert makes == {"train", "eval", "config", "launch"}, "modules whose configuration is the caller's own"
+    assert loads == {"launch", "checks"}
+    assert makes == {"train", "eval", "config", "trainer"}, "modules whose configuration is the caller's own"

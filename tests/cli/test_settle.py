@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from decar.cli.settle import settle
+from decar.cli.trainer import pick_open_options
 from decar.errors import ConfigError
 from decar.pretrain.plan import parse_budget
 
@@ -17,7 +17,7 @@ def settled(caplog, *, n_clips=45, max_epochs=None, checkpoint=None, k=None, bud
         "loader": {"batch_size": 64}, "labels": labels,
     })  # fmt: skip
     with caplog.at_level("INFO"):
-        settle(cfg, n_clips, checkpoint)
+        pick_open_options(cfg, n_clips, checkpoint)
     return cfg
 
 
@@ -51,7 +51,7 @@ def test_a_run_that_ends_before_own_clusters_join_is_named(caplog, epochs, joins
 
 
 def test_a_budget_too_small_for_own_clusters_is_named(caplog, monkeypatch):
-    monkeypatch.setattr("decar.cli.settle._time", lambda *_: {"seconds": 1.0, "step_seconds": 1.0})
+    monkeypatch.setattr("decar.cli.trainer._time", lambda *_: {"seconds": 1.0, "step_seconds": 1.0})
     settled(caplog, budget="1s", network_from=None)
     assert LATE in caplog.text
     assert "raise budget=1s" in caplog.text
@@ -96,7 +96,7 @@ PICKS = {"k": 4, "sampler.every_n_steps": 10, "trainer.max_epochs": 1, "labels.n
 def test_another_budget_is_for_the_whole_run(caplog, tmp_path, monkeypatch, budget, begun, within, epochs):
     """A step takes 1.15 s, an epoch has 10; 45 clips are good for 42 steps, in four whole epochs."""
     monkeypatch.setattr(
-        "decar.cli.settle._time", lambda cfg, _: {"seconds": parse_budget(cfg.budget), "step_seconds": 1.0}
+        "decar.cli.trainer._time", lambda cfg, _: {"seconds": parse_budget(cfg.budget), "step_seconds": 1.0}
     )
     path = checkpoint_of(tmp_path / "last.ckpt", epochs=begun, within=within, **PICKS)
     cfg = settled(caplog, checkpoint=path, budget=budget, network_from=None)

@@ -29,14 +29,14 @@ def test_a_failed_job_does_not_stop_the_others_and_the_summary_says_why(train, t
 def test_a_fault_of_ours_does_not_stop_the_other_jobs_either(train, tmp_path, monkeypatch):
     from decar.cli import train as command
 
-    real = command.look_ahead
+    real = command.prepare_run
 
     def faulty(cfg, *args):
         if cfg.seed == 1:
             raise ZeroDivisionError("by zero")
         return real(cfg, *args)
 
-    monkeypatch.setattr(command, "look_ahead", faulty)
+    monkeypatch.setattr(command, "prepare_run", faulty)
     done = train("-m", *FAST, "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep")
     assert done.code == 2
     assert "ZeroDivisionError: by zero (a fault of decar's: see train.log there)" in done.errors[0]

@@ -149,6 +149,6 @@ def test_a_private_folder_is_one_line(decar, monkeypatch):
     def refuse(args):
         raise PermissionError(13, "Permission denied", "/private/x.wav")
 
-    monkeypatch.setattr(app, "_doctor", refuse)
+    monkeypatch.setitem(app.COMMANDS, "doctor", (refuse, *app.COMMANDS["doctor"][1:]))
     done = decar("doctor", "/private/x.wav")
     assert (done.code, done.errors) == (2, ["decar: error: /private/x.wav: Permission denied"])

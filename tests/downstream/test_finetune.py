@@ -56,6 +56,15 @@ def test_the_whole_network_learns_in_train_mode_though_it_came_in_eval_mode(
     assert not torch.equal(after.norm.running_mean.cpu(), encoder.norm.running_mean)
 
 
+def test_whole_clips_stay_on_the_cpu_where_their_batch_is_made(sounds: Sounds) -> None:
+    data = TaskData(*sounds, batch_size=4)
+    module, device = FineTuner(TinyEncoder(), 4, 1e-3), torch.device("meta")  # type: ignore[arg-type]
+    whole = module.transfer_batch_to_device(next(iter(data.val_dataloader())), device, 0)
+    assert {clip.device.type for clip in whole[0]} == {"cpu"}
+    crops = module.transfer_batch_to_device(next(iter(data.train_dataloader())), device, 0)
+    assert {part.device.type for part in crops} == {"meta"}
+
+
 @pytest.mark.parametrize("protocol", [PAPER, SEARCH], ids=lambda p: p.name)
 def test_same_seed_same_numbers_and_global_generator_untouched(sounds: Sounds, protocol: Protocol) -> None:
     torch.manual_seed(1)

@@ -3,12 +3,13 @@
 import time
 from multiprocessing.connection import Connection
 
+from decar import embedder
+from decar.audio import clips
+from decar.audio.journal import Journal
 from decar.cli.app import main
-from decar.embedder import engine, reading
-from decar.embedder.partial import Parts
 
-decode = reading.decode_blocks
-commit = Parts.commit
+decode = clips.decode_blocks
+commit = Journal.commit
 
 
 def run(report: Connection, source: str, out: str, pause: float, *options: str) -> None:
@@ -18,11 +19,12 @@ def run(report: Connection, source: str, out: str, pause: float, *options: str) 
         time.sleep(pause)
         yield from decode(*args, **kwargs)
 
-    def reported_commit(self: Parts) -> None:
+    def reported_commit(self: Journal) -> None:
         commit(self)
         report.send(self.committed)
 
-    engine.BLOCK_FRAMES = 300
-    reading.decode_blocks = slow_decode
-    Parts.commit = reported_commit
+    embedder.BLOCK_FRAMES = 300
+    clips.decode_blocks = slow_decode
+    clips.GROUP_CLIPS = 1
+    Journal.commit = reported_commit
     main(["embed", source, "--out", out, "--workers", "1", *options])

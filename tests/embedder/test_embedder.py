@@ -5,8 +5,9 @@ import pytest
 import soundfile
 import torch
 
+from decar import embedder
 from decar.audio import Manifest, decode
-from decar.embedder import Embedder, engine
+from decar.embedder import Embedder
 from decar.errors import AudioError, DecarError
 from tests.audio.sounds import tone, write, write_bad_files
 from tests.conftest import make_encoder
@@ -56,7 +57,7 @@ def test_a_long_clip_is_the_mean_of_its_pieces_by_their_frames(tmp_path, encoder
 
     np.testing.assert_allclose(embed(), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(Embedder(encoder).waveforms([wave])[0], expected, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(engine, "BLOCK_FRAMES", 300)  # closed within the recording
+    monkeypatch.setattr(embedder, "BLOCK_FRAMES", 300)  # closed within the recording
     np.testing.assert_allclose(embed(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -95,7 +96,7 @@ def test_bad_files_are_told_and_silent_ones_embedded(tmp_path, encoder, caplog):
 
 
 def test_what_breaks_off_late_leaves_no_rows(tmp_path, encoder, monkeypatch):
-    monkeypatch.setattr(engine, "BLOCK_FRAMES", 200)
+    monkeypatch.setattr(embedder, "BLOCK_FRAMES", 200)
     write(tmp_path / "a.flac", noise(30))
     data = (tmp_path / "a.flac").read_bytes()
     (tmp_path / "a.flac").write_bytes(data[: len(data) * 3 // 4])
@@ -141,3 +142,10 @@ def test_waveforms_may_be_tensors_of_any_float_type(encoder):
     wanted = Embedder(encoder).waveforms([wave.float().numpy()])
     np.testing.assert_array_equal(Embedder(encoder).waveforms([wave]), wanted)
     np.testing.assert_array_equal(Embedder(encoder).waveforms([wave.float().requires_grad_()]), wanted)
+
+
+def test_another_key_starts_anew(tmp_path):
+    for key, left in (("a", 0), ("a", 1), ("b", 0)):
+        embedder._prepare(tmp_path / "parts", key)
+        assert len([*(tmp_path / "parts").glob("rows")]) == left
+        (tmp_path / "parts" / "rows").touch()

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from decar.audio import FrontEnd
 from decar.audio.logmel import cut
-from decar.embedder.windows import Windows
+from decar.embedder import Windows
 from decar.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from decar.cli.explain import explain
+from decar.cli.terminal import explain
 from decar.errors import DecarError
 from decar.pretrain import AtomicCheckpointIO, ClusterLog, ResumableCSVLogger
 from tests.pretrain.helpers import build, fit

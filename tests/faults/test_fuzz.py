@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from decar.audio import Manifest
 from decar.cli.checks import check
 from decar.cli.config import conf_dir
-from decar.cli.explain import explain
-from decar.cli.train import readable
+from decar.cli.terminal import explain
 from decar.errors import DecarError
 from decar.models import load_encoder, save_bundle
 from decar.models.bundle import read_facts
+from decar.pretrain.checkpoint import readable
 from tests.conftest import make_encoder
 
 MANY = 2_000

@@ -23,22 +23,21 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
 from benchmarks.damage import KINDS, NAMED, damage
+from decar import embedder
 from decar.audio import LogMelStore, Manifest, cache, identity, store
 from decar.audio.blocks import BLOCK_BYTES, BlockHasher, Blocks
+from decar.audio.clips import ClipEnd
+from decar.audio.journal import Journal
 from decar.audio.logmel import FrontEnd
-from decar.audio.partial import PartialStore
-from decar.cli.done import flat_options, read_finished, write_finished
 from decar.cli.eval import judged_before
-from decar.cli.explain import explain
-from decar.cli.found import read_config
+from decar.cli.runs import flat_options, read_config, read_finished, write_finished
+from decar.cli.terminal import explain
 from decar.corpora import prepare
 from decar.digests import DamagedError, sealed_lines, write_json, write_parquet
 from decar.downstream.embeddings import cached_embeddings
 from decar.downstream.results import Result
-from decar.embedder import Embedder, engine
+from decar.embedder import Embedder
 from decar.embedder.output import write_rows
-from decar.embedder.partial import Parts
-from decar.embedder.reading import ClipEnd
 from decar.errors import DecarError, StoreError
 from decar.pretrain.datamodule import CropDataset
 from decar.pretrain.logger import COPY, ResumableCSVLogger, read_rows
@@ -103,37 +102,51 @@ def embeddings(folder: Path) -> Any:
     return cached_embeddings("logmel", made, folder)
 
 
+def log_mel_journal(folder: Path) -> Journal:
+    return Journal(folder / "mel.f16", np.float16, width=64, n_clips=4)
+
+
 def half_built(folder: Path) -> None:
-    with PartialStore(folder, n_mels=64, n_clips=4) as partial:
-        partial.append(FRAMES[:1], [""])
-        partial.append(FRAMES[1:3], ["", "silent"])
+    with log_mel_journal(folder) as journal:
+        append(journal, range(1))
+        append(journal, range(1, 3))
 
 
 def built(folder: Path) -> Any:
-    with PartialStore(folder, n_mels=64, n_clips=4) as partial:
-        done = len(partial.lengths)
-        reasons = ["", "", "silent", ""]
-        partial.append(FRAMES[done:], reasons[done:])
-        return [(folder / "mel.f16").read_bytes(), partial.lengths, partial.reasons, partial.blocks.hexdigest()]
+    with log_mel_journal(folder) as journal:
+        append(journal, range(journal.committed, 4))
+        return [(folder / "mel.f16").read_bytes(), journal.counts, journal.ends, journal.blocks.hexdigest()]
+
+
+def append(journal: Journal, clips: range) -> None:
+    for i in clips:
+        journal.rows(FRAMES[i])
+        journal.end(ClipEnd(100 * i, silent=i == 2))
+    journal.commit()
+
+
+def rows_journal(folder: Path) -> Journal:
+    embedder._prepare(folder, "key")
+    return Journal(folder / embedder.VECTORS, "<f4", width=8, n_clips=120)
 
 
 def half_embedded(folder: Path) -> None:
-    with Parts(folder, "key", 8) as parts:
-        embed(parts, range(100), 10)
+    with rows_journal(folder) as journal:
+        embed(journal, range(100), 10)
 
 
 def embedded(folder: Path) -> Any:
-    with Parts(folder, "key", 8) as parts:
-        embed(parts, range(parts.committed, 120), 10)
-        return [np.array(parts.matrix()), parts.counts, parts.ends]
+    with rows_journal(folder) as journal:
+        embed(journal, range(journal.committed, 120), 10)
+        return [np.array(journal.matrix()), journal.counts, journal.ends]
 
 
-def embed(parts: Parts, clips: range, commit_every: int) -> None:
+def embed(journal: Journal, clips: range, commit_every: int) -> None:
     for i in clips:
-        parts.rows(ROWS[i : i + 2])
-        parts.clip(ClipEnd(i, "cut short" if i % 7 == 3 else "", i % 5 == 0))
+        journal.rows(ROWS[i : i + 2])
+        journal.end(ClipEnd(i, "cut short" if i % 7 == 3 else "", i % 5 == 0))
         if i % commit_every == commit_every - 1:
-            parts.commit()
+            journal.commit()
 
 
 def table_written(folder: Path) -> None:
@@ -432,16 +445,16 @@ def test_rows_that_are_not_finite_are_not_written(
 ) -> None:
     for name, hz in (("a", 300), ("b", 400), ("high", 4000), ("later", 4000)):
         write(tmp_path / "in" / f"{name}.wav", tone(0.7, hz=hz))
-    forward = engine._forward
+    forward = embedder._forward
 
     def broken(mels: list[Any], *args: Any) -> Any:
         high = np.array([mel.mean(axis=0).argmax() > 40 for mel in mels])
         return np.where(high[:, None], np.nan, forward(mels, *args)).astype(np.float32)
 
-    monkeypatch.setattr(engine, "_forward", broken)
-    embedder = Embedder(make_encoder("conv", seed=0, hidden=8, widths=(4, 4)), windows=windows, num_workers=1)
+    monkeypatch.setattr(embedder, "_forward", broken)
+    windowed = Embedder(make_encoder("conv", seed=0, hidden=8, widths=(4, 4)), windows=windows, num_workers=1)
     clips, out = Manifest.from_folder(tmp_path / "in"), tmp_path / "o.parquet"
-    for act in (lambda: embedder.write(clips, out, progress=False), lambda: embedder.files(clips)):
+    for act in (lambda: windowed.write(clips, out, progress=False), lambda: windowed.files(clips)):
         with pytest.raises(DecarError, match=r"^high\.wav: its embedding holds NaN or Inf; no row is written"):
             act()
     assert not out.exists()

@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from decar.audio import LogMelStore, Manifest
-from decar.cli.train import readable
 from decar.errors import DecarError
 from decar.models import load_encoder
+from decar.pretrain.checkpoint import readable
 from tests.audio.sounds import tone, write
 
 

@@ -1,19 +1,26 @@
 """What only a CUDA device can show: `make test-gpu`. Each test is skipped by name where there is none."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+from decar import hear
 from decar.clustering import PIC, KMeans, nmi
-from decar.clustering.nearest import gpu_index
+from decar.clustering.nearest import GPU_TEMP_BYTES, faiss_on, flat_index, gpu_index
+from decar.errors import ClusteringError
 from decar.models import load_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
+DETERMINISTIC = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # asked for by torch's deterministic kernels
+QUICK = ["protocol.max_epochs=2", "protocol.learning_rates=[1.0e-3]"]
 SMALL = ["debug=fast", "sampler.every_n_steps=20", "trainer=gpu", "loader.pin_memory=true"]
 
 pytestmark = [
@@ -25,7 +32,7 @@ pytestmark = [
 def train(folder, *words):
     done = subprocess.run(
         [sys.executable, "train.py", *words, f"hydra.run.dir={folder}"], cwd=ROOT, capture_output=True, text=True,
-        timeout=500, check=False, env={**os.environ},
+        timeout=500, check=False, env=DETERMINISTIC,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
@@ -47,6 +54,117 @@ def test_faiss_on_the_gpu_finds_what_it_finds_on_the_cpu(clusterer):
     there = clusterer.fit_predict(points).labels
     here = replace(clusterer, gpu=False).fit_predict(points).labels
     assert nmi(there, here) > 0.99
+
+
+def test_faiss_takes_the_card_of_this_process_and_little_memory():
+    faiss = pytest.importorskip("faiss")
+    if gpu_index("auto") is None:
+        pytest.skip("faiss sees no GPU: make setup EXTRA=gpu")
+    torch.zeros(1, device="cuda")
+    flat_index(faiss, 16, gpu=True)  # the libraries and their handles
+    before = torch.cuda.mem_get_info()[0]
+    index = flat_index(faiss, 16, gpu=True)
+    assert before - torch.cuda.mem_get_info()[0] < 1.2 * GPU_TEMP_BYTES
+    assert index.getDevice() == torch.cuda.current_device()
+    with faiss_on(None):  # the process trains on the CPU
+        assert gpu_index("auto") is None
+        with pytest.raises(ClusteringError, match="trains on the CPU"):
+            gpu_index(True)
+
+
+def test_a_job_on_the_cpu_leaves_the_gpu_alone(tmp_path):
+    script = (
+        "import faiss, torch; del faiss.StandardGpuResources; from decar.cli.train import main; main(); "
+        "assert torch.cuda.max_memory_reserved() == 0"
+    )
+    words = ["debug=fast", "trainer=cpu", "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}"]
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("seconds", [0.7, 10.0, 25.0])
+def test_the_gpu_embeds_as_the_cpu_does(seconds):
+    sound = torch.randn(int(16_000 * seconds), generator=torch.Generator().manual_seed(0)) / 10
+    here, there = (load_encoder("small").to(device).embed(sound).cpu() for device in ("cpu", "cuda"))
+    assert torch.nn.functional.cosine_similarity(here, there, dim=-1).min() > 0.9999
+    torch.testing.assert_close(there, here, rtol=2e-3, atol=2e-3 * float(here.std()))
+
+
+def test_decar_embed_writes_on_the_gpu_what_it_writes_on_the_cpu(tmp_path):
+    mini = ROOT / "src" / "decar" / "data" / "mini"
+    tables = []
+    for device in ("cpu", "cuda"):
+        out = tmp_path / f"{device}.parquet"
+        script = "from decar.cli.app import main; main()"
+        words = ["embed", str(mini), "--bundle", "small", "--out", str(out), "--device", device]
+        done = subprocess.run(
+            [sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        tables.append(pd.read_parquet(out))
+    here, there = (np.stack(table["embedding"]).astype(np.float64) for table in tables)
+    assert tables[0]["path"].equals(tables[1]["path"])
+    assert here.shape[1] > 1
+    cosine = (here * there).sum(1) / np.linalg.norm(here, axis=1) / np.linalg.norm(there, axis=1)
+    assert cosine.min() > 0.999
+
+
+def test_hear_answers_on_the_device_of_its_sounds():
+    sounds = torch.randn(3, 32_000, generator=torch.Generator().manual_seed(0)) / 10
+    model = hear.load_model("small")
+    here = hear.get_scene_embeddings(sounds, model)
+    model = model.to("cuda")
+    there = hear.get_scene_embeddings(sounds.cuda(), model)
+    assert there.device.type == "cuda"
+    torch.testing.assert_close(there.cpu(), here, rtol=2e-3, atol=2e-3 * float(here.std()))
+    vectors, times = hear.get_timestamp_embeddings(sounds.cuda(), model)
+    assert vectors.device.type == times.device.type == "cuda"
+    assert torch.isfinite(vectors).all()
+
+
+def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(tmp_path):
+    words = [*SMALL, "loader.num_workers=2", "trainer.max_epochs=4", "+trainer.deterministic=true"]
+    whole = train(tmp_path / "whole", *words)
+    cut = subprocess.Popen(
+        [sys.executable, "train.py", *words, f"hydra.run.dir={tmp_path / 'cut'}"], cwd=ROOT, env=DETERMINISTIC,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    log = tmp_path / "cut" / "train.log"
+    end = time.monotonic() + 200
+    while not (log.is_file() and "epoch 2/4" in log.read_text()):
+        assert cut.poll() is None, log.read_text() if log.is_file() else "no log"
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    cut.kill()
+    cut.wait()
+    assert not (tmp_path / "cut" / "finished.json").exists()
+    again = train(tmp_path / "cut", *words, "resume=auto")
+    assert "going on from" in log.read_text()
+    weights = [load_encoder(run).state_dict() for run in (whole, again)]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_mixed_precision_learns_what_float32_learns(tmp_path, precision):
+    losses = []
+    for name in ("32-true", precision):
+        run = train(tmp_path / name, *SMALL, f"trainer.precision={name}", "trainer.max_epochs=3")
+        losses.append(pd.read_csv(run / "metrics.csv")["loss_epoch"].dropna().to_numpy())
+    assert losses[0][-1] < losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+
+
+def test_fine_tuning_and_frozen_judging(tmp_path):
+    for mode in ("frozen", "finetune"):
+        words = ["task=kind", "bundle=small", f"mode={mode}", "accelerator=gpu", f"hydra.run.dir={tmp_path / mode}"]
+        words += ["protocol=search", *(QUICK if mode == "finetune" else [])]
+        done = subprocess.run(
+            [sys.executable, "eval.py", *words], cwd=ROOT, capture_output=True, text=True, timeout=500, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        result = json.loads((tmp_path / mode / "result.json").read_text())
+        assert result["value"] > 0.5  # of five kinds
 
 
 def test_mixed_precision_and_pinned_loading_learn(tmp_path):

@@ -9,7 +9,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from decar.cli.push import model_card
+from decar.cli.bundles import model_card
 from decar.errors import BundleError
 from decar.models import load_encoder, save_bundle
 from decar.models.bundle import parse_address

@@ -21,7 +21,7 @@ class BlockHasher:
     """The digests of what is written to a file in order, in pieces of any length."""
 
     def __init__(self) -> None:
-        self._whole: list[str] = []
+        self._full: list[str] = []
         self._block, self._filled = xxhash.xxh3_64(), 0
 
     def update(self, data: bytes | memoryview) -> None:
@@ -33,18 +33,21 @@ class BlockHasher:
             self._filled += len(part)
             view = view[len(part) :]
             if self._filled == BLOCK_BYTES:
-                self._whole.append(self._block.hexdigest())
+                self._full.append(self._block.hexdigest())
                 self._block, self._filled = xxhash.xxh3_64(), 0
 
-    def copy(self) -> BlockHasher:
-        """One that goes on from here by itself."""
-        other = BlockHasher()
-        other._whole, other._block, other._filled = [*self._whole], self._block.copy(), self._filled
-        return other
+    def mark(self) -> tuple[int, xxhash.xxh3_64, int]:
+        """The state, for one `reset`."""
+        return len(self._full), self._block.copy(), self._filled
+
+    def reset(self, mark: tuple[int, xxhash.xxh3_64, int]) -> None:
+        """Forget what came after `mark`."""
+        n_full, self._block, self._filled = mark
+        del self._full[n_full:]
 
     def hexdigest(self) -> str:
         """`DIGEST_DIGITS` digits for each block so far, the last of which may be short."""
-        return "".join(self._whole) + (self._block.hexdigest() if self._filled else "")
+        return "".join(self._full) + (self._block.hexdigest() if self._filled else "")
 
 
 class Blocks:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from decar.audio.blocks import Blocks
-from decar.audio.build import INDEX_FILE, META_FILE
-from decar.audio.partial import MEL_FILE
+from decar.audio.build import INDEX_FILE, MEL_FILE, META_FILE
 from decar.digests import ARRAY_SUFFIX, DamagedError, check_array, digest_of, unsealed
+from decar.errors import one_line
 
 DAMAGE_FILE = "damaged.txt"  # why a store must not be used any more
 WITHOUT_DIGESTS = {"format", "fingerprint", "frontend", "n_clips", "n_frames"}  # in a meta.json of an earlier version
@@ -70,7 +70,7 @@ def read_store(folder: Path, check_bytes: int | None = None) -> StoreFiles:
             raise DamagedError("the index contradicts itself")
         mel, blocks = _open_mel(folder / MEL_FILE, shape, meta.get("blocks"), check_bytes)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise DamagedError(one_line(error)) from error
     return StoreFiles(meta["fingerprint"], offsets, lengths, index["reason"].astype(str).tolist(), mel, blocks)
 
 

@@ -139,9 +139,9 @@ def with_stretches(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     if "file offset" in given:
         place = seconds(table[given["file offset"]], given["file offset"], "start")
         table = table.assign(**{given["start"]: place}).drop(columns=given["file offset"])
-    told = [f"{name} from '{column}'" for name, column in given.items() if name != column or name == "end"]
+    renamed = [f"{name} from '{column}'" for name, column in given.items() if name != column or name == "end"]
     names = {given[name]: name for name in ("start", "duration") if name in given}
-    return table.rename(columns=names), notes + told
+    return table.rename(columns=names), notes + renamed
 
 
 def _with_usual_names(table: pd.DataFrame, usual: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:

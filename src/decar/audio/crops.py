@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 Frames = npt.NDArray[np.float16] | npt.NDArray[np.float32]
+Item = TypeVar("Item")
 
 
 @overload
@@ -81,6 +82,23 @@ def length_batches(
         members = np.flatnonzero(padded == length)
         batches += [members[i : i + batch_size] for i in range(0, len(members), batch_size)]
     return batches
+
+
+def packed(
+    items: Iterable[Item], weight: Callable[[Item], int], room: int, *, most: int | None = None
+) -> Iterator[list[Item]]:
+    """Greedily group consecutive items: a group weighs `room` and holds `most` at most; a heavier item is alone."""
+    group: list[Item] = []
+    total = 0
+    for item in items:
+        heavy = weight(item)
+        if group and (len(group) == most or total + heavy > room):
+            yield group
+            group, total = [], 0
+        group.append(item)
+        total += heavy
+    if group:
+        yield group
 
 
 def collate(crops: Sequence[Frames]) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """File → mono waveform: libsndfile reads it (ffmpeg where it cannot), the channels are averaged, soxr resamples.
 
-Read in blocks, so that an hour of stereo at 48 kHz never lies in memory as such. Whatever is wrong with a file is
-told as an `AudioError` whose message is the reason alone, without the path: it goes into tables beside the path.
+Read in blocks, so that an hour of stereo at 48 kHz never lies in memory as such. A file that cannot be read raises
+`AudioError`. Its message is the reason alone, without the path: it goes into tables beside the path.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from decar.audio.build import SILENCE_PEAK, SILENT, Job
+from decar.audio.build import SILENT
+from decar.audio.clips import SILENCE_PEAK, Job
 from decar.audio.decode import decode_blocks, file_rate
 from decar.audio.groups import group_columns
 from decar.audio.logmel import FrontEnd
@@ -66,10 +67,9 @@ def examine(
         ManifestError: There is no such column as `apart` names.
     """
     spec = frontend or FrontEnd()
-    jobs: list[Job] = [(file, *stretch) for file, stretch in zip(manifest.files, manifest.stretches, strict=True)]
     facts: list[ClipFacts] = []
-    with progress_bar("examining", len(jobs), enabled=progress) as advance:
-        for found in in_order(lambda job: [examine_clip(job, spec)], jobs, cpu_count()):
+    with progress_bar("examining", len(manifest), enabled=progress) as advance:
+        for found in in_order(lambda job: [examine_clip(job, spec)], manifest.jobs, cpu_count()):
             facts.append(found)
             advance(1)
     rows = [(i, fact.problem, fact.detail) for i, fact in enumerate(facts) if fact.problem]
@@ -173,11 +173,11 @@ def _leaking(manifest: Manifest, apart: Sequence[str]) -> Iterator[tuple[int, st
     splits = _splits(manifest)
     for name in apart or group_columns(manifest.table.columns):
         home: dict[str, str] = {}
-        told: set[str] = set()
+        named: set[str] = set()
         for i, value in enumerate(manifest.column(name).astype(str)):
             usual = home.setdefault(value, splits[i]) if value and splits[i] else splits[i]
-            if usual != splits[i] and value not in told:
-                told.add(value)
+            if usual != splits[i] and value not in named:
+                named.add(value)
                 yield i, "group across splits", f"{name} {value} is in {usual} and in {splits[i]}"
 
 

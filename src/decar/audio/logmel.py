@@ -19,7 +19,7 @@ import torch
 import torchaudio
 from torch import nn
 
-from decar.audio.packing import packed
+from decar.audio.crops import packed
 from decar.errors import AudioError, ConfigError
 
 BLOCK_FRAMES = 1000  # 10 s at 10 ms: the spectrum (4 MB) stays near the cache; measured in threads, 6000 are 7 % slower
@@ -118,7 +118,7 @@ class LogMel(nn.Module):
 
 
 def too_short(n_samples: int, spec: FrontEnd) -> str:
-    """The reason told for a waveform that does not fill one window."""
+    """Why a waveform that does not fill one window cannot be used."""
     return f"too short: {n_samples / spec.sample_rate:.3f} s, one window is {spec.win_length / spec.sample_rate:.3f} s"
 
 
@@ -126,26 +126,29 @@ def waveform_to_frames(log_mel: LogMel, waveform: npt.NDArray[np.float32]) -> np
     """One waveform (T,) of any length → (F, M) float16, frames first as the store keeps them; 10 s at a time.
 
     Raises:
-        AudioError: T is shorter than one window.
+        AudioError: As `waveforms_to_frames`.
     """
     return waveforms_to_frames(log_mel, [waveform])[0]
 
 
 def waveforms_to_frames(log_mel: LogMel, waveforms: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float16]]:
-    """Short waveforms share a spectrogram, each beginning at a whole hop: bit for bit what each alone gives.
+    """The same for several waveforms. Short ones share a spectrogram: fewer operations, and equal to the bit.
 
-    A frame is made of its own samples alone, so the few across two waveforms are thrown away. For clips of a second
-    this is faster than one at a time (fewer operations, for the same arithmetic).
+    Each begins at a whole hop. A frame depends on its own samples alone; frames across two waveforms are dropped.
 
     Raises:
-        AudioError: one of them is shorter than one window.
+        AudioError: One is shorter than one window, or its samples are so large that the spectrum overflows: full scale
+            is 1, these are near 1e38.
     """
     spec = log_mel.spec
     for waveform in waveforms:
         if spec.n_frames(len(waveform)) == 0:
             raise AudioError(too_short(len(waveform), spec))
-    rows = packed(waveforms, lambda waveform: _hops(waveform, spec), BLOCK_FRAMES)
-    return [frames for row in rows for frames in _row_to_frames(log_mel, row)]
+    rows = packed(waveforms, lambda waveform: hops(waveform, spec), BLOCK_FRAMES)
+    made = [frames for row in rows for frames in _row_to_frames(log_mel, row)]
+    if not all(np.isfinite(frames).all() for frames in made):
+        raise AudioError("samples too large for a spectrum")
+    return made
 
 
 def cut(
@@ -177,42 +180,19 @@ def cut(
                 return
 
 
-def blocks_to_frames(log_mel: LogMel, blocks: Iterator[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float16]]:
-    """A waveform block by block → its frames, (F, M) float16, 10 s at a time: bit for bit those of the whole.
-
-    Raises:
-        AudioError: it is shorter than one window, or its samples are so large that the spectrum overflows.
-    """
-    spec = log_mel.spec
-    size, hop = (BLOCK_FRAMES - 1) * spec.hop_length + spec.win_length, BLOCK_FRAMES * spec.hop_length
-    for waveform in cut(blocks, size, hop, spec.win_length - max(0, size - hop)):
-        yield checked(waveform_to_frames(log_mel, np.ascontiguousarray(waveform)))
-
-
-def checked(frames: npt.NDArray[np.float16]) -> npt.NDArray[np.float16]:
-    """The same frames.
-
-    Raises:
-        AudioError: they are not finite: full scale is 1, the samples are near 1e38.
-    """
-    if not np.isfinite(frames).all():
-        raise AudioError("samples too large for a spectrum")
-    return frames
-
-
-def _hops(waveform: npt.NDArray[np.float32], spec: FrontEnd) -> int:
-    """From its begin to the next one's."""
+def hops(waveform: npt.NDArray[np.float32], spec: FrontEnd) -> int:
+    """Hops from the beginning of a waveform to the next one in the same spectrogram."""
     return -(-len(waveform) // spec.hop_length)
 
 
 def _row_to_frames(log_mel: LogMel, row: list[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float16]]:
-    """Waveforms one after the other, at whole hops, and the frames of each."""
+    """The frames of each waveform, from one spectrogram in which each begins at a whole hop."""
     spec = log_mel.spec
     if len(row) == 1:
         return [_to_frames(log_mel, row[0])]  # an hour is not copied
-    hops = [_hops(waveform, spec) for waveform in row]
-    begins = np.cumsum(hops) - hops
-    samples = np.zeros(sum(hops) * spec.hop_length, np.float32)
+    lengths = [hops(waveform, spec) for waveform in row]
+    begins = np.cumsum(lengths) - lengths
+    samples = np.zeros(sum(lengths) * spec.hop_length, np.float32)
     for begin, waveform in zip(begins * spec.hop_length, row, strict=True):
         samples[begin : begin + len(waveform)] = waveform
     frames = _to_frames(log_mel, samples)

@@ -200,6 +200,11 @@ class Manifest:
         whole = [None if np.isnan(seconds) else float(seconds) for seconds in durations]
         return list(zip(np.nan_to_num(starts).tolist(), whole, strict=True))
 
+    @property
+    def jobs(self) -> list[tuple[Path, float, float | None]]:
+        """File, start (s) and duration (s, None = to the end of the file) of each clip."""
+        return [(file, *stretch) for file, stretch in zip(self.files, self.stretches, strict=True)]
+
     def where(self, condition: str | None) -> Manifest:
         """The clips for which a condition holds, such as `split=train and kind != "dog and cat"`; None: all.
 

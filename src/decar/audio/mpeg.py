@@ -51,7 +51,7 @@ def id3_size(head: bytes) -> int:
 
 
 def parse(head: bytes) -> Frame | None:
-    """The header of a frame, None if the four bytes are none (or one of free format, whose size is not told)."""
+    """The header of a frame, None if the four bytes are none (or one of free format, whose size it does not give)."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, head[1] >> 1 & 3

@@ -1,47 +1,42 @@
-"""How far a long pass over the clips is: a bar on a terminal, a plain line every ten seconds in a log file."""
-
-from __future__ import annotations
+"""Progress of a long pass over the clips: a bar on a terminal, a plain line every ten seconds in a log file."""
 
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tqdm import tqdm
 
 from decar.errors import printable
 
 LINE_SECONDS = 10.0
 
-Advance = Callable[[int], None]
+Advance = Callable[[int], object]
 
 
 @contextmanager
 def progress_bar(title: str, total: int, *, enabled: bool = True) -> Iterator[Advance]:
-    """Shows on stderr how much of `total` is done, while the block runs.
+    """Show on stderr how much of `total` is done, while the block runs.
 
     Args:
-        title: what is being done, a few words.
-        total: how many steps there are.
+        title: What is being done, a few words.
+        total: Number of steps.
         enabled: False shows nothing.
 
     Yields:
         A function to call with the number of steps just done.
     """
-    console = Console(stderr=True)
     if not enabled:
         yield lambda _: None
-    elif not console.is_terminal:
+    elif sys.stderr is None or not sys.stderr.isatty():  # None: it was closed before the start
         yield _plain_lines(title, total)
     else:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda steps: bar.advance(task, steps)
+        with tqdm(desc=title, total=total, file=sys.stderr, dynamic_ncols=True) as bar:
+            yield bar.update
 
 
 def _plain_lines(title: str, total: int) -> Advance:
+    """A bar as lines: tqdm would write its carriage returns into the log file."""
     begin = printed = time.monotonic()
     done = 0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,21 +21,20 @@ Waveform = npt.NDArray[np.float32]
 
 
 class Gauge:
-    """How much of a waveform has gone by, and how loud it was.
+    """Length and peak of a waveform that comes in blocks.
 
     Attributes:
-        samples: How many.
+        samples: How many there were.
         peak: The largest absolute value of them.
     """
 
     samples, peak = 0, 0.0
 
-    def watch(self, blocks: Iterator[Waveform]) -> Iterator[Waveform]:
-        """The same blocks."""
-        for block in blocks:
-            self.samples += len(block)
-            self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
-            yield block
+    def add(self, block: Waveform) -> Waveform:
+        """Count a block, and return it."""
+        self.samples += len(block)
+        self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
+        return block
 
 
 def as_array(samples: torch.Tensor | npt.ArrayLike) -> npt.NDArray[Any]:

@@ -14,7 +14,8 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,13 +98,18 @@ class LogMelStore:
         identity = manifest.identity(cache_dir)
         fingerprint = _sha256(f"{FORMAT} {identity.fingerprint} {spec.hash()}{limits().changed()}")
         folder = Path(cache_dir).expanduser() / "logmel" / fingerprint
-        try:
-            store = cls._open(folder, manifest, spec, fingerprint)
-        except DamagedError:  # or being replaced by another process just now: the lock will tell
-            store = None
+        wanted = folder, manifest, spec, fingerprint
+        store = cls._open(*wanted)
         if store is None:
             try:
-                store = cls._build_locked(folder, manifest, spec, fingerprint, num_workers, progress)
+                with _lock(folder):
+                    store = cls._open(*wanted, delete_damaged=True)  # the previous holder may have built it
+                    if store is None:
+                        build_store(*wanted, num_workers=num_workers, progress=progress)
+                        store = cls._open(*wanted)
+                if store is None:
+                    what = f"the log-mel store {folder} vanished right after it was built"
+                    raise StoreError(f"{what}: does something clean that folder?")
                 if manifest.identity(cache_dir) != identity:
                     shutil.rmtree(folder)
                     raise StoreError(
@@ -119,46 +125,22 @@ class LogMelStore:
         return store
 
     @classmethod
-    def _build_locked(
-        cls, folder: Path, manifest: Manifest, spec: FrontEnd, fingerprint: str, num_workers: int | None, progress: bool
-    ) -> LogMelStore:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(f"{folder}.lock")  # let go by the system when its holder is killed
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            log.warning("another process builds the log-mel store %s: waiting for it", folder)
-            lock.acquire()
-        try:
-            try:
-                store = cls._open(folder, manifest, spec, fingerprint)  # the other one may have finished it
-            except DamagedError as error:
-                log.warning("the log-mel store %s is damaged (%s): building it anew", folder, error)
-                shutil.rmtree(folder)
-                store = None
-            if store is None:
-                build_store(manifest, spec, folder, fingerprint=fingerprint, num_workers=num_workers, progress=progress)
-                store = cls._open(folder, manifest, spec, fingerprint)
-        finally:
-            lock.release()
-        if store is None:
-            raise StoreError(
-                f"the log-mel store {folder} vanished right after it was built: does something clean that folder?"
-            )
-        return store
-
-    @classmethod
-    def _open(cls, folder: Path, manifest: Manifest, spec: FrontEnd, fingerprint: str) -> LogMelStore | None:
-        """The finished store, None when there is none.
-
-        Raises:
-            DamagedError: it is there, and its parts disagree.
-        """
+    def _open(
+        cls, folder: Path, manifest: Manifest, spec: FrontEnd, fingerprint: str, delete_damaged: bool = False
+    ) -> LogMelStore | None:
+        """The finished store, None when there is none or it is damaged."""
         if not folder.exists():
             return None
-        files = read_store(folder, CHECKED_AT_OPEN)
-        if files.fingerprint != fingerprint or len(files.lengths) != len(manifest) or files.mel.shape[1] != spec.n_mels:
-            raise DamagedError("it belongs to other clips")
+        shape = len(manifest), spec.n_mels
+        try:
+            files = read_store(folder, CHECKED_AT_OPEN)
+            if files.fingerprint != fingerprint or (len(files.lengths), files.mel.shape[1]) != shape:
+                raise DamagedError("it belongs to other clips")
+        except DamagedError as error:  # without the lock: or another process is replacing it
+            if delete_damaged:
+                log.warning("the log-mel store %s is damaged (%s): building it anew", folder, error)
+                shutil.rmtree(folder)
+            return None
         arrays = files.mel, files.offsets, files.lengths, files.reasons
         return cls(manifest, spec, *arrays, fingerprint, blocks=files.blocks)
 
@@ -255,6 +237,22 @@ class LogMelStore:
 
 def _sha256(text: str, data: bytes = b"") -> str:
     return hashlib.sha256(text.encode() + b"\0" + data).hexdigest()
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Lock the name of a store, after waiting for a process that builds it. A kill of the holder frees the lock."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        log.warning("another process builds the log-mel store %s: waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _cannot_write(folder: Path, error: Exception) -> StoreError:

@@ -1,7 +1,7 @@
 """A text table of somebody else's → its cells as text: encoding, separator and kind of file are looked at, not guessed.
 
-Comma, semicolon and tab are told apart by the header line. UTF-8 and UTF-16 with a byte-order mark are read. Everything
-else, a spreadsheet or JSON say, is refused with what to do.
+The header line says whether comma, semicolon or tab divides the columns. UTF-8 and UTF-16 with a byte-order mark are
+read. Everything else, for example a spreadsheet or JSON, is refused with what to do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pandas.errors import ParserWarning
 
 from decar.digests import check_parquet
-from decar.errors import ManifestError
+from decar.errors import ManifestError, one_line
 from decar.limits import limits
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
@@ -192,11 +192,6 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _as_text(column: pd.Series) -> pd.Series:
     return pd.Series(["" if pd.isna(value) else str(value) for value in column], dtype=str)
-
-
-def one_line(error: Exception) -> str:
-    """An error's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _encoding(source: Path) -> str:

@@ -1,45 +1,29 @@
-"""`decar`: what is done before and after training."""
+"""`decar`: the commands before and after training, and all their options."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from decar import __version__
-from decar.cli import embed, export, push, report, search
-from decar.cli.config import cache_home
-from decar.cli.limits import add_limits, use_limits
-from decar.cli.terminal import complain, say, say_lines, start_log, terminal
-from decar.errors import CorpusError, DecarError, PreemptedError, check_positive, printable
-from decar.files import whole, write_csv
-from decar.signals import stoppable
+from decar.cli import bundles, data
+from decar.cli.config import cache_home, named_class
+from decar.cli.terminal import command
+from decar.limits import Limits, set_limits
 
-if TYPE_CHECKING:
-    import pandas as pd
+Option = tuple[str, dict[str, Any]]
+CACHE_HOME = object()  # stands for `cache_home()`, which follows the environment
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 on a user's error, and when a signal stops it as `train.py` does."""
-    try:
-        with terminal(), stoppable("run the same command again"):
-            args = _parser().parse_args(argv)
-            use_limits(args)
-            args.run(args)
-    except PreemptedError as stopped:
-        print(printable(f"decar: {stopped}"), file=sys.stderr)
-        sys.exit(stopped.status)
-    except DecarError as error:
-        complain(error)
-        sys.exit(2)
-    except OSError as error:  # a private folder, say; without a file name it is an internal error
-        if error.filename is None:
-            raise
-        complain(f"{error.filename}: {error.strerror}")
-        sys.exit(2)
+    with command("", "run the same command again"):
+        args = _parser().parse_args(argv)
+        set_limits(Limits(**{name: value for name, value in vars(args).items() if name in LIMITS}))
+        args.run(args)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,168 +31,157 @@ def _parser() -> argparse.ArgumentParser:
         prog="decar", description="Deep clustering for audio. To pre-train: decar-train. To judge: decar-eval."
     )
     parser.add_argument("--version", action="version", version=f"decar {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    table2 = commands.add_parser("table2", help="accuracy by task, encoder and mode, from result.json files")
-    table2.add_argument("runs", nargs="+", metavar="RUNS", help="folders that hold results, at any depth")
-    table2.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV too")
-    table2.add_argument("--metric", metavar="NAME", help="balanced_accuracy, macro_f1: in place of what each task has")
-    table2.set_defaults(run=_table2)
-    table3 = commands.add_parser("table3", help="accuracy by task, clusterer and k, from result.json files")
-    table3.add_argument("runs", nargs="+", metavar="RUNS", help="folders that hold results, at any depth")
-    table3.add_argument("--csv", type=Path, metavar="FILE", help="write the cells as CSV too, a row a cell")
-    table3.set_defaults(run=_table3)
-    prepare = commands.add_parser("prepare", help="a public corpus on disk: check it, list its clips, compute log-mels")
-    prepare.add_argument(
-        "corpus", metavar="CORPUS", help="librispeech, voxceleb1, …; a wrong name lists all; module.NAME: your own"
-    )
-    prepare.add_argument("root", type=Path, metavar="ROOT", help="the folder that its archives are unpacked in")
-    prepare.add_argument("--download", action="store_true", help="fetch and unpack its archives into ROOT first")
-    prepare.add_argument(
-        "--max-unpacked", type=float, default=200, metavar="GB", help="refuse an archive that has more (%(default)s)"
-    )
-    prepare.add_argument("--allow-missing", action="store_true", help="go on without listed files that are not there")
-    prepare.add_argument("--no-store", action="store_true", help="leave the log-mels to the first job that needs them")
-    prepare.set_defaults(run=_prepare)
-    table1 = commands.add_parser("table1", help="the prepared corpora beside the paper's Table 1")
-    table1.add_argument("--csv", type=Path, metavar="FILE", help="write the table as CSV too")
-    table1.set_defaults(run=_table1)
-    doctor = commands.add_parser(
-        "doctor", help="what is wrong with some audio, leaks between its splits; damage in the cache"
-    )
-    doctor.add_argument(
-        "source", nargs="?", type=Path, metavar="SOURCE", help="a folder, or a table with a column path"
-    )
-    doctor.add_argument(
-        "--cache", nargs="?", type=Path, const=Path(cache_home()), metavar="DIR",
-        help="compare all that lies in the cache with its checksums (DIR: %(const)s)",
-    )  # fmt: skip
-    doctor.add_argument("--root", type=Path, metavar="DIR", help="where relative paths of a table start from")
-    doctor.add_argument(
-        "--path-column", default="path", metavar="NAME", help="the column of a table that names the files"
-    )
-    doctor.add_argument(
-        "--apart",
-        nargs="+",
-        default=[],
-        metavar="COLUMN",
-        help="columns of which no value may be in two splits (default: speaker, recording and the like)",
-    )
-    doctor.add_argument("--out", type=Path, metavar="FILE", help="write the findings as .csv or .parquet")
-    doctor.set_defaults(run=_doctor)
-    add_limits(prepare)
-    add_limits(doctor)
-    search.add_parser(commands)
-    embed.add_parser(commands)
-    report.add_parser(commands)
-    for command in (prepare, table1):
-        command.add_argument("--cache-dir", type=Path, default=Path(cache_home()), metavar="DIR", help="%(default)s")
-    export.add_parser(commands)
-    push.add_parser(commands)
+    commands, here = parser.add_subparsers(required=True, metavar="COMMAND"), cache_home()
+    for name, (run, text, options) in COMMANDS.items():
+        made = commands.add_parser(name, help=text, description=ABOUT.get(name))
+        made.set_defaults(run=run)
+        for flag, settings in options:
+            known: dict[str, Any] = {key: here if value is CACHE_HOME else value for key, value in settings.items()}
+            made.add_argument(flag, **known)
+        if name in READS_SOUNDS:
+            _add_limits(made)
     return parser
 
 
-def _prepare(args: argparse.Namespace) -> None:
-    from decar.corpora import find_corpus
-    from decar.corpora.download import download
-    from decar.corpora.prepare import prepare, table1
-    from decar.corpora.unpack import Bounds
-    from decar.downstream import to_markdown
-
-    check_positive("--max-unpacked", args.max_unpacked)
-    corpus = find_corpus(args.corpus)
-    start_log(logging.INFO)
-    if args.download:
-        download(corpus, args.root, bounds=Bounds(size=int(args.max_unpacked * 1e9)))
-    prepared = prepare(
-        corpus, args.root, args.cache_dir, allow_missing=args.allow_missing, store=not args.no_store,
-        progress=sys.stderr.isatty(),
-    )  # fmt: skip
-    say_lines(to_markdown(table1([(corpus, prepared)]).set_index("corpus")))
-    say()
-    say(f"manifest: {prepared.file}, {prepared.unreadable} clips cannot be used")
-    say(f"judge:     python eval.py task={corpus.name} bundle=RUN")
-    say(f"pre-train: python train.py data=corpus data.name={corpus.name}")
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limits", "what is beyond them is refused with a line; the job goes on")
+    for field in fields(Limits):
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, metavar="N",
+            help=f"{LIMITS[field.name]} (default: %(default)s)",
+        )  # fmt: skip
 
 
-def _doctor(args: argparse.Namespace) -> None:
-    """Exit status: 0 nothing but warnings, 1 errors or a damaged cache."""
-    if args.source is None and args.cache is None:
-        raise DecarError("doctor: give a SOURCE, or --cache")
-    damaged = args.cache is not None and _doctor_cache(args.cache)
-    if args.source is None:
-        sys.exit(int(damaged))
-    from decar.audio import Manifest
-    from decar.audio.doctor import examine
-
-    start_log(logging.INFO)
-    clips = Manifest.from_path(args.source, root=args.root, path_column=args.path_column)
-    found = examine(clips, apart=args.apart)
-    _write_table(found, args.out)
-    for severity, path, problem, detail in found[["severity", "path", "problem", "detail"]].to_numpy():
-        say(f"{severity}: {path}: {problem}: {detail}")
-    told = [f"{count} {problem}" for problem, count in found["problem"].value_counts().items()]
-    say(f"{len(clips)} clips, {', '.join(told) or 'nothing wrong'}; hash of the list {clips.content_hash()[:16]}")
-    sys.exit(int(damaged or (found["severity"] == "error").any()))
+def _option(name: str, text: str, **settings: Any) -> Option:
+    return name, {"help": text, **settings}
 
 
-def _doctor_cache(folder: Path) -> bool:
-    """Whether something in a cache is damaged, which is printed."""
-    from decar.audio.cache import check_cache
-
-    if not folder.is_dir():
-        raise DecarError(f"{folder}: no such folder; give the cache as --cache DIR")
-    n_damaged = 0
-    for path, problem, cure in check_cache(folder):
-        say(f"damaged: {path}: {problem}; {cure}")
-        n_damaged += 1
-    say(f"{folder}: {n_damaged or 'nothing'} damaged")
-    return n_damaged > 0
+def _file(name: str, text: str, **settings: Any) -> Option:
+    return _option(name, text, **{"type": Path, "metavar": "FILE", **settings})
 
 
-def _table1(args: argparse.Namespace) -> None:
-    from decar.corpora import CORPORA
-    from decar.corpora.prepare import load_prepared, table1
-    from decar.downstream import to_markdown
-
-    found = [(corpus, load_prepared(args.cache_dir, name)) for name, corpus in CORPORA.items()]
-    table = table1([(corpus, prepared) for corpus, prepared in found if prepared])
-    if not len(table):
-        raise CorpusError(f"no corpus has been prepared in {args.cache_dir}: run `decar prepare CORPUS ROOT`")
-    _write_table(table, args.csv)
-    say_lines(to_markdown(table.set_index("corpus")))
+def _flag(name: str, text: str) -> Option:
+    return _option(name, text, action="store_true")
 
 
-def _write_table(table: pd.DataFrame, file: Path | None, *, index: bool = False) -> None:
-    """Write a table where one was asked for: CSV, or Parquet by its name."""
-    if file is None:
-        return
-    try:
-        with whole(file) as part:
-            if file.suffix.lower() in (".parquet", ".pq"):
-                table.to_parquet(part, index=index)
-            else:
-                write_csv(table, part, index=index)
-    except OSError as error:
-        raise DecarError(f"{file}: the table could not be written ({error.strerror or error})") from error
+RUNS = _option("runs", "folders that hold results, at any depth", nargs="+", metavar="RUNS")
+CSV = _file("--csv", "write the table as CSV too")
+CACHE = _file("--cache-dir", "%(default)s", default=CACHE_HOME, metavar="DIR")
+ROOT = _file("--root", "where relative paths of a table or of stdin start from", metavar="DIR")
+PATHS = _option("--path-column", "the column of a table that names the files", default="path", metavar="NAME")
+BUNDLE = _option("bundle", "encoder.safetensors, or a run that holds it", metavar="BUNDLE")
+NETWORK = _option(
+    "--network", "of a bundle with a network of your own: its class", type=named_class, metavar="MODULE.CLASS"
+)
+METRIC = _option("--metric", "balanced_accuracy, macro_f1: in place of what each task has", metavar="NAME")
 
-
-def _table2(args: argparse.Namespace) -> None:
-    from decar.downstream import by_metric, collect, table2, table2_markdown
-
-    results = collect(args.runs)
-    if args.metric:
-        results = by_metric(results, args.metric)
-    _write_table(table2(results), args.csv, index=True)
-    say_lines(table2_markdown(results))
-
-
-def _table3(args: argparse.Namespace) -> None:
-    from decar.downstream import collect, table3_cells, table3_markdown
-
-    results = collect(args.runs)
-    text = table3_markdown(results)  # raises before anything is written
-    _write_table(table3_cells(results), args.csv)
-    say_lines(text)
+PREPARE = [
+    _option("corpus", "librispeech, voxceleb1, …; a wrong name lists all; module.NAME: your own", metavar="CORPUS"),
+    _file("root", "the folder that its archives are unpacked in", metavar="ROOT"),
+    _flag("--download", "fetch and unpack its archives into ROOT first"),
+    _option("--max-unpacked", "refuse an archive that has more (%(default)s)", type=float, default=200, metavar="GB"),
+    _flag("--allow-missing", "go on without listed files that are not there"),
+    _flag("--no-store", "leave the log-mels to the first job that needs them"),
+    CACHE,
+]
+DOCTOR = [
+    _file("source", "a folder, or a table with a column path", nargs="?", metavar="SOURCE"),
+    _file(
+        "--cache", "compare all that lies in the cache with its checksums (DIR: %(const)s)", metavar="DIR", nargs="?",
+        const=CACHE_HOME,
+    ),
+    _option(
+        "--apart", "columns of which no value may be in two splits (default: speaker, recording and the like)",
+        nargs="+", default=[], metavar="COLUMN",
+    ),
+    _file("--out", "write the findings as .csv or .parquet"),
+    ROOT,
+    PATHS,
+]  # fmt: skip
+EMBED = [
+    _option(
+        "source", "a folder, a table with a column of paths (.csv, .tsv, .txt, .parquet; start and end or duration in "
+        "seconds where stretches are meant), a quoted pattern, an audio file, or - for paths on stdin",
+        metavar="SOURCE",
+    ),
+    _option(
+        "--bundle", "encoder.safetensors, a run's folder, random, or small, which comes with decar (default)",
+        default="small", metavar="NAME",
+    ),
+    _file(
+        "--out", ".parquet, or .npy with FILE.paths.csv beside it (default: %(default)s)",
+        default=Path("embeddings.parquet"),
+    ),
+    ROOT,
+    PATHS,
+    _option("--windows", "a row a window, with start and duration", type=float, metavar="SECONDS"),
+    _option("--hop", "from window to window (default: end to end)", type=float, metavar="SECONDS"),
+    _option("--device", "cpu, cuda (default: cuda where torch sees one)", metavar="NAME"),
+    _option("--batch-size", "pieces at a time (default: %(default)s)", type=int, default=16, metavar="N"),
+    _option("--workers", "threads that decode (default: one a core)", type=int, metavar="N"),
+    NETWORK,
+]  # fmt: skip
+SEARCH = [
+    _option("sounds", "a file, or, where there is no such file, a path of the table", nargs="+", metavar="SOUND"),
+    _file("embeddings", "what `decar embed` wrote (.parquet)", metavar="EMBEDDINGS"),
+    _flag("--row", "each SOUND is a path of the table, no file"),
+    _option("-n", "how many (default: %(default)s)", type=int, default=10),
+    _option("--bundle", "the encoder that made the table; where it does not say", metavar="PATH"),
+    _option(
+        "--measure", "cosine of the embeddings as they are, minus the table's mean, or standardised (default: "
+        "%(default)s)", choices=("cosine", "centred", "standardised"), default="cosine",
+    ),
+    _file("--html", "write a page with players and spectrograms"),
+    CSV,
+    ROOT,
+    NETWORK,
+]  # fmt: skip
+REPORT = [
+    _file("folder", "the folder of a run of decar-train", metavar="RUN"),
+    _file("--out", "RUN/report.html when not given"),
+    _file(
+        "--downstream", "folders with result.json files: those of this run's encoder are shown, beside RUN's own",
+        nargs="+", default=[], metavar="DIR",
+    ),
+    NETWORK,
+]  # fmt: skip
+EXPORT = [
+    BUNDLE,
+    _option("--to", "onnx: needs 'decar[export]'", required=True, choices=("onnx", "torch")),
+    _file("--out", "usually .onnx or .pt2", required=True),
+    NETWORK,
+]
+PUSH = [
+    BUNDLE,
+    _option("repo", "made where there is none", metavar="USER/NAME"),
+    _flag("--private", "a new repository is private"),
+    _option("--revision", "a branch, in place of the main one", metavar="BRANCH"),
+    NETWORK,
+]
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, list[Option]]] = {
+    "table2": (data.table2, "accuracy by task, encoder and mode, from result.json files", [RUNS, CSV, METRIC]),
+    "table3": (data.table3, "accuracy by task, clusterer and k, from result.json files", [RUNS, CSV]),
+    "prepare": (data.prepare, "a public corpus on disk: check it, list its clips, compute log-mels", PREPARE),
+    "table1": (data.table1, "the prepared corpora beside the paper's Table 1", [CSV, CACHE]),
+    "doctor": (data.doctor, "what is wrong with some audio, leaks between its splits; damage in the cache", DOCTOR),
+    "search": (bundles.search, "the nearest clips to a sound in a table of embeddings", SEARCH),
+    "embed": (bundles.embed, "embeddings of any audio: a row a clip, or a window", EMBED),
+    "report": (data.report, "one HTML page of a run, self-contained, to be opened offline", REPORT),
+    "export": (bundles.export, "the encoder with its front-end as ONNX or torch.export", EXPORT),
+    "push": (bundles.push, "put a bundle on the Hugging Face hub, with a model card", PUSH),
+}
+READS_SOUNDS = ("prepare", "doctor", "search", "embed", "report")
+ABOUT = {
+    "embed": "A clip of up to 10 s is embedded whole, a longer one as the mean of its 10 s pieces. All columns of a "
+    "table are kept. The same command goes on after a stop, and gives the same bytes."
+}
+LIMITS = {
+    "min_rate": "lowest rate of a sound, in Hz",
+    "max_rate": "highest rate of a sound, in Hz",
+    "max_channels": "most channels of a sound",
+    "max_hours": "longest clip, in hours; longer files are listed in stretches",
+    "max_rows": "most rows of a table",
+}
 
 
 if __name__ == "__main__":

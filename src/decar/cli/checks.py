@@ -10,9 +10,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from decar.cli.config import OUR_NETWORK, conf_dir, named_class
-from decar.cli.explain import did_you_mean
-from decar.errors import ConfigError, check_positive, check_whole
+from decar.cli.config import OUR_NETWORK, conf_dir, named_class, walk
+from decar.cli.terminal import did_you_mean
+from decar.errors import ConfigError, check_positive, check_whole, require
 
 log = logging.getLogger(__name__)
 
@@ -60,24 +60,16 @@ def check(cfg: DictConfig) -> None:
         ConfigError: Names the option, what it is and what it may be.
     """
     for key, least in WHOLE.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None:
+        if (value := OmegaConf.select(cfg, key)) is not None:
             check_whole(key, value, least)
     for key in POSITIVE:
-        value = OmegaConf.select(cfg, key)
-        if value is not None:
+        if (value := OmegaConf.select(cfg, key)) is not None:
             check_positive(key, value)
     for key, (unset, why) in REFUSED.items():
         value = OmegaConf.select(cfg, key)
         require(value is None or value == unset, f"{key}={value} is not supported: {why}")
     _refuse_unread(cfg)
     _refuse_idle(cfg)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise a ConfigError with this message unless the condition holds."""
-    if not condition:
-        raise ConfigError(message)
 
 
 def _refuse_unread(cfg: DictConfig) -> None:
@@ -96,13 +88,9 @@ def _refuse_unread(cfg: DictConfig) -> None:
             raise ConfigError(f"there is no option {full!r}{near}; nothing reads it. --help lists all options")
 
 
-def _interpolations(tree: Any) -> Iterator[str]:
+def _interpolations(tree: Any) -> list[str]:
     """All strings with `${…}` in a configuration."""
-    if isinstance(tree, dict | list):
-        for value in tree.values() if isinstance(tree, dict) else tree:
-            yield from _interpolations(value)
-    elif isinstance(tree, str) and "${" in tree:
-        yield tree
+    return [value for _, value in walk(tree) if isinstance(value, str) and "${" in value]
 
 
 def _read_nodes(raw: dict[Any, Any]) -> Iterator[tuple[str, dict[Any, Any], set[str]]]:
@@ -161,11 +149,7 @@ def _keys_by_name(raw: dict[Any, Any]) -> dict[str, set[str]]:
 
 def _targets(tree: Any, path: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
     """All nodes with a `_target_` in an unresolved configuration, with their dotted paths."""
-    if _is_target(tree):
-        yield path, tree
-    if isinstance(tree, dict | list):
-        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            yield from _targets(value, f"{path}.{key}".lstrip("."))
+    return ((at, node) for at, node in walk(tree, path) if _is_target(node))
 
 
 def _is_target(node: Any) -> bool:
@@ -227,9 +211,9 @@ def _idle_of_labels(cfg: DictConfig) -> dict[str, str]:
     raw, idle = OmegaConf.to_container(cfg, resolve=False), {}
     assert isinstance(raw, dict)
     labels = f"labels={HydraConfig.get().runtime.choices.get('labels')}"
-    found = _clusterers(raw)
-    if not any(_takes_k(node) for node in found.values()):
-        names = " and ".join(sorted({_class(node) for node in found.values()}))
+    found = list(_clusterers(raw))
+    if not any("${k}" in _interpolations(node.get("k")) for node in found):
+        names = " and ".join(sorted({str(node["_target_"]).rpartition(".")[2] for node in found}))
         idle["k"] = f"{labels} clusters with {names}, which takes no k from here; leave k out, or pass clusterer=kmeans"
     if "${clusterer}" not in _interpolations(raw["labels"]):
         idle["clusterer"] = f"{labels} has a clusterer of its own; pass labels.clusterer.…, or labels=network or both"
@@ -238,25 +222,13 @@ def _idle_of_labels(cfg: DictConfig) -> dict[str, str]:
     return idle
 
 
-def _takes_k(node: dict[Any, Any]) -> bool:
-    return "${k}" in _interpolations(node.get("k"))
-
-
-def _class(node: dict[Any, Any]) -> str:
-    return str(node["_target_"]).rpartition(".")[2]
-
-
-def _clusterers(raw: dict[Any, Any]) -> dict[str, dict[Any, Any]]:
-    """The clusterers of an unresolved `labels`, by path."""
-
-    def follow(tree: Any) -> Any:
-        if isinstance(tree, dict):
-            return {key: follow(value) for key, value in tree.items()}
-        if isinstance(tree, list):
-            return [follow(value) for value in tree]
-        return raw.get("clusterer") if tree == "${clusterer}" else tree
-
-    return {path: node for path, node in _targets(follow(raw.get("labels")), "labels") if "clusterer" in path}
+def _clusterers(raw: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
+    """The clusterers of an unresolved `labels`."""
+    for path, value in walk(raw["labels"], "labels"):
+        if "clusterer" in path and _is_target(value):
+            yield value
+        elif value == "${clusterer}":
+            yield from (node for _, node in _targets(raw.get("clusterer")))
 
 
 def _idle_of_encoder(cfg: DictConfig) -> dict[str, str]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import netrc
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +55,7 @@ def cache_home() -> str:
 
 
 def wandb_offline() -> bool:
-    """Whether wandb has nobody to log in as."""
+    """Whether wandb has no login on this machine."""
     if os.environ.get("WANDB_API_KEY"):
         return False
     try:
@@ -87,10 +86,10 @@ def job_name(overrides: Iterable[str]) -> str:
     >>> job_name(["k=512", "data.root=/my sounds/birds"])
     'data.root=birds,k=512-b06a23f4'
     """
-    told = sorted(word for word in overrides if not word.startswith(("resume=", "cache_dir=", "progress=")))
-    short = [re.sub(r"^([^=/]*=).*/(?=[^/]+/?$)", r"\1", word) for word in told]
+    options = sorted(word for word in overrides if not word.startswith(("resume=", "cache_dir=", "progress=")))
+    short = [re.sub(r"^([^=/]*=).*/(?=[^/]+/?$)", r"\1", word) for word in options]
     name = re.sub(r"[^\w=,.+-]", "_", ",".join(short))[:160] or "job"
-    return name if name == ",".join(told) else f"{name}-{hashlib.sha256(repr(told).encode()).hexdigest()[:8]}"
+    return name if name == ",".join(options) else f"{name}-{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}"
 
 
 def build_encoder(cfg: DictConfig) -> Encoder:
@@ -114,13 +113,6 @@ def own_network(cfg: DictConfig) -> Callable[..., Any] | None:
     return None if cfg.encoder._target_ == OUR_NETWORK else named_class(cfg.encoder._target_)
 
 
-def add_network(command: argparse.ArgumentParser) -> None:
-    """Add the option that names the class of a user's own network."""
-    command.add_argument(
-        "--network", type=named_class, metavar="MODULE.CLASS", help="of a bundle with a network of your own: its class"
-    )
-
-
 def named_class(name: str, said: str = "") -> Callable[..., Any]:
     """Import a class by its full name; an error names it behind `said`.
 
@@ -134,6 +126,13 @@ def named_class(name: str, said: str = "") -> Callable[..., Any]:
     except Exception as error:  # importing may raise anything
         raise ConfigError(f"{said}{name}: cannot be imported ({' '.join(str(error).split())})") from error
     return found
+
+
+def walk(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """A configuration as plain containers, and all that is in it, each with its dotted path."""
+    yield path, tree
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ():
+        yield from walk(value, f"{path}.{key}".lstrip("."))
 
 
 def register_resolvers() -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from decar.cli.checks import check, require
-from decar.cli.config import build_encoder, own_network
-from decar.cli.done import same_job
-from decar.cli.expand import SKIP
-from decar.cli.launch import claimed
-from decar.cli.limits import use_configured_limits
-from decar.cli.main import run_hydra
-from decar.cli.obtain import obtain
-from decar.digests import DamagedError, read_json, sealed_lines, write_json
-from decar.errors import DecarError
-from decar.files import whole
+from decar.cli.checks import check
+from decar.cli.config import build_encoder, hydra_value, own_network
+from decar.cli.launch import folder_lock
+from decar.cli.main import SKIP, run_hydra
+from decar.cli.runs import FINISHED, same_job, write_config
+from decar.digests import DamagedError, read_json, write_json
+from decar.errors import DecarError, require
+from decar.files import locked, whole
+from decar.limits import Limits, set_limits
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
@@ -38,16 +41,16 @@ def evaluate(cfg: DictConfig) -> float | None:
     conf: Any = HydraConfig.get()
     choice = conf.runtime.choices.task
     check(cfg)
-    use_configured_limits(cfg)
+    set_limits(Limits(**cfg.limits))
     if not has_source(cfg, choice, skip=many_tasks(conf)):
         return None
     output = Path(conf.runtime.output_dir)
-    with claimed(output, "hydra.run.dir"):
+    with folder_lock(output, "hydra.run.dir"):
         return evaluate_into(output, cfg)
 
 
 def evaluate_into(output: Path, cfg: DictConfig) -> float:
-    """Judge into this folder, unless it has the result already; the accuracy on test."""
+    """Judge into this folder, unless it holds the result already; returns the accuracy on test."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
@@ -64,8 +67,7 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
         return before.value
     for name in ("result.json", JUDGED):  # of other options: config.yaml speaks for this job from here on
         (output / name).unlink(missing_ok=True)
-    with whole(output / "config.yaml") as part:
-        part.write_text(sealed_lines(OmegaConf.to_yaml(cfg, resolve=True)), encoding="utf-8")
+    write_config(output, OmegaConf.to_yaml(cfg, resolve=True))
     fine = cfg.mode if cfg.mode.name == "finetune" else {"crop_frames": 98, "num_workers": 0}
     trainer = {"accelerator": cfg.accelerator, "precision": cfg.precision, "enable_progress_bar": cfg.progress}
     result = judge(
@@ -94,10 +96,48 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     return result.value
 
 
+def obtain(cfg: DictConfig) -> None:
+    """Run `train.py` with `pretrain.options` into the folder `bundle`, which leaves a finished run of these as it is.
+
+    A run that was stopped goes on where it was; one of other options or sounds is refused by name. Of several jobs
+    that want one encoder the first makes it, the others wait.
+
+    Raises:
+        ConfigError: The pre-training failed; what it said stands in its folder's train.log.
+    """
+    if cfg.get("pretrain"):
+        _obtain(Path(cfg.bundle).expanduser().absolute(), cfg.pretrain.options)
+
+
+@functools.cache  # the jobs of a sweep share their encoders: it takes seconds to see that one is there
+def _obtain(folder: Path, options: str) -> None:
+    """Run `train.py` in a process of its own: nothing of a training leaks into the judging."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(f"{folder}.lock", wait=math.inf):
+        log.info("pre-training %s, unless that is done", folder)
+        words = [*shlex.split(options), f"hydra.run.dir={hydra_value(str(folder))}", "resume=auto"]
+        code = subprocess.run([sys.executable, "-m", "decar.cli.train", *words], check=False).returncode
+        finished = (folder / FINISHED).is_file()
+    require(code == 0, f"pre-training {folder} failed (exit status {code}); see above, or train.log in there")
+    require(finished, f"pre-training {folder} was cut short (trainer.max_time?): give the same command again to go on")
+
+
 def has_source(cfg: DictConfig, choice: str, *, skip: bool) -> bool:
-    """Whether the task's clips are known; where they are not, a line in the log, or an error that says what to do."""
-    find_corpus(cfg)
+    """Whether the task's clips are known: given, or those of a corpus that `decar prepare` was run on.
+
+    Args:
+        cfg: Gets path and root of the corpus.
+        choice: Name of the task.
+        skip: Whether an unknown source is a line in the log.
+
+    Raises:
+        ConfigError: They are not known and the task is not to be skipped.
+    """
+    from decar.corpora import load_prepared
+
     corpus = cfg.task.corpus
+    if corpus and cfg.task.path is None and (prepared := load_prepared(cfg.cache_dir, corpus)):
+        cfg.task.path, cfg.task.root = str(prepared.file), str(prepared.root)
     cure = f"run `decar prepare {corpus} ROOT` first" if corpus else "pass task.path=…, a table or a folder of classes"
     if cfg.task.path is None and skip:
         log.info("task=%s: skipped, it has no source: %s", choice, cure)
@@ -118,7 +158,7 @@ def many_tasks(conf: Any) -> bool:
 
 
 def what_is_judged(cfg: DictConfig, encoder: Encoder | Literal["logmel"]) -> dict[str, str]:
-    """What a result depends on beside the options, as hashes: the encoder, the sounds, their labels and splits."""
+    """Hashes of what a result depends on beside the options: the encoder, the sounds, their labels and splits."""
     from decar.downstream.embeddings import encoder_hash
     from decar.downstream.task import load_task
 
@@ -151,17 +191,6 @@ def judged_before(cfg: DictConfig, output: Path, judged: dict[str, str]) -> Resu
     except DecarError as error:
         log.warning("judging again: %s", error)
     return None
-
-
-def find_corpus(cfg: DictConfig) -> None:
-    """Fill in where the clips of a task's corpus are, once `decar prepare` has been run on it."""
-    from decar.corpora import load_prepared
-
-    if not cfg.task.corpus or cfg.task.path is not None:
-        return
-    prepared = load_prepared(cfg.cache_dir, cfg.task.corpus)
-    if prepared is not None:
-        cfg.task.path, cfg.task.root = str(prepared.file), str(prepared.root)
 
 
 def task_spec(cfg: DictConfig, **more: Any) -> TaskSpec:

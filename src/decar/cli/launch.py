@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decar import signals
-from decar.cli.checks import require
-from decar.cli.liveness import heartbeat, peers_named
+from decar.cli.terminal import complain, explain, start_log
+from decar.cli.trainer import bare_trainer, threads
 from decar.cores import cpu_count
-from decar.errors import ConfigError, LostProcessError
+from decar.errors import ConfigError, DecarError, LostProcessError, PreemptedError, require
 from decar.files import locked
+from decar.pretrain.liveness import heartbeat, peers_named
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,89 +33,12 @@ NOTICE_SECONDS = 20  # that this process has to see by itself that another one i
 PARENT = "DECAR_PARENT"  # environment variable of a child: the process that it ends with
 _jobs = itertools.count()  # of a sweep under torchrun, whose jobs share a store
 
-DDP = {  # whichever option asks for several processes; Lightning's own defaults would end a run that clusters for long
-    "_target_": "pytorch_lightning.strategies.DDPStrategy",
-    "find_unused_parameters": True,  # else sums change their order after the first step, and a resume is not exact
-    "timeout": {"_target_": "datetime.timedelta", "hours": 24},  # the other ranks wait while rank 0 clusters
-}
-STRATEGIES = {  # values of trainer.strategy, and what they set
-    "auto": {},
-    "ddp": {},
-    "ddp_find_unused_parameters_true": {"find_unused_parameters": True},
-    "ddp_find_unused_parameters_false": {"find_unused_parameters": False},
-}
-PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
-SHORT = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # as Lightning reads them
-
-
-def bare_trainer(cfg: DictConfig) -> Trainer:
-    """The configured trainer without loggers and callbacks: it knows how many processes there are, and whose.
-
-    Raises:
-        ConfigError: Its strategy, precision or number of processes is one that training here cannot have.
-    """
-    from decar.pretrain.datamodule import share_of_batch
-
-    trainer = _bare(trainer_options(cfg))
-    _require_precision(trainer.precision)
-    share_of_batch(cfg.loader.batch_size, trainer.world_size)
-    return trainer
-
-
-def _bare(options: DictConfig) -> Trainer:
-    from hydra.utils import instantiate
-
-    trainer: Trainer = instantiate(options, logger=False, callbacks=[], enable_checkpointing=False)
-    return trainer
-
-
-def trainer_options(cfg: DictConfig) -> DictConfig:
-    """`cfg.trainer` as Lightning takes it: the settings of DDP complete, `sync_batchnorm` as a plugin.
-
-    Raises:
-        ConfigError: The strategy is another than DDP, or weights would not be float32.
-    """
-    from omegaconf import DictConfig, OmegaConf
-
-    options = OmegaConf.create(OmegaConf.to_container(cfg.trainer, resolve=True))
-    assert isinstance(options, DictConfig)
-    _require_precision(options.get("precision"))
-    asked = options.get("strategy") or "auto"
-    given = dict(asked) if isinstance(asked, DictConfig) else STRATEGIES.get(asked)
-    require(
-        given is not None and given.get("_target_", DDP["_target_"]) == DDP["_target_"]
-        and given.get("start_method", "popen") == "popen",
-        f"trainer.strategy={asked}: heads are renewed every epoch, which only DDP in processes of its own can follow; "
-        f"choose one of {', '.join(STRATEGIES)}, and the number of processes with trainer.devices",
-    )  # fmt: skip
-    if options.pop("sync_batchnorm", False):
-        options.plugins = [*options.get("plugins", []), {"_target_": "decar.pretrain.sync.SyncLayers"}]
-    if asked != "auto" or _several(options):
-        options.strategy = {**DDP, **(given or {})}
-    return options
-
-
-def _several(options: DictConfig) -> bool:
-    """Whether Lightning would start several processes for these options."""
-    from pytorch_lightning.strategies import ParallelStrategy
-
-    return isinstance(_bare(options).strategy, ParallelStrategy)
-
-
-def _require_precision(asked: object) -> None:
-    """Refuse weights in another type than float32: BatchNorm's statistics and whitening need its digits."""
-    name = SHORT.get(str(asked), str(asked))
-    require(
-        name in PRECISIONS,
-        f"trainer.precision={asked}: weights are trained in float32 only; choose one of {', '.join(PRECISIONS)}",
-    )
-
 
 @contextmanager
-def joined(cfg: DictConfig) -> Iterator[Trainer]:
-    """Join the processes that torchrun, SLURM and the like have started, if they did; gives a bare trainer.
+def process_group(cfg: DictConfig) -> Iterator[Trainer]:
+    """Join the process group of torchrun or SLURM, if one of them started this process; yields a bare trainer.
 
-    These stay joined until they end: a second group would read the addresses of the first from torchrun's store.
+    The group lasts until the process ends: a second one would read the addresses of the first from torchrun's store.
     """
     from torch import distributed
 
@@ -142,7 +65,7 @@ def joined(cfg: DictConfig) -> Iterator[Trainer]:
 
 
 @contextmanager
-def claimed(output: Path, option: str) -> Iterator[None]:
+def folder_lock(output: Path, option: str) -> Iterator[None]:
     """Lock the folder that a job writes into.
 
     Raises:
@@ -202,15 +125,17 @@ def _require_same_group(trainer: Trainer) -> None:
 
 
 @contextmanager
-def others(trainer: Trainer, config: Path, checkpoint: str | None, stall_timeout: float) -> Iterator[None]:
-    """Start the other processes of a job, unless they are there; see that all end together.
+def child_processes(trainer: Trainer, config: Path, checkpoint: str | None, stall_timeout: float) -> Iterator[None]:
+    """Start the other ranks of a job, unless torchrun or SLURM did, and make sure that all end together.
 
     Args:
-        trainer: Says how many there are.
-        config: `config.yaml` of the run, nothing left open: what they train with.
-        checkpoint: To go on from.
+        trainer: Knows their number.
+        config: `config.yaml` of the run, no option left open.
+        checkpoint: To resume from.
         stall_timeout: Seconds that one of them may hang before the job ends.
     """
+    from lightning_fabric.plugins.environments.lightning import find_free_network_port
+
     if trainer.world_size == 1:
         with heartbeat(0, 1, stall_timeout):
             yield
@@ -218,11 +143,11 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None, stall_timeout
     if _started_elsewhere(trainer):
         yield
         return
-    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
+    settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}
     if trainer.strategy.root_device.type == "cpu":  # each would take all cores
         share = str(max(1, cpu_count() // trainer.world_size))
         settings["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", share)
-    command = [sys.executable, "-m", "decar.cli.rank", str(config), checkpoint or "", str(trainer.world_size)]
+    command = [sys.executable, "-m", "decar.cli.launch", str(config), checkpoint or "", str(trainer.world_size)]
     with _environment({**settings, "LOCAL_RANK": "0"}), threads(settings.get("OMP_NUM_THREADS")):
         children = [
             subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())})
@@ -232,7 +157,7 @@ def others(trainer: Trainer, config: Path, checkpoint: str | None, stall_timeout
         threading.Thread(target=_watch, args=(children, over), daemon=True).start()
         try:
             alive = heartbeat(0, trainer.world_size, stall_timeout)
-            with signals.at_end(lambda: _kill(children)), _losses_told(children), alive:
+            with signals.at_end(lambda: _kill(children)), _lost_child_named(children), alive:
                 yield
             _wait(children)
         finally:
@@ -248,7 +173,7 @@ def _kill(children: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _wait(children: list[subprocess.Popen[bytes]], seconds: float = 60) -> None:
-    """Let them come to their end."""
+    """Wait until the children exit; log which ones do not in time."""
     ends = time.monotonic() + seconds
     for child in children:
         try:
@@ -258,16 +183,16 @@ def _wait(children: list[subprocess.Popen[bytes]], seconds: float = 60) -> None:
 
 
 def _watch(children: list[subprocess.Popen[bytes]], over: threading.Event) -> None:
-    """End the job where a child is gone and this process does not notice."""
+    """End the job if a child has died and this process does not notice."""
     while not over.wait(1):
         if any(child.poll() for child in children):
             if not over.wait(NOTICE_SECONDS):
-                signals.end_now(LostProcessError.status, f"error: {_loss(children)}")
+                signals.end_now(LostProcessError.status, f"error: {_lost_child(children)}")
             return
 
 
-def _loss(children: list[subprocess.Popen[bytes]]) -> str:
-    """Which process is gone, and how to go on; empty where all are there."""
+def _lost_child(children: list[subprocess.Popen[bytes]]) -> str:
+    """A line that names a child that died and how to go on; empty while all run."""
     for rank, child in enumerate(children, 1):
         if code := child.poll():
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}, see above"
@@ -276,13 +201,13 @@ def _loss(children: list[subprocess.Popen[bytes]]) -> str:
 
 
 @contextmanager
-def _losses_told(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _lost_child_named(children: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     """Raise LostProcessError in place of the error of an exchange with a process that is gone."""
     try:
         yield
     except RuntimeError as error:
         ends = time.monotonic() + 2  # the exchange may fail before the system has reaped the child
-        while not (line := _loss(children)) and time.monotonic() < ends:
+        while not (line := _lost_child(children)) and time.monotonic() < ends:
             time.sleep(0.1)
         if not line:
             raise
@@ -316,20 +241,33 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextmanager
-def threads(number: str | int | None) -> Iterator[None]:
-    """As many threads for torch, for a while; None: no change."""
-    import torch
+def main() -> None:
+    """Train in a child process: `python -m decar.cli.launch CONFIG CHECKPOINT SIZE`; exit with 2 on a user's error."""
+    from omegaconf import DictConfig, OmegaConf
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(int(number) if number else before)
+    from decar.cli.main import quiet
+    from decar.cli.train import all_clips, train
+
+    quiet()
+    start_log(logging.ERROR)
+    end_with_parent()
+    config, checkpoint = Path(sys.argv[1]), sys.argv[2] or None
+    cfg = OmegaConf.load(config)
+    assert isinstance(cfg, DictConfig)
+    rank = int(os.environ["LOCAL_RANK"])
     try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+        # Ctrl-C goes to all processes: rank 0 decides when the job stops
+        with signals.stoppable(leads=False), peers_named(), heartbeat(rank, int(sys.argv[3]), cfg.stall_timeout):
+            train(cfg, config.parent, checkpoint, all_clips(cfg))
+    except PreemptedError as error:
+        sys.exit(error.status)
+    except Exception as error:
+        line = explain(error, "train")
+        if line is None:
+            raise
+        complain(f"process {rank}: {line}")
+        sys.exit(error.status if isinstance(error, DecarError) else DecarError.status)
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+if __name__ == "__main__":
+    main()

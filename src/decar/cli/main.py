@@ -1,5 +1,6 @@
-"""Run a Hydra command: a user's mistake ends in one line that names the cure, a fault of ours in a traceback."""
+"""Run a Hydra command: one job, or the jobs of a sweep with a summary at its end."""
 
+import fnmatch
 import functools
 import logging
 import os
@@ -8,22 +9,26 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from decar.cli.config import conf_dir, hydra_value, register_resolvers
-from decar.cli.expand import expand_tasks
-from decar.cli.explain import explain
-from decar.cli.sweep import failures, forget_failure, note_failure
-from decar.cli.terminal import complain, terminal
-from decar.errors import DecarError, PreemptedError, printable
+from decar.cli.config import conf_dir, hydra_value
+from decar.cli.terminal import command, complain, explain, say, say_lines
+from decar.errors import DecarError, PreemptedError, require
+from decar.files import find_files
 from decar.signals import active, go_on_by, stoppable
 
 log = logging.getLogger(__name__)
+
+SKIP = "DECAR_SKIP_TASKS"  # in hydra.job.env_set: the one place that a job in another process is handed, and no option
+FAILED = "failed.txt"  # in the folder of a job, which may run on another machine: its options, and why it failed
+
+_failures: list[str] = []  # a line for each failed job of the sweep that has just ended
 
 
 def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
@@ -33,7 +38,6 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
     """
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let exceptions through to here
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of find_unused_parameters
-    register_resolvers()
     warnings.filterwarnings("ignore", message=r"(?s).*validated against ConfigStore schema")  # of the launchers
 
     typed = list(sys.argv)
@@ -58,31 +62,21 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
         line, alone = explain(error, config_name), HydraConfig.get().mode != RunMode.MULTIRUN
         if line is None and alone:
             raise error
-        log.error("%s", line or "a fault of decar's, not yours:", exc_info=None if line else error)
+        log.error("%s", line or "internal error, please report it:", exc_info=None if line else error)
         if alone:
             raise error
         note_failure(line or f"{type(error).__name__}: {error} (a fault of decar's: see {config_name}.log there)")
         return None
 
-    told: list[str] = []
-    status = 2
-    try:
-        with terminal(), stoppable():
-            sys.argv[1:] = expand_tasks(sys.argv[1:])
-            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
-    except PreemptedError as stopped:
-        _leave(stopped.status, str(stopped))
-    except Exception as error:
-        line = explain(error, config_name)
-        if line is None:
-            raise
-        told.append(line)
-        status = error.status if isinstance(error, DecarError) else 2
-    told += failures()
-    for line in told:
+    with command(config_name):
+        sys.argv[1:] = expand_tasks(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+    lines = [*_failures]
+    _failures.clear()
+    for line in lines:
         complain(line)
-    if told:
-        _leave(status)
+    if lines:
+        sys.exit(DecarError.status)
 
 
 def same_command(typed: Sequence[str]) -> str:
@@ -101,15 +95,8 @@ def same_command(typed: Sequence[str]) -> str:
     return shlex.join([*start, *options, *more])
 
 
-def _leave(status: int, line: str = "") -> NoReturn:
-    """Print a last line and end the command."""
-    if line:
-        print(printable(f"decar: {line}"), file=sys.stderr)
-    sys.exit(status)
-
-
 def quiet() -> None:
-    """Keep the advertisements and hints of the libraries out of the log; warnings that matter stay."""
+    """Silence advertisements and hints of the libraries."""
     for name in ("pytorch_lightning.utilities.rank_zero", "faiss.loader"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -122,3 +109,71 @@ def quiet() -> None:
         ".*when logging on epoch level in distributed setting.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def expand_tasks(arguments: list[str]) -> list[str]:
+    """Replace a pattern in `task.name=` by the names of the tables in `task.root=DIR`'s folder `tasks` that fit it.
+
+    Hydra's own `glob(*)` looks at files of the configuration, not of the user. It also names tasks whose clips are not
+    here: a sweep over it carries the mark `SKIP`, also into jobs of other processes.
+
+    Raises:
+        ConfigError: There is no such table, or the command is no sweep.
+    """
+    several = any(word in ("-m", "--multirun") for word in arguments)
+    if several and any(word.startswith("task=") and "glob(" in word for word in arguments):
+        arguments = [*arguments, f"++hydra.job.env_set.{SKIP}=1"]
+    given = dict(word.split("=", 1) for word in arguments if word.startswith(("task.root=", "task.name=")))
+    pattern, root = given.get("task.name", ""), given.get("task.root")
+    if not any(sign in pattern for sign in "*?") or root is None:
+        return arguments
+    folder = Path(root).expanduser() / "tasks"
+    files = find_files(folder, recursive=False) if folder.is_dir() else []
+    tables = [Path(file).stem for file in files if file.endswith(".csv")]
+    names = sorted(name for name in tables if fnmatch.fnmatch(name, pattern))
+    require(bool(names), f"task.name={pattern}: no such table in {folder}; DIR/tasks/NAME.csv is looked for")
+    require(several, f"task.name={pattern} means {len(names)} tasks: add -m")
+    return [f"task.name={','.join(names)}" if word.startswith("task.name=") else word for word in arguments]
+
+
+def note_failure(line: str) -> None:
+    """Write down that the running job of a sweep has failed."""
+    conf = HydraConfig.get()
+    Path(conf.runtime.output_dir, FAILED).write_text(f"[{' '.join(conf.overrides.task)}] {line}\n")
+
+
+def forget_failure() -> None:
+    """Delete the note of an earlier attempt at the running job."""
+    Path(HydraConfig.get().runtime.output_dir, FAILED).unlink(missing_ok=True)
+
+
+class FailedJobs(Callback):
+    """At the end of a sweep, collect which jobs failed."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Delete the notes of an earlier sweep in the same folder."""
+        for note in Path(config.hydra.sweep.dir).glob(f"*/{FAILED}"):
+            note.unlink()
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Read what the jobs have written."""
+        notes = sorted(Path(config.hydra.sweep.dir).glob(f"*/{FAILED}"))
+        _failures.extend(note.read_text().strip() for note in notes)
+
+
+class PrintTable(Callback):
+    """At the end of a sweep of `eval.py`: the table of its results, as `decar table2` prints it."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print it, or a line if the results do not fit into one table."""
+        from decar.downstream import collect, table2_markdown
+        from decar.downstream.results import result_files
+
+        folder = Path(config.hydra.sweep.dir)
+        if not result_files(folder):
+            return
+        try:
+            say_lines(f"\n{table2_markdown(collect([folder]))}")
+        except DecarError as error:
+            say(f"no table: {error}")
+        say(f"results: {folder}")

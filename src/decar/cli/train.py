@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar import signals
-from decar.cli.checks import check, require
+from decar.cli.checks import check
 from decar.cli.config import build_encoder
-from decar.cli.done import FINISHED, flat_options, lost_outputs, read_finished, refuse_other_run, write_finished
-from decar.cli.launch import claimed, joined, leads, others, trainer_options
-from decar.cli.limits import use_configured_limits
-from decar.cli.liveness import training
+from decar.cli.data import report_run
+from decar.cli.launch import child_processes, folder_lock, leads, process_group
 from decar.cli.main import run_hydra
-from decar.cli.report import report_run
-from decar.cli.settle import settle
-from decar.digests import sealed_lines
-from decar.files import whole, write_csv
+from decar.cli.runs import (
+    FINISHED,
+    clear,
+    find_checkpoint,
+    flat_options,
+    lost_outputs,
+    read_finished,
+    refuse_other_run,
+    write_config,
+    write_finished,
+)
+from decar.cli.trainer import pick_open_options, trainer_options
+from decar.errors import require
+from decar.files import write_csv
+from decar.limits import Limits, set_limits
+from decar.pretrain.liveness import training
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
@@ -45,31 +54,31 @@ def pretrain(cfg: DictConfig) -> float:
     from decar.pretrain.ranks import on_rank_zero, rank_zero_first
 
     check(cfg)
-    use_configured_limits(cfg)
+    set_limits(Limits(**cfg.limits))
     OmegaConf.to_yaml(cfg, resolve=True)  # before anything slow: raises by name for what is not set
     output = Path(HydraConfig.get().runtime.output_dir)
     with ExitStack() as stack:
-        trainer = stack.enter_context(joined(cfg))
+        trainer = stack.enter_context(process_group(cfg))
         signals.follow(leads())
-        on_rank_zero(lambda: stack.enter_context(claimed(output, "hydra.run.dir")))
-        done, checkpoint = on_rank_zero(lambda: look_back(cfg, output, trainer.world_size))
+        on_rank_zero(lambda: stack.enter_context(folder_lock(output, "hydra.run.dir")))
+        done, checkpoint = on_rank_zero(lambda: find_earlier_run(cfg, output, trainer.world_size))
         if not done:
             clips = rank_zero_first(lambda: all_clips(cfg))
-            done, text = on_rank_zero(lambda: look_ahead(cfg, clips, checkpoint, output, trainer.world_size))
+            done, text = on_rank_zero(lambda: prepare_run(cfg, clips, checkpoint, output, trainer.world_size))
         if done:
             log.info("%s: done already, nothing to do", output)
             return objective(cfg, done["metrics"])
         settled = OmegaConf.create(text)
         assert isinstance(settled, DictConfig)
-        with others(trainer, output / "config.yaml", checkpoint, cfg.stall_timeout):
+        with child_processes(trainer, output / "config.yaml", checkpoint, cfg.stall_timeout):
             metrics = train(settled, output, checkpoint, clips)
     log.info("the run lies in %s", output)
     log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
     return objective(cfg, metrics)
 
 
-def look_back(cfg: DictConfig, output: Path, processes: int) -> tuple[dict[str, Any] | None, str | None]:
-    """The last figures of the very same job when it has come to its end, and the checkpoint to go on from.
+def find_earlier_run(cfg: DictConfig, output: Path, processes: int) -> tuple[dict[str, Any] | None, str | None]:
+    """The figures of this very job if it is finished, and the checkpoint to resume from.
 
     Raises:
         TrainingError: The checkpoint was made with other options or sounds.
@@ -105,30 +114,29 @@ def complete(cfg: DictConfig, output: Path, content: str, checkpoint: str | None
     return done
 
 
-def look_ahead(
+def prepare_run(
     cfg: DictConfig, store: LogMelStore, checkpoint: str | None, output: Path, processes: int
 ) -> tuple[dict[str, Any] | None, str]:
-    """The last figures of a run that affords no further epoch, and all options as YAML, none left open.
+    """The figures of a run whose budget affords no further epoch, and all options as YAML, none left open.
 
-    Where there is something to train, the options are also in `config.yaml`.
+    If there is something to train, the options are also written to `config.yaml`.
     """
     from omegaconf import OmegaConf
 
-    tell_of(store, output)
+    log_clips(store, output)
     n_clips = len(store.usable())
-    settle(cfg, n_clips, checkpoint, processes)
+    pick_open_options(cfg, n_clips, checkpoint, processes)
     check_k(cfg, n_clips)
     text = OmegaConf.to_yaml(cfg, resolve=True)
     done = complete(cfg, output, store.content, checkpoint)
     if not done:
         (output / FINISHED).unlink(missing_ok=True)
-        with whole(output / "config.yaml") as part:
-            part.write_text(sealed_lines(text), encoding="utf-8")
+        write_config(output, text)
     return done, text
 
 
 def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> dict[str, float]:
-    """Train as settled, in each process of a job; the last value of each metric."""
+    """Train in each process of a job, with no option left open; returns the last value of each metric."""
     from hydra.utils import instantiate
     from pytorch_lightning.callbacks import RichProgressBar
 
@@ -189,64 +197,6 @@ def objective(cfg: DictConfig, metrics: dict[str, float]) -> float:
     return metrics[name]
 
 
-def find_checkpoint(resume: str | None, output: Path) -> str | None:
-    """The checkpoint that `resume` means: `auto` the last of this run folder, if any; else a file or a run's folder."""
-    from hydra.core.hydra_config import HydraConfig
-
-    last = output / "checkpoints" / "last.ckpt"
-    if resume is None:
-        require(
-            not last.is_file(), f"{output} holds a run already: pass resume=auto to go on, or another hydra.run.dir"
-        )
-        return None
-    if resume == "auto":
-        named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in HydraConfig.get().overrides.hydra)
-        require(named, "resume=auto needs hydra.run.dir=RUN, the folder of the run to go on with")
-        log.info("going on from %s" if last.is_file() else "nothing to go on from in %s: starting anew", last)
-        return _last_good(last) if last.is_file() else None
-    path = Path(resume)
-    path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    require(path.is_file(), f"resume={resume}: there is no checkpoint {path}; give a .ckpt file, a run folder, or auto")
-    return readable(path)
-
-
-def _last_good(last: Path) -> str:
-    """`last.ckpt`, or where it is damaged the checkpoint before it."""
-    from decar.pretrain.checkpoint import damage_of, previous_of
-
-    reason, previous = damage_of(last), previous_of(last)
-    if reason and previous.is_file() and not damage_of(previous):
-        log.warning("%s is damaged (%s): going on from the one before, %s", last, reason, previous.name)
-        return readable(previous)
-    return readable(last)
-
-
-def readable(path: Path) -> str:
-    """The path of a checkpoint that is as it was written and can be loaded, without running code that it may hold."""
-    import torch
-
-    from decar.pretrain.checkpoint import damage_of
-
-    reason = damage_of(path)
-    require(not reason, f"{path}: not a readable checkpoint ({reason}): it is damaged or something else; is best.ckpt "
-            "beside it whole?")  # fmt: skip
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        complete = isinstance(checkpoint, dict) and {"state_dict", "optimizer_states", "loops"} <= set(checkpoint)
-    except Exception as error:  # torch raises half a dozen kinds for a file that is cut or is something else
-        reason = " ".join(str(error).split())[:120]
-        require(False, f"{path}: not a readable checkpoint ({reason}); is best.ckpt beside it whole?")
-    require(complete, f"{path}: not a checkpoint of decar; give the .ckpt file of a run")
-    return str(path)
-
-
-def clear(output: Path) -> None:
-    """Take away what a run that was stopped before its first checkpoint has left: runs never mix."""
-    for name in (FINISHED, "metrics.csv", ".metrics.sealed", "bad_files.csv", "report.html", "environment.json"):
-        (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / "clusters.parquet", ignore_errors=True)
-
-
 def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     """The encoder with all that trains it, from its groups."""
     from hydra.utils import instantiate
@@ -278,12 +228,12 @@ def all_clips(cfg: DictConfig) -> LogMelStore:
 
     from decar.audio import LogMelStore
 
-    use_configured_limits(cfg)  # a further process of the job comes here first
+    set_limits(Limits(**cfg.limits))  # a further process of the job comes here first
     return LogMelStore.open_or_build(instantiate(cfg.data.manifest), instantiate(cfg.frontend), cfg.cache_dir)
 
 
-def tell_of(store: LogMelStore, output: Path) -> None:
-    """How much there is to learn from; clips that cannot be used go into `bad_files.csv`."""
+def log_clips(store: LogMelStore, output: Path) -> None:
+    """Log the amount of sound; list unusable clips in `bad_files.csv`."""
     bad, clips = store.bad, store.usable()
     if len(bad):  # the store named them in the log
         write_csv(bad, output / "bad_files.csv")

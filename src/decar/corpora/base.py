@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from decar.audio.manifest import Manifest
-from decar.errors import CorpusError
+from decar.errors import CorpusError, one_line
 
 Row: TypeAlias = dict[str, Any]  # of a manifest; `path` is relative to the root, or a Path below it
 
@@ -133,9 +133,7 @@ def lines(file: Path) -> list[str]:
     try:
         found = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
-        raise CorpusError(
-            f"the list {file} cannot be read ({' '.join(str(error).split())}); download it again"
-        ) from error
+        raise CorpusError(f"the list {file} cannot be read ({one_line(error)}); download it again") from error
     found = [line for line in found if line]
     if not found:
         raise CorpusError(f"the list {file} is empty; download it again")

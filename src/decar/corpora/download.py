@@ -23,7 +23,7 @@ import filelock
 
 from decar.corpora.base import Archive, Corpus
 from decar.corpora.unpack import BOUNDS, Bounds, DamagedError, saving, unpack
-from decar.errors import CorpusError
+from decar.errors import CorpusError, one_line
 from decar.files import whole
 
 log = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ def _answering() -> Iterator[None]:
         final, useless = error.code < 500 and error.code not in _PASSING, error.code == _OUT_OF_RANGE
         raise _UnreachableError(f"the server answers with status {error.code}", final=final, useless=useless) from error
     except (OSError, http.client.HTTPException) as error:
-        raise _UnreachableError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise _UnreachableError(one_line(error)) from error
 
 
 def _version(source: Any) -> str:

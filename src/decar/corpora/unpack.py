@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import IO, cast
 
-from decar.errors import CorpusError
+from decar.errors import CorpusError, one_line
 
 _BLOCK = 1 << 20
 _PART = ".unpacking"  # without a suffix: no reader of a corpus takes it for a clip
@@ -104,9 +104,7 @@ def unpack(file: Path, folder: Path, bounds: Bounds) -> None:
             f"{file}: refused, it unpacks to more than {limit:,} bytes, and has {file.stat().st_size:,}; {_BY_HAND}"
         ) from error
     except _DAMAGES as error:
-        raise DamagedError(
-            f"{file}: damaged or not an archive ({' '.join(str(error).split()) or repr(error)})"
-        ) from error
+        raise DamagedError(f"{file}: damaged or not an archive ({one_line(error)})") from error
     if not count:
         raise DamagedError(f"{file}: the archive is empty")
 

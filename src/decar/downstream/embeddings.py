@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from decar.audio.descriptors import logmel_statistics
 from decar.audio.store import LogMelStore
 from decar.digests import ARRAY_SUFFIX, load_array, save_array
-from decar.errors import StoreError
+from decar.errors import StoreError, one_line
 from decar.files import advice, whole
 from decar.models import Encoder, embed_store
 
@@ -88,7 +88,7 @@ def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
             return found
         reason = "another shape than the store and the encoder have"
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
     log.warning("%s is damaged (%s) and is computed again", path, reason)
     return None
 

@@ -54,6 +54,10 @@ class FineTuner(LightningModule):
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch[1]))
         return loss
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Crops go to the device; whole clips are put together on the CPU first, so they stay there."""
+        return batch if isinstance(batch[0], list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_validation_epoch_start(self) -> None:
         """Forget the answers of the epoch before."""
         self.answers.clear()

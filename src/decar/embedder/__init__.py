@@ -1,7 +1,7 @@
 """Files or waveforms → embeddings: what `decar embed` does, for Python too.
 
-A clip gets what `Encoder.embed` makes of its decoded waveform: see `models.embed.embed_clips`. A recording is read as
-it goes, so that its length does not matter to the memory.
+A clip has the vector of `models.embed.embed_clips`; of windows, each has its own. A recording is read piece by piece,
+so its length does not matter to the memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,46 +20,49 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 import decar
-from decar.audio import LogMel, Manifest
-from decar.audio.build import one_torch_thread
+from decar.audio import Manifest
+from decar.audio.clips import ClipEnd, Event, Frames, Piece, RowEnd, Windows, one_torch_thread, read_clips
+from decar.audio.crops import padded_frames
+from decar.audio.journal import Journal
 from decar.audio.progress import progress_bar
 from decar.audio.samples import CANCEL_NOTE, as_array, mixed, resampled, scaled
 from decar.cores import cpu_count
-from decar.embedder.engine import BLOCK_FRAMES, Memory, NotFiniteError, run
 from decar.embedder.output import beside, check_out, write_bad, write_rows
-from decar.embedder.partial import Parts
-from decar.embedder.reading import ClipEnd, events
-from decar.embedder.windows import Windows
 from decar.errors import AudioError, DecarError, check_whole
 from decar.files import locked
 from decar.limits import limits
 from decar.models import Encoder, load_encoder
+from decar.models.embed import embed_pieces, evaluating
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of the parts; raise it when what is computed into them changes
+FORMAT = 4  # of the unfinished rows; raise it when what is computed into them changes
+BLOCK_FRAMES = 64 * 998  # ten minutes of sound: what is in memory at once, and what a kill costs at most
 NAMED_IN_LOG = 20
+VECTORS, KEY = "vectors.f32", "key.txt"
 
 __all__ = ["Embedded", "Embedder", "Windows"]
+
+Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What came out.
+    """Embeddings of files.
 
     Attributes:
         table: A row an embedding: the columns of the source; of windows, their `start` and `duration` (s).
         vectors: `(R, D)` float32.
-        bad: Columns path, reason: what could not be embedded.
+        bad: Columns path, reason: the clips without an embedding.
     """
 
     table: pd.DataFrame
-    vectors: NDArray[np.float32]
+    vectors: Vectors
     bad: pd.DataFrame
 
 
 class Embedder:
-    """An encoder with all it takes to feed it.
+    """An encoder with the options that embeddings depend on.
 
     Args:
         bundle: An encoder; a bundle, the folder of a run, or the name `small`, which None stands for.
@@ -86,9 +89,7 @@ class Embedder:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size, self.num_workers = batch_size, num_workers or cpu_count()
 
-    def waveforms(
-        self, waveforms: Sequence[torch.Tensor | ArrayLike], sample_rate: int | None = None
-    ) -> NDArray[np.float32]:
+    def waveforms(self, waveforms: Sequence[torch.Tensor | ArrayLike], sample_rate: int | None = None) -> Vectors:
         """Embeddings `(N, D)` of waveforms, each `(T,)` or `(T, C)`, whatever the windows are.
 
         Args:
@@ -97,7 +98,7 @@ class Embedder:
             sample_rate: Hz; the encoder's own when None, else resampled.
 
         Raises:
-            AudioError: One is too short, not finite or of an unknown scale; the message says which.
+            AudioError: A waveform is too short, not finite or of an unknown scale; the message gives its number.
         """
         out, rate = np.empty((len(waveforms), self.encoder.dim), np.float32), self.encoder.sample_rate
         for i, given in enumerate(waveforms):
@@ -118,25 +119,28 @@ class Embedder:
         return out
 
     def files(self, clips: Manifest | Sequence[str | Path], *, progress: bool = False) -> Embedded:
-        """Embeddings of files, in memory."""
+        """Embeddings of files, in memory.
+
+        Raises:
+            DecarError: An embedding is not finite.
+        """
         if not isinstance(clips, Manifest):
             clips = Manifest(pd.DataFrame({"path": [str(path) for path in clips]}), Path.cwd())
-        sink = Memory()
-        self._run(clips, sink, done=0, progress=progress)
-        empty = np.zeros((0, self.encoder.dim), np.float32)
-        return Embedded(*self._tables(clips, sink.counts, sink.ends, np.concatenate([empty, *sink.vectors])))
+        memory = _Memory(self.encoder.dim)
+        self._run(clips, memory, progress)
+        return Embedded(*self._tables(clips, memory))
 
     def write(self, clips: Manifest, out: str | Path, *, name: str = "small", progress: bool = True) -> Embedded:
-        """Embeddings of files into `out`: Parquet, or npy with `OUT.paths.csv`; `OUT.bad.csv` says what was left out.
+        """Embeddings of files into `out`: Parquet, or npy with `OUT.paths.csv`; `OUT.bad.csv` lists what was left out.
 
-        A killed call goes on where it stopped, and gives the same bytes. `.OUT.parts` beside the output is what it goes
-        on from; that is thrown away when encoder, clips, files or options are others.
+        After a kill the same call continues, and writes the same bytes. It continues from `.OUT.parts` beside the
+        output, unless encoder, clips, files or options are others.
 
         Args:
             clips: What to embed.
             out: Ends in .parquet or .npy.
-            name: What to call the encoder in the file's metadata.
-            progress: Whether to show how far it is.
+            name: Name of the encoder for the file's metadata.
+            progress: Whether to show progress.
 
         Raises:
             DecarError: Nothing could be embedded, the file cannot be written, or another process is writing it.
@@ -146,18 +150,17 @@ class Embedder:
         folder = out.with_name(f".{out.name}.parts")
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                locked(f"{folder}.lock"),
-                Parts(folder, self.key(clips), self.encoder.dim) as parts,
-            ):
-                if parts.committed:
-                    log.info("going on with %s at clip %d of %d", out, parts.committed, len(clips))
-                self._run(clips, parts, done=parts.committed, progress=progress)
-                made = Embedded(*self._tables(clips, parts.counts, parts.ends, parts.matrix()))
+            with locked(f"{folder}.lock"):
+                _prepare(folder, self.key(clips))
+                with Journal(folder / VECTORS, "<f4", self.encoder.dim, len(clips)) as journal:
+                    if journal.committed:
+                        log.info("going on with %s at clip %d of %d", out, journal.committed, len(clips))
+                    self._run(clips, journal, progress)
+                    made = Embedded(*self._tables(clips, journal))
                 write_bad(out, made.bad)
                 if len(made.vectors):
                     write_rows(out, made.table, made.vectors, self._facts(name))
-                told = self._tell(made, parts.ends, clips, out)
+                first_bad = _log_problems(made.bad, journal.ends, clips, out)
             shutil.rmtree(folder)
         except BlockingIOError as error:
             raise DecarError(f"{out}: {error.strerror}; wait until it has ended, or give another --out") from None
@@ -167,45 +170,50 @@ class Embedder:
                 "command, it goes on where it stopped"
             ) from error
         if not len(made.vectors):
-            raise DecarError(f"none of the {len(clips)} clips can be embedded: {told}")
+            raise DecarError(f"none of the {len(clips)} clips can be embedded: {first_bad}")
         return made
 
     def key(self, clips: Manifest) -> str:
-        """What the bytes of an output depend on, in one hash: encoder, clips with their columns, files, options."""
+        """SHA-256 (hex) of all that the bytes of an output depend on: encoder, clips with columns, files, options."""
         options = [FORMAT, BLOCK_FRAMES, self.batch_size, self.device, self.windows.as_dict(), decar.__version__]
         options.append(limits().changed())
         words = [self.encoder.hash(), clips.fingerprint(), clips.content_hash(), json.dumps(options)]
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
-    def _run(self, clips: Manifest, sink: Memory | Parts, *, done: int, progress: bool) -> None:
-        jobs = [(file, *stretch) for file, stretch in zip(clips.files, clips.stretches, strict=True)][done:]
+    def _run(self, clips: Manifest, sink: _Memory | Journal, progress: bool) -> None:
+        """Embed the clips that the sink has not got, the encoder on its device and in eval mode meanwhile."""
+        encoder, home, done = self.encoder, next(self.encoder.parameters()).device, len(sink.ends)
         with progress_bar("embed", len(clips), enabled=progress) as advance, one_torch_thread():
             advance(done)
-            stream = events(jobs, self.windows, LogMel(self.encoder.frontend), self.num_workers)
+            events = read_clips(clips.jobs[done:], self.windows, self.num_workers)
+            encoder.to(self.device)
             try:
-                run(stream, self.encoder, sink, batch_size=self.batch_size, device=self.device, advance=advance)
-            except NotFiniteError:
+                with evaluating(encoder):
+                    _embed(events, encoder, sink, self.batch_size, self.device, advance)
+            except _NotFiniteError:
                 raise DecarError(
                     f"{clips.table['path'][len(sink.ends)]}: its embedding holds NaN or Inf; no row is written: "
                     "is the bundle damaged, or from a run that diverged?"
                 ) from None
+            finally:
+                encoder.to(home)
 
-    def _tables(
-        self, clips: Manifest, counts: list[int], ends: list[ClipEnd], vectors: NDArray[np.float32]
-    ) -> tuple[pd.DataFrame, NDArray[np.float32], pd.DataFrame]:
+    def _tables(self, clips: Manifest, sink: _Memory | Journal) -> tuple[pd.DataFrame, Vectors, pd.DataFrame]:
+        """Table, vectors and bad clips, as in `Embedded`."""
         table = clips.table.drop(columns="embedding", errors="ignore")
-        rows = table.iloc[np.repeat(np.arange(len(table)), counts)].reset_index(drop=True)
+        rows = table.iloc[np.repeat(np.arange(len(table)), sink.counts)].reset_index(drop=True)
         if self.windows.size is not None:
-            places = [self.windows.places(n, end.n_samples) for n, end in zip(counts, ends, strict=True) if n]
+            ends = zip(sink.counts, sink.ends, strict=True)
+            places = [self.windows.places(n, end.n_samples) for n, end in ends if n]
             where = np.concatenate([np.zeros((0, 2)), *places])
-            begin = np.repeat([start for start, _ in clips.stretches], counts)
+            begin = np.repeat([start for start, _ in clips.stretches], sink.counts)
             rows = rows.drop(columns=["start", "duration"], errors="ignore")
             rows.insert(1, "start", begin + where[:, 0])
             rows.insert(2, "duration", where[:, 1])
-        reasons = pd.Series([end.reason for end in ends], dtype=str)
+        reasons = pd.Series([end.reason for end in sink.ends], dtype=str)
         stretch = [column for column in ("path", "start", "duration") if column in table]
         bad = table[stretch].assign(reason=reasons)[(reasons != "").to_numpy()].reset_index(drop=True)
-        return rows, vectors, bad
+        return rows, sink.matrix(), bad
 
     def _facts(self, name: str) -> dict[str, object]:
         rate = self.encoder.sample_rate
@@ -214,15 +222,133 @@ class Embedder:
             **{key: n / rate if n else None for key, n in self.windows.as_dict().items()},
         }  # fmt: skip
 
-    def _tell(self, made: Embedded, ends: list[ClipEnd], clips: Manifest, out: Path) -> str:
-        """What was wrong, in the log; the first reasons, for a message."""
-        silent = [f"{clips.table['path'][i]}: silent, embedded all the same" for i, e in enumerate(ends) if e.silent]
-        bad = [f"{path}: left out: {reason}" for path, reason in made.bad[["path", "reason"]].to_numpy()]
-        for lines in (bad, silent):
-            for line in lines[:NAMED_IN_LOG]:
-                log.warning("%s", line)
-            if len(lines) > NAMED_IN_LOG:
-                log.warning("… and %d more", len(lines) - NAMED_IN_LOG)
-        if bad:
-            log.warning("%d of %d clips left out, listed in %s", len(bad), len(clips), beside(out, "bad"))
-        return "; ".join(bad[:3])
+
+def _prepare(folder: Path, key: str) -> None:
+    """Empty the folder of unfinished rows unless they were made with the same key."""
+    try:
+        if (folder / KEY).read_text() == key:
+            return
+    except (OSError, ValueError):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / KEY).write_text(key)
+
+
+def _log_problems(bad: pd.DataFrame, ends: list[ClipEnd], clips: Manifest, out: Path) -> str:
+    """Log what is wrong with the clips; return the first reasons for a message."""
+    silent = [f"{clips.table['path'][i]}: silent, embedded all the same" for i, e in enumerate(ends) if e.silent]
+    left_out = [f"{path}: left out: {reason}" for path, reason in bad[["path", "reason"]].to_numpy()]
+    for lines in (left_out, silent):
+        for line in lines[:NAMED_IN_LOG]:
+            log.warning("%s", line)
+        if len(lines) > NAMED_IN_LOG:
+            log.warning("… and %d more", len(lines) - NAMED_IN_LOG)
+    if left_out:
+        log.warning("%d of %d clips left out, listed in %s", len(left_out), len(clips), beside(out, "bad"))
+    return "; ".join(left_out[:3])
+
+
+class _NotFiniteError(ValueError):
+    """The encoder made NaN or Inf of the clip at hand."""
+
+
+class _Memory:
+    """Keeps rows as a `Journal` does, without files."""
+
+    def __init__(self, dim: int) -> None:
+        self.ends: list[ClipEnd] = []
+        self.counts: list[int] = []
+        self._vectors, self._begun = [np.zeros((0, dim), np.float32)], list[Vectors]()
+
+    def rows(self, rows: Vectors) -> None:
+        self._begun.append(rows)
+
+    def end(self, end: ClipEnd) -> None:
+        rows = [] if end.reason else self._begun
+        self.counts.append(sum(map(len, rows)))
+        self.ends.append(end)
+        self._vectors += rows
+        self._begun = []
+
+    def commit(self) -> None:
+        """Nothing to do."""
+
+    def matrix(self) -> Vectors:
+        return np.concatenate(self._vectors)
+
+
+class _Mean:
+    """The vector of a row whose pieces come one by one, as `embed_clips` has it: a row may be ten hours long."""
+
+    def __init__(self, dim: int) -> None:
+        self.total, self.weight = np.zeros(dim, np.float64), 0
+
+    def add(self, vector: Vectors, frames: int) -> None:
+        self.total += frames * vector.astype(np.float64)
+        self.weight += frames
+
+    def take(self) -> Vectors:
+        """The mean `(1, D)`, or `(0, D)` of no piece; start the next row.
+
+        Raises:
+            _NotFiniteError: It is not finite.
+        """
+        made = (self.total[None] / self.weight if self.weight else np.zeros((0, len(self.total)))).astype(np.float32)
+        self.total[:], self.weight = 0.0, 0
+        if not np.isfinite(made).all():
+            raise _NotFiniteError
+        return made
+
+
+def _embed(
+    events: Iterable[Event],
+    encoder: Encoder,
+    sink: _Memory | Journal,
+    batch_size: int,
+    device: str,
+    advance: Callable[[int], object],
+) -> None:
+    """Rows of pieces into the sink. A row that is not finite is not given to it.
+
+    Which pieces share a batch depends only on what came since the last commit. So a run that continues from a commit
+    makes the same batches, and the same bits, as one that was never stopped.
+    """
+    mean = _Mean(encoder.dim)
+    for block in _blocks(events, encoder):
+        vectors = iter(_forward([e.mel for e in block if isinstance(e, Piece)], encoder, batch_size, device))
+        for event in block:
+            if isinstance(event, Piece):
+                mean.add(next(vectors), len(event.mel))
+            elif isinstance(event, RowEnd):
+                sink.rows(mean.take())
+            else:
+                sink.end(event)
+                mean = _Mean(encoder.dim)  # a clip that broke off has left pieces of a row
+                advance(1)
+        if block and isinstance(block[-1], ClipEnd):
+            sink.commit()
+
+
+def _blocks(events: Iterable[Event], encoder: Encoder) -> Iterator[list[Event]]:
+    """Events by ten minutes of sound, up to the end of a clip; a long clip is cut within."""
+    block: list[Event] = []
+    held = since = 0  # frames of the block, and since a block ended with a clip
+    for event in events:
+        block.append(event)
+        if isinstance(event, Piece):
+            frames = padded_frames(len(event.mel), min_frames=encoder.min_frames, max_frames=encoder.max_frames)
+            held, since = held + frames, since + frames
+        full = since >= BLOCK_FRAMES and isinstance(event, ClipEnd)
+        if full or held >= 2 * BLOCK_FRAMES:
+            yield block
+            block, held, since = [], 0, 0 if full else since
+    yield block
+
+
+def _forward(mels: list[Frames], encoder: Encoder, batch_size: int, device: str) -> Vectors:
+    """`(n, D)`, a vector a piece."""
+    if not mels:
+        return np.empty((0, encoder.dim), np.float32)
+    vectors: Vectors = embed_pieces(lambda x: encoder(x.to(device)), mels, encoder, batch_size).numpy()
+    return vectors

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 import decar
 from decar.audio import FrontEnd
-from decar.errors import BundleError
+from decar.errors import BundleError, reason_of
 from decar.files import advice, whole
 from decar.models.encoder import Encoder
-from decar.models.networks import build_network, reason_of, seeded
+from decar.models.networks import build_network, seeded
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from decar.audio import FrontEnd, LogMelStore
-from decar.audio.crops import Frames, length_batches, padded_frames, pieces, stack
-from decar.audio.packing import packed
+from decar.audio.crops import Frames, length_batches, packed, padded_frames, pieces, stack
 from decar.audio.progress import progress_bar
 
 log = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from torch.nn import functional
 from decar.audio import FrontEnd, LogMel, LogMelStore
 from decar.audio.crops import Frames
 from decar.audio.samples import as_array, mono_batch
-from decar.errors import ConfigError
+from decar.errors import ConfigError, reason_of
 from decar.models.embed import PIECES_AT_ONCE, embed_clips, evaluating, run_pass
-from decar.models.networks import FAILURES, reason_of
+from decar.models.networks import FAILURES
 
 
 class Encoder(nn.Module):

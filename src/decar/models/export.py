@@ -26,11 +26,10 @@ from torch.nn import functional
 
 import decar
 from decar.audio import FrontEnd
-from decar.errors import ConfigError, ExportError
+from decar.errors import ConfigError, ExportError, reason_of
 from decar.files import advice, whole
 from decar.models.embed import evaluating
 from decar.models.encoder import Encoder
-from decar.models.networks import reason_of
 
 Target = Literal["onnx", "torch"]
 

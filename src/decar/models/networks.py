@@ -19,7 +19,7 @@ from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor, nn
 
-from decar.errors import ConfigError, check_whole
+from decar.errors import ConfigError, check_whole, reason_of
 
 CONV = "conv"  # the one name of a network that is not timm's
 FAILURES = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)  # raised by networks for wrong inputs
@@ -251,11 +251,6 @@ def seeded(seed: int | None) -> Iterator[None]:
         if seed is not None:
             torch.manual_seed(seed)
         yield
-
-
-def reason_of(error: Exception) -> str:
-    """The type and text of an exception, in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _pool_over_time(x: Tensor, pool: Pool) -> Tensor:

@@ -5,10 +5,12 @@ each record but compares none when it loads.
 """
 
 import contextlib
+import logging
 import os
 import time
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 import decar
 from decar import signals
-from decar.errors import TrainingError
+from decar.errors import ConfigError, TrainingError, require
 from decar.files import advice
 from decar.pretrain.ranks import max_over_ranks
+
+log = logging.getLogger(__name__)
 
 _AGREE_EVERY = 10  # steps after which the ranks compare whether one was asked to stop
 LAST = "last.ckpt"  # a resume starts from it
@@ -50,6 +54,38 @@ def damage_of(path: Path) -> str:
     except Exception as error:  # zipfile raises half a dozen kinds
         return " ".join(str(error).split())[:120] or type(error).__name__
     return f"record {broken} does not match its checksum" if broken else ""
+
+
+def last_good(last: Path) -> str:
+    """`last.ckpt`, or where it is damaged the checkpoint before it.
+
+    Raises:
+        ConfigError: See `readable`.
+    """
+    reason, previous = damage_of(last), previous_of(last)
+    if reason and previous.is_file() and not damage_of(previous):
+        log.warning("%s is damaged (%s): going on from the one before, %s", last, reason, previous.name)
+        return readable(previous)
+    return readable(last)
+
+
+def readable(path: Path) -> str:
+    """The path of an undamaged checkpoint; loads it without running code that it may hold.
+
+    Raises:
+        ConfigError: It is damaged, or not a checkpoint of decar.
+    """
+    reason = damage_of(path)
+    whole = "is best.ckpt beside it whole?"
+    require(not reason, f"{path}: not a readable checkpoint ({reason}): it is damaged or something else; {whole}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        complete = isinstance(checkpoint, dict) and {"state_dict", "optimizer_states", "loops"} <= set(checkpoint)
+    except Exception as error:  # torch raises half a dozen kinds for a file that is cut or is something else
+        reason = " ".join(str(error).split())[:120]
+        raise ConfigError(f"{path}: not a readable checkpoint ({reason}); {whole}") from error
+    require(complete, f"{path}: not a checkpoint of decar; give the .ckpt file of a run")
+    return str(path)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -106,6 +142,40 @@ class RunRecord(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record and the number of processes, under the key `run`."""
         checkpoint["run"] = {**self.record, "processes": trainer.world_size}
+
+
+@dataclass(frozen=True)
+class Record:
+    """The record of its run in a checkpoint.
+
+    Attributes:
+        options: Plain values by dotted key; empty if unknown.
+        content: `Identity.content` of its sounds; empty if unknown.
+        n_clips: `N`.
+        version: Of decar; empty in checkpoints of earlier versions, which have no record.
+        processes: How many trained; 0 if unknown.
+        epochs: Begun epochs; all but the last are complete.
+    """
+
+    options: dict[str, Any]
+    content: str
+    n_clips: int
+    version: str
+    processes: int
+    epochs: int
+
+
+def read_record(checkpoint: Path) -> Record:
+    """The record that `RunRecord` has stored in a checkpoint; of one without it, only the epochs are known."""
+    found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    loop = found.get("loops", {}).get("fit_loop", {})
+    complete = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
+    within = loop and not loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", True)
+    run = found.get("run") or {}
+    return Record(
+        options=run.get("options", {}), content=run.get("content", ""), n_clips=run.get("n_clips", 0),
+        version=run.get("version", ""), processes=run.get("processes", 0), epochs=complete + bool(within),
+    )  # fmt: skip
 
 
 def epoch_is_whole(trainer: Trainer) -> bool:

@@ -17,7 +17,7 @@ from decar.audio.decode import SAMPLE_RATE
 from decar.audio.picture import RANGE, spectrogram, waveform_of
 from decar.clustering import l2_normalize
 from decar.clustering.stats import cluster_sizes
-from decar.errors import AudioError, check_whole
+from decar.errors import AudioError, check_whole, reason_of
 from decar.pretrain.boards import Board, boards_of
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import broadcast
@@ -197,8 +197,8 @@ class Dashboard(Callback):
 
     def _give_up(self, error: Exception) -> None:
         self._failed = True
-        log.warning("the dashboard failed and is left out from here on, training is not touched (%s: %s)",
-                    type(error).__name__, " ".join(str(error).split())[:200])  # fmt: skip
+        reason = reason_of(error)
+        log.warning("the dashboard failed and is left out from here on, training is not touched (%s)", reason)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save best and last values; Lightning calls `state_dict` before the epoch's figures are complete."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from decar.audio import LogMelStore, decode
 from decar.audio.picture import image_uri, opus_uri
 from decar.clustering import l2_normalize
-from decar.errors import AudioError
+from decar.errors import AudioError, one_line
 from decar.models.vectors import standardiser
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ def _made(store: LogMelStore, turns: Sequence[int], most: int) -> Iterator[tuple
             wave = decode(files[index], start=start, duration=length, sample_rate=RATE)
             yield index, Sound(opus(wave), picture)
         except (AudioError, OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
-            yield index, Sound("", picture, " ".join(str(error).split())[:200])
+            yield index, Sound("", picture, one_line(error))
 
 
 def loudness(store: LogMelStore, turns: Sequence[int]) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from decar.clustering.stats import nmi
 from decar.digests import read_parquet
-from decar.errors import DecarError
+from decar.errors import DecarError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def read_assignments(folder: Path) -> list[Assignments]:
                 _prepend(last, int(str(number)), part.reset_index(drop=True))
             n_read, n_rows = n_read + 1, n_rows + len(table)
         except Exception as error:  # pyarrow raises half a dozen kinds for a damaged file
-            log.warning("%s is damaged (%s): its epoch is left out", file, " ".join(str(error).split())[:200])
+            log.warning("%s is damaged (%s): its epoch is left out", file, one_line(error))
             damaged.append(file.name)
     if not last:
         raise DecarError(f"{folder}: holds no assignment{': ' + ', '.join(damaged) + ' damaged' if damaged else ''}")

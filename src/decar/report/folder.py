@@ -1,23 +1,31 @@
-"""The parts of a page from the folder of a run: curves, downstream results, environment."""
+"""The parts of a page from the folder of a run: curves, downstream results, environment, clips."""
 
+import inspect
+import logging
 import math
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from decar import __version__
+from decar.audio import FrontEnd, LogMelStore, Manifest
 from decar.cores import cpu_count
+from decar.corpora import prepared_manifest
 from decar.digests import DamagedError, read_json, write_json
 from decar.downstream import Result
 from decar.downstream.results import result_files
-from decar.errors import DecarError
+from decar.errors import ConfigError, DecarError
 from decar.files import whole
 from decar.pretrain.logger import read_rows
 
+log = logging.getLogger(__name__)
+
+Plain = str | int | float | bool | None
+FRONT_END = "decar.audio.FrontEnd"
 KNOWN = {  # curves by their name in metrics.csv: a title, and what to look for
     "loss_epoch": ("Loss", "cross-entropy of the pseudo-labels; starts again where the heads are renewed"),
     "pseudo_accuracy": ("Pseudo-label accuracy", "share of crops whose cluster is predicted"),
@@ -189,3 +197,85 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def clips_of(config: Mapping[str, Any], cache_dir: str) -> LogMelStore | str:
+    """The usable clips of a run by its `config.yaml`, or why they cannot be loaded.
+
+    Such a file may come from anybody, so what it names is not instantiated: clips and front-end are built from a fixed
+    table of decar's own functions with plain values. See docs/security.md.
+
+    Raises:
+        ConfigError: The configuration names something that is not decar's own.
+    """
+    frontend = frontend_of(config)
+    try:
+        clips = manifest_of(config)
+        log.warning("reading the sounds of %s", clips.root)
+        return LogMelStore.open_or_build(clips, frontend, cache_of(config, cache_dir)).usable()
+    except ConfigError:
+        raise
+    except Exception as error:  # the files have moved, the table has changed, the cache is read-only
+        return f"cannot load the run's clips: {' '.join(str(error).split())[:300]}"
+
+
+def manifest_of(config: Mapping[str, Any]) -> Manifest:
+    """The clips of a found run: `data.manifest` must name one of decar's own readers, with plain values.
+
+    Raises:
+        ConfigError: It names something else, an unknown argument, or a value that is not plain.
+        ManifestError: The folder or table is not there any more, or has changed.
+    """
+    known: dict[str, Callable[..., Manifest]] = {
+        "decar.audio.Manifest.from_folder": Manifest.from_folder,
+        "decar.audio.Manifest.from_csv": Manifest.from_csv,
+        "decar.audio.Manifest.from_parquet": Manifest.from_parquet,
+        "decar.corpora.prepared_manifest": prepared_manifest,
+    }
+    data = config.get("data")
+    made: Manifest = _call(known, data.get("manifest") if isinstance(data, Mapping) else None, "data.manifest")
+    return made
+
+
+def frontend_of(config: Mapping[str, Any]) -> FrontEnd:
+    """The front-end of a found run, from its numbers.
+
+    Raises:
+        ConfigError: As `manifest_of`, or the numbers contradict one another.
+    """
+    numbers = config.get("frontend")
+    made: FrontEnd = _call({FRONT_END: FrontEnd}, numbers, "frontend")
+    for key, value in made.as_dict().items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"config.yaml: frontend.{key}={value!r} is not a number; correct it")
+    return made
+
+
+def cache_of(config: Mapping[str, Any], own: str) -> str:
+    """Where the log-mels of a found run are looked for: its `cache_dir` if decar has kept log-mels there, else `own`.
+
+    A folder that the reader never used as a cache is not written to.
+    """
+    theirs = config.get("cache_dir")
+    return theirs if isinstance(theirs, str) and (Path(theirs).expanduser() / "logmel").is_dir() else own
+
+
+def _call(known: Mapping[str, Callable[..., Any]], node: Any, key: str) -> Any:
+    """Call the function that a node's `_target_` names in `known`, with the node's other entries."""
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    if not isinstance(target, str) or target not in known:
+        raise ConfigError(
+            f"config.yaml: {key}._target_={target!r}: a found configuration is never run; only {', '.join(known)} "
+            "can be loaded from one; correct it"
+        )
+    arguments = {str(name): value for name, value in node.items() if name != "_target_"}
+    unknown = set(arguments) - set(inspect.signature(known[target]).parameters)
+    if unknown:
+        raise ConfigError(f"config.yaml: {key}.{min(unknown)} is no option of {target}; remove it")
+    for name, value in arguments.items():
+        if not isinstance(value, Plain):
+            raise ConfigError(f"config.yaml: {key}.{name} is a {type(value).__name__}, not a plain value; correct it")
+    try:
+        return known[target](**arguments)
+    except TypeError as error:  # text where a number belongs
+        raise ConfigError(f"config.yaml: {key}: {error}") from error

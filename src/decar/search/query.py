@@ -1,5 +1,6 @@
 """Queries of a search: rows of the table, or sound files, which the table's own encoder embeds."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,16 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio import LogMel
+from decar.audio.clips import Windows
 from decar.audio.decode import decode_blocks
-from decar.audio.logmel import blocks_to_frames
+from decar.audio.logmel import waveform_to_frames
 from decar.audio.samples import Gauge
 from decar.errors import AudioError, BundleError, SearchError, is_unicode
 from decar.models import Encoder, load_encoder
 from decar.models.bundle import HUB
+from decar.search.index import Index
 from decar.search.table import EmbeddingTable
+
+log = logging.getLogger(__name__)
+
+COLUMNS = ("query", "rank", "distance")  # of a search's result, before those of the table
 
 
 @dataclass(frozen=True)
@@ -137,17 +145,51 @@ def _encoder_of(table: EmbeddingTable, bundle: str | None, network: Callable[...
 
 def _embed(encoder: Encoder, sound: str) -> NDArray[np.float32]:
     """The vector that `Encoder.embed` gives; of a long sound no more than its log-mel is in memory."""
-    gauge = Gauge()
+    gauge, log_mel = Gauge(), LogMel(encoder.frontend)
 
     def blocks() -> Iterator[NDArray[np.float32]]:
-        yield from gauge.watch(decode_blocks(sound, sample_rate=encoder.sample_rate))
+        yield from map(gauge.add, decode_blocks(sound, sample_rate=encoder.sample_rate))
         yield np.zeros(max(0, encoder.frontend.win_length - gauge.samples), np.float32)  # less than a frame
 
+    rows = Windows(None, None, encoder.frontend, encoder.max_frames).rows(blocks())
     try:
-        mel = np.concatenate(list(blocks_to_frames(LogMel(encoder.frontend), blocks())))
+        mel = np.concatenate([waveform_to_frames(log_mel, piece) for row in rows for piece in row])
     except AudioError as error:
         raise SearchError(f"{sound}: cannot be searched for, {error}") from error
     if not gauge.peak > 0:
         raise SearchError(f"{sound}: cannot be searched for, it is silent or empty")
     vector: NDArray[np.float32] = encoder.embed_logmels([mel])[0].numpy()
     return vector
+
+
+def neighbour_table(index: Index, queries: list[Query], n: int) -> pd.DataFrame:
+    """A row for each query (`rank` 0) and for each clip found: `query`, `rank`, `distance`, then the table's row.
+
+    Columns of those three names in the table, which an embedded result of a search has, are called `table_query` and
+    so on.
+    """
+    vectors = np.stack([query.vector for query in queries])
+    nearest = index.nearest(vectors, n, without=[query.row for query in queries])
+    table, parts = _renamed(index.table.rows), []
+    for query, rows, distances in zip(queries, nearest.rows, nearest.distances, strict=True):
+        itself = pd.DataFrame([{"path": str(Path(query.name).absolute())}])
+        if query.row is not None:
+            itself = table.iloc[[query.row]]
+        clips = pd.concat([itself, table.iloc[rows]], ignore_index=True)
+        clips.insert(0, "query", query.name)
+        clips.insert(1, "rank", np.arange(len(clips)))
+        clips.insert(2, "distance", np.concatenate([[0.0], distances]).astype(np.float32))
+        parts.append(clips)
+    found: pd.DataFrame = pd.concat(parts, ignore_index=True)
+    return found
+
+
+def _renamed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with no column called as one of ours."""
+    names = [str(name) for name in rows.columns]
+    for i, name in enumerate(names):
+        while names[i] in COLUMNS or names.count(names[i]) > 1:
+            names[i] = f"table_{names[i]}"
+        if name != names[i]:
+            log.info("the column '%s' of the table is called '%s' here", name, names[i])
+    return rows.set_axis(names, axis=1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from decar.audio.tables import read_flat
 from decar.digests import DamagedError, check_parquet
-from decar.errors import SearchError
+from decar.errors import SearchError, one_line
 
 EMBEDDING = "embedding"
 STRETCH = ("start", "duration")  # s, optional columns
@@ -120,8 +120,7 @@ def _parquet(file: Path) -> pq.ParquetFile:
 
 
 def _unreadable(file: Path, error: Exception) -> SearchError:
-    reason = " ".join(str(error).split())[:160]
-    return SearchError(f"{file}: cannot be read as Parquet ({reason}); if it is damaged, embed the clips anew")
+    return SearchError(f"{file}: cannot be read as Parquet ({one_line(error)}); if it is damaged, embed the clips anew")
 
 
 def _check(file: Path, schema: pa.Schema) -> None:

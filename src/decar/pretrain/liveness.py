@@ -9,7 +9,7 @@ Three faults end the job when they last for `stall_timeout` seconds:
 - a training step does not end, for example because a GPU hangs.
 
 The second is watched in a job of one process too: it may wait for a batch of a frozen loader worker, which torch's own
-timeout misses where the batch is half read.
+timeout misses for example where the batch is half read.
 
 Clustering keeps a processor of rank 0 busy, so it may take as long as it likes. Not found: a GPU that hangs, or a
 process that waits on a GPU job's NCCL operation, outside of training steps, because a process that waits for NCCL looks

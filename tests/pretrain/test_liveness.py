@@ -13,9 +13,9 @@ import torch
 from pytorch_lightning import Callback
 from torch.distributed import HashStore, TCPStore
 
-from decar.cli import liveness
-from decar.cli.liveness import Watch, peers_named, training
 from decar.errors import LostProcessError
+from decar.pretrain import liveness
+from decar.pretrain.liveness import Watch, peers_named, training
 from tests.conftest import FORK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,7 +196,7 @@ def test_a_job_of_one_process_that_hangs_ends(train, sound_folder, monkeypatch):
     ends = []
     monkeypatch.setattr(liveness.signals, "end_now", lambda *words: (ends.append(words), Wait.ended.set()))
     train("debug=fast", "trainer=cpu", "trainer.max_epochs=1", "data=folder", f"data.root={sound_folder}", "k=3",
-          "stall_timeout=0.5", "+callbacks.wait={_target_: tests.cli.test_liveness.Wait}")  # fmt: skip
+          "stall_timeout=0.5", "+callbacks.wait={_target_: tests.pretrain.test_liveness.Wait}")  # fmt: skip
     [(status, line)] = ends
     assert status == 3
     assert "no process of this job has done any work for 0.5 s" in line
@@ -229,7 +229,7 @@ def test_a_real_job_ends_with_one_line(tmp_path, runner, fault):
     words = ["debug=fast", "sampler.every_n_steps=2000", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu",
              "callbacks.inside.minutes=0", "stall_timeout=10", f"hydra.run.dir={tmp_path}/run"]  # fmt: skip
     if fault == "hung":
-        words.append("+callbacks.hang={_target_: tests.cli.test_liveness.Hang}")
+        words.append("+callbacks.hang={_target_: tests.pretrain.test_liveness.Hang}")
     with subprocess.Popen(
         [*runner, "train.py", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},

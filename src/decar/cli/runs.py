@@ -1,21 +1,39 @@
-"""What is done is not done again: `resume=auto` in a folder that holds the result of the very same job."""
+"""Folders of earlier runs: which checkpoint to go on from, with which options, and whether the job is done already.
+
+A run folder may come from anybody, so its `config.yaml` is data: it is parsed without resolving `${…}`, and nothing in
+it is instantiated. See docs/security.md.
+"""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.found import read_config
-from decar.digests import DamagedError, check_parquet, read_json, read_parquet, unreadable, write_json
-from decar.errors import ConfigError, TrainingError
+from decar.digests import (
+    DamagedError,
+    check_lines,
+    check_parquet,
+    read_json,
+    read_parquet,
+    sealed_lines,
+    unreadable,
+    write_json,
+)
+from decar.errors import ConfigError, TrainingError, require
 from decar.files import whole
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from decar.pretrain.checkpoint import Record
+
 log = logging.getLogger(__name__)
+
+MAX_BYTES = 1_000_000  # a config.yaml of ours has some 5 kB
+MAX_DEPTH = 50
 
 FINISHED = "finished.json"  # of a pre-training run that came to its end
 # by the run itself, where they were left open
@@ -35,40 +53,52 @@ TRAINING = ("callbacks.stop", "trainer.precision", "trainer.accumulate_grad_batc
             "trainer.gradient_clip_algorithm", "trainer.limit_train_batches")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Before:
-    """What a checkpoint says of its run.
+def read_config(file: Path) -> dict[str, Any]:
+    """Parse a found `config.yaml` into plain dictionaries, lists and scalars; `${…}` stays as text.
 
-    Attributes:
-        options: All of them by dotted key, plain values; empty where they are unknown.
-        content: `Identity.content` of its sounds; empty where it is unknown.
-        n_clips: `N`.
-        version: Of decar; empty where the checkpoint keeps no record of its run, as in earlier versions.
-        processes: How many trained; 0 where it is unknown.
-        epochs: Begun, and all but the last of them whole.
+    Raises:
+        ConfigError: It is missing, damaged, larger than `MAX_BYTES`, not YAML, no mapping, deeper than `MAX_DEPTH`, or
+            uses aliases.
     """
+    import yaml
+    from omegaconf import OmegaConf
 
-    options: dict[str, Any]
-    content: str
-    n_clips: int
-    version: str
-    processes: int
-    epochs: int
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise ConfigError(f"{file}: larger than {MAX_BYTES:,} bytes, not the config.yaml of a run")
+        check_lines(text)
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:  # both cost without bound when they are loaded
+                what = "YAML aliases" if depth <= MAX_DEPTH else f"more than {MAX_DEPTH} levels"
+                raise ConfigError(f"{file}: has {what}, which decar never writes; not the config.yaml of a run")
+        found = OmegaConf.to_container(OmegaConf.create(text.decode("utf-8")), resolve=False)
+    except ConfigError:
+        raise
+    except Exception as error:  # yaml and omegaconf each have kinds of their own
+        raise ConfigError(f"{file}: cannot be read ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file}: not a mapping; give the folder of a run of decar-train")
+    if not found:
+        raise ConfigError(f"{file}: cut short, it holds no options; copy it from a whole folder")
+    return {str(key): value for key, value in found.items()}
 
 
-def read_before(checkpoint: Path) -> Before:
-    """Read what a checkpoint says of its run; without a record, the options in the `config.yaml` of its run folder."""
-    import torch
+def write_config(output: Path, text: str) -> None:
+    """Write `config.yaml`, all options of a job, with its checksum."""
+    with whole(output / "config.yaml") as part:
+        part.write_text(sealed_lines(text), encoding="utf-8")
 
-    found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    loop = found.get("loops", {}).get("fit_loop", {})
-    whole_epochs = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
-    within = loop and not loop.get("epoch_loop.batch_progress", {}).get("is_last_batch", True)
-    run = found.get("run") or {"options": _options_in(checkpoint.parents[1])}
-    return Before(
-        options=run["options"], content=run.get("content", ""), n_clips=run.get("n_clips", 0),
-        version=run.get("version", ""), processes=run.get("processes", 0), epochs=whole_epochs + bool(within),
-    )  # fmt: skip
+
+def read_before(checkpoint: Path) -> Record:
+    """A checkpoint's record of its run; without one, its options are those in the `config.yaml` of its run folder."""
+    from decar.pretrain.checkpoint import read_record
+
+    record = read_record(checkpoint)
+    return record if record.version else replace(record, options=_options_in(checkpoint.parents[1]))
 
 
 def _options_in(folder: Path) -> dict[str, Any]:
@@ -82,14 +112,9 @@ def _options_in(folder: Path) -> dict[str, Any]:
 
 
 def refuse_other_run(cfg: DictConfig, checkpoint: Path, content: str, n_clips: int, processes: int = 1) -> None:
-    """Refuse to go on from a checkpoint of other options or sounds; one of an earlier version costs a log line.
+    """Refuse to go on from a checkpoint of other options or sounds (`Identity.content`), or of other joint BatchNorm.
 
-    Args:
-        cfg: What is asked for now.
-        checkpoint: To go on from.
-        content: `Identity.content` of the sounds now.
-        n_clips: `N` now.
-        processes: That would train now.
+    A checkpoint of an earlier version, which has no record of its run, costs a log line.
 
     Raises:
         TrainingError: Names each option with its value there and here, or says that the sounds differ.
@@ -175,10 +200,10 @@ def same_job(cfg: DictConfig, output: Path) -> bool:
 
 
 def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False) -> bool:
-    """Whether these options ask for what a job with the options `before` has made.
+    """Whether a job with these options would make what the one with the options `before` has made.
 
-    An option that was picked is the same where it is left open now, and `budget` only serves to pick. Where the sounds
-    are known to be the same, it does not count where they lie.
+    An option that is left open now equals what was picked for it, and `budget` only serves to pick. Where the sounds
+    are known to be the same, their place does not matter.
     """
     from omegaconf import OmegaConf
 
@@ -195,20 +220,15 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False)
 
 
 def write_finished(output: Path, metrics: dict[str, float], epochs: int, steps: int, run: dict[str, Any]) -> None:
-    """Say that the run in this folder came to its end: its last figures, and `run`, the record in its checkpoints."""
+    """Mark a run as finished, with its last figures and `run`, the record in its checkpoints."""
     with whole(output / FINISHED) as part:
         write_json(part, {"metrics": metrics, "epochs": epochs, "steps": steps, "run": run})
 
 
 def read_finished(cfg: DictConfig, output: Path, content: str) -> dict[str, Any] | None:
-    """The last figures of the run in this folder; None when it was another one, or did not come to its end.
+    """The last figures of the run in this folder; None when it was another one, is unfinished or damaged.
 
-    A damaged file costs a line in the log.
-
-    Args:
-        cfg: What is asked for now.
-        output: The folder.
-        content: `Identity.content` of the sounds now.
+    `content` is the `Identity.content` of the sounds now.
     """
     file = output / FINISHED
     try:
@@ -258,3 +278,33 @@ def _flat(tree: Any, prefix: str = "") -> list[tuple[str, object]]:
     if isinstance(tree, list) and any(isinstance(entry, dict) for entry in tree):
         return [pair for i, entry in enumerate(tree) for pair in _flat(entry, f"{prefix}{i}.")]
     return [(prefix.removesuffix("."), tree)]
+
+
+def find_checkpoint(resume: str | None, output: Path) -> str | None:
+    """The checkpoint that `resume` means: `auto` the last of this run folder, if any; else a file or a run's folder."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from decar.pretrain.checkpoint import last_good, readable
+
+    last = output / "checkpoints" / "last.ckpt"
+    if resume is None:
+        require(
+            not last.is_file(), f"{output} holds a run already: pass resume=auto to go on, or another hydra.run.dir"
+        )
+        return None
+    if resume == "auto":
+        named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in HydraConfig.get().overrides.hydra)
+        require(named, "resume=auto needs hydra.run.dir=RUN, the folder of the run to go on with")
+        log.info("going on from %s" if last.is_file() else "nothing to go on from in %s: starting anew", last)
+        return last_good(last) if last.is_file() else None
+    path = Path(resume)
+    path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    require(path.is_file(), f"resume={resume}: there is no checkpoint {path}; give a .ckpt file, a run folder, or auto")
+    return readable(path)
+
+
+def clear(output: Path) -> None:
+    """Delete leftovers of a run that was killed before its first checkpoint."""
+    for name in (FINISHED, "metrics.csv", ".metrics.sealed", "bad_files.csv", "report.html", "environment.json"):
+        (output / name).unlink(missing_ok=True)
+    shutil.rmtree(output / "clusters.parquet", ignore_errors=True)

@@ -1,0 +1,147 @@
+"""`decar embed`, `search`, `export`, `push`: what is done with a trained encoder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decar.cli.config import build_encoder, conf_dir
+from decar.cli.data import write_table
+from decar.cli.terminal import say, start_log
+from decar.errors import BundleError, check_whole, printable
+
+if TYPE_CHECKING:
+    from decar.models import Encoder
+
+
+def embed(args: argparse.Namespace) -> None:
+    """Exit status: 0 where anything was embedded, 2 where nothing could be."""
+    from decar.audio.source import read_source
+    from decar.embedder import Embedder
+    from decar.embedder.output import beside, check_out
+
+    start_log(logging.INFO)
+    check_out(args.out)
+    if args.workers is not None:
+        check_whole("--workers", args.workers, 1)
+    check_whole("--batch-size", args.batch_size, 1)
+    clips = read_source(args.source, root=args.root, path_column=args.path_column)
+    embedder = Embedder(
+        _encoder(args.bundle, args.network), windows=args.windows, hop=args.hop, device=args.device,
+        batch_size=args.batch_size, num_workers=args.workers,
+    )  # fmt: skip
+    made = embedder.write(clips, args.out, name=args.bundle)
+    rows, dim = made.vectors.shape
+    left_out = f", {len(made.bad)} clips left out ({beside(args.out, 'bad')})" if len(made.bad) else ""
+    say(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")
+
+
+def _encoder(bundle: str, network: Callable[..., Any] | None) -> Encoder:
+    """The encoder of that name; untrained weights are those of the default network, seed 0, as in `eval.py`."""
+    from decar.models import load_encoder
+
+    if bundle != "random":
+        return load_encoder(bundle, network=network)
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return build_encoder(compose("eval")).eval()
+
+
+def search(args: argparse.Namespace) -> None:
+    """Print the nearest clips to each sound."""
+    from decar.search.index import Index
+    from decar.search.page import write_page
+    from decar.search.query import find_queries, neighbour_table
+
+    index = Index.from_parquet(args.embeddings, args.measure)
+    sounds = list(dict.fromkeys(args.sounds))
+    queries = find_queries(sounds, index.table, args.bundle, in_table=args.row, root=args.root, network=args.network)
+    found, origin = neighbour_table(index, queries, args.n), {query.name: query.origin for query in queries}
+    if args.html:  # files come before anything is printed: `| head` ends the process at its second block
+        root = args.root or Path(index.table.facts.get("root") or args.embeddings.parent)
+        write_page(args.html, found, root, args.measure)
+    write_table(found[found["rank"] > 0], args.csv)
+    for name, clips in found.groupby("query", sort=False):
+        say(f"{name}  ({origin[str(name)]}; 1 - cosine, {args.measure})")
+        for clip in clips[clips["rank"] > 0].to_dict("records"):
+            start = clip.get("start")
+            begins = f"  ({start:g} s)" if isinstance(start, float) and start > 0 else ""
+            say(f"{clip['rank']:4d}  {clip['distance']:.4f}  {clip['path']}{begins}")
+    if args.html:
+        say(f"page: {args.html}")
+
+
+def export(args: argparse.Namespace) -> None:
+    """Write a bundle as one file that runs without decar."""
+    from decar.models import load_encoder
+    from decar.models.export import export_encoder
+
+    encoder = load_encoder(args.bundle, network=args.network)
+    worst = export_encoder(encoder, args.out, args.to)
+    size, rate = args.out.stat().st_size / 1e6, encoder.sample_rate
+    say(f"{args.out}: {size:.1f} MB, waveform (batch, samples) at {rate} Hz in, embedding (batch, {encoder.dim}) out")
+    say(f"read back and compared with the encoder: largest relative difference {worst:.1e}")
+
+
+def push(args: argparse.Namespace) -> None:
+    """Upload a bundle, its card and its facts, never code; the repository is made where there is none.
+
+    Raises:
+        BundleError: It is not a bundle, no token is set, or the hub refuses or cannot be reached.
+    """
+    import huggingface_hub
+
+    from decar.models import load_encoder, read_facts
+    from decar.models.bundle import FILE, HUB, bundle_file, hub_reason, parse_address
+
+    repo, revision = parse_address(args.repo)
+    revision = args.revision or revision
+    where = HUB + repo + (f"@{revision}" if revision else "")
+    encoder, facts = load_encoder(args.bundle, network=args.network), read_facts(args.bundle)
+    about = {"encoder": encoder.settings(), "encoder_hash": encoder.hash(), "facts": facts}
+    contents = {
+        FILE: bundle_file(args.bundle).read_bytes(),
+        "decar.json": json.dumps(about, indent=2).encode(),
+        "README.md": model_card(where, encoder, facts).encode(),
+    }
+    operations = [huggingface_hub.CommitOperationAdd(name, content) for name, content in contents.items()]
+    api = huggingface_hub.HfApi()
+    try:
+        api.create_repo(repo, private=args.private, exist_ok=True)
+        if revision:
+            api.create_branch(repo_id=repo, branch=revision, exist_ok=True)
+        api.create_commit(repo, operations, commit_message="A decar encoder", revision=revision)
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{where}: not pushed, {hub_reason(error)}") from error
+    say(f'pushed; load it with decar.load_encoder("{where}")')
+
+
+def model_card(where: str, encoder: Encoder, facts: dict[str, object]) -> str:
+    """The README.md of the repository; nothing that the bundle says can be Markdown, HTML or YAML in it."""
+    rows = {"network": encoder.description, "hash": encoder.hash(), **facts}
+    table = "\n".join(f"| {as_text(key)} | {as_text(value)} |" for key, value in rows.items())
+    return (
+        "---\nlibrary_name: decar\ntags: [audio, audio-embedding, self-supervised]\n---\n\n"
+        f"# {where.removeprefix('hf://')}\n\nAn audio encoder trained without labels by decar (arXiv 2110.08895).\n\n"
+        f'```python\nimport decar\n\nencoder = decar.load_encoder("{where}")\n'
+        f"embedding = encoder.embed(waveform)  # (B, T) at {encoder.sample_rate} Hz to (B, {encoder.dim})\n```\n\n"
+        f"| | |\n|---|---|\n{table}\n"
+    )
+
+
+def as_text(value: object) -> str:
+    """A value as text of a Markdown cell: each character that Markdown or HTML could read is written by its number.
+
+    >>> as_text("<b>"), as_text(0.5), as_text({"k": 3})
+    ('&#60;b&#62;', '0.5', '&#123;&#34;k&#34;&#58; 3&#125;')
+    """
+    if value is None or isinstance(value, int | float):
+        return json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[^\w \-]|_", lambda sign: f"&#{ord(sign[0])};", printable(text))

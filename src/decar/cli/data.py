@@ -1,0 +1,191 @@
+"""`decar prepare`, `doctor`, `table1`: sounds before training; `table2`, `table3`, `report`: results after it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decar.cli.config import cache_home, own_network
+from decar.cli.runs import read_config
+from decar.cli.terminal import say, say_lines, start_log
+from decar.errors import CorpusError, DecarError, check_positive
+from decar.files import whole, write_csv
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from decar.audio import LogMelStore
+    from decar.report import RunFiles
+
+log = logging.getLogger(__name__)
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Check a corpus, list its clips and compute their log-mels."""
+    from decar.corpora import find_corpus
+    from decar.corpora.download import download
+    from decar.corpora.prepare import prepare as list_clips
+    from decar.corpora.prepare import table1 as compare
+    from decar.corpora.unpack import Bounds
+    from decar.downstream import to_markdown
+
+    check_positive("--max-unpacked", args.max_unpacked)
+    corpus = find_corpus(args.corpus)
+    start_log(logging.INFO)
+    if args.download:
+        download(corpus, args.root, bounds=Bounds(size=int(args.max_unpacked * 1e9)))
+    prepared = list_clips(
+        corpus, args.root, args.cache_dir, allow_missing=args.allow_missing, store=not args.no_store,
+        progress=sys.stderr.isatty(),
+    )  # fmt: skip
+    say_lines(to_markdown(compare([(corpus, prepared)]).set_index("corpus")))
+    say()
+    say(f"manifest: {prepared.file}, {prepared.unreadable} clips cannot be used")
+    say(f"judge:     python eval.py task={corpus.name} bundle=RUN")
+    say(f"pre-train: python train.py data=corpus data.name={corpus.name}")
+
+
+def doctor(args: argparse.Namespace) -> None:
+    """Exit status: 0 nothing but warnings, 1 errors or a damaged cache."""
+    from decar.audio import Manifest
+    from decar.audio.doctor import examine
+
+    if args.source is None and args.cache is None:
+        raise DecarError("doctor: give a SOURCE, or --cache")
+    bad = args.cache is not None and _is_damaged(args.cache)
+    if args.source is not None:
+        start_log(logging.INFO)
+        clips = Manifest.from_path(args.source, root=args.root, path_column=args.path_column)
+        found = examine(clips, apart=args.apart)
+        write_table(found, args.out)
+        for severity, path, problem, detail in found[["severity", "path", "problem", "detail"]].to_numpy():
+            say(f"{severity}: {path}: {problem}: {detail}")
+        counts = ", ".join(f"{count} {problem}" for problem, count in found["problem"].value_counts().items())
+        say(f"{len(clips)} clips, {counts or 'nothing wrong'}; hash of the list {clips.content_hash()[:16]}")
+        bad = bad or bool((found["severity"] == "error").any())
+    sys.exit(int(bad))
+
+
+def _is_damaged(folder: Path) -> bool:
+    """Whether a cache holds damaged files; prints each of them."""
+    from decar.audio.cache import check_cache
+
+    if not folder.is_dir():
+        raise DecarError(f"{folder}: no such folder; give the cache as --cache DIR")
+    damaged = 0
+    for path, problem, cure in check_cache(folder):
+        say(f"damaged: {path}: {problem}; {cure}")
+        damaged += 1
+    say(f"{folder}: {damaged or 'nothing'} damaged")
+    return damaged > 0
+
+
+def table1(args: argparse.Namespace) -> None:
+    """Print what has been prepared beside the paper's Table 1."""
+    from decar.corpora import CORPORA
+    from decar.corpora.prepare import load_prepared
+    from decar.corpora.prepare import table1 as compare
+    from decar.downstream import to_markdown
+
+    found = [(corpus, load_prepared(args.cache_dir, name)) for name, corpus in CORPORA.items()]
+    table = compare([(corpus, prepared) for corpus, prepared in found if prepared])
+    if not len(table):
+        raise CorpusError(f"no corpus has been prepared in {args.cache_dir}: run `decar prepare CORPUS ROOT`")
+    write_table(table, args.csv)
+    say_lines(to_markdown(table.set_index("corpus")))
+
+
+def table2(args: argparse.Namespace) -> None:
+    """Print accuracy by task, encoder and mode."""
+    from decar import downstream
+
+    results = downstream.collect(args.runs)
+    if args.metric:
+        results = downstream.by_metric(results, args.metric)
+    write_table(downstream.table2(results), args.csv, index=True)
+    say_lines(downstream.table2_markdown(results))
+
+
+def table3(args: argparse.Namespace) -> None:
+    """Print accuracy by task, clusterer and k."""
+    from decar import downstream
+
+    results = downstream.collect(args.runs)
+    text = downstream.table3_markdown(results)  # raises before anything is written
+    write_table(downstream.table3_cells(results), args.csv)
+    say_lines(text)
+
+
+def write_table(table: pd.DataFrame, file: Path | None, *, index: bool = False) -> None:
+    """Write a table where one was asked for: Parquet if the name says so, else CSV.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if file is None:
+        return
+    with whole(file) as part:
+        if file.suffix.lower() in (".parquet", ".pq"):
+            table.to_parquet(part, index=index)
+        else:
+            write_csv(table, part, index=index)
+
+
+def report(args: argparse.Namespace) -> None:
+    """Make the page of a run."""
+    from decar.cli.eval import device_of
+    from decar.report import write_report
+
+    start_log(logging.WARNING)
+    source = run_files(args.folder, args.downstream, args.network)
+    page = write_report(source, args.out, device=device_of("auto"), progress=sys.stderr.isatty())
+    say(f"{page}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def run_files(run: Path, downstream: Sequence[Path] = (), network: Callable[..., Any] | None = None) -> RunFiles:
+    """What a finished run's page is made from; clips that cannot be found again are a note on it.
+
+    Raises:
+        DecarError: It is no folder of a run, or one of `downstream` does not exist.
+    """
+    from decar.downstream.results import FILE_NAME
+    from decar.report import RunFiles
+    from decar.report.folder import clips_of
+
+    if not (run / "config.yaml").is_file():
+        raise DecarError(f"{run}: no config.yaml in there; give the folder of a run of decar-train")
+    for folder in downstream:
+        if not folder.exists():
+            raise DecarError(f"--downstream {folder}: no such folder; give the one with the {FILE_NAME} files")
+    config = read_config(run / "config.yaml")
+    data, seed = config.get("data"), config.get("seed")
+    if not isinstance(data, dict):
+        raise DecarError(f"{run / 'config.yaml'}: not of a pre-training run; give the folder of a run of decar-train")
+    label = data.get("label")
+    return RunFiles(
+        run, config, clips_of(config, cache_home()), label=label if isinstance(label, str) else None,
+        seed=seed if isinstance(seed, int) else 0, downstream=tuple(downstream), network=network,
+    )  # fmt: skip
+
+
+def report_run(cfg: Any, output: Path, store: LogMelStore) -> None:
+    """Make the page of the run that has just ended; whatever fails is one line in the log and fails nothing."""
+    from omegaconf import OmegaConf
+
+    try:
+        from decar.cli.eval import device_of
+        from decar.report import RunFiles, write_environment, write_report
+
+        device = device_of("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
+        write_environment(output)
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        label = OmegaConf.select(cfg, "data.label")
+        source = RunFiles(output, config, store, label=label, seed=cfg.seed, network=own_network(cfg))
+        log.info("look at it:  %s", write_report(source, device=device, progress=False))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("no report.html (%s); the run is whole: try `decar report %s`", reason, output)
