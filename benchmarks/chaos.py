@@ -224,18 +224,18 @@ def signals(stage: Stage) -> Trial:
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to which process of a job, and the status that the job ends with."""
+    """What happens to which process of a job, and the statuses that the job may end with."""
 
     whom: str
     number: int
-    status: int
+    statuses: tuple[int, ...]
 
 
-FROZEN = [Fault(whom, signal.SIGSTOP, LostProcessError.status) for whom in ("rank 0", "rank 1")]
-FROZEN += [Fault("loader worker", signal.SIGSTOP, DecarError.status)]
-KILLED = [Fault(whom, signal.SIGKILL, -signal.SIGKILL) for whom in ("run", "all processes")]
-KILLED += [Fault("rank 1", signal.SIGKILL, LostProcessError.status)]
-KILLED += [Fault("loader worker", signal.SIGKILL, DecarError.status)]
+LOST, USER = LostProcessError.status, DecarError.status
+FROZEN = [Fault(whom, signal.SIGSTOP, (LOST,)) for whom in ("rank 0", "rank 1")]
+FROZEN += [Fault("loader worker", signal.SIGSTOP, (LOST, USER))]  # by stall_timeout or by loader.timeout
+KILLED = [Fault(whom, signal.SIGKILL, (-signal.SIGKILL,)) for whom in ("run", "all processes")]
+KILLED += [Fault("rank 1", signal.SIGKILL, (LOST,)), Fault("loader worker", signal.SIGKILL, (USER,))]
 
 
 def faulty(stage: Stage, name: str, faults: Sequence[Fault]) -> Trial:
@@ -253,15 +253,17 @@ def faulty(stage: Stage, name: str, faults: Sequence[Fault]) -> Trial:
         job.send(fault.number, pid)
     line = ""
     if fault.number == signal.SIGSTOP:  # a frozen rank 0 ends when it is woken
-        job.runs_at(job.seconds() + 6 * STALL, lambda: bool(job.last_line()))
+        hangs = job.runs_at(job.seconds() + 6 * STALL, lambda: bool(job.last_line()))
         line = job.last_line()
         job.send(signal.SIGCONT, pid)
-    return goes_on(stage, job, options, done, fault.status, line=line)
+        if hangs and not line:
+            return Trial(done, lost=f"it hung for {6 * STALL} s, see {job.log}")
+    return goes_on(stage, job, options, done, *fault.statuses, line=line)
 
 
 def victim(job: Job, whom: str) -> int | None:
     """The id of a process of a job, negative for all of its group; None while it does not take part."""
-    if "rank" in whom and "GLOBAL_RANK: 1" not in job.text():  # noticed too before that, but only after two minutes
+    if "rank" in whom and not job.trains():  # before its first heartbeat it is noticed only after two minutes
         return None
     if whom in ("run", "rank 0"):
         return job.process.pid

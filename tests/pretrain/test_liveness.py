@@ -183,6 +183,26 @@ def test_the_error_of_an_exchange_becomes_a_line(error):
         raise RuntimeError("ours")
 
 
+class Wait(Callback):
+    """A process without others waits, as for a frozen loader worker whose batch is half read."""
+
+    ended = threading.Event()
+
+    def on_train_batch_end(self, trainer, *args):
+        self.ended.wait(5)
+
+
+def test_a_job_of_one_process_that_hangs_ends(train, sound_folder, monkeypatch):
+    ends = []
+    monkeypatch.setattr(liveness.signals, "end_now", lambda *words: (ends.append(words), Wait.ended.set()))
+    train("debug=fast", "trainer=cpu", "trainer.max_epochs=1", "data=folder", f"data.root={sound_folder}", "k=3",
+          "stall_timeout=0.5", "+callbacks.wait={_target_: tests.pretrain.test_liveness.Wait}")  # fmt: skip
+    [(status, line)] = ends
+    assert status == 3
+    assert "no process of this job has done any work for 0.5 s" in line
+    assert "in threading.py:" in line
+
+
 class Hang(Callback):
     """Process 1 waits for something that does not come."""
 

@@ -136,7 +136,11 @@ def child_processes(trainer: Trainer, config: Path, checkpoint: str | None, stal
     """
     from lightning_fabric.plugins.environments.lightning import find_free_network_port
 
-    if trainer.world_size == 1 or _started_elsewhere(trainer):
+    if trainer.world_size == 1:
+        with heartbeat(0, 1, stall_timeout):
+            yield
+        return
+    if _started_elsewhere(trainer):
         yield
         return
     settings = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port()), "NODE_RANK": "0"}

@@ -8,6 +8,9 @@ Three faults end the job when they last for `stall_timeout` seconds:
 - during training no process uses the processor: one waits for something that does not come, the others wait for it;
 - a training step does not end, for example because a GPU hangs.
 
+The second is watched in a job of one process too: it may wait for a batch of a frozen loader worker, which torch's own
+timeout misses for example where the batch is half read.
+
 Clustering keeps a processor of rank 0 busy, so it may take as long as it likes. Not found: a GPU that hangs, or a
 process that waits on a GPU job's NCCL operation, outside of training steps, because a process that waits for NCCL looks
 busy. There torch's own limit holds.
@@ -121,6 +124,9 @@ class Watch:
         news = list(self.beats)
 
         def write_and_read() -> None:
+            if len(self.keys) == 1:  # there is no store
+                news[0] = json.dumps(mine).encode()
+                return
             try:
                 store = self.store = self.store or connect(self.tick)
                 store.set(self.keys[self.rank], json.dumps(mine))
@@ -173,7 +179,7 @@ class Watch:
         where = "; ".join(f"process {number} is at {state['at']}" for number, state in enumerate(states))
         if all(state["idle"] >= self.limit + late for state in states):
             return f"no process of this job has done any work for {self.limit:g} s, so one hangs ({where})"
-        if all(state["stuck"] >= self.limit + late for state in states):
+        if len(states) > 1 and all(state["stuck"] >= self.limit + late for state in states):
             return f"a training step has not ended for {self.limit:g} s, a process or a GPU hangs ({where})"
         return ""
 
