@@ -211,7 +211,7 @@ def signals(stage: Stage) -> Trial:
     names = ("SIGINT", "SIGHUP", "SIGTERM", "SIGINT twice")
     name = names[stage.number % len(names)]
     number = signal.Signals[name.split()[0]]
-    moment = stage.rng.uniform(0, stage.unbroken()[1])
+    moment = stage.rng.uniform(0, 0.8 * stage.unbroken()[1])  # the rest may be faster than the unbroken run was
     job = Job.train(stage.folder("signals"))
     job.runs_at(moment)
     begun = (job.folder / "run").exists()  # before that Python's imports may end with a status of their own
@@ -429,6 +429,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a Markdown file for the table")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores it,
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and one of nohup this one, and so would the runs
     root = (args.keep or Path(tempfile.mkdtemp(prefix="decar-chaos-"))).resolve()
     began = time.monotonic()
 
