@@ -131,6 +131,7 @@ def read_flat(source: Path, names: list[str]) -> pa.Table:
     refuse_rows(source, metadata.num_rows)
     if metadata.serialized_size > MOST_FOOTER_BYTES:
         raise ManifestError(f"the table {source} has a footer of {metadata.serialized_size:,} bytes: no table of clips")
+    _refuse_size(source, len(names), 0)  # before the footer is read once more
     _refuse_size(source, len(names), _value_bytes(source, metadata.schema, set(names)))
     texts = [name for name in names if _is_text(schema.field(name).type)]
     table = pq.read_table(
