@@ -26,8 +26,8 @@ from typing import TextIO
 import numpy as np
 import torch
 from damage import KINDS, NAMED, damage
+from jobs import ASSIGNMENTS, HANGS, Job, broken_files, command, difference, logged, training
 from rig import machine, versions
-from runs import ASSIGNMENTS, HANGS, Job, broken_files, command, difference, logged, training
 
 from decar.cli import eval as judging
 from decar.cli import train

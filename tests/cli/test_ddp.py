@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from benchmarks.runs import difference, same
+from benchmarks.jobs import difference, same
 from decar.cli.config import conf_dir
 from decar.cli.trainer import trainer_options
 from decar.pretrain.sync import SyncLayers
