@@ -96,7 +96,7 @@ def test_the_ready_encoder_is_trained_on_no_foreign_licence(tmp_path):
 
 
 def test_damage_that_nobody_noticed_is_a_fault_of_the_table():
-    for name in ("damage", "rig", "runs"):
+    for name in ("damage", "rig", "jobs"):
         load(name)
     chaos = load("chaos")
     well = chaos.Trial("a cut tail", "it is damaged")
