@@ -44,9 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "limits", "sounds and tables beyond these are refused with a line; the job continues"
-    )
+    group = parser.add_argument_group("limits", "what exceeds them is refused with a line; the job continues")
     for field in fields(Limits):
         group.add_argument(
             f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, metavar="N",
@@ -73,26 +71,15 @@ ROOT = _file("--root", "the folder that relative paths of the table or of stdin 
 PATHS = _option("--path-column", "the column of a table that names the files", default="path", metavar="NAME")
 BUNDLE = _option("bundle", "encoder.safetensors, or a run that holds it", metavar="BUNDLE")
 NETWORK = _option(
-    "--network",
-    "class of the network, for a bundle with a network of your own",
-    type=named_class,
-    metavar="MODULE.CLASS",
+    "--network", "class of the network, if it is one of your own", type=named_class, metavar="MODULE.CLASS"
 )
 METRIC = _option("--metric", "balanced_accuracy or macro_f1, instead of the metric of each task", metavar="NAME")
 
 PREPARE = [
-    _option(
-        "corpus", "librispeech, voxceleb1, … (a wrong name lists all), or module.NAME for your own", metavar="CORPUS"
-    ),
+    _option("corpus", "librispeech, … (a wrong name lists all), or module.NAME for your own", metavar="CORPUS"),
     _file("root", "the folder with its unpacked archives", metavar="ROOT"),
     _flag("--download", "fetch and unpack its archives into ROOT first"),
-    _option(
-        "--max-unpacked",
-        "refuse an archive that unpacks to more (default: %(default)s)",
-        type=float,
-        default=200,
-        metavar="GB",
-    ),
+    _option("--max-unpacked", "refuse larger archives (default: %(default)s)", type=float, default=200, metavar="GB"),
     _flag("--allow-missing", "leave out listed files that are missing"),
     _flag("--no-store", "do not compute log-mels now; the first job that needs them does"),
     CACHE,
@@ -104,7 +91,7 @@ DOCTOR = [
         const=CACHE_HOME,
     ),
     _option(
-        "--apart", "columns of which no value may occur in two splits (default: those called speaker, recording and the like)",
+        "--apart", "columns whose values must not occur in two splits (default: speaker, recording and the like)",
         nargs="+", default=[], metavar="COLUMN",
     ),
     _file("--out", "write the findings as .csv or .parquet"),
@@ -113,8 +100,8 @@ DOCTOR = [
 ]  # fmt: skip
 EMBED = [
     _option(
-        "source", "a folder, a table with a column of paths (.csv, .tsv, .txt, .parquet; columns start and end or duration, "
-        "in seconds, select stretches), a quoted pattern, an audio file, or - for paths on stdin",
+        "source", "a folder, a table with a column of paths (.csv, .tsv, .txt, .parquet; start and end or duration in "
+        "seconds select stretches), a quoted pattern, an audio file, or - for paths on stdin",
         metavar="SOURCE",
     ),
     _option(
@@ -127,7 +114,7 @@ EMBED = [
     ),
     ROOT,
     PATHS,
-    _option("--windows", "one row for each window of this length, with start and duration", type=float, metavar="SECONDS"),
+    _option("--windows", "one row for each such window, with start and duration", type=float, metavar="SECONDS"),
     _option("--hop", "from the start of a window to the next (default: end to end)", type=float, metavar="SECONDS"),
     _option("--device", "cpu or cuda (default: cuda if torch finds one)", metavar="NAME"),
     _option("--batch-size", "pieces in a batch (default: %(default)s)", type=int, default=16, metavar="N"),
@@ -141,7 +128,7 @@ SEARCH = [
     _option("-n", "number of clips to list (default: %(default)s)", type=int, default=10),
     _option("--bundle", "the encoder that made the table, if the table does not name it", metavar="PATH"),
     _option(
-        "--measure", "cosine of the embeddings as they are, with the table's mean subtracted, or standardised (default: "
+        "--measure", "cosine of the embeddings as they are, less the table's mean, or standardised (default: "
         "%(default)s)", choices=("cosine", "centred", "standardised"), default="cosine",
     ),
     _file("--html", "write a page with players and spectrograms"),
