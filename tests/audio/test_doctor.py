@@ -95,6 +95,16 @@ def test_pieces_of_one_file_are_no_duplicates(sounds):
     assert examine(Manifest.from_csv(sounds / "t.csv"), progress=False)["problem"].tolist() == ["duplicate"]
 
 
+def test_a_stretch_beyond_the_end_of_its_file_is_named(sounds):
+    """Durations in another unit were read to the end of each file, without a word."""
+    pd.DataFrame({"path": ["a.wav", "b.wav"], "start": 0.1, "duration": [0.4, 400]}).to_csv(
+        sounds / "t.csv", index=False
+    )
+    found = examine(Manifest.from_csv(sounds / "t.csv"), progress=False)
+    assert found[["path", "severity", "problem"]].to_numpy().tolist() == [["b.wav", "warning", "beyond the end"]]
+    assert found["detail"][0] == "400.000 s from 0.100 s on are wanted, 0.400 s are there"
+
+
 def clipped_share(*blocks):
     seen = _Seen(RATE, f_max=7_800)
     for block in blocks:

@@ -16,7 +16,7 @@ import scipy.fft
 
 from decar.audio.build import SILENT
 from decar.audio.clips import SILENCE_PEAK, Job
-from decar.audio.decode import decode_blocks, file_rate
+from decar.audio.decode import TRUNCATION_TOLERANCE, decode_blocks, file_rate
 from decar.audio.groups import group_columns
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Manifest
@@ -26,7 +26,8 @@ from decar.cores import cpu_count
 from decar.errors import AudioError
 
 ERRORS = ("unreadable", "empty", "silent", "too short", "same content across splits", "group across splits")
-WARNINGS = ("channels cancel", "cut short", "beyond full scale", "clipped", "low rate", "too high", "duplicate")
+READ_ODDLY = ("beyond the end", "channels cancel", "cut short")
+WARNINGS = (*READ_ODDLY, "beyond full scale", "clipped", "low rate", "too high", "duplicate")
 FULL_SCALE = 0.999
 BEYOND = 2.0  # times full scale: more than the overshoot of a lossy coding
 CLIPPED_SHARE = 1e-3  # of all samples, at full scale beside another that is
@@ -103,6 +104,8 @@ def examine_clip(job: Job, spec: FrontEnd) -> ClipFacts:
         return ClipFacts("too short", f"{seconds:.3f} s, one window is {least:.3f} s", "")
     if seen.peak <= SILENCE_PEAK:
         return ClipFacts("silent", SILENT.partition(": ")[2], "")
+    if duration is not None and seconds < duration - TRUNCATION_TOLERANCE:
+        notes.append(f"beyond the end: {duration:.3f} s from {start:.3f} s on are wanted, {seconds:.3f} s are there")
     problem, detail = _oddity(seen, rate, spec, notes)
     return ClipFacts(problem, detail, seen.content.hexdigest())
 
