@@ -26,8 +26,9 @@ PARTS = {  # module of this folder: what its lines are about
     "store": ("speed_store", "Log-mels, probes, start-up"),
     "open": ("speed_open", "Opening files that have checksums"),
     "scale": ("speed_scale", "Up to two million clips"),
+    "paper": ("speed_paper", "The paper's batch of 512"),
 }
-ON_GPU = ("train", "epoch", "clusterers")  # parts that have figures of a GPU
+ON_GPU = ("train", "epoch", "clusterers", "paper")  # parts that have figures of a GPU
 Parts = dict[str, dict[str, object]]
 INTRODUCTION = (
     "# Speed",
@@ -129,7 +130,7 @@ def main(words: Sequence[str] | None = None) -> None:
     name = "results" if args.device == "cpu" else f"results-{args.device}"
     kept = args.out / f"{name}.json"
     parts: Parts = json.loads(kept.read_text()) if kept.is_file() else {}
-    for part in args.only or (ON_GPU if args.device == "cuda" else PARTS):
+    for part in args.only or (ON_GPU if args.device == "cuda" else [part for part in PARTS if part != "paper"]):
         print(f"== {part}", flush=True)
         parts[part] = measure(part, args.runs, args.device)
         print(f"   {parts[part]['minutes']:.1f} minutes", flush=True)

@@ -75,7 +75,7 @@ def checkpoint(runs: int) -> Line:
                 checked()
 
         pairs = alternate(checked, unchecked, CHEAP_RUNS * runs)
-    note = "120 MB; without a comparison of its CRC-32"
+    note = "120 MB; without a look at its digest"
     return line("check and load a checkpoint", pairs, speed=False, target=AT_MOST, note=note)
 
 

@@ -23,7 +23,7 @@ DIGEST_BYTES = 8
 ARRAY_SUFFIX = ".sealed.npy"  # of files that `save_array` writes, by which `decar doctor --cache` finds them
 SEAL = "xxh3"  # the key of a JSON object that holds the digest of the others
 PARQUET_TAIL = 8  # bytes: length of the footer, "PAR1"
-PARQUET_MARK = b"XXH3"
+MARK = b"XXH3"  # before the digest, in a zip's comment too
 
 
 class DamagedError(ValueError):
@@ -36,11 +36,8 @@ def digest_of(path: str | os.PathLike[str]) -> str:
     Raises:
         OSError: It cannot be read.
     """
-    digest = xxhash.xxh3_64()
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return _digest_of_head(file, os.fstat(file.fileno()).st_size).hex()
 
 
 def sealed(facts: Mapping[str, Any], indent: int | None = None, *, ascii_only: bool = True) -> str:
@@ -182,13 +179,9 @@ def check_array(path: str | os.PathLike[str]) -> None:
         OSError: It cannot be read.
         DamagedError: It does not fit.
     """
-    digest = xxhash.xxh3_64()
     with open(path, "rb", buffering=0) as file:
-        left = os.fstat(file.fileno()).st_size - DIGEST_BYTES
-        while left > 0 and (chunk := file.read(min(left, CHUNK))):
-            digest.update(chunk)
-            left -= len(chunk)
-        if file.read() != digest.digest():
+        digest = _digest_of_head(file, os.fstat(file.fileno()).st_size - DIGEST_BYTES)
+        if file.read() != digest:
             raise DamagedError("its checksum is wrong")
 
 
@@ -224,7 +217,7 @@ def seal_parquet(path: str | os.PathLike[str]) -> None:
     with open(path, "r+b") as file:
         footer = _footer(file)
         file.seek(-len(footer), os.SEEK_END)
-        file.write(PARQUET_MARK + xxhash.xxh3_64_digest(footer) + footer)
+        file.write(MARK + xxhash.xxh3_64_digest(footer) + footer)
 
 
 def check_parquet(path: str | os.PathLike[str]) -> bool:
@@ -236,16 +229,53 @@ def check_parquet(path: str | os.PathLike[str]) -> bool:
     """
     with open(path, "rb") as file:
         footer = _footer(file)
-        here = file.seek(0, os.SEEK_END) - len(footer) - len(PARQUET_MARK) - DIGEST_BYTES
+        here = file.seek(0, os.SEEK_END) - len(footer) - len(MARK) - DIGEST_BYTES
         if here < 0:
             return False
         file.seek(here)
-        mark, digest = file.read(len(PARQUET_MARK)), file.read(DIGEST_BYTES)
-    if mark != PARQUET_MARK:
+        mark, digest = file.read(len(MARK)), file.read(DIGEST_BYTES)
+    if mark != MARK:
         return False
     if digest != xxhash.xxh3_64_digest(footer):
         raise DamagedError("the checksum of its footer is wrong")
     return True
+
+
+def seal_zip(file: BinaryIO) -> None:
+    """Give a zip file that has just been written its digest, as the comment that the format ends with.
+
+    The digest covers all bytes before the comment. Readers of zip ignore the comment.
+    """
+    file.seek(-2, os.SEEK_END)  # the length of the comment: there is none yet
+    file.write((len(MARK) + DIGEST_BYTES).to_bytes(2, "little"))
+    file.write(MARK + _digest_of_head(file, file.tell()))
+
+
+def check_zip(file: BinaryIO) -> bool:
+    """Whether a zip file has a digest, which other programs do not write.
+
+    Raises:
+        OSError: It cannot be read.
+        DamagedError: It does not fit its digest.
+    """
+    end = file.seek(0, os.SEEK_END) - len(MARK) - DIGEST_BYTES
+    file.seek(max(end, 0))
+    if file.read(len(MARK)) != MARK:
+        return False
+    digest = file.read()
+    if digest != _digest_of_head(file, end):
+        raise DamagedError("its checksum is wrong")
+    return True
+
+
+def _digest_of_head(file: BinaryIO, length: int) -> bytes:
+    """The digest of the first bytes of a file."""
+    digest = xxhash.xxh3_64()
+    file.seek(0)
+    while length > 0 and (chunk := file.read(min(length, CHUNK))):
+        digest.update(chunk)
+        length -= len(chunk)
+    return digest.digest()
 
 
 def _footer(file: BinaryIO) -> bytes:

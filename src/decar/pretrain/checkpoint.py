@@ -1,7 +1,7 @@
 """Checkpoints: when they are written, also within an epoch, and how, so that each is complete or absent.
 
-Lightning writes atomically only where /tmp is on the same disk. A checkpoint is a zip file: torch writes a CRC-32 of
-each record but compares none when it loads.
+Lightning writes atomically only where /tmp is on the same disk. A checkpoint is a zip file, and torch compares nothing
+when it loads one: its comment holds a digest of the file.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 import decar
 from decar import signals
+from decar.digests import check_zip, seal_zip
 from decar.errors import ConfigError, TrainingError, require
 from decar.files import advice
 from decar.pretrain.ranks import max_over_ranks
@@ -44,13 +45,13 @@ def previous_of(checkpoint: Path) -> Path:
 def damage_of(path: Path) -> str:
     """What is wrong with the file of a checkpoint; empty where it is as it was written.
 
-    The time is that of reading the file and its CRC-32: 1 GB takes about a second.
+    A file without a digest was written by an earlier version: the CRC-32 of its records is compared, which is slower.
     """
     try:
-        with zipfile.ZipFile(path) as records:
+        with open(path, "rb", buffering=0) as file, zipfile.ZipFile(file) as records:
             if any(record.compress_type != zipfile.ZIP_STORED for record in records.infolist()):
                 return "it has packed records, which decar never writes"  # a small file could hold terabytes
-            broken = records.testzip()
+            broken = None if check_zip(file) else records.testzip()
     except Exception as error:  # zipfile raises half a dozen kinds
         return " ".join(str(error).split())[:120] or type(error).__name__
     return f"record {broken} does not match its checksum" if broken else ""
@@ -101,8 +102,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         part = target.with_name(f".{target.name}.part")  # the run folder is locked: no other job writes it
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open(part, "wb") as file:
+            with open(part, "w+b") as file:
                 torch.save(checkpoint, file)
+                seal_zip(file)
                 file.flush()
                 os.fsync(file.fileno())
             if target.name == LAST and target.is_file():
