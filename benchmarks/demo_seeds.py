@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from recipe import BUNDLED
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -37,7 +39,7 @@ def main() -> None:
         folder = out / f"seed{seed}"
         seconds.append(run("train.py", f"seed={seed}", f"hydra.run.dir={folder / 'pretrain'}"))
         run(
-            "eval.py", "-m", "task=glob(*)", "mode=frozen", "protocol=paper,search", f"seed={seed}",
+            "eval.py", "-m", BUNDLED, "mode=frozen", "protocol=paper,search", f"seed={seed}",
             f"bundle=random,logmel,{folder / 'pretrain'}",
             f"hydra.sweep.dir={folder / 'frozen'}",
         )  # fmt: skip

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from recipe import BUNDLED
 
 from decar.audio import Manifest
 from decar.downstream import to_markdown
@@ -72,7 +73,7 @@ def halve(folder: Path, clips: pd.DataFrame) -> None:
 
 def judge(root: Path, folder: Path, out: Path, cache: list[str]) -> dict[str, pd.DataFrame]:
     """Accuracy in %, a row a task: of the folder's tasks and of the bundled ones, beside weights in float32."""
-    sets = {"bench": ["task=table", f"task.root={root}", "task.name=*"], "bundled": ["task=glob(*)"]}
+    sets = {"bench": ["task=table", f"task.root={root}", "task.name=*"], "bundled": [BUNDLED]}
     tables = {}
     for name, tasks in sets.items():
         for bundles in ("random,logmel,small", str(folder)):

@@ -46,6 +46,15 @@ def test_every_arm_of_the_repository_composes():
             compose("train", overrides=options)
 
 
+def test_the_figures_are_of_the_bundled_tasks_and_no_others():
+    """`task=glob(*)` also takes public corpora that are prepared on the machine: the demo once judged 23 tasks."""
+    bundled = [file.stem for file in (FOLDER.parent / "conf" / "task").glob("*.yaml") if "bundled:" in file.read_text()]
+    assert f"task={','.join(sorted(bundled))}" == recipe.BUNDLED
+    assert f"\nTASKS={','.join(sorted(bundled))}\n" in (FOLDER / "demo.sh").read_text()
+    for name in ("demo.sh", "demo_seeds.py", "ready.py", "recipe.py"):
+        assert "task=glob" not in (FOLDER / name).read_text()
+
+
 def test_arms_that_are_not_there(tmp_path):
     with pytest.raises(SystemExit, match=r"no arm demmo in .*; there are demo, "):
         recipe.read_arms(recipe.ARMS, ["demmo"])

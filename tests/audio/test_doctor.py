@@ -12,6 +12,10 @@ from decar.errors import ManifestError
 RATE = 16_000
 
 
+def sine(hz, seconds):
+    return 0.3 * np.sin(2 * np.pi * hz * seconds)
+
+
 @pytest.fixture
 def sounds(tmp_path):
     """Healthy and broken sounds, and what is wrong with each."""
@@ -26,6 +30,9 @@ def sounds(tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
     soundfile.write(tmp_path / "blip.wav", tone[:48], RATE)
     soundfile.write(tmp_path / "phone.wav", noise["b"], 8_000)
+    seconds = np.arange(96_000) / 192_000
+    soundfile.write(tmp_path / "bat.wav", sine(40_000, seconds), 192_000)
+    soundfile.write(tmp_path / "wren.wav", sine(40_000, seconds) + 1.1 * sine(5_000, seconds), 192_000)
     soundfile.write(tmp_path / "opposite.wav", np.stack([noise["c"][::-1], -noise["c"][::-1]], axis=1), RATE)
     soundfile.write(tmp_path / "integers.wav", 20_000 * noise["a"][::-1], RATE, subtype="FLOAT")
     soundfile.write(tmp_path / "cut.wav", noise["b"][::-1], RATE)
@@ -41,6 +48,7 @@ FAULTS = {
     "silent.wav": ("error", "silent", "no sample above"),
     "blip.wav": ("error", "too short", "0.003 s, one window is 0.025 s"),
     "phone.wav": ("warning", "low rate", "8000 Hz: nothing above 4000 Hz"),
+    "bat.wav": ("warning", "too high", "100% of its power is above 7800 Hz"),
     "opposite.wav": ("warning", "channels cancel", "opposite polarity"),
     "integers.wav": ("warning", "beyond full scale", "full scale is 1"),
     "cut.wav": ("warning", "cut short", "4000 of 16000 bytes are missing"),
@@ -87,8 +95,18 @@ def test_pieces_of_one_file_are_no_duplicates(sounds):
     assert examine(Manifest.from_csv(sounds / "t.csv"), progress=False)["problem"].tolist() == ["duplicate"]
 
 
+def test_a_stretch_beyond_the_end_of_its_file_is_named(sounds):
+    """Durations in another unit were read to the end of each file, without a word."""
+    pd.DataFrame({"path": ["a.wav", "b.wav"], "start": 0.1, "duration": [0.4, 400]}).to_csv(
+        sounds / "t.csv", index=False
+    )
+    found = examine(Manifest.from_csv(sounds / "t.csv"), progress=False)
+    assert found[["path", "severity", "problem"]].to_numpy().tolist() == [["b.wav", "warning", "beyond the end"]]
+    assert found["detail"][0] == "400.000 s from 0.100 s on are wanted, 0.400 s are there"
+
+
 def clipped_share(*blocks):
-    seen = _Seen(RATE)
+    seen = _Seen(RATE, f_max=7_800)
     for block in blocks:
         seen.add(block)
     return seen.clipped_share
@@ -107,7 +125,7 @@ def test_blocks_change_nothing(size):
     """Runs of clipped samples across every border of blocks; the content too."""
     wave = np.repeat((np.random.default_rng(size).random(400) < 0.4).astype(np.float32), 3)[: 10 * 7 * 17]
     wave[::11] = 0
-    expected, found = _Seen(RATE), _Seen(RATE)
+    expected, found = _Seen(RATE, f_max=7_800), _Seen(RATE, f_max=7_800)
     expected.add(wave)
     for at in range(0, len(wave), size):
         found.add(wave[at : at + size])

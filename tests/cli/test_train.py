@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 
 import decar as decar_package
 from benchmarks.damage import damage
-from decar.cli.train import objective
+from decar.audio import FrontEnd, LogMelStore, Manifest
+from decar.cli.train import log_clips, objective
 from decar.errors import ConfigError
 from decar.files import locked
 
@@ -76,6 +77,17 @@ def test_a_messy_folder_trains_on_the_good_and_names_the_bad(train, messy_folder
     encoder = decar_package.load_encoder(run)
     assert all(torch.isfinite(weight).all() for weight in encoder.weights().values())
     assert np.unique(pd.read_parquet(run / "clusters.parquet")["clip"]).size == 12
+
+
+@pytest.mark.parametrize(("seconds", "warned"), [(50, False), (70, True)])
+def test_long_recordings_get_a_warning(seconds, warned, tmp_path, caplog):
+    """A night in one file is one clip with one pseudo-label: as good as nothing is learned from it."""
+    for i in range(2):
+        soundfile.write(tmp_path / f"{i}.wav", np.random.default_rng(i).normal(size=8_000 * seconds) / 9, 8_000)
+    store = LogMelStore.open_or_build(Manifest.from_folder(tmp_path), FrontEnd(), tmp_path / "cache")
+    log_clips(store, tmp_path)
+    assert (f"lasts {seconds} s on average" in caplog.text) == warned
+    assert ("--windows 5" in caplog.text) == warned
 
 
 def test_a_run_leaves_what_the_design_says(train, sound_folder, tmp_path):

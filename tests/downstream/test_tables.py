@@ -95,9 +95,11 @@ def test_markdown() -> None:
         "| x         | 1.0 | 22.0 ± 1.0 |",
         "| long name |   – |            |",
     ]
-    text = table2_markdown([make_result(), make_decar(seed=1), make_decar(value=0.7)])
+    text = table2_markdown([make_result(), make_decar(seed=1), make_decar(value=0.7), make_result(protocol="paper")])
     assert text.index("protocol=paper") < text.index("protocol=search") < text.index("–: not judged yet")
     assert "95 % interval" in text
+    assert "protocol=knn" not in text
+    assert "protocol=paper" not in table2_markdown([make_result()]), "a table of dashes"
     assert "95 % interval" not in table2_markdown([make_result()])
 
 

@@ -10,7 +10,7 @@ import torch
 
 from decar.audio import FrontEnd, LogMel, decode
 from decar.errors import ConfigError
-from decar.models import save_bundle
+from decar.models import Encoder, save_bundle
 from decar.models.export import (
     TOLERANCE,
     ExportError,
@@ -22,6 +22,8 @@ from decar.models.export import (
     trial_clips,
 )  # fmt: skip
 from tests.conftest import SMALL, make_encoder
+
+CLOSE = 1e-4  # for the networks tried here; one that follows single log-mels comes to more
 
 
 def tiny(**options):
@@ -46,9 +48,9 @@ def exported(request, tmp_path_factory):
 
 def test_real_sounds_of_any_length_embed_alike(exported):
     encoder, path, to, told = exported
-    assert 0 <= told <= TOLERANCE
+    assert 0 <= told <= CLOSE
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # one file, nothing beside it
-    assert largest_difference(encoder, load_exported(path, to), real_clips()) <= TOLERANCE
+    assert largest_difference(encoder, load_exported(path, to), real_clips()) <= CLOSE
 
 
 def test_the_file_says_what_it_is(exported):
@@ -79,7 +81,7 @@ def test_the_rule_of_padding_is_kept_at_every_length(options):
     clips = [0.1 * torch.randn(1, n) for n in lengths if encoder.frontend.n_frames(n) <= encoder.max_frames]
     differences = [largest_difference(encoder, module, [clip]) for clip in clips]
     assert np.median(differences) <= 1e-5  # a wrong length would differ in all
-    assert max(differences) <= TOLERANCE  # where a log-mel was rounded otherwise
+    assert max(differences) <= CLOSE  # where a log-mel was rounded otherwise
 
 
 def test_a_longer_sound_is_refused_by_the_file_not_cut(exported):
@@ -112,6 +114,22 @@ def test_the_trial_hears_what_is_wrong():
     assert largest_difference(encoder, lambda wave: encoder.embed(wave)[:1]) == float("inf")
     assert largest_difference(encoder, lambda wave: encoder.embed(wave[:, :150_000])) > TOLERANCE
     assert {wave.shape[0] for wave in trial_clips(encoder)} == {1, 3}
+
+
+class LogMelItself(torch.nn.Module):
+    """A network that follows each log-mel, as encoders of some real runs nearly do: 1.1e-4 was seen, and refused."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, logmel):
+        return self.scale * logmel[:, 0, :, :40].flatten(1)
+
+
+def test_log_mels_rounded_the_other_way_are_no_fault(tmp_path):
+    encoder = Encoder(LogMelItself(), FrontEnd(), min_frames=98, max_frames=998)
+    assert CLOSE < export_encoder(encoder, tmp_path / "encoder.pt2", "torch") <= TOLERANCE
 
 
 def test_a_file_that_embeds_differently_is_not_left(tmp_path, monkeypatch):
@@ -150,8 +168,8 @@ def test_the_encoder_keeps_its_flags(tmp_path):
 )
 def test_the_networks_that_people_use(tmp_path, options, to):
     encoder = make_encoder(seed=0, **options).eval()
-    assert export_encoder(encoder, tmp_path / "file", to) <= TOLERANCE
-    assert largest_difference(encoder, load_exported(tmp_path / "file", to), real_clips()) <= TOLERANCE
+    assert export_encoder(encoder, tmp_path / "file", to) <= CLOSE
+    assert largest_difference(encoder, load_exported(tmp_path / "file", to), real_clips()) <= CLOSE
 
 
 def test_the_command_writes_checks_and_says_so(tmp_path, capsys):

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import scipy.fft
 
 from decar.audio.build import SILENT
 from decar.audio.clips import SILENCE_PEAK, Job
-from decar.audio.decode import decode_blocks, file_rate
+from decar.audio.decode import TRUNCATION_TOLERANCE, decode_blocks, file_rate
 from decar.audio.groups import group_columns
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Manifest
@@ -25,10 +26,12 @@ from decar.cores import cpu_count
 from decar.errors import AudioError
 
 ERRORS = ("unreadable", "empty", "silent", "too short", "same content across splits", "group across splits")
-WARNINGS = ("channels cancel", "cut short", "beyond full scale", "clipped", "low rate", "duplicate")
+READ_ODDLY = ("beyond the end", "channels cancel", "cut short")
+WARNINGS = (*READ_ODDLY, "beyond full scale", "clipped", "low rate", "too high", "duplicate")
 FULL_SCALE = 0.999
 BEYOND = 2.0  # times full scale: more than the overshoot of a lossy coding
 CLIPPED_SHARE = 1e-3  # of all samples, at full scale beside another that is
+TOO_HIGH_SHARE = 0.5  # of all power, above the highest mel band
 COLUMNS = ["path", "start", "severity", "problem", "detail"]
 
 
@@ -89,7 +92,7 @@ def examine_clip(job: Job, spec: FrontEnd) -> ClipFacts:
     notes: list[str] = []
     try:
         rate = file_rate(file)
-        seen = _Seen(rate)
+        seen = _Seen(rate, spec.f_max)
         for block in decode_blocks(file, start=start, duration=duration, sample_rate=rate, note=notes.append):
             seen.add(block)
     except AudioError as error:
@@ -101,6 +104,8 @@ def examine_clip(job: Job, spec: FrontEnd) -> ClipFacts:
         return ClipFacts("too short", f"{seconds:.3f} s, one window is {least:.3f} s", "")
     if seen.peak <= SILENCE_PEAK:
         return ClipFacts("silent", SILENT.partition(": ")[2], "")
+    if duration is not None and seconds < duration - TRUNCATION_TOLERANCE:
+        notes.append(f"beyond the end: {duration:.3f} s from {start:.3f} s on are wanted, {seconds:.3f} s are there")
     problem, detail = _oddity(seen, rate, spec, notes)
     return ClipFacts(problem, detail, seen.content.hexdigest())
 
@@ -112,11 +117,14 @@ class _Seen:
         samples: How many.
         peak: The largest absolute value.
         clipped: Samples at full scale beside another that is: single peaks are no clipping.
+        power, high_power: Sum of the squared samples without their mean, and the part of it above `f_max` Hz.
         content: SHA-256 of the rate and the samples at 16 bits.
     """
 
-    def __init__(self, rate: int) -> None:
+    def __init__(self, rate: int, f_max: float) -> None:
         self.samples, self.peak, self.clipped = 0, 0.0, 0
+        self.power, self.high_power = 0.0, 0.0
+        self.rate, self.f_max = rate, f_max
         self.content = hashlib.sha256(f"{rate} ".encode())
         self._last = np.zeros(2, bool)  # whether the last two samples are at full scale
 
@@ -130,11 +138,19 @@ class _Seen:
         pairs = high[1:-1] & (high[:-2] | high[2:])  # of all but the last sample, which the next block decides on
         self.clipped += int(pairs.sum())
         self._last = high[-2:]
+        spectrum = np.square(np.abs(scipy.fft.rfft(block)[1:]))  # without the mean
+        self.power += float(spectrum.sum())
+        self.high_power += float(spectrum[int(self.f_max / self.rate * len(block)) :].sum())
 
     @property
     def clipped_share(self) -> float:
         """Part of the samples that is clipped."""
         return (self.clipped + int(self._last.all())) / self.samples
+
+    @property
+    def high_share(self) -> float:
+        """Part of the power that is above `f_max`."""
+        return self.high_power / max(self.power, 1e-12)
 
 
 def _oddity(seen: _Seen, rate: int, spec: FrontEnd, notes: list[str]) -> tuple[str, str]:
@@ -151,6 +167,8 @@ def _oddity(seen: _Seen, rate: int, spec: FrontEnd, notes: list[str]) -> tuple[s
         return "clipped", f"{seen.clipped_share:.1%} of the samples stand at full scale or above"
     if rate < spec.sample_rate:
         return "low rate", f"{rate} Hz: nothing above {rate // 2} Hz, the log-mel goes to {spec.f_max:.0f} Hz"
+    if seen.high_share > TOO_HIGH_SHARE:
+        return "too high", f"{seen.high_share:.0%} of its power is above {spec.f_max:.0f} Hz, where the log-mel ends"
     return "", ""
 
 

@@ -145,7 +145,7 @@ def register_resolvers() -> None:
         "table_of": table_of,
         "basename": lambda path: Path(path).name,  # also of a folder with a slash behind
         "job_name": job_name,
-        "is_terminal": sys.stderr.isatty,
+        "is_terminal": lambda: sys.stderr.isatty(),  # of now: sys.stderr may be another one by then
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)

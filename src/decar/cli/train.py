@@ -43,6 +43,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
 log = logging.getLogger(__name__)
 
 OBJECTIVES = ("probe_accuracy", "nmi")  # what sweepers are given where objective=null: the first that there is
+LONG_CLIP = 60  # s on average: from here on a clip holds more than one pseudo-label can name
 BAR_RATE = 2  # drawings of the progress bar a second: Lightning's 100 take 4 % of two cores
 
 
@@ -238,8 +239,14 @@ def log_clips(store: LogMelStore, output: Path) -> None:
     if len(bad):  # the store named them in the log
         write_csv(bad, output / "bad_files.csv")
         log.warning("left out %d of %d clips, listed with reasons in bad_files.csv", len(bad), len(store))
-    minutes = clips.lengths.sum() * clips.frontend.hop_length / clips.frontend.sample_rate / 60
-    log.info("%d clips, %.1f minutes", len(clips), minutes)
+    seconds = float(clips.lengths.sum()) * clips.frontend.hop_length / clips.frontend.sample_rate
+    log.info("%d clips, %.1f minutes", len(clips), seconds / 60)
+    if seconds > LONG_CLIP * len(clips):
+        log.warning(
+            "a clip lasts %.0f s on average, and has one pseudo-label: for pieces of 5 s pass a table of them, such as "
+            "`decar embed SOURCE --windows 5 --out pieces.parquet` writes: data=parquet data.path=pieces.parquet "
+            "data.root=DIR", seconds / len(clips),
+        )  # fmt: skip
 
 
 def check_k(cfg: DictConfig, n_clips: int) -> None:

@@ -222,12 +222,13 @@ def _mean(rows: pd.DataFrame, tasks: list[str], label: str) -> str:
 
 
 def table2_markdown(results: Sequence[Result]) -> str:
-    """Table 2 as Markdown, one table for each protocol, and beside the paper's where a task of the paper is there."""
+    """Table 2 as Markdown: a table for each protocol with results, and ours beside the paper's on the paper's tasks."""
     table = table2(results)
     parts = [" ".join([heading(results), *_departures(results)])]
     if table.map(lambda cell: "±" in cell).to_numpy().any():
         parts[0] += " ±: 95 % interval of the mean over seeds (Student's t)."
-    for protocol in get_args(ProtocolName):
+    seen = {result.protocol for result in results}
+    for protocol in filter(seen.__contains__, get_args(ProtocolName)):
         labels = [str(c) for c in columns(results) if c.protocol == protocol]
         part = table[labels].rename(columns=lambda label: label.split(" ", 1)[1])
         parts.append(f"protocol={protocol}\n\n{to_markdown(part)}")

@@ -33,11 +33,11 @@ from decar.models.encoder import Encoder
 
 Target = Literal["onnx", "torch"]
 
-TOLERANCE = 1e-4
+TOLERANCE = 2**-10
 """How far a written file may be from `Encoder.embed`: largest difference of a clip over the largest value of it.
 
-Both round log-mels to float16. The file's log-mel is a convolution, so a value halfway between two such numbers
-may go either way."""
+One step of float16, to which both round log-mels. The file's log-mel is a convolution, so a value halfway between two
+such numbers may go either way."""
 
 MULTIPLE = 32  # frames that lengths are rounded up to, as in audio.crops.padded_frames
 
@@ -127,7 +127,9 @@ def export_encoder(encoder: Encoder, path: str | Path, to: Target) -> float:
                 (_write_onnx if to == "onnx" else _write_torch)(program, part, metadata(encoder))
                 worst = largest_difference(encoder, load_exported(part, to))
                 if not worst <= TOLERANCE:
-                    raise ExportError(f"{path}: not written, embeds differently by {worst:.1e}, more than {TOLERANCE}")
+                    raise ExportError(
+                        f"{path}: not written, embeds differently by {worst:.1e}, more than {TOLERANCE:.1e}"
+                    )
         except OSError as error:
             raise ExportError(f"{path}: could not be written ({error.strerror or error}): {advice(error)}") from error
     return worst
