@@ -138,7 +138,6 @@ def cached_embeddings(
     store: LogMelStore,
     cache_dir: str | Path,
     *,
-    batch_size: int = 64,
     device: str = "cpu",
     progress: bool = True,
 ) -> NDArray[np.float32]:
@@ -152,7 +151,6 @@ def cached_embeddings(
             time.
         store: Log-mels of readable clips.
         cache_dir: Where caches live; the files go into its folder `embeddings`.
-        batch_size: Clips a batch.
         device: Where the encoder runs.
         progress: Whether to show a bar on stderr.
 
@@ -172,7 +170,7 @@ def cached_embeddings(
     if isinstance(encoder, str):
         made = np.stack([logmel_statistics(store[i]) for i in range(len(store))]).astype(np.float32)
     else:
-        made = embed_store(encoder, store, batch_size=batch_size, device=device, progress=progress)
+        made = embed_store(encoder, store, device=device, progress=progress)
     bad = np.flatnonzero(~np.isfinite(made.sum(axis=1, dtype=np.float64)))  # float32 cannot overflow it
     if len(bad):
         raise StoreError(

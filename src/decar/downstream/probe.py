@@ -36,6 +36,7 @@ from decar.downstream.protocol import (
 from decar.downstream.task import Task
 from decar.errors import TaskError
 from decar.models.embed import standardiser
+from decar.models.networks import seeded
 
 
 def fit_frozen(x: Floats, task: Task, protocol: Protocol, seed: int) -> Outcome:
@@ -78,7 +79,8 @@ def _check_embeddings(x: Floats, task: Task) -> None:
 
 def _fit_adam(known: Known, protocol: PaperProtocol, seed: int) -> Fitted:
     """One linear layer on raw embeddings (paper, section 4: Adam, 1e-3, batch 64, at most 50 epochs)."""
-    layer = _linear(known.x_train.shape[1], known.n_classes, seed)
+    with seeded(seed):
+        layer = nn.Linear(known.x_train.shape[1], known.n_classes)
     adam = torch.optim.Adam(layer.parameters(), lr=protocol.lr)
     x, y = torch.as_tensor(known.x_train, dtype=torch.float32), torch.as_tensor(known.y_train)
     best, best_layer, history = -1.0, layer, list[dict[str, float | int]]()
@@ -117,12 +119,6 @@ def neighbours(x: Floats, y: Truth, k: int, n_classes: int) -> Scorer:
         return np.asarray((graph @ votes).toarray() / index.n_neighbors)
 
     return scores
-
-
-def _linear(dim: int, n_classes: int, seed: int) -> nn.Linear:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Linear(dim, n_classes)
 
 
 def _shuffled(n: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
