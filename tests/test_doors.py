@@ -7,7 +7,7 @@ import torch
 
 from decar.audio import LogMelStore, Manifest
 from decar.audio.crops import padded_frames
-from decar.downstream.embeddings import cached_embeddings
+from decar.downstream.evaluate import cached_embeddings
 from decar.embedder import Embedder
 from decar.hear import HearModel, get_scene_embeddings
 from decar.models import embed_store, load_encoder

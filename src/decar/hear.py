@@ -77,7 +77,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     """
     _check(audio)
     encoder = model.encoder
-    length, step = _samples(encoder, encoder.min_frames), max(1, int(INTERVAL * encoder.sample_rate))
+    length, step = encoder.frontend.n_samples(encoder.min_frames), max(1, int(INTERVAL * encoder.sample_rate))
     padded = nn.functional.pad(audio, (length // 2, length - length // 2))
     windows = padded.unfold(1, length, step)[:, : 1 + audio.shape[1] // step]  # a view: nothing is copied
     times = torch.arange(windows.shape[1], device=audio.device) * (1000 * step / encoder.sample_rate)
@@ -94,11 +94,6 @@ def _embed(windows: Tensor, encoder: Encoder) -> Tensor:
         piece = windows[part // n_windows, part % n_windows]
         out[part] = encoder.embed(piece).to(out)
     return out.view(n_sounds, n_windows, encoder.dim)
-
-
-def _samples(encoder: Encoder, frames: int) -> int:
-    """How many samples make exactly so many frames."""
-    return (frames - 1) * encoder.frontend.hop_length + encoder.frontend.win_length
 
 
 def _check(audio: Tensor) -> None:

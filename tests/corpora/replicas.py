@@ -1,6 +1,7 @@
 """Small copies of the official layouts of public corpora, with real sounds: names, lists and quirks as published."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -75,23 +76,26 @@ def voxceleb1(root: Path, sounds: Sounds) -> None:
     text(root / "iden_split.txt", *lines)
 
 
-def _speech_commands(root: Path, sounds: Sounds, words: list[str]) -> None:
-    lists: dict[str, list[str]] = {"validation": [], "testing": []}
-    from decar.corpora.speech import split_of
+def split_of(name: str) -> str:
+    """The publishers' rule of Speech Commands: a hash of the speaker draws 10 % for validation and 10 % for test."""
+    speaker = Path(name).name.partition("_nohash_")[0].encode()
+    percent = int(hashlib.sha1(speaker).hexdigest(), 16) % 2**27 * (100.0 / (2**27 - 1))
+    return "valid" if percent < 10 else "test" if percent < 20 else "train"
 
+
+def _speech_commands(root: Path, sounds: Sounds, words: list[str]) -> None:
+    lists: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
     speakers = ["0a7c2a8d", "004ae714", "00b01445", "0132a06d", "0137b3f4", "01b4757a", "01bb6a2a", "01d22d03"]
     speakers += [f"{i:08x}" for i in range(14)]
     for word in words:
         for speaker in speakers:
             name = f"{word}/{speaker}_nohash_0.wav"
             sounds.put(root / name, seconds=0.3)
-            split = split_of(name)
-            if split != "train":
-                lists["validation" if split == "valid" else "testing"].append(name)
+            lists[split_of(name)].append(name)
     for name in ("doing_the_dishes", "white_noise"):
         sounds.put(root / "_background_noise_" / f"{name}.wav", seconds=11.4)
     text(root / "_background_noise_" / "README.md", "Noise.")
-    for name, listed in lists.items():
+    for name, listed in (("validation", lists["valid"]), ("testing", lists["test"])):
         assert listed
         text(root / f"{name}_list.txt", *listed)
 

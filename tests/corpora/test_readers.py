@@ -9,8 +9,7 @@ import pytest
 from decar.corpora import CORPORA
 from decar.corpora.base import draw
 from decar.corpora.prepare import check_split
-from decar.corpora.speech import split_of
-from tests.corpora.replicas import PARTIAL, REPLICAS
+from tests.corpora.replicas import PARTIAL, REPLICAS, split_of
 
 
 def test_every_corpus_has_a_replica():

@@ -6,7 +6,7 @@ import torch
 
 from decar.audio import LogMelStore
 from decar.audio.crops import padded_frames
-from decar.downstream.datamodule import EpochBatches, TaskData
+from decar.downstream.finetune import EpochBatches, TaskData
 from tests.downstream.helpers import make_task
 
 LENGTHS = [40, 98, 200, 300] * 5

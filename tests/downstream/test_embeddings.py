@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from decar.audio import LogMelStore
-from decar.downstream import embeddings
-from decar.downstream.embeddings import cached_embeddings
+from decar.downstream import evaluate
+from decar.downstream.evaluate import cached_embeddings
 from tests.downstream.helpers import TinyEncoder
 
 
@@ -22,8 +22,8 @@ def store(make_store: Callable[..., LogMelStore]) -> LogMelStore:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the passes over a store."""
     seen: list[int] = []
-    encode = embeddings.embed_store
-    monkeypatch.setattr(embeddings, "embed_store", lambda *a, **k: (seen.append(1), encode(*a, **k))[1])
+    encode = evaluate.embed_store
+    monkeypatch.setattr(evaluate, "embed_store", lambda *a, **k: (seen.append(1), encode(*a, **k))[1])
     return seen
 
 
@@ -73,7 +73,7 @@ def test_files_of_another_format_are_not_served(
     store: LogMelStore, tmp_path: Path, passes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed(TinyEncoder(), store, tmp_path)
-    monkeypatch.setattr(embeddings, "FORMAT", embeddings.FORMAT + 1)
+    monkeypatch.setattr(evaluate, "FORMAT", evaluate.FORMAT + 1)
     embed(TinyEncoder(), store, tmp_path)
     assert len(passes) == 2
 

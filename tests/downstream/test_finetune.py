@@ -10,10 +10,8 @@ import torch
 
 from decar.audio import LogMelStore
 from decar.downstream import finetune
-from decar.downstream.datamodule import TaskData
-from decar.downstream.finetune import FineTuner, fit_finetune
-from decar.downstream.outcome import Outcome
-from decar.downstream.protocol import PaperProtocol, Protocol, SearchProtocol
+from decar.downstream.finetune import FineTuner, TaskData, fit_finetune
+from decar.downstream.protocol import Outcome, PaperProtocol, Protocol, SearchProtocol
 from decar.downstream.task import Task
 from decar.models import Encoder
 from tests.downstream.helpers import TinyEncoder, make_task

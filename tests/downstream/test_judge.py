@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from decar.downstream import embeddings
-from decar.downstream.judge import judge
+from decar.downstream import evaluate
+from decar.downstream.evaluate import judge
 from decar.downstream.protocol import PaperProtocol, SearchProtocol
 from decar.downstream.results import Result
 from decar.downstream.task import TaskSpec
@@ -63,8 +63,8 @@ def test_tasks_of_one_source_share_store_and_embeddings(
     rows = [f"{n},{n.split('/')[0]},{'' if 'noise' in n else n.split('/')[0]}" for n in names]
     (sound_folder / "t.csv").write_text("\n".join(["path,all,tones", *rows]))
     passes: list[int] = []
-    encode = embeddings.embed_store
-    monkeypatch.setattr(embeddings, "embed_store", lambda *a, **k: (passes.append(1), encode(*a, **k))[1])
+    encode = evaluate.embed_store
+    monkeypatch.setattr(evaluate, "embed_store", lambda *a, **k: (passes.append(1), encode(*a, **k))[1])
     for label, n in (("all", 12), ("tones", 8)):
         spec = TaskSpec(label, label, str(sound_folder / "t.csv"), split=None)
         result = run(spec, tmp_path, TinyEncoder(), bundle="random")

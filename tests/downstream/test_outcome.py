@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from decar.downstream.outcome import measure, score
+from decar.downstream.protocol import measure, score
 
 
 @pytest.mark.parametrize("seed", range(5))

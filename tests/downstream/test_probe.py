@@ -7,12 +7,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 
-from decar.downstream import logistic, probe
+from decar.downstream import probe
 from decar.downstream.probe import fit_frozen
 from decar.downstream.protocol import PaperProtocol, SearchProtocol
 from decar.downstream.task import Task
 from decar.errors import TaskError
-from decar.models.vectors import standardiser
+from decar.models.embed import standardiser
 from tests.downstream.helpers import blob_task, make_task
 
 PROTOCOLS = [PaperProtocol(lr=0.02, max_epochs=15), SearchProtocol(strengths=(0.01, 0.1, 1.0, 10.0))]
@@ -124,8 +124,8 @@ def test_more_dimensions_than_clips_equals_the_fit_in_all_dimensions() -> None:
     x[:, 3] = 7.0
     train = task.indices("train")
     for strength in (1e-3, 1.0, 100.0):
-        prepare = logistic.preparation(x[train])
-        fitted = logistic.fit(prepare(x[train]), task.y[train], strength, 3)
+        prepare = probe.preparation(x[train])
+        fitted = probe.fit_logistic(prepare(x[train]), task.y[train], strength, 3)
         scaler = StandardScaler().fit(x[train])
         model = LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(scaler.transform(x[train]), task.y[train])
         assert (fitted(prepare(x)).argmax(1) == model.predict(scaler.transform(x))).all()
@@ -154,9 +154,9 @@ def test_search_takes_the_smallest_of_strengths_that_do_not_differ() -> None:
 
 def test_log_loss_of_a_class_that_was_not_learned_is_large_and_finite() -> None:
     x, y = np.eye(3)[[0, 1] * 4], np.array([0, 2] * 4)
-    given = logistic.fit(x, y, 1.0, 3)(x)
-    assert logistic.loss_of(given, y) == pytest.approx(log_loss(y, given[:, [0, 2]]))
-    assert logistic.loss_of(given, np.ones_like(y)) == pytest.approx(-np.log(np.finfo(float).eps))
+    given = probe.fit_logistic(x, y, 1.0, 3)(x)
+    assert probe.loss_of(given, y) == pytest.approx(log_loss(y, given[:, [0, 2]]))
+    assert probe.loss_of(given, np.ones_like(y)) == pytest.approx(-np.log(np.finfo(float).eps))
 
 
 def test_paper_takes_the_first_best_epoch_and_raw_embeddings() -> None:

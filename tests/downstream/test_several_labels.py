@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from decar.downstream import PaperProtocol, SearchProtocol, TaskSpec, fit_finetune, fit_frozen, load_task, logistic
+from decar.downstream import PaperProtocol, SearchProtocol, TaskSpec, fit_finetune, fit_frozen, load_task, probe
 from tests.downstream.helpers import TinyEncoder
 
 
@@ -32,7 +32,7 @@ def test_labels_become_columns(task):
 @pytest.mark.parametrize("strength", [0.01, 1.0, 30.0])
 def test_all_labels_at_once_equal_one_regression_each(task, strength):
     x = embeddings(task, noise=1.5).astype(np.float64)
-    given = logistic.fit(x, task.y, strength, 3)(x)
+    given = probe.fit_logistic(x, task.y, strength, 3)(x)
     for c in range(3):
         one = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000).fit(x, task.y[:, c])
         np.testing.assert_allclose(given[:, c], one.predict_proba(x)[:, 1], atol=2e-4)
@@ -58,4 +58,4 @@ def test_fine_tuning_learns_labels_from_sound(task, make_store):
 def test_log_loss_of_labels(task):
     given = np.random.default_rng(0).uniform(0.1, 0.9, (48, 3))
     slow = [-np.log(p if t else 1 - p) for p, t in zip(given.ravel(), task.y.ravel(), strict=True)]
-    assert logistic.loss_of(given, task.y) == pytest.approx(np.mean(slow))
+    assert probe.loss_of(given, task.y) == pytest.approx(np.mean(slow))

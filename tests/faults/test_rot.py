@@ -34,7 +34,7 @@ from decar.cli.runs import flat_options, read_config, read_finished, write_finis
 from decar.cli.terminal import explain
 from decar.corpora import prepare
 from decar.digests import DamagedError, sealed_lines, write_json, write_parquet
-from decar.downstream.embeddings import cached_embeddings
+from decar.downstream.evaluate import cached_embeddings
 from decar.downstream.results import Result
 from decar.embedder import Embedder
 from decar.embedder.output import write_rows
@@ -43,7 +43,7 @@ from decar.pretrain.datamodule import CropDataset
 from decar.pretrain.logger import COPY, ResumableCSVLogger, read_rows
 from decar.report.clusters import read_assignments
 from decar.report.folder import read_environment, write_environment
-from decar.search.table import EmbeddingTable
+from decar.search.index import EmbeddingTable
 from tests.audio.sounds import tone, write
 from tests.cli.helpers import decar
 from tests.conftest import make_encoder

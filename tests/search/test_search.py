@@ -20,9 +20,9 @@ from decar.cli.app import main
 from decar.errors import SearchError
 from decar.models import save_bundle
 from decar.search import Index
-from decar.search import table as table_module
+from decar.search import index as index_module
+from decar.search.index import EmbeddingTable
 from decar.search.query import find_queries
-from decar.search.table import EmbeddingTable
 from tests.conftest import SMALL, make_encoder
 
 
@@ -51,7 +51,7 @@ def slowly(points, queries, n, measure, left_out):
 @pytest.mark.parametrize("measure", ["cosine", "centred", "standardised"])
 @pytest.mark.parametrize("kind", [pa.list_(pa.float32()), pa.list_(pa.float16(), 9), pa.large_list(pa.float64())])
 def test_the_nearest_are_those_of_a_double_loop_whatever_the_blocks(tmp_path, monkeypatch, measure, kind):
-    monkeypatch.setattr(table_module, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(index_module, "_ROWS_AT_ONCE", 7)
     rng = np.random.default_rng(0)
     points = np.abs(rng.normal(3, 1, (40, 9))).astype(np.float16).astype(np.float64)
     points[:, 4] = 2.0

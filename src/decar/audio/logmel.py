@@ -69,6 +69,10 @@ class FrontEnd:
         """F for T samples: 1 + (T − win_length) // hop_length, and 0 when T is shorter than one window."""
         return 0 if n_samples < self.win_length else 1 + (n_samples - self.win_length) // self.hop_length
 
+    def n_samples(self, n_frames: int) -> int:
+        """T, the fewest samples of which F frames are made."""
+        return (n_frames - 1) * self.hop_length + self.win_length
+
     def as_dict(self) -> dict[str, int | float]:
         """Plain numbers, for JSON: `FrontEnd(**numbers)` gives the same front-end again."""
         return asdict(self)

@@ -147,9 +147,9 @@ def _keys_by_name(raw: dict[Any, Any]) -> dict[str, set[str]]:
     return found if heads is None else {**found, "head_optimizer": heads - OURS["head_optimizer"]}
 
 
-def _targets(tree: Any, path: str = "") -> Iterator[tuple[str, dict[Any, Any]]]:
+def _targets(tree: Any) -> Iterator[tuple[str, dict[Any, Any]]]:
     """All nodes with a `_target_` in an unresolved configuration, with their dotted paths."""
-    return ((at, node) for at, node in walk(tree, path) if _is_target(node))
+    return ((at, node) for at, node in walk(tree) if _is_target(node))
 
 
 def _is_target(node: Any) -> bool:

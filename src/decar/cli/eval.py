@@ -159,7 +159,7 @@ def many_tasks(conf: Any) -> bool:
 
 def what_is_judged(cfg: DictConfig, encoder: Encoder | Literal["logmel"]) -> dict[str, str]:
     """Hashes of what a result depends on beside the options: the encoder, the sounds, their labels and splits."""
-    from decar.downstream.embeddings import encoder_hash
+    from decar.downstream.evaluate import encoder_hash
     from decar.downstream.task import load_task
 
     task = load_task(task_spec(cfg))

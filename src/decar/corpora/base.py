@@ -211,21 +211,20 @@ def with_split(
     return [{**clip, column: split} for clip, split in zip(clips, drawn, strict=True)]
 
 
-def draw(groups: Sequence[str], labels: Sequence[str], shares: dict[str, float], seed: int = 0) -> list[str]:
+def draw(groups: Sequence[str], labels: Sequence[str], shares: dict[str, float]) -> list[str]:
     """A split by whole groups within each label, the same on every machine.
 
     Args:
         groups: The group of each clip (its speaker), never divided; the clips' paths for a draw by clips.
         labels: The class of each clip; the shares hold within each. A group counts for the class of its first clip.
         shares: Part of the groups for each split, such as `{"train": 0.8, "test": 0.2}`; they sum to 1.
-        seed: Of the draw.
 
     Returns:
         The split of each clip.
     """
     first = pd.Series(list(labels)).groupby(np.asarray(groups, str)).first()
     bounds = np.cumsum(list(shares.values()))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     drawn: dict[str, str] = {}
     for label in sorted(set(first)):
         members = rng.permutation(np.asarray(first.index[first == label], str))

@@ -1,11 +1,9 @@
 """Judging an encoder on labelled tasks: frozen probe, fine-tuning, and the tables that come of it."""
 
-from decar.downstream.embeddings import cached_embeddings
+from decar.downstream.evaluate import cached_embeddings, judge
 from decar.downstream.finetune import fit_finetune
-from decar.downstream.judge import judge
-from decar.downstream.outcome import Outcome
 from decar.downstream.probe import fit_frozen
-from decar.downstream.protocol import KnnProtocol, PaperProtocol, Protocol, SearchProtocol
+from decar.downstream.protocol import KnnProtocol, Outcome, PaperProtocol, Protocol, SearchProtocol
 from decar.downstream.results import Result, by_metric, collect
 from decar.downstream.tables import table2, table2_markdown, table3, table3_cells, table3_markdown, to_markdown
 from decar.downstream.task import Task, TaskSpec, load_task

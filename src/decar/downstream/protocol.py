@@ -1,8 +1,16 @@
-"""The ways of judging. The score depends on which one is used (DESIGN, section 6), so more than one is reported."""
+"""The ways of judging, the input and output of a probe, and the measures of its answers.
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+The score depends on the protocol (DESIGN, section 6), so more than one is reported. `N` clips, `D` embedding, `C`
+classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, average_precision_score, confusion_matrix, f1_score, recall_score
 
 from decar.errors import ConfigError, check_positive, check_whole
 
@@ -88,3 +96,104 @@ def _numbers(protocol: SearchProtocol | KnnProtocol, key: str, example: str) -> 
 
 
 Protocol: TypeAlias = PaperProtocol | SearchProtocol | KnnProtocol
+
+
+Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
+Truth: TypeAlias = NDArray[np.int64] | NDArray[np.bool_]  # (N,) class, or (N, C) which labels a clip has
+Scorer: TypeAlias = Callable[[Floats], Floats]  # (N, D) embeddings to (N, C) scores, the larger the likelier
+
+
+class Known(NamedTuple):
+    """The data for fitting and choosing: embeddings and truth of train and validation, never of test.
+
+    Attributes:
+        x_train: `(N, D)`.
+        y_train: `(N,)` class, or `(N, C)` which labels a clip has.
+        x_valid: As `x_train`.
+        y_valid: As `y_train`.
+        n_classes: `C`.
+        refit: Whether the chosen setting is fitted again on train and validation together; not with few shots.
+    """
+
+    x_train: Floats
+    y_train: Truth
+    x_valid: Floats
+    y_valid: Truth
+    n_classes: int
+    refit: bool = True
+
+    def final(self) -> tuple[Floats, Truth]:
+        """The data for the chosen setting: train and validation, or train alone without `refit`."""
+        if not self.refit:
+            return self.x_train, self.y_train
+        return np.concatenate([self.x_train, self.x_valid]), np.concatenate([self.y_train, self.y_valid])
+
+
+class Fitted(NamedTuple):
+    """A classifier of raw embeddings, and how its setting was chosen."""
+
+    scores: Scorer
+    valid_value: float
+    chosen: dict[str, float | int]
+    history: list[dict[str, float | int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A fitted probe, judged.
+
+    Attributes:
+        valid_value: 0 to 1, of the chosen setting on validation, before any refit: accuracy, or mAP of several labels.
+        metrics: 0 to 1, each measure of the task on the test split; the first is the score of the task.
+        confusion: `(C, C)` int64 of the test split, rows the true class, columns the predicted one; `(0, 0)` when
+            clips have several labels.
+        chosen: The setting that validation chose.
+        history: One entry per candidate or epoch, in the order tried.
+    """
+
+    valid_value: float
+    metrics: dict[str, float]
+    confusion: NDArray[np.int64]
+    chosen: dict[str, float | int]
+    history: list[dict[str, float | int]] = field(default_factory=list)
+
+    @property
+    def metric(self) -> str:
+        """Name of the score."""
+        return next(iter(self.metrics))
+
+    @property
+    def test_value(self) -> float:
+        """The score on the test split."""
+        return self.metrics[self.metric]
+
+
+def score(scores: Floats, truth: Truth) -> float:
+    """Accuracy, or mAP where `truth` is `(N, C)`, of scores `(N, C)`."""
+    if truth.ndim == 2:
+        return mean_average_precision(scores, truth)
+    return float(accuracy_score(truth, scores.argmax(1)))
+
+
+def measure(scores: Floats, truth: Truth) -> tuple[dict[str, float], NDArray[np.int64]]:
+    """All measures of some answers (as in `score`), and their confusion matrix.
+
+    Balanced accuracy (mean recall) and macro-F1 are means over the classes that the clips have.
+    """
+    if truth.ndim == 2:
+        return {"mAP": mean_average_precision(scores, truth)}, np.zeros((0, 0), np.int64)
+    predicted, present = scores.argmax(1), np.unique(truth)
+    measures = {
+        "accuracy": float(accuracy_score(truth, predicted)),
+        "balanced_accuracy": float(recall_score(truth, predicted, labels=present, average="macro")),
+        "macro_f1": float(f1_score(truth, predicted, labels=present, average="macro")),
+    }
+    return measures, confusion_matrix(truth, predicted, labels=range(scores.shape[1]))
+
+
+def mean_average_precision(scores: Floats, truth: Truth) -> float:
+    """Mean over labels of the area under precision over recall; labels that no clip has do not count."""
+    present = truth.any(axis=0)
+    if not present.any():
+        return 0.0
+    return float(average_precision_score(truth[:, present], scores[:, present], average="macro"))

@@ -66,10 +66,10 @@ class WaveformEncoder(nn.Module):
         n_frames: int = want.item()  # type: ignore[assignment]
         torch._check(n_frames >= min(self.min_frames, self.max_frames))
         torch._check(n_frames <= self.max_frames)
-        padded = functional.pad(waveform, (0, self._reach(self.max_frames)))  # so that every index below is in it
+        padded = functional.pad(waveform, (0, spec.n_samples(self.max_frames)))  # so that every index below is in it
         # a longer sound asks for samples that are not there, which every runtime refuses; none would refuse to cut it
         beyond = torch.where(have > self.max_frames, 2**62, 0)
-        samples = padded.index_select(1, beyond + torch.arange(self._reach(n_frames)))
+        samples = padded.index_select(1, beyond + torch.arange(spec.n_samples(n_frames)))
         parts = functional.conv1d(samples.unsqueeze(1), self.basis, stride=spec.hop_length)
         real, imaginary = parts.chunk(2, dim=1)
         mel = torch.matmul(self.mel, (real * real + imaginary * imaginary).sqrt()).clamp_min(spec.floor)
@@ -77,10 +77,6 @@ class WaveformEncoder(nn.Module):
         heard = torch.where(torch.arange(n_frames) < have, mel.log().half().float(), spec.silence)
         embedding: Tensor = self.network(heard.unsqueeze(1))
         return embedding
-
-    def _reach(self, n_frames: int) -> int:
-        """How many samples `n_frames` frames are made of."""
-        return (n_frames - 1) * self.spec.hop_length + self.spec.win_length
 
     def _frames(self, n_samples: int) -> tuple[Tensor, Tensor]:
         """Frames of the clip, one at least, and the frames to be embedded, as `padded_frames` has it; tensors ()."""
@@ -151,8 +147,7 @@ def metadata(encoder: Encoder) -> dict[str, str]:
 
 def longest(encoder: Encoder) -> int:
     """The most samples that an exported encoder takes: those of one piece."""
-    spec = encoder.frontend
-    return encoder.max_frames * spec.hop_length + spec.win_length - 1
+    return encoder.frontend.n_samples(encoder.max_frames + 1) - 1
 
 
 def load_exported(path: str | Path, to: Target) -> Embed:
@@ -187,7 +182,7 @@ def trial_clips(encoder: Encoder) -> list[Tensor]:
     spec, generator = encoder.frontend, torch.Generator().manual_seed(0)
     clips = []
     for frames in (0, 1, encoder.min_frames, encoder.min_frames + 1, encoder.max_frames - 1, encoder.max_frames):
-        n_samples = spec.win_length + (frames - 1) * spec.hop_length + 7
+        n_samples = spec.n_samples(frames) + 7
         rise = torch.linspace(0, 0.5, n_samples)
         clips += [rise * torch.randn(size, n_samples, generator=generator) for size in (1, 3)]
     return clips

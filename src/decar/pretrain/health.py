@@ -17,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 from decar.audio import Manifest
 from decar.clustering.stats import effective_rank, entropy
 from decar.errors import ConfigError
-from decar.models.vectors import standardiser
+from decar.models.embed import standardiser
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import on_rank_zero
 from decar.pretrain.sampler import Stream, derive_seed

@@ -20,7 +20,7 @@ from decar.audio import LogMelStore, decode
 from decar.audio.picture import image_uri, opus_uri
 from decar.clustering import l2_normalize
 from decar.errors import AudioError, one_line
-from decar.models.vectors import standardiser
+from decar.models.embed import standardiser
 
 log = logging.getLogger(__name__)
 

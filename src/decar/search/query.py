@@ -19,8 +19,7 @@ from decar.audio.samples import Gauge
 from decar.errors import AudioError, BundleError, SearchError, is_unicode
 from decar.models import Encoder, load_encoder
 from decar.models.bundle import HUB
-from decar.search.index import Index
-from decar.search.table import EmbeddingTable
+from decar.search.index import EmbeddingTable, Index
 
 log = logging.getLogger(__name__)
 

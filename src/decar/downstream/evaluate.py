@@ -1,26 +1,36 @@
-"""One cell of Table 2 from end to end: task, store, embeddings or fine-tuning, result."""
+"""One cell of Table 2 from end to end: task, store, embeddings or fine-tuning, result.
+
+Embeddings of a store are computed once, and kept under the hash of the encoder and the fingerprint of the store.
+"""
 
 import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 import decar
+from decar.audio.descriptors import logmel_statistics
 from decar.audio.logmel import FrontEnd
 from decar.audio.store import LogMelStore
-from decar.downstream.embeddings import Source, cached_embeddings, encoder_hash
+from decar.digests import ARRAY_SUFFIX, load_array, save_array
 from decar.downstream.finetune import fit_finetune
 from decar.downstream.probe import fit_frozen
 from decar.downstream.protocol import Protocol
 from decar.downstream.results import Kind, Mode, Result
 from decar.downstream.task import TaskSpec, drop_unreadable, few_shot, load_task
-from decar.errors import ConfigError, check_whole
+from decar.errors import ConfigError, StoreError, check_whole, one_line
+from decar.files import advice, whole
+from decar.models import Encoder, embed_store
 
 log = logging.getLogger(__name__)
+
+FORMAT = 3  # raise it when padding, statistics or layout change: older files are then ignored
+Source = Encoder | Literal["logmel"]
 
 COLUMNS: dict[str, Kind] = {"random": "random", "logmel": "logmel"}  # of a table, by bundle; other bundles: "decar"
 
@@ -75,8 +85,8 @@ def judge(
     numbers = (frontend or FrontEnd()) if isinstance(encoder, str) else encoder.frontend
     task = load_task(spec)
     store = LogMelStore.open_or_build(task.source, numbers, cache_dir=cache_dir, progress=progress)
-    whole = drop_unreadable(task, store.lengths[task.rows])
-    task = few_shot(whole, seed)
+    readable = drop_unreadable(task, store.lengths[task.rows])
+    task = few_shot(readable, seed)
     if isinstance(encoder, str) or mode == "frozen":
         good = np.flatnonzero(store.lengths > 0)
         x = cached_embeddings(encoder, store.take(good), cache_dir, device=device, progress=progress)
@@ -95,7 +105,7 @@ def judge(
         encoder=COLUMNS.get(bundle, "decar"),
         encoder_hash=encoder_hash(encoder),
         seed=seed,
-        split_hash=whole.hash(),
+        split_hash=readable.hash(),
         value=outcome.test_value,
         valid_value=outcome.valid_value,
         n_train=counts["train"],
@@ -116,3 +126,79 @@ def judge(
         network="" if isinstance(encoder, str) else encoder.description,
         pretrained=dict(pretrained or {}),
     )
+
+
+def encoder_hash(encoder: Source) -> str:
+    """The hash of an encoder; "logmel" for the baseline."""
+    return encoder if isinstance(encoder, str) else encoder.hash()
+
+
+def cached_embeddings(
+    encoder: Source,
+    store: LogMelStore,
+    cache_dir: str | Path,
+    *,
+    device: str = "cpu",
+    progress: bool = True,
+) -> NDArray[np.float32]:
+    """Embeddings of every clip of a store, from the cache when they are there.
+
+    Several processes may call this at once: each writes its own file and renames it into place. A file whose digest or
+    shape is wrong is computed again; a cache that cannot be written is a warning.
+
+    Args:
+        encoder: The encoder, always run in eval mode; or "logmel": mean and standard deviation of the log-mel over
+            time.
+        store: Log-mels of readable clips.
+        cache_dir: Where caches live; the files go into its folder `embeddings`.
+        device: Where the encoder runs.
+        progress: Whether to show a bar on stderr.
+
+    Returns:
+        `(N, D)` float32 in the order of the store.
+
+    Raises:
+        StoreError: An embedding holds NaN or Inf; nothing is written.
+    """
+    name = f"{encoder_hash(encoder)[:24]}-{store.fingerprint[:24]}-v{FORMAT}{ARRAY_SUFFIX}"
+    path = Path(cache_dir).expanduser() / "embeddings" / name
+    dim = 2 * store.frontend.n_mels if isinstance(encoder, str) else encoder.dim
+    found = _read(path, (len(store), dim))
+    if found is not None:
+        log.info("embeddings found in %s", path)
+        return found
+    if isinstance(encoder, str):
+        made = np.stack([logmel_statistics(store[i]) for i in range(len(store))]).astype(np.float32)
+    else:
+        made = embed_store(encoder, store, device=device, progress=progress)
+    bad = np.flatnonzero(~np.isfinite(made.sum(axis=1, dtype=np.float64)))  # float32 cannot overflow it
+    if len(bad):
+        raise StoreError(
+            f"the embedding of {store.named(bad)} holds NaN or Inf: is the bundle from a run that diverged?"
+        )
+    _write(path, made)
+    return made
+
+
+def _read(path: Path, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    """The array in a cache file, or None when there is none that can be used."""
+    if not path.is_file():
+        return None
+    try:
+        found = load_array(path)
+        if found.shape == shape and found.dtype == np.float32:
+            return found
+        reason = "another shape than the store and the encoder have"
+    except (OSError, ValueError) as error:
+        reason = one_line(error)
+    log.warning("%s is damaged (%s) and is computed again", path, reason)
+    return None
+
+
+def _write(path: Path, x: NDArray[np.float32]) -> None:
+    """Write the file; a failure is a warning."""
+    try:
+        with whole(path) as part:
+            save_array(part, x)
+    except OSError as error:
+        log.warning("%s: embeddings are not kept (%s): %s", path, error, advice(error))
