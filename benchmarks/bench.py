@@ -28,7 +28,8 @@ PARTS = {  # module of this folder: what its lines are about
     "scale": ("speed_scale", "Up to two million clips"),
     "paper": ("speed_paper", "The paper's batch of 512"),
 }
-ON_GPU = ("train", "epoch", "clusterers", "paper")  # parts that have figures of a GPU
+ON_CPU = ("train", "epoch", "clusterers", "store", "open", "scale")  # parts that have figures of each
+ON_GPU = ("train", "epoch", "clusterers", "paper")
 Parts = dict[str, dict[str, object]]
 INTRODUCTION = (
     "# Speed",
@@ -130,7 +131,7 @@ def main(words: Sequence[str] | None = None) -> None:
     name = "results" if args.device == "cpu" else f"results-{args.device}"
     kept = args.out / f"{name}.json"
     parts: Parts = json.loads(kept.read_text()) if kept.is_file() else {}
-    for part in args.only or (ON_GPU if args.device == "cuda" else [part for part in PARTS if part != "paper"]):
+    for part in args.only or (ON_GPU if args.device == "cuda" else ON_CPU):
         print(f"== {part}", flush=True)
         parts[part] = measure(part, args.runs, args.device)
         print(f"   {parts[part]['minutes']:.1f} minutes", flush=True)

@@ -47,8 +47,8 @@ class Trial:
 
     Attributes:
         done: What was done.
-        noticed: The line or the status that says so; empty for none.
-        effect: Whether it could be noticed: some bytes of a file mean nothing, and a run may have ended before.
+        noticed: The log line or exit status that shows the damage; empty for none.
+        effect: Whether it could be noticed: no program reads some bytes of a file, and a run may have ended before.
         recovered: Whether the end is that of an undamaged run.
         lost: What is lost without a line, or not as it is documented; empty for nothing.
         seconds: From the last start until training went on; 0 where it was not measured.
@@ -361,7 +361,7 @@ PROCESSES = {  # tried beside both: this machine's second core
 }  # fmt: skip
 ARMS = {**FILES, **JOBS, **PROCESSES}
 NOTES = [
-    "*No effect*: the bytes mean nothing to a reader, or the run had ended. *Noticed*: a line names the damage, or the",
+    "*No effect*: no program reads the bytes, or the run had ended. *Noticed*: a line names the damage, or the",
     "exit status is the documented one (docs/security.md). *Recovered*: the run then ended with the weights,",
     "optimizer, assignments and metrics of an undamaged one, to the bit. An epoch of `clusters.parquet` has no second",
     "copy: it is left out with a line, so it is noticed, not recovered. A bundle is refused until it is copied anew.",

@@ -154,7 +154,7 @@ def broken_files(folder: Path) -> list[str]:
                 continue
             try:
                 read(path)
-            except Exception as error:  # whatever it is, it is broken
+            except Exception as error:  # whatever the reader raises, the file is damaged
                 bad.append(f"{path}: {error}")
     return bad
 

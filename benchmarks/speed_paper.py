@@ -1,5 +1,6 @@
 """The paper's batch of 512 crops on a GPU: time of a step, memory, and what the loader costs, in each precision."""
 
+import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from rig import Line
+from rig import Line, line
 from speed_train import TEN_SECONDS, noise_store, settings, settled
 
 from decar.cli.train import build_module
@@ -64,9 +65,8 @@ def measure(runs: int = 5, device: str = "cuda", batch: int = 512) -> list[Line]
         for precision in PRECISIONS:
             ours, memory = trained(precision, workers, batch, runs, device)
             plain = plain or ours
-            low, middle, high = (sorted(b / a for a, b in zip(ours, plain, strict=True))[i] for i in (0, runs // 2, -1))
-            took = sorted(ours)[runs // 2]
-            note = f"float32 / {precision}; {batch / took:,.0f} crops a second, {memory:.1f} GiB"
+            speed = batch / statistics.median(ours)
+            note = f"float32 / {precision}; {speed:,.0f} crops a second, {memory:.1f} GiB"
             name = f"step of {batch} crops, {precision}, {workers} loader workers"
-            lines.append(Line(name, took, sorted(plain)[runs // 2], middle, low, high, "", note))
+            lines.append(line(name, list(zip(ours, plain, strict=True)), note=note))
     return lines

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -37,7 +38,7 @@ def digest_of(path: str | os.PathLike[str]) -> str:
         OSError: It cannot be read.
     """
     with open(path, "rb", buffering=0) as file:
-        return _digest_of_head(file, os.fstat(file.fileno()).st_size).hex()
+        return _digest_of_head(file).hex()
 
 
 def sealed(facts: Mapping[str, Any], indent: int | None = None, *, ascii_only: bool = True) -> str:
@@ -268,8 +269,8 @@ def check_zip(file: BinaryIO) -> bool:
     return True
 
 
-def _digest_of_head(file: BinaryIO, length: int) -> bytes:
-    """The digest of the first bytes of a file."""
+def _digest_of_head(file: BinaryIO, length: int = sys.maxsize) -> bytes:
+    """The digest of the first `length` bytes of a file, or of all where there are fewer."""
     digest = xxhash.xxh3_64()
     file.seek(0)
     while length > 0 and (chunk := file.read(min(length, CHUNK))):

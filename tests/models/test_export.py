@@ -47,8 +47,8 @@ def exported(request, tmp_path_factory):
 
 
 def test_real_sounds_of_any_length_embed_alike(exported):
-    encoder, path, to, told = exported
-    assert 0 <= told <= CLOSE
+    encoder, path, to, reported = exported
+    assert 0 <= reported <= CLOSE
     assert [file.name for file in path.parent.iterdir()] == [path.name]  # one file, nothing beside it
     assert largest_difference(encoder, load_exported(path, to), real_clips()) <= CLOSE
 

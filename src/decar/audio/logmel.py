@@ -211,6 +211,6 @@ def _to_frames(log_mel: LogMel, waveform: npt.NDArray[np.float32]) -> npt.NDArra
     frames = np.empty((n_frames, spec.n_mels), np.float16)
     for first in range(0, n_frames, BLOCK_FRAMES):
         last = min(first + BLOCK_FRAMES, n_frames)
-        samples = waveform[first * spec.hop_length : (last - 1) * spec.hop_length + spec.win_length]
+        samples = waveform[first * spec.hop_length : spec.n_samples(last)]
         frames[first:last] = log_mel(torch.from_numpy(samples)[None])[0].T.numpy()
     return frames

@@ -121,7 +121,7 @@ def table3(args: argparse.Namespace) -> None:
 
 
 def write_table(table: pd.DataFrame, file: Path | None, *, index: bool = False) -> None:
-    """Write a table where one was asked for: Parquet if the name says so, else CSV.
+    """Write a table as Parquet if the name ends in .parquet or .pq, else as CSV; without a file do nothing.
 
     Raises:
         OSError: It cannot be written.

@@ -17,8 +17,14 @@ LANGUAGES = {
     "de": ("de", "german"), "en": ("en", "english", "SpeechCorpus"), "es": ("es", "spanish"), "fr": ("fr", "french"),
     "it": ("it", "italian"), "ru": ("ru", "russian"),
 }  # fmt: skip
+SOUNDS = ("laughter", "sigh", "cough", "throatclearing", "sneeze", "sniff")
 _VOXCELEB_SPLITS = {"1": "train", "2": "valid", "3": "test"}
 _VOXCELEB_TOPS = ("wav", "vox1_dev_wav/wav", "vox1_test_wav/wav", "dev/wav", "test/wav")
+_IEMOCAP = {"neu": "neutral", "ang": "angry", "sad": "sad", "hap": "happy"}
+_IEMOCAP_LINE = re.compile(r"^\[[\d.]+ - [\d.]+\]\t(\S+)\t(\w+)\t")
+_CREMA_D = {
+    "ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad",
+}  # fmt: skip
 
 
 def librispeech(root: Path) -> list[Row]:
@@ -195,14 +201,6 @@ VOXFORGE = Corpus(
     paper=Size(6, 8803, 6.68),
     differs="the repositories grow; which submissions the paper took is not published",
 )
-
-
-_IEMOCAP = {"neu": "neutral", "ang": "angry", "sad": "sad", "hap": "happy"}
-_IEMOCAP_LINE = re.compile(r"^\[[\d.]+ - [\d.]+\]\t(\S+)\t(\w+)\t")
-_CREMA_D = {
-    "ANG": "anger", "DIS": "disgust", "FEA": "fear", "HAP": "happy", "NEU": "neutral", "SAD": "sad",
-}  # fmt: skip
-SOUNDS = ("laughter", "sigh", "cough", "throatclearing", "sneeze", "sniff")
 
 
 def iemocap(root: Path) -> Iterator[Row]:

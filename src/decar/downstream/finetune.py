@@ -28,6 +28,8 @@ from decar.models import Encoder
 from decar.models.embed import embed_clips
 from decar.signals import leave_to_parent
 
+log = logging.getLogger(__name__)
+
 WORKER_SECONDS = 300  # for one batch; after that a worker counts as stuck
 
 T = TypeVar("T")
@@ -155,9 +157,6 @@ class TaskData:
             timeout=WORKER_SECONDS if self.num_workers else 0,
             worker_init_fn=leave_to_parent,
         )
-
-
-log = logging.getLogger(__name__)
 
 
 class FineTuner(LightningModule):

@@ -58,8 +58,10 @@ def fit_frozen(x: Floats, task: Task, protocol: Protocol, seed: int) -> Outcome:
     known = Known(x[train], task.y[train], x[valid], task.y[valid], len(task.classes), task.spec.shots is None)
     if isinstance(protocol, SearchProtocol):
         fitted = fit_search(known, protocol)
+    elif isinstance(protocol, KnnProtocol):
+        fitted = fit_knn(known, protocol)
     else:
-        fitted = fit_knn(known, protocol) if isinstance(protocol, KnnProtocol) else _fit_adam(known, protocol, seed)
+        fitted = _fit_adam(known, protocol, seed)
     test = task.indices("test")
     metrics, confusion = measure(fitted.scores(x[test]), task.y[test])
     return Outcome(fitted.valid_value, metrics, confusion, fitted.chosen, fitted.history)

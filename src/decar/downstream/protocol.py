@@ -14,6 +14,10 @@ from sklearn.metrics import accuracy_score, average_precision_score, confusion_m
 
 from decar.errors import ConfigError, check_positive, check_whole
 
+Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
+Truth: TypeAlias = NDArray[np.int64] | NDArray[np.bool_]  # (N,) class, or (N, C) which labels a clip has
+Scorer: TypeAlias = Callable[[Floats], Floats]  # (N, D) embeddings to (N, C) scores, the larger the likelier
+
 
 @dataclass(frozen=True)
 class PaperProtocol:
@@ -96,11 +100,6 @@ def _numbers(protocol: SearchProtocol | KnnProtocol, key: str, example: str) -> 
 
 
 Protocol: TypeAlias = PaperProtocol | SearchProtocol | KnnProtocol
-
-
-Floats: TypeAlias = NDArray[np.float32] | NDArray[np.float64]
-Truth: TypeAlias = NDArray[np.int64] | NDArray[np.bool_]  # (N,) class, or (N, C) which labels a clip has
-Scorer: TypeAlias = Callable[[Floats], Floats]  # (N, D) embeddings to (N, C) scores, the larger the likelier
 
 
 class Known(NamedTuple):

@@ -227,8 +227,8 @@ def table2_markdown(results: Sequence[Result]) -> str:
     parts = [" ".join([heading(results), *_departures(results)])]
     if table.map(lambda cell: "±" in cell).to_numpy().any():
         parts[0] += " ±: 95 % interval of the mean over seeds (Student's t)."
-    seen = {result.protocol for result in results}
-    for protocol in filter(seen.__contains__, get_args(ProtocolName)):
+    judged = {result.protocol for result in results}
+    for protocol in (name for name in get_args(ProtocolName) if name in judged):
         labels = [str(c) for c in columns(results) if c.protocol == protocol]
         part = table[labels].rename(columns=lambda label: label.split(" ", 1)[1])
         parts.append(f"protocol={protocol}\n\n{to_markdown(part)}")

@@ -26,6 +26,9 @@ from decar.digests import DamagedError, check_parquet
 from decar.errors import SearchError, one_line
 from decar.models.embed import standardiser
 
+Measure = Literal["cosine", "centred", "standardised"]
+Floats = NDArray[np.float32]
+
 EMBEDDING = "embedding"
 STRETCH = ("start", "duration")  # s, optional columns
 FACTS = ("encoder", "bundle", "root")  # that are used here: texts
@@ -200,10 +203,6 @@ def _facts(file: Path, schema: pa.Schema) -> dict[str, Any]:
                 "Embed the sounds anew, or remove the key 'decar' from the metadata"
             )
     return found
-
-
-Measure = Literal["cosine", "centred", "standardised"]
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
