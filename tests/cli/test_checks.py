@@ -95,6 +95,7 @@ def test_what_has_an_effect_passes(words):
     [
         ("train", ["labels=network", "clusterer=pic", "k=5"], ["k=5 is not used", "PIC"]),
         ("train", ["labels=both", "clusterer=pic", "k=5"], ["k=5 is not used", "PIC"]),
+        ("train", ["labels=both", "clusterer=pic", "n_init=5"], ["n_init=5 is not used", "PIC"]),
         ("train", ["labels=descriptors", OWN, "clusterer=pic"], ["clusterer=pic is not used", "labels=descriptors"]),
         ("train", ["labels=descriptors", OWN, "clusterer.n_iter=3"], ["clusterer.n_iter=3", "labels.clusterer"]),
         ("train", ["labels=descriptors", "pretrain.features=bank"], ["pretrain.features=bank", "labels=network"]),

@@ -80,7 +80,8 @@ def test_the_papers_setting_is_in_full():
     assert (cfg.encoder.name, cfg.encoder.pool, cfg.projection.kind, cfg.projection.out) == (
         "efficientnet_b0", "max", "paper", 512,
     )  # fmt: skip
-    assert (cfg.clusterer.k, cfg.clusterer.n_iter, cfg.labels.dim, len(cfg.labels.clusterers)) == (512, 20, 128, 1)
+    clusterer, labels = cfg.clusterer, cfg.labels
+    assert (clusterer.k, clusterer.n_iter, clusterer.n_init, labels.dim, len(labels.clusterers)) == (512, 20, 1, 128, 1)
     optimizer = cfg.optimizer
     assert (optimizer._target_, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (
         "torch.optim.SGD", 0.05, 0.9, 1e-5,

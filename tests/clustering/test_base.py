@@ -169,6 +169,7 @@ def test_a_gpu_asked_for_and_not_there_is_said(make: Make, monkeypatch: pytest.M
     [
         (KMeans(k=0), "k=0"),
         (KMeans(k=2, n_iter=0), "n_iter=0"),
+        (KMeans(k=2, n_init=0), "n_init=0"),
         (KMeans(k=301), r"k=301 is larger than the number of clips \(300\)"),
         (PIC(n_neighbors=0), "n_neighbors=0"),
         (PIC(n_neighbors=300), r"n_neighbors=300 needs more clips than 300"),

@@ -1,6 +1,7 @@
 """K-Means: what is not in the contract (test_base.py)."""
 
 import numpy as np
+import pytest
 
 from decar.clustering import KMeans, nmi
 from tests.clustering.test_base import blobs, noise
@@ -57,3 +58,21 @@ def test_a_sample_as_large_as_the_set_is_the_set() -> None:
     np.testing.assert_array_equal(
         KMeans(k=5, max_points=300).fit_predict(points).labels, KMeans(k=5).fit_predict(points).labels
     )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_several_starts_the_one_with_the_lowest_objective_is_kept(seed: int) -> None:
+    """faiss seeds start i with seed + 1 + i · 15,486,557, so that each start can be made alone."""
+    points = noise(200, 4)
+    starts = [KMeans(k=8, seed=seed + i * 15_486_557).fit_predict(points) for i in range(4)]
+    best = min(starts, key=lambda found: found.objective)
+    assert len({found.objective for found in starts}) > 1
+    np.testing.assert_array_equal(KMeans(k=8, seed=seed, n_init=4).fit_predict(points).labels, best.labels)
+
+
+def test_auto_starts_ten_times_on_small_sets_only() -> None:
+    small, large = noise(1_000, 4), noise(1_001, 4)
+    for points, n_init in ((small, 10), (large, 1)):
+        expected = KMeans(k=20, n_init=n_init).fit_predict(points).labels
+        np.testing.assert_array_equal(KMeans(k=20, n_init="auto").fit_predict(points).labels, expected)
+    assert KMeans(k=20, n_init="auto").fit(small).points.tobytes() != KMeans(k=20).fit(small).points.tobytes()

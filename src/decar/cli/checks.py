@@ -212,9 +212,11 @@ def _idle_of_labels(cfg: DictConfig) -> dict[str, str]:
     assert isinstance(raw, dict)
     labels = f"labels={HydraConfig.get().runtime.choices.get('labels')}"
     found = list(_clusterers(raw))
-    if not any("${k}" in _interpolations(node.get("k")) for node in found):
-        names = " and ".join(sorted({str(node["_target_"]).rpartition(".")[2] for node in found}))
-        idle["k"] = f"{labels} clusters with {names}, which takes no k from here; leave k out, or pass clusterer=kmeans"
+    names = " and ".join(sorted({str(node["_target_"]).rpartition(".")[2] for node in found}))
+    for key in ("k", "n_init"):
+        if not any(f"${{{key}}}" in _interpolations(node.get(key)) for node in found):
+            why = f"{labels} clusters with {names}, which takes no {key} from here"
+            idle[key] = f"{why}; leave {key} out, or pass clusterer=kmeans"
     if "${clusterer}" not in _interpolations(raw["labels"]):
         idle["clusterer"] = f"{labels} has a clusterer of its own; pass labels.clusterer.…, or labels=network or both"
     if str(raw["labels"].get("_target_")) == "decar.pretrain.DescriptorLabels":

@@ -10,6 +10,9 @@ from decar.clustering.base import Assignment, check_features, check_table, query
 from decar.clustering.nearest import faiss_threads, flat_index
 from decar.errors import ClusteringError
 
+SMALL_SET = 1_000  # points
+SMALL_SET_STARTS = 10
+
 
 @dataclass(frozen=True)
 class KMeans:
@@ -24,6 +27,8 @@ class KMeans:
         max_points: Centres are learned from at most so many points, drawn by the seed; all points are assigned. None:
             from all. With several processes and more clips than this, vectors stay where they were made. `conf/`
             gives two million: up to there 20 iterations for 1024 centres take minutes on two cores.
+        n_init: Starts, of which the one with the lowest objective is kept (one in the paper). `auto`: 10 for at most
+            1,000 points, of which a single start often leaves a poor clustering (docs/recipe.md); otherwise one.
 
     >>> import numpy as np
     >>> KMeans(k=2).fit_predict(np.array([[0.0], [0.1], [9.0]])).n_clusters
@@ -36,6 +41,7 @@ class KMeans:
     gpu: bool | Literal["auto"] = "auto"
     n_threads: int | None = None
     max_points: int | None = None
+    n_init: int | Literal["auto"] = 1
 
     def with_seed(self, seed: int) -> "KMeans":
         """The same clusterer with another seed."""
@@ -70,6 +76,7 @@ class KMeans:
         with faiss_threads(self.n_threads) as faiss:
             options = faiss.ClusteringParameters()
             options.niter = self.n_iter
+            options.nredo = self._starts(len(points))
             options.seed = self.seed % 2**31  # a C int in faiss
             options.min_points_per_centroid = 1
             options.max_points_per_centroid = len(points)  # the default, 256, would silently train on a sub-sample
@@ -77,6 +84,12 @@ class KMeans:
             clustering.train(points, flat_index(faiss, points.shape[1], self.gpu))
             centres = faiss.vector_to_array(clustering.centroids).reshape(self.k, -1)
         return Centres(centres, self.gpu, self.n_threads)
+
+    def _starts(self, n: int) -> int:
+        if self.n_init == "auto":
+            return SMALL_SET_STARTS if n <= SMALL_SET else 1
+        require_at_least_one(n_init=self.n_init)
+        return self.n_init
 
 
 @dataclass(frozen=True)
