@@ -62,7 +62,9 @@ def own_clusters(run: Path, clips: Path) -> "tuple[np.ndarray, np.ndarray]":
 def reference(clips: Path, k: int, seed: int, cache: Path) -> float:
     """AMI of K-Means on the whitened vectors of `small`."""
     store = LogMelStore.open_or_build(Manifest.from_csv(clips, path_column="file"), cache_dir=cache).usable()
-    found = KMeans(k, seed=seed).fit_predict(prepare(embed_store(load_encoder(), store, progress=False), OWN_DIM))
+    found = KMeans(k, seed=seed, n_init="auto").fit_predict(
+        prepare(embed_store(load_encoder(), store, progress=False), OWN_DIM)
+    )
     return float(adjusted_mutual_info_score(store.manifest.column("kind"), found.labels))
 
 
