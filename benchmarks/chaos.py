@@ -298,7 +298,10 @@ def compared(stage: Stage, job: Job, options: tuple[str, ...], done: str, notice
 
 
 def two_runs(stage: Stage) -> Trial:
-    """The same command twice in one folder; every second time the first run is killed."""
+    """The same command twice in one folder; every second time the first run is killed.
+
+    One of the two is refused, usually the second; where both start at once it may be the first.
+    """
     half = stage.unbroken(LONG)[1] / 2
     begins, killed_at = stage.rng.uniform(0, half), stage.rng.uniform(0, half)
     first = Job.train(stage.folder("two"), LONG)
@@ -310,9 +313,12 @@ def two_runs(stage: Stage) -> Trial:
         first.kill()
         done += f", which was killed {second.seconds():.1f} s later"
     statuses = second.end(), first.end()
-    line = second.last_line() if statuses[0] else "done already" if "done already" in second.text() else "went on"
-    refused = statuses[0] == DecarError.status and "in use by process" in line
-    if not (refused or statuses[0] == 0) or statuses[1] != (-signal.SIGKILL if kill else 0):
+    refused = [status == DecarError.status and "in use by process" in job.last_line()
+               for job, status in zip((second, first), statuses, strict=True)]  # fmt: skip
+    line = (first if refused[1] else second).last_line() if any(refused) else "went on"
+    line = "done already" if "done already" in second.text() else line
+    expected = (0, -signal.SIGKILL if kill else 0)
+    if all(refused) or any(s != e and not r for s, e, r in zip(statuses, expected, refused, strict=True)):
         return Trial(done, line, lost=f"statuses {statuses}, see {second.log}")
     return compared(stage, Job.train(first.folder, LONG), LONG, done, line)
 

@@ -19,6 +19,7 @@ class TinyEncoder(nn.Module):
         super().__init__()
         self.name, self.pool, self.description = "tiny", "max", "tiny (max-pool)"
         self.dim, self.min_frames, self.max_frames, self.frontend = 8, 98, 998, FrontEnd()
+        self.tunable, self.device = True, torch.device("cpu")
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.conv = nn.Conv2d(1, 8, (64, 5), stride=(1, 4))

@@ -21,7 +21,7 @@ import torch
 
 from decar.audio.crops import packed
 from decar.audio.decode import decode_blocks
-from decar.audio.logmel import BLOCK_FRAMES, FrontEnd, LogMel, cut, hops, too_short, waveforms_to_frames
+from decar.audio.logmel import BLOCK_FRAMES, FrontEnd, Transform, cut, hops, too_short, waveforms_to_frames
 from decar.audio.parallel import in_order
 from decar.audio.samples import Gauge, Waveform
 from decar.errors import AudioError, ConfigError, check_positive
@@ -146,7 +146,7 @@ def read_clips(jobs: Iterable[Job], windows: Windows, num_workers: int) -> Itera
         windows: How they are cut.
         num_workers: Threads.
     """
-    log_mel = LogMel(windows.frontend)
+    log_mel = windows.frontend.transform()
 
     def size(events: list[Event]) -> int:
         return sum(event.mel.nbytes for event in events if isinstance(event, Piece))
@@ -171,7 +171,7 @@ def _weight(job: Job) -> int:
         return 0
 
 
-def _log_mels(group: Sequence[Job], windows: Windows, log_mel: LogMel) -> Iterator[list[Event]]:
+def _log_mels(group: Sequence[Job], windows: Windows, log_mel: Transform) -> Iterator[list[Event]]:
     """All events of a few clips, in lists of up to 10 s of sound."""
 
     def weight(event: _Sound) -> int:
@@ -184,7 +184,7 @@ def _log_mels(group: Sequence[Job], windows: Windows, log_mel: LogMel) -> Iterat
 class _Transform:
     """Puts log-mels in the place of waveforms, and what went wrong into the end of the clip."""
 
-    def __init__(self, log_mel: LogMel) -> None:
+    def __init__(self, log_mel: Transform) -> None:
         self.log_mel = log_mel
         self.fault = ""  # of the clip that has not ended
 
@@ -224,7 +224,7 @@ def _read(job: Job, windows: Windows) -> Iterator[_Sound]:
     yield ClipEnd(gauge.samples, reason, silent=not reason and gauge.peak <= SILENCE_PEAK)
 
 
-def _frames_or_fault(waveforms: list[Waveform], log_mel: LogMel) -> list[Frames | str]:
+def _frames_or_fault(waveforms: list[Waveform], log_mel: Transform) -> list[Frames | str]:
     """The log-mel of each waveform, or why there is none."""
     try:
         return [*waveforms_to_frames(log_mel, waveforms)]

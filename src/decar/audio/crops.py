@@ -60,7 +60,7 @@ def _padded(piece: Frames, frames: int, silence: float) -> npt.NDArray[np.float3
 
 
 def length_batches(
-    lengths: npt.NDArray[np.int64], batch_size: int, *, min_frames: int = 98, max_frames: int = 998
+    lengths: npt.NDArray[np.int64], batch_size: int, *, min_frames: int = 98, max_frames: int = 998, multiple: int = 32
 ) -> list[npt.NDArray[np.int64]]:
     """Indices of clips, batch by batch, such that all clips of a batch share one padded length; each index once.
 
@@ -69,6 +69,7 @@ def length_batches(
         batch_size: clips in a batch, at most.
         min_frames: as in `padded_frames`.
         max_frames: as in `padded_frames`.
+        multiple: as in `padded_frames`.
 
     Returns:
         Longest first, so that a batch too large for the memory fails at once; equal lengths in the order of their
@@ -76,7 +77,8 @@ def length_batches(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    padded = padded_frames(np.asarray(lengths, np.int64), min_frames=min_frames, max_frames=max_frames)
+    bounds = {"min_frames": min_frames, "max_frames": max_frames, "multiple": multiple}
+    padded = padded_frames(np.asarray(lengths, np.int64), **bounds)
     batches = []
     for length in np.unique(padded)[::-1]:
         members = np.flatnonzero(padded == length)

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,7 @@ class FrontEnd:
     f_min: float = 60.0
     f_max: float = 7800.0
     floor: float = 1e-5
+    multiple: ClassVar[int] = 32  # of frames, to which clips are padded when they are embedded
 
     def __post_init__(self) -> None:
         if min(self.sample_rate, self.win_length, self.hop_length, self.n_mels) < 1 or not self.floor > 0:
@@ -82,6 +84,59 @@ class FrontEnd:
         numbers = {name: float(value) for name, value in self.as_dict().items()}  # 60 and 60.0 are one number
         return hashlib.sha256(json.dumps(numbers, sort_keys=True).encode()).hexdigest()
 
+    def transform(self) -> Transform:
+        """The module from waveforms `(B, T)` to frames `(B, M, F)`."""
+        return LogMel(self)
+
+
+class Samples(FrontEnd):
+    """No features: frames of 10 ms of the waveform itself, for networks that take waveforms.
+
+    Stores keep float16. So each of the W samples of a frame is two numbers: its float16 value, and what that lacks.
+    Their sum has 22 bits: 16-bit PCM at the encoder's own rate comes back exactly. M = 2 W; silence is 0.
+    """
+
+    multiple = 1  # such networks are not used to silence at the end
+
+    @classmethod
+    def of(cls, sample_rate: int) -> Samples:
+        """The front-end for a rate in Hz."""
+        width = max(1, sample_rate // 100)
+        return cls(sample_rate, width, width, width, 2 * width, f_min=0.0, f_max=sample_rate / 2, floor=1.0)
+
+    def hash(self) -> str:
+        """SHA-256 (hex) of the numbers, and of what they are for."""
+        return hashlib.sha256(f"samples {super().hash()}".encode()).hexdigest()
+
+    def transform(self) -> FramedSamples:
+        """See `FrontEnd.transform`."""
+        return FramedSamples(self)
+
+    @staticmethod
+    def waveform(frames: torch.Tensor) -> torch.Tensor:
+        """Frames `(B, 2 W, F)` → the waveforms `(B, F * W)` that they were made of."""
+        value, rest = frames.chunk(2, dim=1)
+        return (value + rest).transpose(1, 2).flatten(1)
+
+
+class FramedSamples(nn.Module):
+    """(B, T) float32 → (B, 2 W, F), the frames of `Samples`; up to W - 1 samples at the end fill no frame."""
+
+    def __init__(self, spec: Samples) -> None:
+        super().__init__()
+        self.spec: FrontEnd = spec
+
+    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Frames of waveforms.
+
+        Raises:
+            AudioError: As of `LogMel.forward`.
+        """
+        _check_waveforms(waveform, self.spec)
+        samples = waveform.float().unfold(1, self.spec.hop_length, self.spec.hop_length).transpose(1, 2)
+        value = samples.half().float()
+        return torch.cat([value, samples - value], dim=1)
+
 
 class LogMel(nn.Module):
     """(B, T) float32 → (B, M, F) float32, F = 1 + (T − 400) // 160: 1 s gives 98 frames, 10 s give 998.
@@ -111,14 +166,21 @@ class LogMel(nn.Module):
         Raises:
             AudioError: T is shorter than one window, or the waveform is not (B, T).
         """
-        if waveform.ndim != 2:
-            raise AudioError(f"a batch of waveforms (B, T) is expected, got shape {tuple(waveform.shape)}")
-        if waveform.shape[1] < self.spec.win_length:
-            raise AudioError(too_short(waveform.shape[1], self.spec))
+        _check_waveforms(waveform, self.spec)
         with torch.autocast(waveform.device.type, enabled=False):  # half precision loses quiet bands
             padded = nn.functional.pad(waveform.float(), self._pad)
             mel: torch.Tensor = self.mel_scale(self.spectrogram(padded))
             return mel.clamp_min(self.spec.floor).log()
+
+
+Transform: TypeAlias = LogMel | FramedSamples
+
+
+def _check_waveforms(waveform: torch.Tensor, spec: FrontEnd) -> None:
+    if waveform.ndim != 2:
+        raise AudioError(f"a batch of waveforms (B, T) is expected, got shape {tuple(waveform.shape)}")
+    if waveform.shape[1] < spec.win_length:
+        raise AudioError(too_short(waveform.shape[1], spec))
 
 
 def too_short(n_samples: int, spec: FrontEnd) -> str:
@@ -126,7 +188,7 @@ def too_short(n_samples: int, spec: FrontEnd) -> str:
     return f"too short: {n_samples / spec.sample_rate:.3f} s, one window is {spec.win_length / spec.sample_rate:.3f} s"
 
 
-def waveform_to_frames(log_mel: LogMel, waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+def waveform_to_frames(log_mel: Transform, waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
     """One waveform (T,) of any length → (F, M) float16, frames first as the store keeps them; 10 s at a time.
 
     Raises:
@@ -135,7 +197,9 @@ def waveform_to_frames(log_mel: LogMel, waveform: npt.NDArray[np.float32]) -> np
     return waveforms_to_frames(log_mel, [waveform])[0]
 
 
-def waveforms_to_frames(log_mel: LogMel, waveforms: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float16]]:
+def waveforms_to_frames(
+    log_mel: Transform, waveforms: Sequence[npt.NDArray[np.float32]]
+) -> list[npt.NDArray[np.float16]]:
     """The same for several waveforms. Short ones share a spectrogram: fewer operations, and equal to the bit.
 
     Each begins at a whole hop. A frame depends on its own samples alone; frames across two waveforms are dropped.
@@ -189,7 +253,7 @@ def hops(waveform: npt.NDArray[np.float32], spec: FrontEnd) -> int:
     return -(-len(waveform) // spec.hop_length)
 
 
-def _row_to_frames(log_mel: LogMel, row: list[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float16]]:
+def _row_to_frames(log_mel: Transform, row: list[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.float16]]:
     """The frames of each waveform, from one spectrogram in which each begins at a whole hop."""
     spec = log_mel.spec
     if len(row) == 1:
@@ -204,7 +268,7 @@ def _row_to_frames(log_mel: LogMel, row: list[npt.NDArray[np.float32]]) -> list[
 
 
 @torch.no_grad()
-def _to_frames(log_mel: LogMel, waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+def _to_frames(log_mel: Transform, waveform: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
     """(T,) → (F, M), block by block."""
     spec = log_mel.spec
     n_frames = spec.n_frames(len(waveform))

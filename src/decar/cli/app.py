@@ -105,7 +105,8 @@ EMBED = [
         metavar="SOURCE",
     ),
     _option(
-        "--bundle", "encoder.safetensors, a run's folder, random, or small, which comes with decar (default)",
+        "--bundle", "encoder.safetensors, a run's folder, random, small, which comes with decar (default), or "
+        "hear:MODULE[:WEIGHTS], torch:MODULE.FUNCTION for another encoder",
         default="small", metavar="NAME",
     ),
     _file(

@@ -26,13 +26,12 @@ from decar.downstream.task import TaskSpec, drop_unreadable, few_shot, load_task
 from decar.errors import ConfigError, StoreError, check_whole, one_line
 from decar.files import advice, whole
 from decar.models import Encoder, embed_store
+from decar.models.other import is_other
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3  # raise it when padding, statistics or layout change: older files are then ignored
 Source = Encoder | Literal["logmel"]
-
-COLUMNS: dict[str, Kind] = {"random": "random", "logmel": "logmel"}  # of a table, by bundle; other bundles: "decar"
 
 
 def judge(
@@ -102,7 +101,7 @@ def judge(
         mode=mode,
         protocol=protocol.name,
         bundle=bundle,
-        encoder=COLUMNS.get(bundle, "decar"),
+        encoder=kind_of(bundle),
         encoder_hash=encoder_hash(encoder),
         seed=seed,
         split_hash=readable.hash(),
@@ -126,6 +125,16 @@ def judge(
         network="" if isinstance(encoder, str) else encoder.description,
         pretrained=dict(pretrained or {}),
     )
+
+
+def kind_of(bundle: str) -> Kind:
+    """The kind of encoder that a bundle's name stands for.
+
+    >>> kind_of("random"), kind_of("hear:decar.hear"), kind_of("runs/a")
+    ('random', 'other', 'decar')
+    """
+    baselines: dict[str, Kind] = {"random": "random", "logmel": "logmel"}
+    return baselines.get(bundle, "other" if is_other(bundle) else "decar")
 
 
 def encoder_hash(encoder: Source) -> str:

@@ -264,10 +264,15 @@ def fit_finetune(
         The outcome; `chosen` has `lr` and `epoch` (from 0).
 
     Raises:
-        ConfigError: `KnnProtocol`, which trains nothing.
+        ConfigError: `KnnProtocol`, which trains nothing; or an encoder that gives no gradients.
     """
     if isinstance(protocol, KnnProtocol):
         raise ConfigError("mode=finetune protocol=knn: nothing is trained; take mode=frozen")
+    if not encoder.tunable:
+        raise ConfigError(
+            f"{encoder.description}: cannot be fine-tuned, the HEAR API gives no gradients; take mode=frozen, or name "
+            "its network as torch:MODULE.FUNCTION"
+        )
     data = TaskData(
         task, store, batch_size=protocol.batch_size, crop_frames=crop_frames, seed=seed, num_workers=num_workers,
         min_frames=encoder.min_frames, max_frames=encoder.max_frames,

@@ -11,7 +11,7 @@ from decar.files import advice, find_files, whole
 
 FILE_NAME = "result.json"
 Mode = Literal["frozen", "finetune"]
-Kind = Literal["random", "logmel", "decar"]
+Kind = Literal["random", "logmel", "other", "decar"]
 ProtocolName = Literal["paper", "search", "knn"]
 
 
@@ -23,7 +23,7 @@ class Result:
         task: Name of the task.
         mode: Whether the encoder was frozen or fine-tuned.
         protocol: "paper", "search" or "knn".
-        bundle: As the user gave it: a path, "random" or "logmel".
+        bundle: As the user gave it: a path, "random", "logmel", or the name of an encoder that is not decar's.
         encoder: The kind of encoder, by which a table has columns.
         encoder_hash: Hash of weights and settings before any fine-tuning; "logmel" for the baseline.
         seed: Seed of the probe, and of the weights when they are random.

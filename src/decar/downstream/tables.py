@@ -17,7 +17,10 @@ from decar.downstream.results import Kind, Mode, ProtocolName, Result
 from decar.errors import DecarError, printable
 
 EMPTY = "–"
-NAMES = {"random": "random", "logmel": "log-mel", "decar": "DECAR", "frozen": "frozen", "finetune": "fine-tuned"}
+NAMES = {
+    "random": "random", "logmel": "log-mel", "other": "", "decar": "DECAR",
+    "frozen": "frozen", "finetune": "fine-tuned",
+}  # fmt: skip
 USUAL: dict[str, Protocol] = {p.name: p for p in (PaperProtocol(), SearchProtocol(), KnnProtocol())}
 CELL = ["title", "column", "protocol", "mode"]
 PAPER2 = ("random_frozen", "random_finetune", "decar_frozen", "decar_finetune")
@@ -29,7 +32,7 @@ _TO_FILL = (
 
 
 class Column(NamedTuple):
-    """One column of Table 2; `name` distinguishes DECAR bundles where there are several."""
+    """One column of Table 2; `name` distinguishes encoders of one kind."""
 
     protocol: ProtocolName
     encoder: Kind
@@ -42,36 +45,42 @@ class Column(NamedTuple):
 
 def columns(results: Sequence[Result]) -> list[Column]:
     """All columns of Table 2 of these results, empty ones as well."""
-    names = sorted(bundle_names(results).values()) or [""]
+    named = bundle_names(results)
+
+    def names(kind: Kind) -> list[str]:
+        found = {named.get(result.encoder_hash, "") for result in results if result.encoder == kind}
+        return sorted(found) if kind == "other" else sorted(found) or [""]
+
     seen = {result.protocol for result in results}
     return [
         Column(protocol, encoder, mode, name)
         for protocol in get_args(ProtocolName)
         if protocol != "knn" or protocol in seen
         for encoder in get_args(Kind)
-        for name in (names if encoder == "decar" else [""])
+        for name in names(encoder)
         for mode in get_args(Mode)
         if mode == "frozen" or (encoder != "logmel" and protocol != "knn")  # neither has weights to tune
     ]
 
 
 def bundle_names(results: Sequence[Result]) -> dict[str, str]:
-    """A name for each DECAR encoder, by its hash; empty when all of them are seeds of one experiment.
+    """A name for each encoder that needs one, by its hash: others than decar's, and decar's unless they are seeds.
 
     Encoders are seeds of one experiment when each was judged with a seed of its own (seed0/pretrain with seed=0,
     seed1/pretrain with seed=1). Two encoders judged with the same seed are two bundles to compare: their names are the
     shortest ends of their paths that differ.
     """
+    others = {result.encoder_hash: result.bundle for result in results if result.encoder == "other"}
     ours = [result for result in results if result.encoder == "decar"]
     hashes = {(result.seed, result.encoder_hash) for result in ours}
     if len(hashes) == len({seed for seed, _ in hashes}):
-        return {}
+        return others
     parts = {result.encoder_hash: result.bundle.strip("/").split("/") for result in ours}
     for depth in range(1, 1 + max(map(len, parts.values()))):
         names = {key: "/".join(path[-depth:]) for key, path in parts.items()}
         if len(set(names.values())) == len(names):
-            return names
-    return {key: f"{name} {key[:8]}" for key, name in names.items()}  # one path, trained again in place
+            return others | names
+    return others | {key: f"{name} {key[:8]}" for key, name in names.items()}  # one path, trained again in place
 
 
 def column_of(result: Result) -> str | None:

@@ -182,7 +182,7 @@ class Embedder:
 
     def _run(self, clips: Manifest, sink: _Memory | Journal, progress: bool) -> None:
         """Embed the clips that the sink has not got, the encoder on its device and in eval mode meanwhile."""
-        encoder, home, done = self.encoder, next(self.encoder.parameters()).device, len(sink.ends)
+        encoder, home, done = self.encoder, self.encoder.device, len(sink.ends)
         with progress_bar("embed", len(clips), enabled=progress) as advance, one_torch_thread():
             advance(done)
             events = read_clips(clips.jobs[done:], self.windows, self.num_workers)

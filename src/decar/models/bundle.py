@@ -30,6 +30,7 @@ from decar.errors import BundleError, reason_of
 from decar.files import advice, whole
 from decar.models.encoder import Encoder
 from decar.models.networks import build_network, seeded
+from decar.models.other import is_other, load_other
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,8 @@ def read_facts(path: str | Path | None = None) -> dict[str, object]:
     Raises:
         BundleError: There is no such file, it is no bundle, or it is damaged.
     """
+    if is_other(path):
+        return {}
     facts = _read_header(bundle_file(path)).get("facts", {})
     return dict(facts) if isinstance(facts, Mapping) else {}
 
@@ -110,8 +113,10 @@ def load_encoder(
 
     Args:
         path: A bundle, the folder of a run that holds `encoder.safetensors`, or `hf://USER/NAME`. None, or the text
-            "small": the one that comes with decar, see its MODEL_CARD.md.
-        frontend: The front-end of the log-mels to be embedded; a bundle made for another one is refused.
+            "small": the one that comes with decar, see its MODEL_CARD.md. `hear:MODULE[:WEIGHTS]` or
+            `torch:MODULE.FUNCTION`: an encoder that is not decar's, see `load_other`.
+        frontend: The front-end of the log-mels to be embedded; a bundle made for another one is refused. Encoders that
+            are not decar's have their own.
         network: The class of your own network, for a bundle that was made with one; it is called with the arguments in
             the bundle, first on torch's meta device. Unused by other bundles.
 
@@ -119,6 +124,8 @@ def load_encoder(
         BundleError: There is no such file, it is not a bundle, it is damaged, its front-end is another, or its network
             is not decar's and `network` is not given.
     """
+    if is_other(path):
+        return load_other(str(path))
     path = bundle_file(path)
     header = _read_header(path)
     encoder = _build(path, header.get("encoder"), network)

@@ -49,6 +49,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+def _bounds(padding: Padding) -> dict[str, int]:
+    return {
+        "min_frames": padding.min_frames, "max_frames": padding.max_frames, "multiple": padding.frontend.multiple,
+    }  # fmt: skip
+
+
 def embed_pieces(forward: Forward, mels: Sequence[Frames], padding: Padding, batch_size: int) -> Tensor:
     """`(n, D)` float32 on the CPU: a vector for each log-mel `(F, M)` of at most `max_frames`, batched by length.
 
@@ -58,7 +64,7 @@ def embed_pieces(forward: Forward, mels: Sequence[Frames], padding: Padding, bat
         padding: The encoder.
         batch_size: `B` at most.
     """
-    bounds = {"min_frames": padding.min_frames, "max_frames": padding.max_frames}
+    bounds = _bounds(padding)
     out: Tensor | None = None
     for batch in length_batches(np.array([len(mel) for mel in mels], np.int64), batch_size, **bounds):
         frames = padded_frames(len(mels[batch[0]]), **bounds)
@@ -103,7 +109,7 @@ def batches_by_length(
     long, short = np.flatnonzero(lengths > bound), np.flatnonzero(lengths <= bound)
     counts = -(-lengths // bound)
     groups = [np.array(group) for group in packed(long.tolist(), lambda i: int(counts[i]), batch_size)]
-    shared = length_batches(lengths[short], batch_size, min_frames=padding.min_frames, max_frames=bound)
+    shared = length_batches(lengths[short], batch_size, **_bounds(padding))
     return [indices[group] for group in [*groups, *(short[group] for group in shared)]]
 
 

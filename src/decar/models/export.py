@@ -18,14 +18,14 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import decar
-from decar.audio import FrontEnd
+from decar.audio import FrontEnd, LogMel
 from decar.errors import ConfigError, ExportError, reason_of
 from decar.files import advice, whole
 from decar.models.embed import evaluating
@@ -55,7 +55,8 @@ class WaveformEncoder(nn.Module):
         self.spec = encoder.frontend
         self.min_frames, self.max_frames = encoder.min_frames, encoder.max_frames
         self.register_buffer("basis", _fourier_basis(self.spec))
-        self.register_buffer("mel", encoder.logmel.mel_scale.fb.T.detach().cpu().clone())
+        log_mel = cast(LogMel, encoder.logmel)
+        self.register_buffer("mel", log_mel.mel_scale.fb.T.detach().cpu().clone())
         self.network = encoder.network
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -113,6 +114,8 @@ def export_encoder(encoder: Encoder, path: str | Path, to: Target) -> float:
     """
     if to not in get_args(Target):
         raise ConfigError(f"--to {to}: choose one of {', '.join(get_args(Target))}")
+    if not isinstance(encoder.logmel, LogMel):
+        raise ExportError(f"{encoder.description}: only encoders of decar can be exported")
     if to == "onnx":
         _need("onnx", "onnxscript", "onnxruntime")
     path, encoder = Path(path), encoder.cpu()

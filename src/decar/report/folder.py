@@ -139,8 +139,8 @@ def _question(r: Result) -> tuple[object, ...]:
 def _row(r: Result) -> dict[str, Any]:
     return {
         "task": r.title + (f", fold {r.fold}" if r.fold else ""),
-        "mode": r.mode, "protocol": r.protocol, "encoder": ENCODERS[r.encoder], "seed": r.seed, "metric": r.metric,
-        "value": r.value, "valid": r.valid_value, "n_train": r.n_train, "n_test": r.n_test,
+        "mode": r.mode, "protocol": r.protocol, "encoder": ENCODERS.get(r.encoder, r.bundle), "seed": r.seed,
+        "metric": r.metric, "value": r.value, "valid": r.valid_value, "n_train": r.n_train, "n_test": r.n_test,
         "n_classes": r.n_classes, "classes": r.classes, "confusion": r.confusion,
     }  # fmt: skip
 

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from decar.audio import LogMel
 from decar.audio.clips import Windows
 from decar.audio.decode import decode_blocks
 from decar.audio.logmel import waveform_to_frames
@@ -19,6 +18,7 @@ from decar.audio.samples import Gauge
 from decar.errors import AudioError, BundleError, SearchError, is_unicode
 from decar.models import Encoder, load_encoder
 from decar.models.bundle import HUB
+from decar.models.other import PREFIXES
 from decar.search.index import EmbeddingTable, Index
 
 log = logging.getLogger(__name__)
@@ -126,9 +126,10 @@ def _encoder_of(table: EmbeddingTable, bundle: str | None, network: Callable[...
             + (f" (it says '{path}')" if path else "")
             + ": pass --bundle, or search for a path of the table"
         )
-    if bundle is None and str(path).startswith(HUB):
+    if bundle is None and str(path).startswith((HUB, *PREFIXES)):
         raise SearchError(
-            f"{table.file} was made by {path}: nothing is downloaded because a file says so; pass --bundle {path}"
+            f"{table.file} was made by {path}: nothing is downloaded or imported because a file says so; if you trust "
+            f"it, pass --bundle {path}"
         )
     try:
         encoder = load_encoder(str(path), network=network)
@@ -144,7 +145,7 @@ def _encoder_of(table: EmbeddingTable, bundle: str | None, network: Callable[...
 
 def _embed(encoder: Encoder, sound: str) -> NDArray[np.float32]:
     """The vector that `Encoder.embed` gives; of a long sound no more than its log-mel is in memory."""
-    gauge, log_mel = Gauge(), LogMel(encoder.frontend)
+    gauge, log_mel = Gauge(), encoder.frontend.transform()
 
     def blocks() -> Iterator[NDArray[np.float32]]:
         yield from map(gauge.add, decode_blocks(sound, sample_rate=encoder.sample_rate))
