@@ -6,6 +6,7 @@
 import contextlib
 import math
 import os
+import shutil
 import time
 import tracemalloc
 from pathlib import Path
@@ -71,7 +72,8 @@ def test_a_store_is_built_around_them(folder, tmp_path):
     with Cost() as cost:
         store = LogMelStore.open_or_build(Manifest.from_folder(folder), cache_dir=tmp_path, progress=False)
     reasons = dict(store.bad.itertuples(index=False))
-    assert reasons.keys() == SOUNDS.keys()
+    without_ffmpeg = {name for name in SOUNDS if name.endswith(".m4a") and shutil.which("ffmpeg") is None}
+    assert reasons.keys() == SOUNDS.keys() - without_ffmpeg  # a folder's .m4a are passed over, with a line
     assert {name: reason for name, reason in reasons.items() if not reason.startswith(SOUNDS[name][1])} == {}
     assert len(store.usable()) == 1
     assert cost.seconds < 20
