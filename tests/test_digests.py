@@ -4,6 +4,7 @@ import io
 import mmap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xxhash
 
@@ -44,6 +45,23 @@ def test_the_same_file_in_memory_has_the_same_seal(tmp_path: Path, size: int):
     assert path.read_bytes() == in_memory.getvalue()
     with open(path, "rb") as file:
         assert digests.check_zip(file)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("size", [0, 3, 2**17])
+def test_an_array_is_checked_however_it_is_read(
+    tmp_path: Path, size: int, mapped: bool, monkeypatch: pytest.MonkeyPatch
+):
+    if not mapped:
+        monkeypatch.setattr(mmap, "mmap", refuse)
+    path = tmp_path / "array.sealed.npy"
+    digests.save_array(path, np.arange(size))
+    digests.check_array(path)
+    content = bytearray(path.read_bytes())
+    for damaged in (content[:-1], content[:5], b"", bytes([content[0] ^ 1]) + content[1:]):
+        path.write_bytes(damaged)
+        with pytest.raises(digests.DamagedError):
+            digests.check_array(path)
 
 
 def test_a_sector_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -184,7 +184,9 @@ def check_array(path: str | os.PathLike[str]) -> None:
         DamagedError: It does not fit.
     """
     with open(path, "rb", buffering=0) as file:
-        digest = _digest_of_head(file, os.fstat(file.fileno()).st_size - DIGEST_BYTES)
+        end = max(os.fstat(file.fileno()).st_size - DIGEST_BYTES, 0)
+        digest = _digest_of_head(file, end)
+        file.seek(end)
         if file.read() != digest:
             raise DamagedError("its checksum is wrong")
 
@@ -273,7 +275,7 @@ def check_zip(file: BinaryIO) -> bool:
 
 
 def _digest_of_head(file: BinaryIO, length: int = sys.maxsize) -> bytes:
-    """The digest of the first `length` bytes of a file, or of all where there are fewer."""
+    """The digest of the first `length` bytes of a file, or of all where there are fewer; its position changes."""
     digest, start = xxhash.xxh3_64(), 0
     length = min(length, file.seek(0, os.SEEK_END))  # which writes out what is buffered
     while start < length and (window := _window(file, start, min(WINDOW, length - start))):

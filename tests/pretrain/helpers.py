@@ -21,7 +21,7 @@ class TinyEncoder(nn.Module):
         super().__init__()
         torch.manual_seed(seed)
         self.network = nn.Sequential(nn.Conv2d(1, 8, (8, 5), (4, 3)), nn.BatchNorm2d(8), nn.ReLU())
-        self.min_frames, self.max_frames, self.dim = 32, 96, 8
+        self.min_frames, self.max_frames, self.dim, self.device = 32, 96, 8, torch.device("cpu")
         from decar.audio import FrontEnd
 
         self.frontend = FrontEnd()
