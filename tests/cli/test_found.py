@@ -142,7 +142,9 @@ def test_a_table_that_names_a_bundle_on_the_hub_downloads_nothing(tmp_path, monk
     monkeypatch.setattr(bundle, "_fetch", fetch)
     sound = write(tmp_path / "a.wav", tone(0.5))
     table = EmbeddingTable(tmp_path / "e.parquet", pd.DataFrame({"path": ["b.wav"]}), 3, {"bundle": "hf://evil/one"})
-    with pytest.raises(SearchError, match=r"nothing is downloaded .*because a file says so; .* pass --bundle hf://evil/one"):
+    with pytest.raises(
+        SearchError, match=r"nothing is downloaded .*because a file says so; .* pass --bundle hf://evil/one"
+    ):
         find_queries([str(sound)], table)
 
 
