@@ -96,7 +96,8 @@ def test_a_failure_in_labelling_or_in_reading_what_rank_0_wrote_is_raised_on_all
         )
 
     def read(rank, size):
-        return rank_zero_first((lambda: (tmp_path / "file").read_text()) if rank else write)
+        with rank_zero_first():
+            return (tmp_path / "file").read_text() if rank else write()
 
     def write():
         return (tmp_path / "file").write_text("there")

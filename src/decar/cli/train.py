@@ -64,7 +64,8 @@ def pretrain(cfg: DictConfig) -> float:
         on_rank_zero(lambda: stack.enter_context(folder_lock(output, "hydra.run.dir")))
         done, checkpoint = on_rank_zero(lambda: find_earlier_run(cfg, output, trainer.world_size))
         if not done:
-            clips = rank_zero_first(lambda: all_clips(cfg))
+            with rank_zero_first():
+                clips = all_clips(cfg)
             done, text = on_rank_zero(lambda: prepare_run(cfg, clips, checkpoint, output, trainer.world_size))
         if done:
             log.info("%s: done already, nothing to do", output)

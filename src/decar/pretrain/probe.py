@@ -6,7 +6,6 @@ The labels do not influence training.
 import logging
 import os
 import warnings
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -91,7 +90,8 @@ class OnlineProbe(Callback):
         if self.path is None or self._store is not None:
             return
         assert isinstance(pl_module, DecarModule)
-        self._store = rank_zero_first(partial(self._open, pl_module.encoder.frontend))
+        with rank_zero_first():
+            self._store = self._open(pl_module.encoder.frontend)
         labels = self._store.manifest.column(self.label).to_numpy(str)
         rng = np.random.default_rng(derive_seed(Stream.HEALTH, pl_module.seed, 1))
         self._store = self._store.take(np.sort(rng.permutation(np.flatnonzero(labels != ""))[: self.max_clips]))

@@ -69,18 +69,26 @@ def on_rank_zero(make: Callable[[], Result]) -> Result:
     return cast(Result, broadcast(result))
 
 
-def rank_zero_first(make: Callable[[], Result]) -> Result:
-    """Call `make` on rank 0, then on the other ranks, which find on disk what rank 0 has written.
+@contextmanager
+def rank_zero_first() -> Iterator[None]:
+    """Run the block on rank 0, then on the other ranks, which find on disk what rank 0 has written.
 
     Raises:
-        TrainingError: `make` failed on another rank.
+        TrainingError: The block failed on another rank.
     """
-    rank = rank_and_size()[0]
-    made: list[Result] = []
-    for turn in (rank == 0, rank > 0):
-        with failing_together():
-            made += [make()] if turn else []
-    return made[0]
+    leads = rank_and_size()[0] == 0
+    if not leads:
+        _wait()
+    with failing_together():
+        yield
+    if leads:
+        _wait()
+
+
+def _wait() -> None:
+    """Take part in the turn of other ranks."""
+    with failing_together():
+        pass
 
 
 def broadcast(value: Result) -> Result:
