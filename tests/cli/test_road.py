@@ -5,7 +5,6 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-import pytest
 import soundfile
 
 import decar
