@@ -23,7 +23,7 @@ def functions(frame: FrameType | None) -> list[str]:
     return names[::-1]
 
 
-def test_few_functions_lead_to_the_first_sample(train, sound_folder, monkeypatch):
+def test_few_functions_lead_to_the_first_sample(train, sound_folder, tmp_path, monkeypatch):
     road: list[str] = []
     lock = threading.Lock()
     decode = soundfile.SoundFile.read
@@ -38,6 +38,14 @@ def test_few_functions_lead_to_the_first_sample(train, sound_folder, monkeypatch
         return decode(self, *args, **kwargs)
 
     monkeypatch.setattr(soundfile.SoundFile, "read", read)
-    done = train("debug=fast", "data=folder", f"data.root={sound_folder}", "trainer=cpu", "hydra.run.dir=run", "k=3")
+    done = train(
+        "debug=fast",
+        "data=folder",
+        f"data.root={sound_folder}",
+        "trainer=cpu",
+        "hydra.run.dir=run",
+        "k=3",
+        f"cache_dir={tmp_path / 'cache'}",
+    )
     assert road[0] == "cli/train.py: main", done.err
     assert len(road) <= MOST, "\n".join(road)
