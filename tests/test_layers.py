@@ -15,7 +15,7 @@ LEVEL = {
     "corpora": 2, "models": 2,
     "pretrain": 3, "downstream": 3, "embedder": 3, "search": 3, "hear": 3,
     "report": 4,
-    "cli": 5,
+    "cli": 5, "api": 6,
 }  # fmt: skip
 NEVER = {("downstream", "clustering")}
 FENCES = {
@@ -66,6 +66,7 @@ def test_the_front_door_is_light():
         "importlib",
         "importlib.metadata",
         "typing",
+        "decar.api",
         "decar.models",
     }
 

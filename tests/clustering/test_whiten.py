@@ -120,3 +120,17 @@ def test_rows_have_unit_length_and_zeros_stay() -> None:
 def test_bad_input_is_refused(points: np.ndarray, dim: int) -> None:
     with pytest.raises(ClusteringError):
         whiten(points, dim)
+
+
+@pytest.mark.parametrize("n", [2, 5, 40, 59])
+def test_fewer_points_than_dimensions_whiten_as_by_their_covariance(n):
+    points = (np.random.default_rng(n).normal(size=(n, 60)) * np.linspace(0.2, 3, 60) + 5).astype(np.float32)
+    found = Whitening.fit_exactly(points, 10)
+    variance, directions = np.linalg.eigh(np.cov(points.astype(np.float64).T))
+    order = np.argsort(-variance)[: min(10, n - 1)]
+    white = found(points)
+    assert found.projection.shape == (60, 10)
+    expected = (points - points.mean(axis=0, dtype=np.float64)) @ (directions[:, order] / np.sqrt(variance[order]))
+    signs = np.sign((white[:, : len(order)] * expected).sum(axis=0))
+    np.testing.assert_allclose(white[:, : len(order)], expected * signs, atol=2e-3)
+    assert not white[:, len(order) :].any(), "directions without variance are zeros"

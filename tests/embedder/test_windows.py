@@ -31,6 +31,6 @@ def test_cut_gives_every_window_whatever_the_blocks(n, size, hop, least, block):
 
 def test_options_that_make_no_sense():
     for seconds, hop, told in ((0.0, None, "--windows=0"), (1.0, -1.0, "--hop=-1"), (None, 1.0, "without"),
-                               (0.01, None, "shorter than one frame")):  # fmt: skip
+                               (0.01, None, "too short, give at least 0.025 s")):  # fmt: skip
         with pytest.raises(ConfigError, match=told):
             Windows(seconds, hop, FrontEnd(), 998)

@@ -8,9 +8,13 @@ import pandas as pd
 import pytest
 
 from decar.audio import Manifest
+from decar.clustering import Clusters
 from decar.downstream import Result
+from decar.models import embed_store
 from decar.report import RunFiles, page, render, write_environment, write_report
 from decar.report.clips import NO_ROOM, sounds
+from decar.report.clusters import Assignments
+from decar.report.page import clustering_names
 from tests.conftest import make_encoder
 from tests.report.helpers import EVIL, N, small_run, sounds_in, write_clusters
 
@@ -50,7 +54,16 @@ def test_everything_there_makes_a_page_without_a_note(tmp_path, encoder):
     assert data["n_clips"] == len(data["clips"]["x"]) == N
     assert data["labels"] == ["kind"]
     assert [c["sizes"]["epochs"] for c in data["clusterings"]] == [[0, 1], [0, 1]]
-    three, four = data["explorer"]
+    three, four, final = data["explorer"]
+    assert [found["name"] for found in data["explorer"]] == ["clustering 1", "clustering 2", "final embedding"]
+    table = pd.read_csv(source.run / "clusters.csv")
+    assert np.bincount(table["cluster"]).tolist() == [c["size"] for c in final["clusters"]]
+    assert list(table) == ["path", "start", "duration", "cluster", "distance", "novelty", "kind"]
+    assert table["duration"].tolist() == pytest.approx([0.5] * N, abs=0.02)
+    kept = Clusters.load(source.run / "clusters.npz")
+    vectors = embed_store(encoder, source.store, progress=False)
+    assert kept.place(vectors).labels.tolist() == table["cluster"].tolist() == data["clips"]["clusters"][2]
+    assert kept.facts["encoder"] == encoder.hash()
     assert three["overall"]["kind"] == {"purity": 1.0, "nmi": 1.0}
     assert [c["size"] for c in four["clusters"]] == [6] * 4
     assert four["overall"]["kind"]["purity"] == pytest.approx(2 / 6)
@@ -105,7 +118,7 @@ def test_what_is_missing_is_a_note_and_the_rest_is_there(tmp_path, encoder, miss
     assert set(data["notes"]) == {section, "downstream"}
     assert bool(data["curves"]) == (section != "curves")
     assert bool(data["clips"]) == (section != "map")
-    assert bool(data["explorer"]) == (section not in ("map", "clusters"))
+    assert bool(data["explorer"]) == (section != "map")
     render(data)
 
 
@@ -147,7 +160,7 @@ def test_clusters_of_other_clips_are_not_laid_over_these(tmp_path, encoder, capl
     write_clusters(source.run, pd.DataFrame({"path": ["else"] * N}), np.zeros((1, 1, N), int))
     data = gathered(source)
     assert data["clusterings"]
-    assert data["explorer"] == []
+    assert [found["name"] for found in data["explorer"]] == ["final embedding"]
     assert "other clips" in caplog.text
 
 
@@ -210,3 +223,23 @@ def test_a_fault_of_ours_costs_a_section_and_is_told_in_the_log(tmp_path, encode
     assert data["notes"]["map"] == "could not be made: RuntimeError: no ink"
     assert data["curves"]
     assert "section map could not be made" in caplog.text
+
+
+def test_clusterings_are_named_by_what_they_are_of():
+    def of(*epochs):
+        return Assignments(pd.DataFrame(), list(epochs), np.zeros((len(epochs), 0), np.int64))
+
+    both = {"labels": {"_target_": "decar.pretrain.BothLabels", "first": {"descriptors": ["spectrum", "change"]}}}
+    assert clustering_names(both, [of(0, 1), of(0, 1), of(1, 2)]) == ["spectrum", "change", "own, epoch 3"]
+    paper = {"labels": {"_target_": "decar.pretrain.NetworkLabels"}}
+    assert clustering_names(paper, [of(0, 99)]) == ["own, epoch 100"]
+    assert clustering_names({"labels": {"_target_": "mine.Labels"}}, [of(0)]) == ["clustering 1"]
+    assert clustering_names({"labels": "broken"}, [of(0), of(0)]) == ["clustering 1", "clustering 2"]
+
+
+def test_a_run_folder_that_cannot_be_written_has_its_page_all_the_same(tmp_path, encoder, caplog):
+    source = small_run(tmp_path, encoder)
+    (source.run / "clusters.npz").mkdir()
+    data = page.gather(source, progress=False, keep=True)
+    assert data["explorer"]
+    assert "the clusters of the run are not written" in caplog.text

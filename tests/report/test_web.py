@@ -1,13 +1,18 @@
 """The page in a browser: Debian's Chromium, headless, offline. `make test-web`."""
 
+import base64
+import io
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 
-from decar.audio import LogMelStore, Manifest
-from decar.report import RunFiles, write_environment, write_report
+from decar.audio import FrontEnd, LogMelStore, Manifest
+from decar.clustering import Placed
+from decar.embedder import Embedder
+from decar.report import RunFiles, write_cluster_page, write_environment, write_report
 from tests.conftest import make_encoder
 from tests.report.helpers import EVIL, N, small_run
 from tests.report.test_page import result
@@ -83,6 +88,8 @@ def test_every_part_is_drawn(visit, file):
     for chart in ("curve-loss_epoch", "quantiles", "sizes", "flow", "map-chart", "confusion"):
         assert seen.js("id => document.getElementById(id).querySelectorAll('.main-svg').length", chart) > 0, chart
     assert seen.js("[...document.querySelectorAll('[data-note]')].filter(n => !n.hidden).map(n => n.textContent)") == []
+    assert seen.js("document.getElementById('explored').selectedOptions[0].textContent").startswith("final embedding")
+    seen.page.select_option("#explored", "1")
     assert seen.js("document.querySelectorAll('#cluster-table tbody tr').length") == 4
     assert seen.js("document.querySelectorAll('#environment-table tr').length") > 8
     assert seen.js("document.getElementById('facts').textContent").startswith(f"Clips{N}Epochs3")
@@ -135,6 +142,7 @@ def test_colour_find_and_select(visit, file):
 
 def test_tables_sort_filter_and_open(visit, file):
     seen = visit(file)
+    seen.page.select_option("#explored", "1")
     column = "n => [...document.querySelectorAll('#cluster-table tbody tr')].map(r => r.cells[n].textContent)"
     assert seen.js(column, 0) == ["0", "1", "2", "3"]
     seen.page.locator("#cluster-table thead button").first.click()
@@ -236,7 +244,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(visit, file):
 def test_a_page_of_nothing_says_so(visit, tmp_path):
     seen = visit(write_report(RunFiles(tmp_path, {}, "the folder is gone"), progress=False))
     told = seen.js("[...document.querySelectorAll('[data-note]')].filter(n => !n.hidden).map(n => n.dataset.note)")
-    assert told == ["curves", "clusters", "map", "explorer", "downstream", "environment"]
+    assert told == ["explorer", "map", "curves", "clusters", "downstream", "environment"]
     assert seen.js("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -247,5 +255,65 @@ def test_no_labels_one_epoch_one_cluster(visit, tmp_path):
     source = RunFiles(source.run, {}, LogMelStore.open_or_build(manifest, cache_dir=tmp_path / "c", progress=False))
     seen = visit(write_report(source, progress=False))
     assert "nothing has moved yet" in seen.js("document.getElementById('flow-hint').textContent")
+    seen.page.select_option("#explored", "0")
     assert "no label columns" in seen.js("document.getElementById('explorer-hint').textContent")
     assert seen.js("document.querySelectorAll('#cluster audio').length") == 6
+
+
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory):
+    """A page of clusters without a run: two recordings of 20 s, a tone that rises every 5 s."""
+    folder = tmp_path_factory.mktemp("field")
+    time = np.arange(5 * 16_000) / 16_000
+    tones = [0.3 * np.sin(2 * np.pi * pitch * time) for pitch in (200, 700, 1500, 3000)]
+    for name in ("a.wav", "<b>.wav"):
+        soundfile.write(folder / name, np.concatenate(tones), 16_000)
+    made = Embedder(make_encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg"), segment="auto").files(
+        Manifest.from_folder(folder)
+    )
+    labels = np.array([0, 1, 2, -1] * 2)
+    placed = Placed(labels, np.zeros(8, np.float32), np.arange(8, dtype=np.float32))
+    return write_cluster_page(
+        folder / "report.html", Manifest(made.table, folder), made.vectors, placed, frontend=FrontEnd(), title="field",
+        options={"k": "auto"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 390])
+def test_a_page_of_clusters_has_what_it_shows_and_nothing_else(visit, clusters, scheme, width):
+    seen = visit(clusters, width=width, scheme=scheme)
+    shown = seen.js("[...document.querySelectorAll('section')].filter(s => s.checkVisibility()).map(s => s.id)")
+    assert (
+        shown
+        == ["explorer", "map", "config"]
+        == seen.js("[...document.querySelectorAll('nav a')].map(a => a.hash.slice(1))")
+    )
+    assert seen.js("document.getElementById('facts').textContent") == "Recordings2Hours0.01Segments8Clusters3Noise25%"
+    column = "[...document.querySelectorAll('#cluster-table tbody tr')].map(r => r.cells[0].textContent)"
+    assert seen.js(column) == ["noise", "0", "1", "2"]
+    assert seen.js("document.documentElement.scrollWidth <= innerWidth")
+    seen.js("showClip(CLIPS.name.indexOf('<b>.wav · 0:10'))")
+    told = seen.js("document.getElementById('clip').textContent")
+    assert "cluster2" in told
+    assert "from 10 s" in told
+    assert "novelty2.00" in told
+
+
+def test_the_stretch_that_is_shown_is_the_one_that_plays(visit, clusters):
+    """A segment from the middle of a recording: its player has its tone, 1,500 Hz, and no other."""
+    seen = visit(clusters)
+    uri = seen.js("CLIPS.sounds[CLIPS.name.indexOf('a.wav · 0:10')][0]")
+    wave, rate = soundfile.read(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+    spectrum = np.abs(np.fft.rfft(wave))
+    assert np.fft.rfftfreq(len(wave), 1 / rate)[spectrum.argmax()] == pytest.approx(1500, abs=5)
+    seen.js("showClip(CLIPS.name.indexOf('a.wav · 0:10'))")
+    played = seen.js("""async () => {
+        const player = document.querySelector("#clip audio");
+        await player.play();
+        const began = Date.now();
+        while (player.currentTime < 0.05 && Date.now() - began < 5000) await new Promise(r => setTimeout(r, 20));
+        return [player.currentTime, player.duration];
+    }""")
+    assert played[0] >= 0.05
+    assert played[1] == pytest.approx(4.0, abs=0.1)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,9 @@ from decar.errors import AudioError, ConfigError, check_positive
 log = logging.getLogger(__name__)
 
 SILENCE_PEAK = 1e-4  # -80 dBFS
+
+SEGMENT_SECONDS = 5.0
+WHOLE_SECONDS = 15.0  # a clip of up to so many is not cut into segments
 
 GROUP_CLIPS = 8  # clips of a job of a thread; 16 are no faster
 GROUP_BYTES = 2**18  # files of a job: 8 s of wav at 16 kHz, a minute of Opus
@@ -71,30 +75,58 @@ Event = Piece | RowEnd | ClipEnd
 _Sound = Waveform | RowEnd | ClipEnd
 
 
+Segment = float | Literal["auto", "none"]
+
+
 class Windows:
-    """How clips are cut: into one row each, or one every `hop` seconds; and each row into pieces.
+    """How clips are cut: into one row each, one every `hop` seconds, or segments; and each row into pieces.
+
+    Segments follow one another without a gap. What is left at the end of a recording is a segment of its own, or joined
+    to the one before where it is shorter than half a segment.
 
     Args:
-        seconds: Length of a window; None: a clip is one row.
+        seconds: Length of a window; None: no windows.
         hop: Seconds from window to window; `seconds` when None.
         frontend: The numbers of the log-mel.
         max_frames: Frames of a piece. A longer row has several, end to end; the last one is as short as it comes.
+        segment: Seconds; `auto`: 5 s, and clips of up to 15 s stay whole; `none`: a clip is one row, which says where
+            it lies; None: a clip without windows is one row.
 
     Raises:
-        ConfigError: A number is not positive, a window is shorter than a frame, or there is a hop without windows.
+        ConfigError: A number is not positive, a row is shorter than a frame, there is a hop without windows, or windows
+            with segments.
     """
 
-    def __init__(self, seconds: float | None, hop: float | None, frontend: FrontEnd, max_frames: int) -> None:
+    def __init__(
+        self,
+        seconds: float | None,
+        hop: float | None,
+        frontend: FrontEnd,
+        max_frames: int,
+        *,
+        segment: Segment | None = None,
+    ) -> None:
         if hop is not None and seconds is None:
             raise ConfigError(f"--hop {hop:g} without --windows: say how long a window is")
-        for key, value in (("--windows", seconds), ("--hop", hop)):
+        if seconds is not None and segment is not None:
+            raise ConfigError(f"--windows {seconds:g} and --segment {segment}: give one of the two")
+        length, whole = None, None
+        if segment == "auto":
+            length, whole = SEGMENT_SECONDS, WHOLE_SECONDS
+        elif segment is not None and segment != "none":
+            length, whole = segment, 0.0
+        for key, value in (("--windows", seconds), ("--hop", hop), ("--segment", length)):
             if value is not None:
                 check_positive(key, value)
         self.frontend, rate = frontend, frontend.sample_rate
-        self.size = None if seconds is None else round(seconds * rate)
+        key, row = ("--windows", seconds) if segment is None else ("--segment", length)
+        self.size = None if row is None else round(row * rate)
         self.hop = self.size if hop is None else round(hop * rate)
-        if self.size is not None and self.size < frontend.win_length:
-            raise ConfigError(f"--windows {seconds:g}: shorter than one frame, {frontend.win_length / rate:g} s")
+        self.whole = None if whole is None else round(whole * rate)
+        self.placed = seconds is not None or segment is not None  # rows say where they lie
+        least = frontend.win_length if segment is None else 2 * frontend.win_length  # half a segment may be the last
+        if self.size is not None and self.size < least:
+            raise ConfigError(f"{key} {row:g}: too short, give at least {least / rate:g} s")
         if self.hop is not None and self.hop < 1:
             raise ConfigError(f"--hop {hop:g}: less than a sample")
         self.max_frames = max_frames
@@ -104,8 +136,13 @@ class Windows:
         if self.size is None or self.hop is None:
             yield self._pieces(blocks)
             return
-        for window in cut(blocks, self.size, self.hop, self.frontend.win_length):
-            yield self._pieces(iter([window]))
+        rows = (
+            cut(blocks, self.size, self.hop, self.frontend.win_length)
+            if self.whole is None
+            else _segments(blocks, self.size, self.whole)
+        )
+        for row in rows:
+            yield self._pieces(iter([row]))
 
     def _pieces(self, blocks: Iterator[Waveform]) -> Iterator[Waveform]:
         step, window = self.frontend.hop_length, self.frontend.win_length
@@ -113,16 +150,29 @@ class Windows:
         return cut(blocks, size, self.max_frames * step, min(step, window))  # so many new samples are a new frame
 
     def places(self, n_rows: int, n_samples: int) -> npt.NDArray[np.float64]:
-        """`(R, 2)`: start and duration (s) of each window in its clip."""
-        assert self.size is not None
-        assert self.hop is not None
-        starts = np.arange(n_rows) * self.hop
-        lengths = np.minimum(self.size, n_samples - starts)
+        """`(R, 2)`: start and duration (s) of each row in its clip."""
+        starts = np.arange(n_rows) * (self.hop or 0)
+        lengths = n_samples - starts
+        if self.size is not None:
+            last = n_rows - 1 if self.whole is not None else n_rows  # a segment may have been joined by the rest
+            lengths[:last] = np.minimum(self.size, lengths[:last])
         return np.stack([starts, lengths], axis=1) / self.frontend.sample_rate
 
     def as_dict(self) -> dict[str, int | None]:
-        """Samples of a window and of a hop, for a header."""
-        return {"window": self.size, "hop": self.hop if self.size is not None else None}
+        """Samples of a window, of a hop, and of what stays whole where there are segments, for a header."""
+        return {"window": self.size, "hop": self.hop if self.size is not None else None, "whole": self.whole}
+
+
+def _segments(blocks: Iterator[Waveform], size: int, whole: int) -> Iterator[Waveform]:
+    """Segments of `size` samples, the last of up to half as many more or less; a clip of up to `whole` is one."""
+    rest, long = np.empty(0, np.float32), False
+    for block in blocks:
+        rest = np.concatenate([rest, block])
+        long = long or len(rest) > whole
+        while long and 2 * len(rest) >= 3 * size:  # what is left makes a segment, whatever still comes
+            yield rest[:size]
+            rest = rest[size:]
+    yield rest
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from decar import __version__
-from decar.cli import bundles, data
+from decar.cli import bundles, clusters, data
 from decar.cli.config import cache_home, named_class
 from decar.cli.terminal import command
 from decar.limits import Limits, set_limits
@@ -64,6 +64,11 @@ def _flag(name: str, text: str) -> Option:
     return _option(name, text, action="store_true")
 
 
+def as_k(text: str) -> int | str:
+    """The value of `-k`; argparse names the option when it is a wrong one."""
+    return text if text == "auto" else int(text)
+
+
 RUNS = _option("runs", "folders that hold results, at any depth", nargs="+", metavar="RUNS")
 CSV = _file("--csv", "write the table as CSV too")
 CACHE = _file("--cache-dir", "default: %(default)s", default=CACHE_HOME, metavar="DIR")
@@ -98,17 +103,23 @@ DOCTOR = [
     ROOT,
     PATHS,
 ]  # fmt: skip
+SOURCE = _option(
+    "source", "a folder, a table with a column of paths (.csv, .tsv, .txt, .parquet; start and end or duration in "
+    "seconds select stretches), a quoted pattern, an audio file, or - for paths on stdin",
+    metavar="SOURCE",
+)  # fmt: skip
+ENCODER = (
+    "encoder.safetensors, a run's folder, random, small, which comes with decar (default), or hear:MODULE[:WEIGHTS], "
+    "torch:MODULE.FUNCTION for another encoder"
+)
+FORWARD = [
+    _option("--device", "cpu or cuda (default: cuda if torch finds one)", metavar="NAME"),
+    _option("--batch-size", "pieces in a batch (default: %(default)s)", type=int, default=16, metavar="N"),
+    _option("--workers", "decoding threads (default: one for each core)", type=int, metavar="N"),
+]
 EMBED = [
-    _option(
-        "source", "a folder, a table with a column of paths (.csv, .tsv, .txt, .parquet; start and end or duration in "
-        "seconds select stretches), a quoted pattern, an audio file, or - for paths on stdin",
-        metavar="SOURCE",
-    ),
-    _option(
-        "--bundle", "encoder.safetensors, a run's folder, random, small, which comes with decar (default), or "
-        "hear:MODULE[:WEIGHTS], torch:MODULE.FUNCTION for another encoder",
-        default="small", metavar="NAME",
-    ),
+    SOURCE,
+    _option("--bundle", ENCODER, default="small", metavar="NAME"),
     _file(
         "--out", ".parquet, or .npy with FILE.paths.csv beside it (default: %(default)s)",
         default=Path("embeddings.parquet"),
@@ -117,9 +128,36 @@ EMBED = [
     PATHS,
     _option("--windows", "one row for each such window, with start and duration", type=float, metavar="SECONDS"),
     _option("--hop", "from the start of a window to the next (default: end to end)", type=float, metavar="SECONDS"),
-    _option("--device", "cpu or cuda (default: cuda if torch finds one)", metavar="NAME"),
-    _option("--batch-size", "pieces in a batch (default: %(default)s)", type=int, default=16, metavar="N"),
-    _option("--workers", "decoding threads (default: one for each core)", type=int, metavar="N"),
+    _option(
+        "--segment", "cut recordings into segments of so many seconds, one row each; auto: 5 s, for those over 15 s",
+        metavar="SECONDS",
+    ),
+    *FORWARD,
+    NETWORK,
+]  # fmt: skip
+CLUSTER = [
+    SOURCE,
+    _option("--bundle", ENCODER, metavar="NAME"),
+    _option(
+        "-k", "number of clusters for kmeans (default: auto, by the silhouette)", type=as_k, default="auto",
+        metavar="N",
+    ),
+    _option(
+        "--clusterer", "pic and hdbscan find the number of clusters themselves; hdbscan has noise (default: "
+        "%(default)s)", choices=("kmeans", "pic", "hdbscan"), default="kmeans",
+    ),
+    _file(
+        "--like", "put the sounds into the clusters of an earlier call: its folder, or clusters.npz", metavar="CLUSTERS"
+    ),
+    _file("--out", "folder for the results (default: %(default)s)", default=Path("clusters"), metavar="DIR"),
+    _option(
+        "--segment", "cut recordings into segments of so many seconds; auto (default): 5 s, for those over 15 s; none: "
+        "a clip is one row", metavar="SECONDS",
+    ),
+    ROOT,
+    PATHS,
+    _option("--seed", "of all that is random (default: %(default)s)", type=int, default=0, metavar="N"),
+    *FORWARD,
     NETWORK,
 ]  # fmt: skip
 SEARCH = [
@@ -167,14 +205,17 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, list[Option
     "doctor": (data.doctor, "find bad files and leaks between splits, or damage in the cache", DOCTOR),
     "search": (bundles.search, "the clips most similar to a sound, from a table of embeddings", SEARCH),
     "embed": (bundles.embed, "embeddings of any audio, one row for each clip or window", EMBED),
+    "cluster": (clusters.cluster, "clusters of a folder of recordings, as tables, labels and a page", CLUSTER),
     "report": (data.report, "make the HTML page of a run, which opens offline", REPORT),
     "export": (bundles.export, "write the encoder with its front-end as ONNX or torch.export", EXPORT),
     "push": (bundles.push, "put a bundle on the Hugging Face hub, with a model card", PUSH),
 }
-READS_SOUNDS = ("prepare", "doctor", "search", "embed", "report")
+READS_SOUNDS = ("prepare", "doctor", "search", "embed", "cluster", "report")
 ABOUT = {
     "embed": "A clip of up to 10 s is embedded whole, a longer one as the mean of its 10 s pieces. All columns of a "
-    "table are kept. After a stop the same command continues, and writes the same bytes."
+    "table are kept. After a stop the same command continues, and writes the same bytes.",
+    "cluster": "Nothing is trained. Recordings are cut into segments, embedded, whitened and clustered. DIR gets "
+    "clusters.csv, labels for Audacity and Raven, report.html, and clusters.npz for --like.",
 }
 LIMITS = {
     "min_rate": "lowest rate of a sound, in Hz",

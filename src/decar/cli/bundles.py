@@ -8,14 +8,15 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from decar.cli.config import build_encoder, conf_dir
 from decar.cli.data import write_table
 from decar.cli.terminal import say, start_log
-from decar.errors import BundleError, check_whole, printable
+from decar.errors import BundleError, ConfigError, check_positive, check_whole, printable
 
 if TYPE_CHECKING:
+    from decar.audio.clips import Segment
     from decar.models import Encoder
 
 
@@ -32,8 +33,9 @@ def embed(args: argparse.Namespace) -> None:
     check_whole("--batch-size", args.batch_size, 1)
     clips = read_source(args.source, root=args.root, path_column=args.path_column)
     embedder = Embedder(
-        _encoder(args.bundle, args.network), windows=args.windows, hop=args.hop, device=args.device,
-        batch_size=args.batch_size, num_workers=args.workers,
+        encoder_of(args.bundle, args.network), windows=args.windows, hop=args.hop,
+        segment=as_segment(args.segment) if args.segment else None, device=args.device, batch_size=args.batch_size,
+        num_workers=args.workers,
     )  # fmt: skip
     made = embedder.write(clips, args.out, name=args.bundle)
     rows, dim = made.vectors.shape
@@ -41,7 +43,7 @@ def embed(args: argparse.Namespace) -> None:
     say(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")
 
 
-def _encoder(bundle: str, network: Callable[..., Any] | None) -> Encoder:
+def encoder_of(bundle: str, network: Callable[..., Any] | None) -> Encoder:
     """The encoder of that name; untrained weights are those of the default network, seed 0, as in `eval.py`."""
     from decar.models import load_encoder
 
@@ -51,6 +53,22 @@ def _encoder(bundle: str, network: Callable[..., Any] | None) -> Encoder:
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return build_encoder(compose("eval")).eval()
+
+
+def as_segment(text: str | float) -> Segment:
+    """What `--segment` says.
+
+    Raises:
+        ConfigError: It is no number of seconds, `auto` or `none`.
+    """
+    if text in ("auto", "none"):
+        return cast("Segment", text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ConfigError(f"--segment {text}: give a number of seconds, auto or none") from None
+    check_positive("--segment", seconds)
+    return seconds
 
 
 def search(args: argparse.Namespace) -> None:

@@ -21,7 +21,6 @@ from decar.cli.trainer import bare_trainer, threads
 from decar.cores import cpu_count
 from decar.errors import ConfigError, DecarError, LostProcessError, PreemptedError, require
 from decar.files import locked
-from decar.pretrain.liveness import heartbeat, peers_named
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,6 +40,8 @@ def process_group(cfg: DictConfig) -> Iterator[Trainer]:
     The group lasts until the process ends: a second one would read the addresses of the first from torchrun's store.
     """
     from torch import distributed
+
+    from decar.pretrain.liveness import heartbeat, peers_named
 
     trainer = bare_trainer(cfg)
     started = _started_elsewhere(trainer)
@@ -135,6 +136,8 @@ def child_processes(trainer: Trainer, config: Path, checkpoint: str | None, stal
         stall_timeout: Seconds that one of them may hang before the job ends.
     """
     from lightning_fabric.plugins.environments.lightning import find_free_network_port
+
+    from decar.pretrain.liveness import heartbeat
 
     if trainer.world_size == 1:
         with heartbeat(0, 1, stall_timeout):
@@ -247,6 +250,7 @@ def main() -> None:
 
     from decar.cli.main import quiet
     from decar.cli.train import all_clips, train
+    from decar.pretrain.liveness import heartbeat, peers_named
 
     quiet()
     start_log(logging.ERROR)

@@ -305,6 +305,9 @@ def find_checkpoint(resume: str | None, output: Path) -> str | None:
 
 def clear(output: Path) -> None:
     """Delete leftovers of a run that was killed before its first checkpoint."""
-    for name in (FINISHED, "metrics.csv", ".metrics.sealed", "bad_files.csv", "report.html", "environment.json"):
+    for name in (
+        FINISHED, "metrics.csv", ".metrics.sealed", "bad_files.csv", "report.html", "environment.json", "clusters.csv",
+        "clusters.npz",
+    ):  # fmt: skip
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "clusters.parquet", ignore_errors=True)

@@ -30,7 +30,6 @@ from decar.cli.trainer import pick_open_options, trainer_options
 from decar.errors import require
 from decar.files import write_csv
 from decar.limits import Limits, set_limits
-from decar.pretrain.liveness import training
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
@@ -144,6 +143,7 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
 
     from decar.pretrain import PretrainData
     from decar.pretrain.checkpoint import RunRecord, TimeLimit, is_finished
+    from decar.pretrain.liveness import training
 
     clips = store.usable()
     module = build_module(cfg, clips)

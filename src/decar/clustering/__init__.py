@@ -2,6 +2,7 @@
 
 from decar.clustering.base import Assignment, Clusterer
 from decar.clustering.kmeans import Centres, KMeans
+from decar.clustering.model import Clusters, Placed, make_clusters
 from decar.clustering.nearest import faiss_on
 from decar.clustering.pic import PIC
 from decar.clustering.stats import nmi
@@ -12,11 +13,14 @@ __all__ = [
     "Assignment",
     "Centres",
     "Clusterer",
+    "Clusters",
     "KMeans",
+    "Placed",
     "Whitening",
     "affordable_dim",
     "faiss_on",
     "l2_normalize",
+    "make_clusters",
     "nmi",
     "prepare",
     "whiten",

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 import decar
 from decar.audio import Manifest
-from decar.audio.clips import ClipEnd, Event, Frames, Piece, RowEnd, Windows, one_torch_thread, read_clips
+from decar.audio.clips import ClipEnd, Event, Frames, Piece, RowEnd, Segment, Windows, one_torch_thread, read_clips
 from decar.audio.crops import padded_frames
 from decar.audio.journal import Journal
 from decar.audio.progress import progress_bar
@@ -51,7 +51,7 @@ class Embedded:
     """Embeddings of files.
 
     Attributes:
-        table: A row an embedding: the columns of the source; of windows, their `start` and `duration` (s).
+        table: A row an embedding: the columns of the source; of windows and segments, `start` and `duration` (s).
         vectors: `(R, D)` float32.
         bad: Columns path, reason: the clips without an embedding.
     """
@@ -68,6 +68,8 @@ class Embedder:
         bundle: An encoder; a bundle, the folder of a run, or the name `small`, which None stands for.
         windows: Seconds: a row every so often, with `start` and `duration`, in place of one a clip.
         hop: Seconds from window to window; as long as a window when None.
+        segment: Seconds: long recordings are cut into segments, each a row; `auto`: 5 s for those over 15 s; `none`: a
+            row a clip, with `start` and `duration`. See `Windows`.
         device: Where the network runs; None: on a GPU when torch sees one.
         batch_size: Pieces at a time.
         num_workers: Threads that decode; as many as there are cores when None.
@@ -79,13 +81,14 @@ class Embedder:
         *,
         windows: float | None = None,
         hop: float | None = None,
+        segment: Segment | None = None,
         device: str | None = None,
         batch_size: int = 16,
         num_workers: int | None = None,
     ) -> None:
         check_whole("batch_size", batch_size, 1)
         self.encoder = bundle if isinstance(bundle, Encoder) else load_encoder(bundle)
-        self.windows = Windows(windows, hop, self.encoder.frontend, self.encoder.max_frames)
+        self.windows = Windows(windows, hop, self.encoder.frontend, self.encoder.max_frames, segment=segment)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size, self.num_workers = batch_size, num_workers or cpu_count()
 
@@ -147,11 +150,11 @@ class Embedder:
         """
         out = Path(out)
         check_out(out)
-        folder = out.with_name(f".{out.name}.parts")
+        folder, key = out.with_name(f".{out.name}.parts"), self.key(clips)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             with locked(f"{folder}.lock"):
-                _prepare(folder, self.key(clips))
+                _prepare(folder, key)
                 with Journal(folder / VECTORS, "<f4", self.encoder.dim, len(clips)) as journal:
                     if journal.committed:
                         log.info("going on with %s at clip %d of %d", out, journal.committed, len(clips))
@@ -159,7 +162,7 @@ class Embedder:
                     made = Embedded(*self._tables(clips, journal))
                 write_bad(out, made.bad)
                 if len(made.vectors):
-                    write_rows(out, made.table, made.vectors, self._facts(name))
+                    write_rows(out, made.table, made.vectors, {**self._facts(name), "key": key})
                 first_bad = _log_problems(made.bad, journal.ends, clips, out)
             shutil.rmtree(folder)
         except BlockingIOError as error:
@@ -175,8 +178,8 @@ class Embedder:
 
     def key(self, clips: Manifest) -> str:
         """SHA-256 (hex) of all that the bytes of an output depend on: encoder, clips with columns, files, options."""
-        options = [FORMAT, BLOCK_FRAMES, self.batch_size, self.device, self.windows.as_dict(), decar.__version__]
-        options.append(limits().changed())
+        options = [FORMAT, BLOCK_FRAMES, self.batch_size, self.device, self.windows.as_dict(), self.windows.placed]
+        options += [decar.__version__, limits().changed()]
         words = [self.encoder.hash(), clips.fingerprint(), clips.content_hash(), json.dumps(options)]
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
@@ -202,7 +205,7 @@ class Embedder:
         """Table, vectors and bad clips, as in `Embedded`."""
         table = clips.table.drop(columns="embedding", errors="ignore")
         rows = table.iloc[np.repeat(np.arange(len(table)), sink.counts)].reset_index(drop=True)
-        if self.windows.size is not None:
+        if self.windows.placed:
             ends = zip(sink.counts, sink.ends, strict=True)
             places = [self.windows.places(n, end.n_samples) for n, end in ends if n]
             where = np.concatenate([np.zeros((0, 2)), *places])

@@ -11,12 +11,14 @@ few sounds and many pictures. Letters: `N` clips, `D` embedding, `M` mel bands, 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from decar.audio import LogMelStore, decode
+from decar.audio import FrontEnd, Manifest, decode
+from decar.audio.logmel import waveforms_to_frames
 from decar.audio.picture import image_uri, opus_uri
 from decar.clustering import l2_normalize
 from decar.errors import AudioError, one_line
@@ -116,7 +118,45 @@ def order_of(groups: Sequence[Sequence[Sequence[int]]], others: Iterable[int]) -
     return list(turns)
 
 
-def sounds(store: LogMelStore, turns: Sequence[int], budget: int = BYTES, most: int = MAX_SOUNDS) -> dict[int, Sound]:
+class Clips(Protocol):
+    """What is heard and seen: a `LogMelStore`, or `Decoded`."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Which clips they are."""
+        ...
+
+    @property
+    def frontend(self) -> FrontEnd:
+        """The numbers of the log-mels."""
+        ...
+
+    def __getitem__(self, index: int, /) -> NDArray[np.float16]: ...
+
+
+class Decoded:
+    """Clips without a store: the log-mel of the first seconds of each is made when it is asked for."""
+
+    def __init__(self, manifest: Manifest, frontend: FrontEnd) -> None:
+        self.manifest, self.frontend = manifest, frontend
+        self._jobs, self._log_mel = manifest.jobs, frontend.transform()
+        self._read = lru_cache(maxsize=256)(self._make)
+
+    def __getitem__(self, index: int) -> NDArray[np.float16]:
+        """(F, M) of clip `index`, at most `SECONDS`; without frames where it cannot be read."""
+        return self._read(index)
+
+    def _make(self, index: int) -> NDArray[np.float16]:
+        file, start, duration = self._jobs[index]
+        length = SECONDS if duration is None else min(duration, SECONDS)
+        try:
+            wave = decode(file, start=start, duration=length, sample_rate=self.frontend.sample_rate)
+            return waveforms_to_frames(self._log_mel, [wave])[0]
+        except (AudioError, OSError, RuntimeError):  # `sounds` meets the same fault, and says so
+            return np.empty((0, self.frontend.n_mels), np.float16)
+
+
+def sounds(store: Clips, turns: Sequence[int], budget: int = BYTES, most: int = MAX_SOUNDS) -> dict[int, Sound]:
     """The clips of a store in this order, until `budget` bytes are full; after `most` clips only pictures.
 
     A file that no longer exists or cannot be read has its picture, and the reason in place of the sound.
@@ -130,7 +170,7 @@ def sounds(store: LogMelStore, turns: Sequence[int], budget: int = BYTES, most: 
     return found
 
 
-def _made(store: LogMelStore, turns: Sequence[int], most: int) -> Iterator[tuple[int, Sound]]:
+def _made(store: Clips, turns: Sequence[int], most: int) -> Iterator[tuple[int, Sound]]:
     files, stretches = store.manifest.files, store.manifest.stretches
     low, high = loudness(store, turns)
     frames = round(SECONDS * store.frontend.sample_rate / store.frontend.hop_length)
@@ -148,9 +188,9 @@ def _made(store: LogMelStore, turns: Sequence[int], most: int) -> Iterator[tuple
             yield index, Sound("", picture, one_line(error))
 
 
-def loudness(store: LogMelStore, turns: Sequence[int]) -> tuple[float, float]:
+def loudness(store: Clips, turns: Sequence[int]) -> tuple[float, float]:
     """Log-mel values that are black and white in every picture: the 2 % and 99.8 % quantiles of a few clips."""
-    some = [store[i] for i in turns[:200] if len(store[i])]
+    some = [mel for mel in map(store.__getitem__, turns[:200]) if len(mel)]
     if not some:
         return store.frontend.silence, 0.0
     low, high = np.percentile(np.concatenate(some).astype(np.float32), [2, 99.8])

@@ -21,16 +21,19 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from decar import __version__
-from decar.audio import LogMelStore
+from decar.audio import FrontEnd, LogMelStore, Manifest
+from decar.clustering import Placed
 from decar.errors import DecarError
 from decar.files import whole
-from decar.models import embed_store, load_encoder
+from decar.models import load_encoder
 from decar.report import clusters as of
-from decar.report.clips import ends, order_of, sample, sounds, standardised, tsne
+from decar.report.clips import Clips, Decoded, ends, order_of, sample, sounds, standardised, tsne
+from decar.report.final import cluster_store, few, write_run_clusters
 from decar.report.folder import curves, read_environment, results_of
 
 log = logging.getLogger(__name__)
@@ -40,9 +43,11 @@ EXPLORED = 4  # label columns that a cluster's purity is shown against
 STATIC = files("decar.report") / "static"
 SCRIPTS = ("base.js", "charts.js", "clips.js", "tables.js")
 SECTIONS = {
-    "curves": "Curves", "clusters": "Clusters", "map": "Map", "explorer": "Explorer", "downstream": "Downstream",
+    "explorer": "Explorer", "map": "Map", "curves": "Curves", "clusters": "Clusters", "downstream": "Downstream",
     "config": "Configuration", "environment": "Environment",
 }  # fmt: skip
+OF_CLUSTERS = ("explorer", "map", "config")  # the sections of a page without a run
+FINAL = "final embedding"
 MAX_COLUMNS = 16  # label columns that travel with the clips
 
 
@@ -74,15 +79,65 @@ def write_report(source: RunFiles, out: Path | None = None, *, device: str = "cp
 
     Args:
         source: The run.
-        out: Where to; `report.html` in the run's folder when None.
+        out: Where to; None: `report.html` in the run's folder, and beside it `clusters.csv` and `clusters.npz`.
         device: Where the encoder runs.
         progress: Show how far the embedding pass is, on stderr.
 
     Raises:
         DecarError: The page cannot be written.
     """
-    data = gather(source, device=device, progress=progress)
-    target = out or source.run / FILE_NAME
+    data = gather(source, device=device, progress=progress, keep=out is None)
+    return _write(data, out or source.run / FILE_NAME)
+
+
+def write_cluster_page(
+    out: Path,
+    clips: Manifest,
+    vectors: NDArray[np.float32],
+    placed: Placed,
+    *,
+    frontend: FrontEnd,
+    title: str,
+    options: Mapping[str, Any],
+    seed: int = 0,
+) -> Path:
+    """Make the page of clusters that no training made.
+
+    Args:
+        out: Where to.
+        clips: `N` clips, with `start` and `duration` where they are segments.
+        vectors: `(N, D)` their embeddings.
+        placed: Their clusters.
+        frontend: The numbers of the spectrograms.
+        title: Heading.
+        options: How they were made, for the last section.
+        seed: Of the sample and of the map.
+
+    Raises:
+        DecarError: The page cannot be written.
+    """
+    chosen, table = sample(len(clips), seed), clips.table
+    some = Decoded(clips.take(chosen), frontend)
+    names = of.label_columns(table)[:MAX_COLUMNS]
+    seconds = table["duration"].to_numpy(float)[chosen]
+    shown = show(some, seconds, standardised(vectors[chosen]), [(FINAL, placed.labels)], chosen, table, names, seed)
+    shown["clips"]["novelty"] = placed.novelty[chosen].round(2).tolist()
+    recordings, clusters = table["path"].nunique(), len(np.unique(placed.labels[placed.labels >= 0]))
+    noise = float((placed.labels < 0).mean())
+    facts = {
+        "Recordings": recordings, "Hours": round(float(table["duration"].sum()) / 3600, 2),
+        "Segments" if recordings < len(clips) else "Clips": len(clips), "Clusters": clusters,
+        **({"Noise": f"{noise:.0%}"} if noise else {}),
+    }  # fmt: skip
+    data = {
+        "title": title, "kind": "decar clusters", "version": __version__, "n_clips": len(clips), "curves": [],
+        "clusterings": [], "facts": facts, **shown, "results": [], "config": options, "environment": None, "notes": {},
+        "sections": OF_CLUSTERS,
+    }  # fmt: skip
+    return _write(data, out)
+
+
+def _write(data: Mapping[str, Any], target: Path) -> Path:
     try:
         with whole(target) as part:
             part.write_bytes(render(data).encode("utf-8", "replace"))
@@ -91,8 +146,15 @@ def write_report(source: RunFiles, out: Path | None = None, *, device: str = "cp
     return target
 
 
-def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True) -> dict[str, Any]:
-    """All that the page shows, as plain values; `notes` has a line, by section, for what there is not."""
+def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep: bool = False) -> dict[str, Any]:
+    """All that the page shows, as plain values; `notes` has a line, by section, for what there is not.
+
+    Args:
+        source: The run.
+        device: Where the encoder runs.
+        progress: Show how far the embedding pass is.
+        keep: Write the clusters of the final embedding to the folder of the run.
+    """
     notes: dict[str, str] = {}
     run = source.run
 
@@ -114,9 +176,10 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True) -> d
     elif assignments and assignments[0].skipped:
         notes["clusters"] = f"The first {assignments[0].skipped} epochs of this long log of assignments are left out."
     store = source.store if isinstance(source.store, LogMelStore) else None
-    clips = attempt("map", lambda: look(source, assignments, device=device, progress=progress))
+    clips = attempt("map", lambda: look(source, assignments, device=device, progress=progress, keep=keep))
     return {
         "title": run.resolve().name,
+        "kind": "decar run",
         "version": __version__,
         "n_clips": len(store) if store else len(assignments[0].clips) if assignments else None,
         "curves": attempt("curves", lambda: curves(run)),
@@ -126,6 +189,8 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True) -> d
         "config": source.config,
         "environment": attempt("environment", lambda: read_environment(run)),
         "notes": notes,
+        "facts": None,
+        "sections": tuple(SECTIONS),
     }
 
 
@@ -134,7 +199,9 @@ def clustering(found: of.Assignments) -> dict[str, Any]:
     return {"sizes": of.sizes(found), "flows": of.flows(found)}
 
 
-def look(source: RunFiles, assignments: list[of.Assignments] | None, *, device: str, progress: bool) -> dict[str, Any]:
+def look(
+    source: RunFiles, assignments: list[of.Assignments] | None, *, device: str, progress: bool, keep: bool
+) -> dict[str, Any]:
     """The sampled clips with their places, labels and sounds, and the clusters with theirs.
 
     Raises:
@@ -142,44 +209,125 @@ def look(source: RunFiles, assignments: list[of.Assignments] | None, *, device: 
     """
     if not isinstance(source.store, LogMelStore):
         raise DecarError(source.store)
-    store, encoder = source.store, load_encoder(source.run, frontend=source.store.frontend, network=source.network)
+    encoder = load_encoder(source.run, frontend=source.store.frontend, network=source.network)
+    among = few(source.store, source.seed)
+    store = source.store.take(among)
+    named = zip(clustering_names(source.config, assignments or []), assignments or [], strict=True)
+    last = [(name, found.labels[-1][among]) for name, found in named if _same_clips(found, source.store)]
+    final = cluster_store(encoder, store, seed=source.seed, device=device, progress=progress)
+    if keep:
+        write_run_clusters(source.run, store, final)
     chosen = sample(len(store), source.seed)
     some = store.take(chosen)
-    unit = standardised(embed_store(encoder, some, device=device, progress=progress))
-    places = tsne(unit, source.seed)
+    seconds = some.lengths * (some.frontend.hop_length / some.frontend.sample_rate)
     table = store.manifest.table
     names = of.label_columns(table, source.label)[:MAX_COLUMNS]
-    last = [found.labels[-1] for found in assignments or [] if _same_clips(found, store)]
-    explored = [explore(labels, chosen, unit, store, names[:EXPLORED]) for labels in last]
+    last.append((FINAL, final.placed.labels))
+    shown = show(some, seconds, standardised(final.vectors[chosen]), last, chosen, table, names, source.seed)
+    shown["clips"]["novelty"] = final.placed.novelty[chosen].round(2).tolist()
+    return shown
+
+
+def clustering_names(config: Mapping[str, Any], assignments: Sequence[of.Assignments]) -> list[str]:
+    """What each clustering of a run is of: a descriptor, or the network's own vectors in an epoch.
+
+    Args:
+        config: The run's options; where they do not tell, as in those of an own `labels`, a number is the name.
+        assignments: The run's clusterings.
+    """
+    labels = config.get("labels")
+    labels = labels if isinstance(labels, Mapping) else {}
+    first = labels.get("first", labels)
+    found = first.get("descriptors") if isinstance(first, Mapping) else None
+    descriptors = [str(name) for name in found] if isinstance(found, list) else []
+    known = bool(descriptors) or "NetworkLabels" in str(labels.get("_target_"))
+    return [
+        descriptors[i]
+        if i < len(descriptors)
+        else f"own, epoch {one.epochs[-1] + 1}"
+        if known
+        else f"clustering {i + 1}"
+        for i, one in enumerate(assignments)
+    ]
+
+
+def show(
+    some: Clips,
+    seconds: NDArray[np.floating],
+    unit: NDArray[np.float32],
+    clusterings: Sequence[tuple[str, NDArray[np.int64]]],
+    chosen: NDArray[np.int64],
+    table: pd.DataFrame,
+    names: list[str],
+    seed: int,
+) -> dict[str, Any]:
+    """Map, explorer and sounds.
+
+    Args:
+        some: The `n` sampled clips.
+        seconds: `(n,)` how long they are.
+        unit: `(n, D)` their standardised embeddings.
+        clusterings: Names, and the clusters `(N,)` of all clips; the last one is looked at first.
+        chosen: `(n,)` which of all clips they are.
+        table: All `N` clips.
+        names: Label columns.
+        seed: Of the map, and of the clips that are heard.
+    """
+    places = tsne(unit, seed)
+    explored = [{"name": of, **explore(labels, chosen, unit, table, names[:EXPLORED])} for of, labels in clusterings]
     groups = [[c[end] for c in e["clusters"]] for e in explored[::-1] for end in ("near", "far")]
-    turns = order_of(groups, np.random.default_rng(source.seed).permutation(len(some)).tolist())
-    heard = sounds(some, turns)
+    turns = order_of(groups, np.random.default_rng(seed).permutation(len(unit)).tolist())
+    heard, clips = sounds(some, turns), some.manifest.table
     return {
         "n_sounds": sum(bool(sound.audio) for sound in heard.values()),
         "explorer": explored,
         "labels": names,
         "clips": {
-            "name": some.manifest.table["path"].tolist(),
+            "name": clip_names(some.manifest, table),
             "at": [start for start, _ in some.manifest.stretches],
-            "seconds": (some.lengths * some.frontend.hop_length / some.frontend.sample_rate).round(2).tolist(),
+            "seconds": seconds.round(2).tolist(),
             "x": places[:, 0].round(4).tolist(),
             "y": places[:, 1].round(4).tolist(),
-            "labels": {name: _coded(some.manifest.table[name].astype(str).tolist()) for name in names},
-            "clusters": [labels[chosen].tolist() for labels in last],
+            "labels": {name: _coded(clips[name].astype(str).tolist()) for name in names},
+            "clusters": [labels[chosen].tolist() for _, labels in clusterings],
             "sounds": {index: [s.audio, s.picture, s.fault] for index, s in heard.items()},
         },
-    }  # fmt: skip
+    }
+
+
+def clip_names(clips: Manifest, table: pd.DataFrame) -> list[str]:
+    """The path of each clip; of a recording that is several clips with the time at which this one starts.
+
+    Args:
+        clips: Some clips.
+        table: All of them.
+    """
+    several = table["path"].value_counts().gt(1)
+    return [
+        f"{path} · {_clock(start)}" if several[path] else path
+        for path, (start, _) in zip(clips.table["path"], clips.stretches, strict=True)
+    ]
+
+
+def _clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are some.
+
+    >>> _clock(5.0), _clock(754.0), _clock(3605.0)
+    ('0:05', '12:34', '1:00:05')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def explore(
     labels: NDArray[np.int64],
     chosen: NDArray[np.int64],
     unit: NDArray[np.float32],
-    store: LogMelStore,
+    table: pd.DataFrame,
     names: list[str],
 ) -> dict[str, Any]:
     """The clusters of one assignment: sizes and purities over all clips, nearest and farthest among the sampled."""
-    table = store.manifest.table
     middle = ends(unit, labels[chosen])
     pure = {name: of.purity(labels, table[name]) for name in names}
     clusters, counts = np.unique(labels, return_counts=True)
@@ -216,8 +364,8 @@ def render(data: Mapping[str, Any]) -> str:
     plotly = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text["page.html"])
     return page.render(
-        data=data, sections=SECTIONS.items(), css=Markup(text["page.css"]), json=as_script(data), plotly=Markup(plotly),
-        js=Markup("\n".join(text[name] for name in SCRIPTS)),
+        data=data, sections=[(id, SECTIONS[id]) for id in data["sections"]], css=Markup(text["page.css"]),
+        json=as_script(data), plotly=Markup(plotly), js=Markup("\n".join(text[name] for name in SCRIPTS)),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ function setUpFacts() {
   const epochs = DATA.clusterings.length ? Math.max(...DATA.clusterings.map((c) => c.sizes.epochs[c.sizes.epochs.length - 1])) + 1 : null;
   const facts = [["Clips", DATA.n_clips], ["Epochs", epochs], ["Clusterings", DATA.clusterings.length || null], ["Clusters", last("n_clusters")],
     ["NMI", last("nmi")?.toFixed(3)], ["Pseudo-label accuracy", last("pseudo_accuracy")?.toFixed(3)], ["Online probe", last("probe_accuracy")?.toFixed(3)]];
-  const known = facts.filter(([, value]) => value !== null && value !== undefined);
+  const known = (DATA.facts ? Object.entries(DATA.facts) : facts).filter(([, value]) => value !== null && value !== undefined);
   at("facts").append(...known.map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: typeof value === "number" ? value.toLocaleString("en") : value }))));
 }
 

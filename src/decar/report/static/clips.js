@@ -1,5 +1,7 @@
 // The map, the clips on it, the clusters that they are in.
 const CLIPS = DATA.clips;
+const RUN = DATA.clusterings.length > 0; // else the clusters were made without a training
+const clusterName = (id) => (id < 0 ? "noise" : String(id));
 const labelOf = (name, i) => { const column = CLIPS.labels[name], code = column.codes[i]; return code < 0 ? "" : column.values[code]; };
 
 function sight(i) {
@@ -18,7 +20,7 @@ function nearestHeard(i) {
 
 function showClip(i) {
   const facts = [["length", `${CLIPS.seconds[i]} s${CLIPS.at[i] ? `, from ${CLIPS.at[i]} s` : ""}`], ...DATA.labels.map((name) => [name, labelOf(name, i)]),
-    ...(CLIPS.clusters.length ? [["cluster", String(CLIPS.clusters[CLIPS.clusters.length - 1][i])]] : [])].filter(([, value]) => value !== "");
+    ...(CLIPS.clusters.length ? [["cluster", clusterName(CLIPS.clusters[CLIPS.clusters.length - 1][i])]] : []), ...(CLIPS.novelty ? [["novelty", CLIPS.novelty[i].toFixed(2)]] : [])].filter(([, value]) => value !== "");
   at("clip").replaceChildren(make("h3", { textContent: CLIPS.name[i] }), ...sight(i).filter(Boolean), ...neighbour(i),
     make("dl", { className: "values" }, ...facts.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })])));
   at("clip").dataset.clip = i;
@@ -47,14 +49,14 @@ function groups() {
     return [none, others, ...found].filter((group) => group.rows.length);
   }
   const clusters = kind === "clustering" ? CLIPS.clusters[name] : null;
-  return [{ name: "", rows: CLIPS.name.map((_, i) => i), colour: clusters ? clusters.map((c) => PALETTE[((c % 20) + 20) % 20]) : PALETTE[0], clusters }];
+  return [{ name: "", rows: CLIPS.name.map((_, i) => i), colour: clusters ? clusters.map((c) => (c < 0 ? "#9aa3ad" : PALETTE[c % 20])) : PALETTE[0], clusters }];
 }
 
 function drawMap() {
   const phone = innerWidth < 860, labelled = at("colour").value.startsWith("label");
   const traces = groups().map((group) => ({
     type: "scatter", mode: "markers", name: plain(short(group.name, 28)), x: group.rows.map((i) => CLIPS.x[i]), y: group.rows.map((i) => CLIPS.y[i]), customdata: group.rows,
-    text: group.rows.map((i) => plain(short(CLIPS.name[i], 60)) + (group.clusters ? `<br>cluster ${group.clusters[i]}` : group.name ? `<br>${plain(short(group.name, 40))}` : "")), hoverinfo: "text",
+    text: group.rows.map((i) => plain(short(CLIPS.name[i], 60)) + (group.clusters ? `<br>cluster ${clusterName(group.clusters[i])}` : group.name ? `<br>${plain(short(group.name, 40))}` : "")), hoverinfo: "text",
     marker: { size: phone ? 5 : 6, color: group.colour, line: { width: 0 }, opacity: kept ? group.rows.map((i) => (kept.has(i) ? 1 : 0.08)) : group.faint ? 0.35 : 0.8 },
   }));
   if (ringed !== null) traces.push({ type: "scatter", mode: "markers", x: [CLIPS.x[ringed]], y: [CLIPS.y[ringed]], hoverinfo: "skip", showlegend: false, marker: { size: 16, symbol: "circle-open", color: colour("--ink"), line: { width: 3 } } });
@@ -68,10 +70,11 @@ function drawMap() {
 
 function setUpMap() {
   if (!CLIPS) return;
-  const clusterings = CLIPS.clusters.map((_, i) => [`clustering:${i}`, `clustering ${i + 1}`]).reverse();
-  choices(at("colour"), [...DATA.labels.map((name) => [`label:${name}`, name]), ...clusterings, ...(DATA.labels.length || clusterings.length ? [] : [["none:", "nothing"]])]);
+  const clusterings = CLIPS.clusters.map((_, i) => [`clustering:${i}`, RUN ? `clusters: ${DATA.explorer[i].name}` : "cluster"]).reverse();
+  const labels = DATA.labels.map((name) => [`label:${name}`, name]);
+  choices(at("colour"), [...(RUN ? [...labels, ...clusterings] : [...clusterings, ...labels]), ...(DATA.labels.length || clusterings.length ? [] : [["none:", "nothing"]])]);
   const n = CLIPS.name.length;
-  at("map-hint").textContent = `Each point is a clip${n < DATA.n_clips ? `: a sample of ${n.toLocaleString("en")} out of ${DATA.n_clips.toLocaleString("en")}, drawn evenly by the run's seed` : ""}; t-SNE of the standardised embeddings, where near means alike and far means little. ` +
+  at("map-hint").textContent = `Each point is a clip${n < DATA.n_clips ? `: a sample of ${n.toLocaleString("en")} out of ${DATA.n_clips.toLocaleString("en")}, drawn evenly at random` : ""}; t-SNE of the standardised embeddings, where near means alike and far means little. ` +
     `${DATA.n_sounds.toLocaleString("en")} clips can be heard, their first 4 s made equally loud: those nearest to and farthest from the middle of the clusters first, then a random choice.${DATA.labels.length ? "" : " The manifest has no label columns."}`;
   drawMap().then(() => at("map-chart").on("plotly_click", (event) => { const i = event.points[0].customdata; if (i !== undefined) showClip(i); }));
   at("colour").addEventListener("change", () => { kept = null; drawMap(); });
@@ -103,7 +106,7 @@ function showCluster(c) {
     at("map").scrollIntoView();
   });
   const part = (title, rows) => (rows.length ? [make("h4", { textContent: title }), make("div", { className: "cards" }, ...rows.map(card))] : []);
-  at("cluster").replaceChildren(...[make("h3", { textContent: `Cluster ${c.id}: ${c.size.toLocaleString("en")} clip${c.size === 1 ? "" : "s"}` }),
+  at("cluster").replaceChildren(...[make("h3", { textContent: `${c.id < 0 ? "Noise" : `Cluster ${c.id}`}: ${c.size.toLocaleString("en")} clip${c.size === 1 ? "" : "s"}` }),
     make("dl", { className: "values" }, ...purities.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })])),
     ...part("Nearest to its middle", c.near), ...part("Farthest from its middle", c.far),
     c.near.length ? null : make("p", { className: "silent", textContent: "None of its clips is in the sample." }), make("p", {}, button)].filter(Boolean));
@@ -112,7 +115,8 @@ function showCluster(c) {
 function setUpExplorer() {
   const all = DATA.explorer || [];
   if (!all.length) return;
-  choices(at("explored"), all.map((_, i) => [i, `${i + 1} of ${all.length} (${all[i].clusters.length} clusters)`]), all.length - 1);
+  choices(at("explored"), all.map((_, i) => [i, `${all[i].name} (${all[i].clusters.length} clusters)`]), all.length - 1);
+  at("explored").parentElement.hidden = all.length < 2;
   const columns = Object.keys(all[0].overall);
   choices(at("against"), columns.map((name) => [name, name]));
   at("against").parentElement.hidden = !columns.length;
@@ -120,12 +124,12 @@ function setUpExplorer() {
   const bar = (value) => (value === null ? ["–"] : [make("span", { className: "bar" }, make("i", { style: `width:${Math.round(100 * value)}%` })), make("span", { textContent: percent(value) })]);
   const show = () => {
     const found = all[at("explored").value], name = at("against").value, overall = found.overall[name];
-    at("explorer-hint").textContent = "The last assignment. Nearest and farthest: cosine to the mean of the cluster's standardised embeddings" +
+    at("explorer-hint").textContent = (RUN && Number(at("explored").value) < all.length - 1 ? "The last assignment of this clustering. " : "") + "Nearest and farthest: cosine to the mean of the cluster's standardised embeddings" +
       (CLIPS.name.length < DATA.n_clips ? ", among the sampled clips; sizes and purity are of all clips." : ".") +
-      (overall ? ` Against ${name}: purity ${percent(overall.purity)}, NMI ${overall.nmi.toFixed(3)}. Purity is the share of the commonest label; many small clusters are purer by chance.` : " The manifest has no label columns to compare with.");
+      (overall ? ` Against ${name}: purity ${percent(overall.purity)}, NMI ${overall.nmi.toFixed(3)}. Purity is the share of the commonest label; many small clusters are purer by chance.` : RUN ? " The manifest has no label columns to compare with." : "");
     const of = (c) => c.purity[name] || [null, "", 0];
     shown = table(at("cluster-table"), [
-      { title: "Cluster", value: (c) => c.id, number: true }, { title: "Clips", value: (c) => c.size, number: true },
+      { title: "Cluster", value: (c) => c.id, number: true, show: (c) => [clusterName(c.id)] }, { title: "Clips", value: (c) => c.size, number: true },
       ...(columns.length ? [{ title: "Purity", value: (c) => of(c)[0], number: true, show: (c) => bar(of(c)[0]) }, { title: "Commonest", value: (c) => of(c)[1], show: (c) => [short(of(c)[1], 40) || "–"] }] : []),
     ], found.clusters, showCluster);
     shown.filter(at("cluster-filter").value);

@@ -1,0 +1,144 @@
+"""Recordings as a recorder in the field makes them, from labelled clips over noise; how well clusters find the kinds.
+
+    python benchmarks/field.py make --root DIR --out FIELD         # 300 recordings, 12 of them 10 minutes long
+    decar cluster FIELD --out CLUSTERS
+    python benchmarks/field.py judge --out FIELD --clusters CLUSTERS/clusters.csv
+
+DIR holds index.csv (path, and the columns of KINDS) and the clips. Each of six sites has its own noise; a recording has
+bouts of one kind of sound, clip after clip, with pauses between. A segment is of the kind that fills at least a third
+of it, or else background. What is printed is the adjusted mutual information (AMI) of clusters and kinds, with
+background as a kind and without it, and for comparison of K-Means with other k on the same embeddings.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+from numpy.typing import NDArray
+from sklearn.metrics import adjusted_mutual_info_score
+
+from decar.audio.decode import decode
+from decar.clustering import KMeans, Whitening
+from decar.search.index import EmbeddingTable
+
+RATE = 16_000
+RECORDINGS, LONG = 300, 12
+KINDS = {  # column, and its values
+    "event": (
+        "animal", "scream", "creature_voice", "impact_arrow", "footstep", "strum_up", "ambient_water", "ambient_rain",
+        "lumbering_tree", "mining_stone", "weapon_swordhit",
+    ),
+    "drum_class": ("tom", "crash"),
+    "instrument_family": ("flute", "brass", "organ"),
+    "language": ("fr", "ru"),
+}  # fmt: skip
+
+Wave = NDArray[np.float32]
+
+
+def clips_of(root: Path) -> dict[str, list[Path]]:
+    """The files of each kind."""
+    index = pd.read_csv(root / "index.csv", dtype=str)
+    return {
+        kind: [root / path for path in index.loc[index[column] == kind, "path"]]
+        for column, kinds in KINDS.items()
+        for kind in kinds
+    }
+
+
+def noise(n: int, tilt: float, level: float, rng: np.random.Generator) -> Wave:
+    """`n` samples with a power spectrum that falls as f^-tilt, at `level` dB of full scale."""
+    spectrum = np.fft.rfft(rng.normal(size=n))
+    spectrum /= np.maximum(np.arange(len(spectrum)), n * 30 / RATE) ** (tilt / 2)
+    wave = np.fft.irfft(spectrum, n)
+    scaled: Wave = (wave * 10 ** (level / 20) / wave.std()).astype(np.float32)
+    return scaled
+
+
+def recording(
+    seconds: float, files: dict[str, list[Path]], kinds: list[str], site: int, rng: np.random.Generator
+) -> tuple[Wave, list[tuple[float, float, str]]]:
+    """A recording, and start, end (s) and kind of its bouts."""
+    wave = noise(round(seconds * RATE), tilt=0.4 + 0.3 * site, level=-50 + 2 * site, rng=rng)
+    bouts, at = [], rng.uniform(0, 8)
+    while at < seconds - 3:
+        kind, end = str(rng.choice(kinds)), min(at + rng.uniform(4, 15), seconds)
+        place, level = at, 10 ** (rng.uniform(-32, -18) / 20)
+        while place < end - 0.3:
+            clip = decode(files[kind][rng.integers(len(files[kind]))], sample_rate=RATE)
+            clip = clip[: round((end - place) * RATE)]
+            first = round(place * RATE)
+            wave[first : first + len(clip)] += clip * (level / max(float(clip.std()), 1e-4))
+            place += len(clip) / RATE + rng.uniform(0, 0.4)
+        bouts.append((at, end, kind))
+        at = end + rng.uniform(2, 12)
+    return np.clip(wave, -1, 1), bouts
+
+
+def make(root: Path, out: Path, seed: int) -> None:
+    """Write the recordings, and `truth.csv` beside their folder."""
+    rng, files = np.random.default_rng(seed), clips_of(root)
+    names, rows = list(files), []
+    for i in range(RECORDINGS):
+        site, seconds = i % 6, 600.0 if i % (RECORDINGS // LONG) == 0 else float(rng.uniform(30, 60))
+        kinds = [str(kind) for kind in rng.choice(names, 6, replace=False)]
+        name = f"area{site // 2}/site{site}/SITE{site}_202405{1 + i // 24:02d}_{i % 24:02d}0000.flac"
+        wave, bouts = recording(seconds, files, kinds, site, rng)
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(out / name, wave, RATE)
+        rows += [(name, *bout) for bout in bouts]
+    truth = pd.DataFrame(rows, columns=["path", "start", "end", "kind"])
+    truth.to_csv(out.with_name(f"{out.name}-truth.csv"), index=False)
+
+
+def kinds_of(table: pd.DataFrame, truth: pd.DataFrame) -> NDArray[np.str_]:
+    """The kind of each segment."""
+    bouts = {path: rows[["start", "end", "kind"]].to_numpy() for path, rows in truth.groupby("path")}
+    found = []
+    for path, start, duration in table[["path", "start", "duration"]].itertuples(index=False):
+        share: dict[str, float] = {}
+        for first, last, kind in bouts.get(path, ()):
+            share[kind] = share.get(kind, 0.0) + max(0.0, min(last, start + duration) - max(first, start))
+        best = max(share, key=share.__getitem__, default="")
+        found.append(best if best and share[best] >= duration / 3 else "background")
+    return np.array(found)
+
+
+def judge(out: Path, clusters: Path) -> None:
+    """Print the AMI."""
+    table = pd.read_csv(clusters)
+    kinds = kinds_of(table, pd.read_csv(out.with_name(f"{out.name}-truth.csv")))
+    heard = kinds != "background"
+
+    def ami(labels: NDArray[np.int64]) -> str:
+        both = (adjusted_mutual_info_score(kinds, labels), adjusted_mutual_info_score(kinds[heard], labels[heard]))
+        return "AMI {:.3f}, without background {:.3f}".format(*both)
+
+    labels = table["cluster"].to_numpy()
+    print(f"{len(table)} segments, {heard.mean():.0%} with a sound; {len(np.unique(labels))} clusters: {ami(labels)}")
+    found = EmbeddingTable.open(clusters.with_name("embeddings.parquet"))
+    vectors = found.take(np.arange(len(found)))
+    unit = Whitening.fit(vectors).unit(vectors)
+    for k in (4, 8, 16, 32, 64, 128):
+        print(f"k={k}: {ami(KMeans(k, n_init='auto').fit_predict(unit).labels)}")
+
+
+def main() -> None:
+    """Make, or judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("make", "judge"))
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clusters", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.what == "make":
+        make(args.root, args.out, args.seed)
+    else:
+        judge(args.out, args.clusters)
+
+
+if __name__ == "__main__":
+    main()

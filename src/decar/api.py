@@ -1,0 +1,169 @@
+"""Python in a few lines: `decar.train`, `decar.embed`, `decar.cluster`.
+
+The functions do what the commands of the same name do, and return tables. Only `train` writes files.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pandas as pd
+
+from decar.audio import Manifest
+from decar.audio.clips import Segment
+from decar.audio.source import read_source
+from decar.clustering import Clusters, make_clusters
+from decar.clustering.model import Method
+from decar.embedder import Embedded, Embedder
+from decar.errors import TrainingError
+from decar.models import load_encoder
+from decar.report.final import FOUND, MODEL, TABLE
+
+if TYPE_CHECKING:
+    from decar.models import Encoder
+
+Source = str | Path | Manifest | Sequence[str | Path]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a training that has ended.
+
+    Attributes:
+        folder: Where it lies.
+    """
+
+    folder: Path
+
+    @property
+    def encoder(self) -> Encoder:
+        """The trained encoder."""
+        return load_encoder(self.folder)
+
+    @property
+    def clusters(self) -> pd.DataFrame:
+        """A row a clip: `path`, `start`, `duration` (s), `cluster`, `distance`, `novelty`, and what else is known."""
+        return pd.read_csv(self.folder / TABLE)
+
+    @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return self.folder / "report.html"
+
+
+def train(
+    folder: str | Path, *options: str, out: str | Path | None = None, budget: str | None = None, seed: int = 0
+) -> Run:
+    """Train an encoder on a folder of sounds, as `python train.py data=folder data.root=FOLDER`.
+
+    Training runs in a process of its own, whose log is shown. It continues where an earlier call stopped, if `out` is
+    the same.
+
+    Args:
+        folder: The sounds.
+        options: More options of `train.py`, such as `"k=64"`.
+        out: Folder of the run; None: `runs/pretrain/FOLDER`.
+        budget: Time for training, such as `"10min"`; None: as long as the recipe takes.
+        seed: Of all random numbers.
+
+    Raises:
+        TrainingError: The training failed; its log says why.
+    """
+    from decar.cli.config import hydra_value
+
+    run = Path(out) if out else Path("runs") / "pretrain" / Path(folder).resolve().name
+    values = {"data.root": str(Path(folder).resolve()), "hydra.run.dir": str(run.resolve())}
+    words = ["data=folder", *(f"{key}={hydra_value(value)}" for key, value in values.items()), f"seed={seed}"]
+    words += [*([f"budget={budget}"] if budget else []), "resume=auto", *options]
+    done = subprocess.run([sys.executable, "-m", "decar.cli.train", *words], check=False)
+    if done.returncode:
+        raise TrainingError(f"{run}: the training ended with status {done.returncode}; its last lines say why")
+    return Run(run)
+
+
+def embed(
+    source: Source,
+    bundle: str | Path | Encoder | None = None,
+    *,
+    segment: Segment | None = None,
+    windows: float | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> Embedded:
+    """Embeddings of sounds, in memory.
+
+    Args:
+        source: A folder, table, pattern or file, as for `decar embed`; a list of files, or a `Manifest`.
+        bundle: An encoder, a run's folder, a bundle; None: the encoder that comes with decar.
+        segment: Cut long recordings into segments, a row each; see `decar.embedder.Windows`.
+        windows: Seconds: a row for each such window.
+        device: Where the network runs; None: on a GPU if there is one.
+        progress: Show progress.
+
+    Returns:
+        `table` with a row an embedding, `vectors` `(R, D)`, and `bad`, the clips without one.
+    """
+    return Embedder(bundle, segment=segment, windows=windows, device=device).files(_clips(source), progress=progress)
+
+
+def cluster(
+    source: Source,
+    bundle: str | Path | Encoder | None = None,
+    *,
+    k: int | Literal["auto"] = "auto",
+    clusterer: Method = "kmeans",
+    segment: Segment = "auto",
+    like: str | Path | Clusters | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> tuple[pd.DataFrame, Clusters]:
+    """Clusters of recordings, without training; nothing is written.
+
+    Args:
+        source: As of `embed`.
+        bundle: As of `embed`.
+        k: Number of clusters for `kmeans`; `auto`: see `decar.clustering.choose_k`.
+        clusterer: `kmeans`, `pic` or `hdbscan`.
+        segment: As of `embed`.
+        like: Put the sounds into these clusters; a folder or file of `decar cluster`, or what this function returned.
+        seed: Of all that is random.
+        device: As of `embed`.
+        progress: Show progress.
+
+    Returns:
+        A row a segment: `path`, `start`, `duration` (s), `cluster` (-1: noise), `distance`, `novelty`, and the columns
+        of the source; and the clusters, which have `place` and `save`.
+
+    Raises:
+        ClusteringError: There are too few sounds, or those of `like` are of another encoder.
+    """
+    encoder = load_encoder(bundle) if bundle is None or isinstance(bundle, str | Path) else bundle
+    made = embed(source, encoder, segment=segment, device=device, progress=progress)
+    if like is None:
+        facts = {"encoder": encoder.hash(), "bundle": str(bundle or "small"), "segment": segment}
+        recordings = made.table["path"].to_numpy()
+        model, placed = make_clusters(made.vectors, recordings, method=clusterer, k=k, seed=seed, facts=facts)
+    else:
+        model = like if isinstance(like, Clusters) else Clusters.load(_model_of(Path(like)))
+        model.require_encoder(encoder.hash())
+        placed = model.place(made.vectors)
+    table = made.table.drop(columns=[*FOUND], errors="ignore")
+    return table.assign(cluster=placed.labels, distance=placed.distance, novelty=placed.novelty), model
+
+
+def _clips(source: Source) -> Manifest:
+    if isinstance(source, Manifest):
+        return source
+    if isinstance(source, str | Path):
+        return read_source(source)
+    return Manifest(pd.DataFrame({"path": [str(path) for path in source]}), Path.cwd())
+
+
+def _model_of(place: Path) -> Path:
+    return place / MODEL if place.is_dir() else place

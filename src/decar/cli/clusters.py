@@ -1,0 +1,197 @@
+"""`decar cluster`: a folder of recordings to clusters, with tables, labels for Audacity and Raven, and a page."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decar.cli.bundles import as_segment, encoder_of
+from decar.cli.terminal import say, start_log
+from decar.errors import ConfigError, DecarError, check_whole
+from decar.files import advice
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from decar.audio import Manifest
+    from decar.audio.clips import Segment
+    from decar.clustering import Clusters, Placed
+    from decar.embedder import Embedder
+
+log = logging.getLogger(__name__)
+
+EMBEDDINGS = "embeddings.parquet"
+NOISE = "noise"
+
+
+def cluster(args: argparse.Namespace) -> None:
+    """Embed, cluster or place in clusters that there are, write what was found."""
+    from decar.audio.annotations import write_annotations
+    from decar.audio.progress import progress_bar
+    from decar.audio.source import read_source
+    from decar.clustering import make_clusters
+    from decar.clustering.choose import plausible
+    from decar.embedder import Embedder
+    from decar.report.final import TABLE, write_clusters
+
+    start_log(logging.INFO)
+    for name, value in (("--workers", args.workers), ("--batch-size", args.batch_size), ("-k", args.k)):
+        if isinstance(value, int):
+            check_whole(name, value, 2 if name == "-k" else 1)
+    if args.k != "auto" and (args.clusterer != "kmeans" or args.like):
+        why = "--like takes the clusters that there are" if args.like else f"{args.clusterer} finds their number itself"
+        raise ConfigError(f"-k {args.k}: {why}; leave it out")
+    like, bundle = _clusters_of(args.like, args) if args.like else (None, args.bundle or "small")
+    segment = as_segment(args.segment or (like.facts["segment"] if like else "auto"))
+    clips = read_source(args.source, root=args.root, path_column=args.path_column)
+    embedder = Embedder(
+        encoder_of(bundle, args.network), segment=segment, device=args.device, batch_size=args.batch_size,
+        num_workers=args.workers,
+    )  # fmt: skip
+    if like:
+        like.require_encoder(embedder.encoder.hash())
+    table, vectors = _embedded(clips, embedder, args.out, bundle)
+    files = _files(clips, table)
+    log.info("%d recordings, %s → %d %s", files.nunique(), _hours(table["duration"].sum()), len(table), _rows(segment))
+    if like:
+        model, placed = like, like.place(vectors)
+    else:
+        where = str(Path(bundle).resolve()) if bundle != "small" and Path(bundle).exists() else bundle
+        facts = {"encoder": embedder.encoder.hash(), "bundle": where, "segment": segment}
+        steps = len(plausible(len(vectors))) if args.clusterer == "kmeans" and args.k == "auto" else 0
+        with progress_bar("choose k", steps, enabled=steps > 0 and sys.stderr.isatty()) as advance:
+            model, placed = make_clusters(
+                vectors, files.to_numpy(), method=args.clusterer, k=args.k, seed=args.seed, facts=facts, advance=advance
+            )
+    try:
+        table = write_clusters(args.out, table, placed, model)
+        labels = [NOISE if number < 0 else f"cluster {number}" for number in table["cluster"]]
+        write_annotations(args.out, table.assign(file=files), labels, embedder.encoder.sample_rate / 2)
+    except OSError as error:
+        raise DecarError(
+            f"{error.filename or args.out}: cannot be written ({error.strerror or error}): {advice(error)}"
+        ) from error
+    page = _page(args, table, clips, vectors, placed, embedder, model)
+    say(summary(model, placed, args))
+    say(f"{args.out / TABLE}: a row a segment with cluster, distance, novelty; labels for Audacity and Raven beside it")
+    say(f"look at it: {page}")
+    say(f"new sounds: decar cluster FOLDER --like {args.out}")
+
+
+def summary(model: Clusters, placed: Placed, args: argparse.Namespace) -> str:
+    """What was found, in a line."""
+    import numpy as np
+
+    noise = int((placed.labels < 0).sum())
+    used = len(np.unique(placed.labels[placed.labels >= 0]))
+    if args.like:
+        novelty = f"median novelty {np.median(placed.novelty):.2f}"
+        text = f"in {used} of the {len(model.centres)} clusters of {args.like}; {novelty}"
+    else:
+        chosen = model.method == "kmeans" and args.k == "auto"
+        text = f"{used} clusters by {model.method}" + (" (k chosen)" if chosen else "")
+    return text + (f", {noise / len(placed.labels):.0%} of the clips are noise" if noise else "")
+
+
+def _clusters_of(place: Path, args: argparse.Namespace) -> tuple[Clusters, str]:
+    """The clusters that `--like` names, a file or a folder that holds `clusters.npz`, and their encoder.
+
+    Raises:
+        ConfigError: An option contradicts them.
+        DecarError: There are none, or nothing is known of their encoder that may be loaded unasked.
+    """
+    from decar.clustering import Clusters
+    from decar.models.bundle import HUB
+    from decar.models.other import PREFIXES
+    from decar.report.final import MODEL
+
+    if args.clusterer != "kmeans":
+        raise ConfigError(f"--clusterer {args.clusterer} with --like: the clusters are there already; leave it out")
+    file = place / MODEL if place.is_dir() else place
+    if place.is_dir() and not file.is_file():
+        raise DecarError(f"{place}: no {MODEL} in there; `decar cluster SOURCE --out {place}` writes one")
+    found = Clusters.load(file)
+    wanted, bundle, segment = (found.facts.get(key) for key in ("encoder", "bundle", "segment"))
+    if not (isinstance(wanted, str) and isinstance(bundle, str) and isinstance(segment, str | float)):
+        raise DecarError(f"{file}: does not say which encoder it was made with; `decar cluster` writes that")
+    if args.bundle is None and bundle.startswith((HUB, *PREFIXES)):
+        raise DecarError(
+            f"{file} was made with {bundle}: nothing is downloaded or imported because a file says so; if you trust "
+            f"it, pass --bundle {bundle}"
+        )
+    return found, args.bundle or bundle or str(file.parent)
+
+
+def _embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tuple[pd.DataFrame, NDArray[np.float32]]:
+    """A row a segment, with `start` and `duration`, and the vectors; of the last call, where nothing has changed."""
+    import numpy as np
+
+    from decar.errors import SearchError
+    from decar.search.index import EmbeddingTable
+
+    file = out / EMBEDDINGS
+    if file.is_file():
+        try:
+            known = EmbeddingTable.open(file)
+            if known.facts.get("key") == embedder.key(clips):
+                vectors = np.concatenate([block for _, block in known.blocks()])
+                log.info("%s: of these sounds, taken again", file)
+                return known.rows, vectors
+        except SearchError as error:
+            log.warning("%s; the sounds are embedded anew", error)
+    made = embedder.write(clips, file, name=bundle)
+    return made.table, made.vectors
+
+
+def _files(clips: Manifest, table: pd.DataFrame) -> pd.Series:
+    """The absolute path of each row's recording."""
+    root = os.path.abspath(clips.root)
+    return table["path"].map(lambda path: os.path.normpath(os.path.join(root, path)))
+
+
+def _page(
+    args: argparse.Namespace,
+    table: pd.DataFrame,
+    clips: Manifest,
+    vectors: NDArray[np.float32],
+    placed: Placed,
+    embedder: Embedder,
+    model: Clusters,
+) -> Path:
+    from decar.audio import Manifest
+    from decar.report import write_cluster_page
+    from decar.report.final import FOUND
+
+    options: dict[str, Any] = {
+        "source": str(args.source), "bundle": model.facts["bundle"], "segment": model.facts["segment"],
+        "clusterer": model.method, "k": args.k, "like": str(args.like) if args.like else None, "seed": args.seed,
+    }  # fmt: skip
+    source = Path(args.source)
+    return write_cluster_page(
+        args.out / "report.html", Manifest(table.drop(columns=[*FOUND]), clips.root), vectors,
+        placed, frontend=embedder.encoder.frontend, title=source.resolve().name if source.exists() else args.out.name,
+        options=options, seed=args.seed,
+    )  # fmt: skip
+
+
+def _hours(seconds: float) -> str:
+    return (
+        f"{seconds / 3600:.1f} h"
+        if seconds >= 3600
+        else f"{seconds / 60:.1f} min"
+        if seconds >= 60
+        else f"{seconds:.1f} s"
+    )
+
+
+def _rows(segment: Segment) -> str:
+    """What a row of the table is, for the log."""
+    if segment == "none":
+        return "clips"
+    return "segments of 5 s, or whole clips of up to 15 s" if segment == "auto" else f"segments of {segment:g} s"

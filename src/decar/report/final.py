@@ -1,0 +1,89 @@
+"""The clusters of an embedding as files: those of `decar cluster`, and those that every run ends with."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from decar.audio import LogMelStore
+from decar.clustering import Clusters, Placed, make_clusters
+from decar.files import whole, write_csv
+from decar.models import Encoder, embed_store
+from decar.report.clips import sample
+
+log = logging.getLogger(__name__)
+
+MODEL, TABLE = "clusters.npz", "clusters.csv"
+PLACE = ("path", "start", "duration")
+FOUND = ("cluster", "distance", "novelty")
+MOST = 20_000  # clips of a run that are embedded once more for its last clustering; of more an even sample
+
+
+@dataclass(frozen=True)
+class Final:
+    """The last clustering of a run.
+
+    Attributes:
+        vectors: `(n, D)` the final embedding of the clips.
+        placed: Their clusters.
+        model: The clusters, to be kept.
+    """
+
+    vectors: NDArray[np.float32]
+    placed: Placed
+    model: Clusters
+
+
+def cluster_store(encoder: Encoder, store: LogMelStore, *, seed: int, device: str, progress: bool) -> Final:
+    """Embed the clips of a store and cluster them by K-Means, with `k=auto`.
+
+    Raises:
+        ClusteringError: There is one clip only, or the embedding is not finite.
+    """
+    vectors = embed_store(encoder, store, device=device, progress=progress)
+    facts = {"encoder": encoder.hash(), "bundle": "", "segment": "none"}  # no bundle: the one beside the file
+    model, placed = make_clusters(vectors, store.manifest.table["path"].to_numpy(), seed=seed, facts=facts)
+    return Final(vectors, placed, model)
+
+
+def few(store: LogMelStore, seed: int) -> NDArray[np.int64]:
+    """Which clips of a store are clustered at the end."""
+    return sample(len(store), seed, MOST)
+
+
+def write_run_clusters(run: Path, store: LogMelStore, final: Final) -> None:
+    """`clusters.csv` and `clusters.npz` into the folder of a run; where that fails, a line in the log says so."""
+    spec = store.frontend
+    seconds = ((store.lengths - 1) * spec.hop_length + spec.win_length) / spec.sample_rate
+    starts = [start for start, _ in store.manifest.stretches]
+    table = store.manifest.table.drop(columns=[*PLACE[1:]], errors="ignore").assign(start=starts, duration=seconds)
+    try:
+        write_clusters(run, table, final.placed, final.model)
+    except OSError as error:
+        log.warning("%s: the clusters of the run are not written (%s)", error.filename or run, error.strerror or error)
+
+
+def write_clusters(out: Path, table: pd.DataFrame, placed: Placed, model: Clusters) -> pd.DataFrame:
+    """Write `clusters.csv`, a row a clip, and `clusters.npz`, which takes new sounds; returns the table.
+
+    Args:
+        out: Folder.
+        table: The `N` clips, with `path`, `start` and `duration` (s); its other columns are kept.
+        placed: Their clusters.
+        model: All clusters.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    others = [name for name in table if name not in (*PLACE, *FOUND)]
+    found = table[[*PLACE]].assign(
+        cluster=placed.labels, distance=placed.distance.round(4), novelty=placed.novelty.round(3)
+    )
+    found = pd.concat([found, table[others]], axis=1)
+    model.save(out / MODEL)
+    with whole(out / TABLE) as part:
+        write_csv(found, part)
+    return found

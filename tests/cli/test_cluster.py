@@ -1,0 +1,167 @@
+"""`decar cluster`: from a folder to tables, labels and a page, and new sounds into the same clusters."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+RATE = 16_000
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """Six recordings of 20 s in two folders: four kinds of stretches of 5 s each, in another order every time."""
+    rng, time = np.random.default_rng(0), np.arange(5 * RATE) / RATE
+    kinds = [
+        0.3 * np.sin(2 * np.pi * 300 * time), 0.3 * np.sin(2 * np.pi * 2500 * time),
+        0.1 * rng.normal(size=len(time)), 0.3 * np.sin(2 * np.pi * 800 * time) * (np.sin(2 * np.pi * 6 * time) > 0),
+    ]  # fmt: skip
+    for i in range(6):
+        file = tmp_path / "field" / ("north", "south")[i % 2] / f"rec{i}.wav"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        wave = np.concatenate([kinds[(i + j) % 4] for j in range(4)])
+        soundfile.write(file, wave + 0.005 * rng.normal(size=len(wave)), RATE)
+    return tmp_path / "field"
+
+
+def truth(table):
+    return (table["path"].str.extract(r"rec(\d)")[0].astype(int) + table["start"].astype(int) // 5) % 4
+
+
+def page_data(file):
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', file.read_text(), re.S)[1])
+
+
+@pytest.mark.parametrize("method", ["kmeans", "pic", "hdbscan"])
+def test_recordings_become_clusters(decar, recordings, tmp_path, method):
+    outcome = decar("cluster", "field", "--clusterer", method, *(["-k", "4"] if method == "kmeans" else []))
+    assert outcome.code == 0, outcome.err
+    assert "6 recordings, 2.0 min → 24 segments of 5 s" in outcome.err
+    out = tmp_path / "clusters"
+    table = pd.read_csv(out / "clusters.csv")
+    assert list(table)[:6] == ["path", "start", "duration", "cluster", "distance", "novelty"]
+    assert len(table) == 24
+    in_cluster = table[table["cluster"] >= 0]
+    assert len(in_cluster) >= 18
+    pure = in_cluster.groupby("cluster").apply(lambda rows: truth(rows).value_counts().iloc[0]).sum() / len(in_cluster)
+    assert pure > 0.75
+    for name in ("audacity/north/rec0.wav.txt", "raven/south/rec1.wav.selections.txt", "report.html", "clusters.npz"):
+        assert (out / name).is_file(), name
+    assert len((out / "audacity/north/rec0.wav.txt").read_text().splitlines()) == 4
+    data = page_data(out / "report.html")
+    assert data["facts"]["Recordings"] == 6
+    assert data["facts"]["Segments"] == 24
+    assert data["title"] == "field"
+    assert "north/rec0.wav · 0:15" in data["clips"]["name"]
+    assert data["labels"] == ["label"]
+    assert len(data["clips"]["sounds"]) == 24
+    assert all(sound for sound, _, _ in data["clips"]["sounds"].values())
+
+
+def test_new_sounds_get_the_clusters_that_there_are(decar, recordings, tmp_path):
+    assert decar("cluster", "field/north", "-k", "4", "--out", "known").code == 0
+    known = pd.read_csv(tmp_path / "known/clusters.csv")
+    names = known.assign(kind=truth(known)).groupby("kind")["cluster"].agg(lambda c: c.mode()[0])
+    outcome = decar("cluster", "field/south", "--like", "known", "--out", "new")
+    assert outcome.code == 0, outcome.err
+    assert "of the 4 clusters of known; median novelty" in outcome.out
+    new = pd.read_csv(tmp_path / "new/clusters.csv")
+    assert (new["cluster"] == truth(new).map(names)).mean() > 0.9
+    again = decar("cluster", "field/north", "--like", "known/clusters.npz", "--out", "again")
+    assert again.code == 0, again.err
+    assert pd.read_csv(tmp_path / "again/clusters.csv")["cluster"].tolist() == known["cluster"].tolist()
+
+
+def test_a_second_call_takes_the_embeddings_again_unless_a_sound_has_changed(decar, recordings, tmp_path):
+    assert decar("cluster", "field", "-k", "3").code == 0
+    second = decar("cluster", "field", "-k", "4")
+    assert "taken again" in second.err
+    assert pd.read_csv(tmp_path / "clusters/clusters.csv")["cluster"].nunique() == 4
+    other = decar("cluster", "field", "-k", "4", "--segment", "10")
+    assert "taken again" not in other.err
+    assert len(pd.read_csv(tmp_path / "clusters/clusters.csv")) == 12
+    file = next(recordings.rglob("rec0.wav"))
+    wave, _ = soundfile.read(file)
+    soundfile.write(file, wave[::-1], RATE)
+    assert "taken again" not in decar("cluster", "field", "-k", "4", "--segment", "10").err
+    embeddings = tmp_path / "clusters/embeddings.parquet"
+    content = bytearray(embeddings.read_bytes())
+    content[len(content) // 2] ^= 1
+    embeddings.write_bytes(content)
+    mended = decar("cluster", "field", "-k", "4", "--segment", "10")
+    assert mended.code == 0
+    assert "embedded anew" in mended.err
+
+
+def test_short_clips_stay_whole_and_k_is_chosen(decar, sound_folder, tmp_path):
+    outcome = decar("cluster", "sounds", "--segment", "none", "--seed", "1")
+    assert outcome.code == 0, outcome.err
+    assert "(k chosen)" in outcome.out
+    table = pd.read_csv(tmp_path / "clusters/clusters.csv")
+    assert table["duration"].tolist() == [0.5] * 12
+    assert table["label"].tolist() == [path.split("/")[0] for path in table["path"]]
+    assert page_data(tmp_path / "clusters/report.html")["clips"]["name"] == table["path"].tolist()
+
+
+def test_a_bad_file_is_left_out_and_named(decar, sound_folder, tmp_path):
+    (sound_folder / "bad.wav").write_bytes(b"RIFF")
+    outcome = decar("cluster", "sounds", "-k", "3")
+    assert outcome.code == 0, outcome.err
+    assert "bad.wav: left out" in outcome.err
+    assert len(pd.read_csv(tmp_path / "clusters/clusters.csv")) == 12
+    assert pd.read_csv(tmp_path / "clusters/embeddings.parquet.bad.csv")["path"].tolist() == ["bad.wav"]
+
+
+def test_columns_of_a_table_are_kept_and_its_own_cluster_column_gives_way(decar, sound_folder, tmp_path):
+    paths = sorted(str(path.relative_to(tmp_path)) for path in sound_folder.rglob("*.wav"))
+    pd.DataFrame({"path": paths, "cluster": "old", "site": "x"}).to_csv(tmp_path / "table.csv", index=False)
+    assert decar("cluster", "table.csv", "-k", "3").code == 0
+    table = pd.read_csv(tmp_path / "clusters/clusters.csv")
+    assert sorted(table["cluster"].unique()) == [0, 1, 2]
+    assert table["site"].tolist() == ["x"] * 12
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["nothing"], "nothing does not exist"),
+        (["sounds", "-k", "1"], "-k=1: not allowed"),
+        (["sounds", "-k", "13"], "k=13 is larger than the number of clips (12)"),
+        (["sounds", "-k", "3", "--clusterer", "pic"], "-k 3: pic finds their number itself"),
+        (["sounds", "--segment", "five"], "--segment five: give a number"),
+        (["sounds", "--segment", "-1"], "--segment=-1"),
+        (["sounds", "--like", "nowhere"], "nowhere: not readable as clusters"),
+        (["sounds", "--like", "sounds"], "sounds: no clusters.npz in there"),
+        (["sounds", "--workers", "0"], "--workers=0"),
+    ],
+)
+def test_mistakes_get_one_line(decar, sound_folder, options, told):
+    outcome = decar("cluster", *options)
+    assert outcome.code == 2
+    assert len(outcome.errors) == 1
+    assert told in outcome.errors[0]
+
+
+def test_clusters_of_another_encoder_are_refused(decar, sound_folder, tmp_path):
+    assert decar("cluster", "sounds", "-k", "3", "--out", "known").code == 0
+    outcome = decar("cluster", "sounds", "--like", "known", "--bundle", "random", "--out", "new")
+    assert outcome.code == 2
+    assert "the clusters were made with another encoder" in outcome.errors[0]
+    assert not (tmp_path / "new" / "clusters.csv").exists()
+
+
+def test_nothing_is_imported_because_a_file_says_so(decar, sound_folder, tmp_path):
+    from decar.clustering import make_clusters
+
+    vectors = np.random.default_rng(0).normal(size=(20, 8))
+    facts = {"encoder": "0" * 64, "bundle": "torch:evil.network", "segment": "auto"}
+    made, _ = make_clusters(vectors, np.arange(20), k=2, facts=facts)
+    made.save(tmp_path / "sent.npz")
+    (tmp_path / "evil.py").write_text("open('ran', 'w')")
+    outcome = decar("cluster", "sounds", "--like", "sent.npz")
+    assert outcome.code == 2
+    assert "nothing is downloaded or imported because a file says so" in outcome.errors[0]
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,32 @@
+"""What only looks at options starts in a moment: nothing that takes seconds to import is imported for it."""
+
+import subprocess
+import sys
+
+import pytest
+
+SLOW = ("torch", "pytorch_lightning", "timm", "faiss", "sklearn", "pandas", "wandb")
+CODE = """
+import sys
+from decar.cli.{module} import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+found = [name for name in {slow} if name in sys.modules]
+assert not found, found
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("train", ["--cfg", "job"]), ("train", ["--help"]), ("eval", ["--cfg", "job"]), ("app", ["--help"]),
+        ("app", ["cluster", "--help"]),
+    ],
+)  # fmt: skip
+def test_options_are_shown_without_slow_imports(module, words, tmp_path):
+    code = CODE.format(module=module, slow=SLOW)
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout

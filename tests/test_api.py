@@ -1,0 +1,66 @@
+"""Python in a few lines gives what the commands give."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+import decar
+from decar.cli import app
+from decar.errors import ClusteringError, TrainingError
+
+
+def test_importing_decar_imports_no_torch():
+    code = "import decar, sys; assert 'torch' not in sys.modules; assert {'train', 'cluster'} <= set(decar.__all__)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_embed_takes_folders_lists_and_encoders(sound_folder, small_encoder):
+    made = decar.embed(sound_folder, progress=False)
+    assert made.vectors.shape == (12, 1536 * 2)
+    files = [sound_folder / path for path in made.table["path"][:3]]
+    listed = decar.embed(files, decar.load_encoder(), progress=False)
+    np.testing.assert_allclose(listed.vectors, made.vectors[:3], atol=1e-5)
+    assert decar.embed(files, small_encoder, progress=False).vectors.shape == (3, small_encoder.dim)
+
+
+def test_cluster_gives_the_table_of_the_command(sound_folder, tmp_path, monkeypatch):
+    table, model = decar.cluster(sound_folder, k=3, progress=False)
+    monkeypatch.chdir(tmp_path)
+    app.main(["cluster", str(sound_folder), "-k", "3"])
+    written = pd.read_csv(tmp_path / "clusters" / "clusters.csv")
+    assert written["cluster"].tolist() == table["cluster"].tolist()
+    np.testing.assert_allclose(written["novelty"], table["novelty"], atol=1e-3)
+    for like in (model, tmp_path / "clusters", tmp_path / "clusters" / "clusters.npz"):
+        again, _ = decar.cluster(sound_folder, like=like, progress=False)
+        assert again["cluster"].tolist() == table["cluster"].tolist()
+
+
+def test_clusters_of_another_encoder_are_refused(sound_folder, small_encoder):
+    _, model = decar.cluster(sound_folder, k=3, progress=False)
+    with pytest.raises(ClusteringError, match="another encoder"):
+        decar.cluster(sound_folder, small_encoder, like=model, progress=False)
+
+
+def test_train_gives_a_run_with_all_that_it_ends_with(sound_folder, tmp_path):
+    options = ["debug=fast", "report=true", "trainer=cpu", "k=3", f"cache_dir={tmp_path / 'cache'}"]
+    run = decar.train(sound_folder, *options, out=tmp_path / "my run")
+    assert run.report.is_file()
+    assert (
+        run.clusters["path"].tolist() == decar.embed(sound_folder, run.encoder, progress=False).table["path"].tolist()
+    )
+    table, _ = decar.cluster(sound_folder, run.folder, like=run.folder, segment="none", progress=False)
+    assert table["cluster"].tolist() == run.clusters["cluster"].tolist()
+    with pytest.raises(TrainingError, match="status 2"):
+        decar.train(tmp_path / "nowhere", *options, out=tmp_path / "other")
+
+
+def test_a_recording_is_cut(tmp_path):
+    wave = 0.1 * np.random.default_rng(0).normal(size=16_000 * 21)
+    soundfile.write(tmp_path / "a.wav", wave, 16_000)
+    assert decar.embed(tmp_path, segment="auto", progress=False).table["start"].tolist() == [0, 5, 10, 15]
+    table, _ = decar.cluster(tmp_path, progress=False)
+    assert table["duration"].tolist() == [5, 5, 5, 6]
