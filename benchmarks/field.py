@@ -68,8 +68,8 @@ def recording(
         place, level = at, 10 ** (rng.uniform(-32, -18) / 20)
         while place < end - 0.3:
             clip = decode(files[kind][rng.integers(len(files[kind]))], sample_rate=RATE)
-            clip = clip[: round((end - place) * RATE)]
             first = round(place * RATE)
+            clip = clip[: round(end * RATE) - first]
             wave[first : first + len(clip)] += clip * (level / max(float(clip.std()), 1e-4))
             place += len(clip) / RATE + rng.uniform(0, 0.4)
         bouts.append((at, end, kind))

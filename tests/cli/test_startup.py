@@ -30,3 +30,22 @@ def test_options_are_shown_without_slow_imports(module, words, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_decar_alone_lists_every_command_by_what_it_is_for(decar):
+    from decar.cli.app import COMMANDS, GROUPS, HYDRA
+
+    assert sorted(name for names in GROUPS.values() for name in names) == sorted([*COMMANDS, *HYDRA])
+    outcome = decar()
+    assert outcome.code == 0
+    assert outcome.out == decar("--help").out
+    for name in (*COMMANDS, *HYDRA):
+        assert f" {name} " in outcome.out
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_train_and_eval_are_commands_too(decar, name):
+    outcome = decar(name, "--cfg", "job", "seed=7")
+    assert outcome.code == 0, outcome.err
+    assert "\nseed: 7\n" in f"\n{outcome.out}"
+    assert decar(name, "sede=7").code == 2

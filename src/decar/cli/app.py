@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +22,26 @@ CACHE_HOME = object()  # stands for `cache_home()`, which follows the environmen
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with 2 on a user's error, and when a signal stops it as `train.py` does."""
+    words = sys.argv[1:] if argv is None else [*argv]
+    if words and words[0] in HYDRA:
+        sys.argv = [f"decar-{words[0]}", *words[1:]]  # as typed, for the line that says how to go on
+        import_module(f"decar.cli.{words[0]}").main()
+        return
     with command("", "run the same command again"):
-        args = _parser().parse_args(argv)
+        args = _parser().parse_args(words or ["--help"])
         set_limits(Limits(**{name: value for name, value in vars(args).items() if name in LIMITS}))
         args.run(args)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="decar", description="Deep clustering for audio. To pre-train: decar-train. To evaluate: decar-eval."
-    )
+        prog="decar", description="Deep clustering for audio: an embedding learned from sounds without labels.",
+        epilog=_overview(), formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"decar {__version__}")
-    commands, here = parser.add_subparsers(required=True, metavar="COMMAND"), cache_home()
+    commands, here = parser.add_subparsers(required=True, metavar="COMMAND", help="see below"), cache_home()
     for name, (run, text, options) in COMMANDS.items():
-        made = commands.add_parser(name, help=text, description=ABOUT.get(name))
+        made = commands.add_parser(name, description=ABOUT.get(name, f"{text[0].upper()}{text[1:]}."))
         made.set_defaults(run=run)
         for flag, settings in options:
             known: dict[str, Any] = {key: here if value is CACHE_HOME else value for key, value in settings.items()}
@@ -41,6 +49,17 @@ def _parser() -> argparse.ArgumentParser:
         if name in READS_SOUNDS:
             _add_limits(made)
     return parser
+
+
+def _overview() -> str:
+    """All commands, by what they are for."""
+    texts = HYDRA | {name: text for name, (_, text, _) in COMMANDS.items()}
+    lines = [
+        f"  {title if name == names[0] else '':8}{name:10}{texts[name]}"
+        for title, names in GROUPS.items()
+        for name in names
+    ]
+    return "\n".join([*lines, "", "decar COMMAND --help lists its options."])
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +228,17 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, list[Option
     "report": (data.report, "make the HTML page of a run, which opens offline", REPORT),
     "export": (bundles.export, "write the encoder with its front-end as ONNX or torch.export", EXPORT),
     "push": (bundles.push, "put a bundle on the Hugging Face hub, with a model card", PUSH),
+}
+HYDRA = {  # commands with Hydra's grammar of options
+    "train": "pre-train an encoder: as decar-train, python train.py",
+    "eval": "evaluate an encoder on a task: as decar-eval, python eval.py",
+}
+GROUPS = {
+    "start": ("cluster", "train"),
+    "look": ("report", "search"),
+    "use": ("embed", "export", "push"),
+    "judge": ("eval", "table2", "table3"),
+    "data": ("doctor", "prepare", "table1"),
 }
 READS_SOUNDS = ("prepare", "doctor", "search", "embed", "cluster", "report")
 ABOUT = {
