@@ -202,7 +202,8 @@ def test_bundles_of_version_0_1_load_with_their_hash_and_vectors(file, encoder_h
     assert encoder.hash() == encoder_hash
     assert encoder.dim == dim
     wave = np.sin(np.arange(8000) ** 1.5 / 300).astype(np.float32) / 4
-    torch.testing.assert_close(encoder.embed(wave)[0, :4], torch.tensor(start).float(), rtol=1e-4, atol=1e-5)
+    # processors differ by 4e-5 here: a float16 of the log-mel may round to the other side; other weights differ by 0.1
+    torch.testing.assert_close(encoder.embed(wave)[0, :4], torch.tensor(start).float(), rtol=1e-3, atol=2e-4)
 
 
 class Own(torch.nn.Module):
