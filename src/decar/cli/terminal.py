@@ -120,6 +120,7 @@ def start_log(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(EscapingFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells which processor it was built for
 
 
 class EscapingFormatter(logging.Formatter):
