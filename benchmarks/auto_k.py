@@ -5,7 +5,8 @@
 
 Sets are the clips of each task, and 300 of them; what counts is the adjusted mutual information (AMI) with the labels.
 
-- k: for each rule the AMI at the k that it picks, as a share of the best AMI at any of the k that are tried.
+- k: for each rule the AMI at the k that it picks, as a share of the best AMI at any of the k that are tried. Sets
+  with less than 0.1 at the best k are left out.
 - methods: AMI of K-Means with `k=auto`, PIC, and HDBSCAN, with noise as a cluster of its own, and the share of noise.
 - novelty: clusters are made without the clips of one label; how well the novelty tells them from new clips of the other
   labels (area under the ROC curve), beside two other measures. Half of the clips of the other labels are held back.
@@ -35,6 +36,7 @@ from decar.models import load_encoder
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "src" / "decar" / "data" / "mini"
 BUNDLED = ("kind", "event", "drum_class", "speaker", "language", "instrument_family")
+LEAST_AMI = 0.1  # at the best k: below it the clusters do not know the labels, and no k is right
 MOST, FEW = 3000, 300
 LEFT_OUT = 12  # labels of a task that are left out in turn
 TRIED = (2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128)
@@ -84,10 +86,12 @@ def numbers(vectors: Floats, labels: NDArray[np.str_]) -> dict[str, float]:
     }
     picked = {f"{name}, best": max(tried, key=of) for name, of in score.items()}
     width = {k: score["silhouette"](k) for k in tried}
-    picked["silhouette, smallest of 90 %"] = smallest_nearly_best(width)
+    picked["silhouette, smallest of 95 %"] = smallest_nearly_best(width)
     picked["sqrt(N / 2)"] = min(tried, key=lambda k: abs(k - np.sqrt(len(unit) / 2)))
-    picked["auto: smallest of 90 %, around sqrt(N / 2)"] = smallest_nearly_best({k: width[k] for k in own})
+    picked["auto: the same, around sqrt(N / 2)"] = smallest_nearly_best({k: width[k] for k in own})
     best = max(ami.values())
+    if best < LEAST_AMI:
+        return {}
     return {rule: ami[k] / best for rule, k in picked.items()} | {f"k of {rule}": k for rule, k in picked.items()}
 
 
@@ -135,7 +139,7 @@ def main() -> None:
     found = sets(args.root, args.cache)
     for part in args.parts:
         rows = {name: PARTS[part](*of) for name, of in found.items() if part != "novelty" or f", {FEW}" not in name}
-        table = pd.DataFrame(rows).T
+        table = pd.DataFrame({name: row for name, row in rows.items() if row}).T
         print(
             f"\n{part}, {len(table)} sets\n{table.round(3).to_string()}\n\nmean\n{table.mean().round(3).to_string()}",
             flush=True,

@@ -46,7 +46,14 @@ def test_clusters_of_another_encoder_are_refused(sound_folder, small_encoder):
 
 
 def test_train_gives_a_run_with_all_that_it_ends_with(sound_folder, tmp_path):
-    options = ["debug=fast", "report=true", "trainer=cpu", "k=3", f"cache_dir={tmp_path / 'cache'}"]
+    options = [
+        "debug=fast",
+        "report=true",
+        "loader.num_workers=0",
+        "trainer=cpu",
+        "k=3",
+        f"cache_dir={tmp_path / 'cache'}",
+    ]
     run = decar.train(sound_folder, *options, out=tmp_path / "my run")
     assert run.report.is_file()
     assert (

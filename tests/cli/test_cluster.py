@@ -75,23 +75,22 @@ def test_new_sounds_get_the_clusters_that_there_are(decar, recordings, tmp_path)
     assert pd.read_csv(tmp_path / "again/clusters.csv")["cluster"].tolist() == known["cluster"].tolist()
 
 
-def test_a_second_call_takes_the_embeddings_again_unless_a_sound_has_changed(decar, recordings, tmp_path):
-    assert decar("cluster", "field", "-k", "3").code == 0
-    second = decar("cluster", "field", "-k", "4")
-    assert "taken again" in second.err
+def test_a_second_call_takes_the_embeddings_again_unless_something_has_changed(decar, sound_folder, tmp_path):
+    assert decar("cluster", "sounds", "-k", "3").code == 0
+    assert "taken again" in decar("cluster", "sounds", "-k", "4").err
     assert pd.read_csv(tmp_path / "clusters/clusters.csv")["cluster"].nunique() == 4
-    other = decar("cluster", "field", "-k", "4", "--segment", "10")
+    other = decar("cluster", "sounds", "-k", "4", "--segment", "0.2")
     assert "taken again" not in other.err
-    assert len(pd.read_csv(tmp_path / "clusters/clusters.csv")) == 12
-    file = next(recordings.rglob("rec0.wav"))
+    assert len(pd.read_csv(tmp_path / "clusters/clusters.csv")) == 36
+    file = next(sound_folder.rglob("0.wav"))
     wave, _ = soundfile.read(file)
     soundfile.write(file, wave[::-1], RATE)
-    assert "taken again" not in decar("cluster", "field", "-k", "4", "--segment", "10").err
+    assert "taken again" not in decar("cluster", "sounds", "-k", "4", "--segment", "0.2").err
     embeddings = tmp_path / "clusters/embeddings.parquet"
     content = bytearray(embeddings.read_bytes())
     content[len(content) // 2] ^= 1
     embeddings.write_bytes(content)
-    mended = decar("cluster", "field", "-k", "4", "--segment", "10")
+    mended = decar("cluster", "sounds", "-k", "4", "--segment", "0.2")
     assert mended.code == 0
     assert "embedded anew" in mended.err
 
