@@ -27,6 +27,7 @@ DIGEST_BYTES = 8
 ARRAY_SUFFIX = ".sealed.npy"  # of files that `save_array` writes, by which `decar doctor --cache` finds them
 SEAL = "xxh3"  # the key of a JSON object that holds the digest of the others
 PARQUET_TAIL = 8  # bytes: length of the footer, "PAR1"
+NO_DIGEST = "0" * 32  # stands for the digest of a safetensors file while it is computed
 MARK = b"XXH3"  # before the digest, in a zip's comment too
 
 
@@ -272,6 +273,30 @@ def check_zip(file: BinaryIO) -> bool:
     if digest != _digest_of_head(file, end):
         raise DamagedError("its checksum is wrong")
     return True
+
+
+def seal_tensors(content: bytes) -> bytes:
+    """A safetensors file whose header holds `NO_DIGEST` before anything like it: with the digest in that place.
+
+    The digest has 128 bits and covers all bytes.
+    """
+    return content.replace(NO_DIGEST.encode(), xxhash.xxh3_128_hexdigest(content).encode(), 1)
+
+
+def tensors_digest(path: Path, filled: str) -> str:
+    """The digest of a safetensors file in whose header `filled` stands for it; the library has read the header before.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    found = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        size = file.read(8)
+        head = file.read(int.from_bytes(size, "little"))  # bounded by safetensors
+        found.update(size + head.replace(filled.encode(), NO_DIGEST.encode(), 1))
+        while block := file.read(CHUNK):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _digest_of_head(file: BinaryIO, length: int = sys.maxsize) -> bytes:

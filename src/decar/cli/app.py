@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from decar import __version__
-from decar.cli import bundles, clusters, data
+from decar.cli import bundles, classify, clusters, data
 from decar.cli.config import cache_home, named_class
 from decar.cli.terminal import command
 from decar.limits import Limits, set_limits
@@ -97,6 +97,7 @@ BUNDLE = _option("bundle", "encoder.safetensors, or a run that holds it", metava
 NETWORK = _option(
     "--network", "class of the network, if it is one of your own", type=named_class, metavar="MODULE.CLASS"
 )
+SEED = _option("--seed", "of all that is random (default: %(default)s)", type=int, default=0, metavar="N")
 METRIC = _option("--metric", "balanced_accuracy or macro_f1, instead of the metric of each task", metavar="NAME")
 
 PREPARE = [
@@ -175,10 +176,64 @@ CLUSTER = [
     ),
     ROOT,
     PATHS,
-    _option("--seed", "of all that is random (default: %(default)s)", type=int, default=0, metavar="N"),
+    SEED,
     *FORWARD,
     NETWORK,
 ]  # fmt: skip
+LABELS = (
+    "tables with path and label, and start and duration (s) where a stretch is labelled; several labels with commas "
+    "between, -NAME for a label that a clip has not; or a folder, whose folders are the labels"
+)
+COLUMN = _option("--column", "the column of the labels (default: %(default)s)", default="label", metavar="NAME")
+FIT = [
+    _file("labels", LABELS, nargs="+", metavar="LABELS"),
+    COLUMN,
+    _option("--bundle", ENCODER, metavar="NAME"),
+    _file("--out", "(default: %(default)s)", default=Path("classifier.safetensors")),
+    _option(
+        "--segment", "segments that recordings are cut into when it is used (default: as long as the labelled "
+        "stretches)", metavar="SECONDS",
+    ),
+    _option(
+        "--group", "validate on clips of other values of this column, beside other recordings (default: auto, speaker, "
+        "site and the like)", default="auto", metavar="COLUMN",
+    ),
+    ROOT,
+    PATHS,
+    SEED,
+    *FORWARD,
+    NETWORK,
+]  # fmt: skip
+SEGMENTS = _option(
+    "source", f"{SOURCE[1]['help']}; or the embeddings.parquet of `decar cluster` or `decar embed --segment`",
+    metavar="SOURCE",
+)  # fmt: skip
+PREDICT = [
+    SEGMENTS,
+    _file("--classifier", "what `decar fit` wrote", required=True),
+    _file("--out", "table, .csv or .parquet (default: %(default)s)", default=Path("predictions.csv")),
+    _option("--segment", "segments of another length than the classifier says", metavar="SECONDS"),
+    _option("--bundle", "the encoder, if the classifier does not say where it lies", metavar="NAME"),
+    ROOT,
+    PATHS,
+    *FORWARD,
+    NETWORK,
+]
+SUGGEST = [
+    SEGMENTS,
+    _file("--classifier", "what `decar fit` wrote; without one, typical clips are suggested"),
+    _file("--labels", f"clips that have a label already: {LABELS}", nargs="+", default=[]),
+    COLUMN,
+    _option("-n", "number of clips to suggest (default: %(default)s)", type=int, default=20),
+    _file("--out", ".csv or .parquet; a page lies beside it (default: %(default)s)", default=Path("suggest.csv")),
+    _option("--segment", "segments of another length than the classifier says", metavar="SECONDS"),
+    _option("--bundle", ENCODER, metavar="NAME"),
+    ROOT,
+    PATHS,
+    SEED,
+    *FORWARD,
+    NETWORK,
+]
 SEARCH = [
     _option("sounds", "a file, or a path of the table if there is no such file", nargs="+", metavar="SOUND"),
     _file("embeddings", "what `decar embed` wrote (.parquet)", metavar="EMBEDDINGS"),
@@ -225,6 +280,9 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, list[Option
     "search": (bundles.search, "the clips most similar to a sound, from a table of embeddings", SEARCH),
     "embed": (bundles.embed, "embeddings of any audio, one row for each clip or window", EMBED),
     "cluster": (clusters.cluster, "clusters of a folder of recordings, as tables, labels and a page", CLUSTER),
+    "fit": (classify.fit, "a classifier from labelled stretches of recordings", FIT),
+    "predict": (classify.predict, "its labels on recordings, as tables and for Audacity and Raven", PREDICT),
+    "suggest": (classify.suggest, "the clips whose labels would teach a classifier most", SUGGEST),
     "report": (data.report, "make the HTML page of a run, which opens offline", REPORT),
     "export": (bundles.export, "write the encoder with its front-end as ONNX or torch.export", EXPORT),
     "push": (bundles.push, "put a bundle on the Hugging Face hub, with a model card", PUSH),
@@ -236,11 +294,11 @@ HYDRA = {  # commands with Hydra's grammar of options
 GROUPS = {
     "start": ("cluster", "train"),
     "look": ("report", "search"),
-    "use": ("embed", "export", "push"),
+    "use": ("embed", "fit", "predict", "suggest", "export", "push"),
     "judge": ("eval", "table2", "table3"),
     "data": ("doctor", "prepare", "table1"),
 }
-READS_SOUNDS = ("prepare", "doctor", "search", "embed", "cluster", "report")
+READS_SOUNDS = ("prepare", "doctor", "search", "embed", "cluster", "fit", "predict", "suggest", "report")
 ABOUT = {
     "embed": "A clip of up to 10 s is embedded whole, a longer one as the mean of its 10 s pieces. All columns of a "
     "table are kept. After a stop the same command continues, and writes the same bytes.",

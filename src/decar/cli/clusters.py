@@ -6,6 +6,8 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,27 +58,22 @@ def cluster(args: argparse.Namespace) -> None:
     )  # fmt: skip
     if like:
         like.require_encoder(embedder.encoder.hash())
-    table, vectors = _embedded(clips, embedder, args.out, bundle)
-    files = _files(clips, table)
+    table, vectors = embedded(clips, embedder, args.out, bundle)
+    files = recordings_of(clips, table)
     log.info("%d recordings, %s → %d %s", files.nunique(), _hours(table["duration"].sum()), len(table), _rows(segment))
     if like:
         model, placed = like, like.place(vectors)
     else:
-        where = str(Path(bundle).resolve()) if bundle != "small" and Path(bundle).exists() else bundle
-        facts = {"encoder": embedder.encoder.hash(), "bundle": where, "segment": segment}
+        facts = {"encoder": embedder.encoder.hash(), "bundle": bundle_named(bundle), "segment": segment}
         steps = len(plausible(len(vectors))) if args.clusterer == "kmeans" and args.k == "auto" else 0
         with progress_bar("choose k", steps, enabled=steps > 0 and sys.stderr.isatty()) as advance:
             model, placed = make_clusters(
                 vectors, files.to_numpy(), method=args.clusterer, k=args.k, seed=args.seed, facts=facts, advance=advance
             )
-    try:
+    with writing(args.out):
         table = write_clusters(args.out, table, placed, model)
         labels = [NOISE if number < 0 else f"cluster {number}" for number in table["cluster"]]
         write_annotations(args.out, table.assign(file=files), labels, embedder.encoder.sample_rate / 2)
-    except OSError as error:
-        raise DecarError(
-            f"{error.filename or args.out}: cannot be written ({error.strerror or error}): {advice(error)}"
-        ) from error
     page = _page(args, table, clips, vectors, placed, embedder, model)
     say(summary(model, placed, args))
     say(f"{args.out / TABLE}: a row a segment with cluster, distance, novelty; labels for Audacity and Raven beside it")
@@ -107,8 +104,6 @@ def _clusters_of(place: Path, args: argparse.Namespace) -> tuple[Clusters, str]:
         DecarError: There are none, or nothing is known of their encoder that may be loaded unasked.
     """
     from decar.clustering import Clusters
-    from decar.models.bundle import HUB
-    from decar.models.other import PREFIXES
     from decar.report.final import MODEL
 
     if args.clusterer != "kmeans":
@@ -120,15 +115,43 @@ def _clusters_of(place: Path, args: argparse.Namespace) -> tuple[Clusters, str]:
     wanted, bundle, segment = (found.facts.get(key) for key in ("encoder", "bundle", "segment"))
     if not (isinstance(wanted, str) and isinstance(bundle, str) and isinstance(segment, str | float)):
         raise DecarError(f"{file}: does not say which encoder it was made with; `decar cluster` writes that")
-    if args.bundle is None and bundle.startswith((HUB, *PREFIXES)):
+    return found, may_load(file, bundle, args.bundle) or str(file.parent)
+
+
+def bundle_named(bundle: str) -> str:
+    """The name of a bundle as files keep it: of one that lies here, where."""
+    return str(Path(bundle).resolve()) if bundle != "small" and Path(bundle).exists() else bundle
+
+
+def may_load(file: Path, bundle: str, given: str | None) -> str:
+    """The bundle to load: the one that the user names, else the one that a file was made with.
+
+    Raises:
+        DecarError: The file names one that would have to be downloaded or imported.
+    """
+    from decar.models.bundle import HUB
+    from decar.models.other import PREFIXES
+
+    if given is None and bundle.startswith((HUB, *PREFIXES)):
         raise DecarError(
             f"{file} was made with {bundle}: nothing is downloaded or imported because a file says so; if you trust "
             f"it, pass --bundle {bundle}"
         )
-    return found, args.bundle or bundle or str(file.parent)
+    return given or bundle
 
 
-def _embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tuple[pd.DataFrame, NDArray[np.float32]]:
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What cannot be written is an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise DecarError(
+            f"{error.filename or out}: cannot be written ({error.strerror or error}): {advice(error)}"
+        ) from error
+
+
+def embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tuple[pd.DataFrame, NDArray[np.float32]]:
     """A row a segment, with `start` and `duration`, and the vectors; of the last call, where nothing has changed."""
     import numpy as np
 
@@ -149,7 +172,7 @@ def _embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tu
     return made.table, made.vectors
 
 
-def _files(clips: Manifest, table: pd.DataFrame) -> pd.Series:
+def recordings_of(clips: Manifest, table: pd.DataFrame) -> pd.Series:
     """The absolute path of each row's recording."""
     root = os.path.abspath(clips.root)
     return table["path"].map(lambda path: os.path.normpath(os.path.join(root, path)))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.special import expit
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -173,7 +174,10 @@ def fit_search(known: Known, protocol: SearchProtocol) -> Fitted:
 
 def fit_logistic(x: Floats, y: Truth, strength: float, n_classes: int) -> Scorer:
     """Fit prepared embeddings; scores are probabilities `(N, C)` of the classes, or of each label by itself."""
-    return _fit_labels(x, y, strength) if y.ndim == 2 else _fit_classes(x, y, strength, n_classes)
+    if y.ndim == 1:
+        return _fit_classes(x, y, strength, n_classes)
+    weight, bias = fit_labels(x, y.astype(bool), strength)
+    return lambda z: expit(z @ weight + bias)
 
 
 def _fit_classes(x: Floats, y: Truth, strength: float, n_classes: int) -> Scorer:
@@ -196,9 +200,22 @@ def _fit_classes(x: Floats, y: Truth, strength: float, n_classes: int) -> Scorer
     return probabilities
 
 
-def _fit_labels(x: Floats, y: Truth, strength: float) -> Scorer:
-    """One binary logistic regression a label, all of them at once: their optima do not depend on one another."""
+def fit_labels(
+    x: Floats, y: NDArray[np.bool_], strength: float, known: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """One binary logistic regression a label, all of them at once: their optima do not depend on one another.
+
+    Args:
+        x: `(N, D)`.
+        y: `(N, C)`, which labels a clip has.
+        strength: The inverse of the L2 penalty.
+        known: `(N, C)`, where `y` is known; None: everywhere. The rest does not count.
+
+    Returns:
+        Weights `(D, C)` and biases `(C,)` of the logit.
+    """
     inputs, targets = torch.as_tensor(x, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64)
+    counts = None if known is None else torch.as_tensor(known, dtype=torch.float64)
     weight = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(y.shape[1], dtype=torch.float64, requires_grad=True)
     lbfgs = torch.optim.LBFGS(
@@ -207,14 +224,15 @@ def _fit_labels(x: Floats, y: Truth, strength: float) -> Scorer:
 
     def objective() -> torch.Tensor:
         lbfgs.zero_grad()
-        losses = functional.binary_cross_entropy_with_logits(inputs @ weight + bias, targets, reduction="sum")
+        losses = functional.binary_cross_entropy_with_logits(
+            inputs @ weight + bias, targets, weight=counts, reduction="sum"
+        )
         total = (losses + 0.5 / strength * weight.square().sum()) / len(inputs)
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
     lbfgs.step(objective)  # type: ignore[no-untyped-call]
-    w, b = weight.detach().numpy(), bias.detach().numpy()
-    return lambda z: 1 / (1 + np.exp(-(z @ w + b)))
+    return weight.detach().numpy(), bias.detach().numpy()
 
 
 def loss_of(given: Floats, truth: Truth) -> float:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 import decar
 from decar.audio import FrontEnd
+from decar.digests import NO_DIGEST, seal_tensors, tensors_digest
 from decar.errors import BundleError, reason_of
 from decar.files import advice, whole
 from decar.models.encoder import Encoder
@@ -36,8 +36,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 KEYS = {"format", "encoder", "facts", "version", "digest"}  # of the header: another one is a damaged one
-BLANK = "0" * 32  # stands for the digest while it is computed
-BLOCK = 2**20  # bytes read at once
 MOST = {"n_fft": 2**16, "win_length": 2**16, "hop_length": 2**16, "n_mels": 1024}  # of a front-end
 MOST_INPUT = 2**20  # bands times frames of a shortest clip: 160 times the usual
 MOST_WIDTHS = 20  # blocks of a trunk: each halves the frames
@@ -78,14 +76,13 @@ def save_bundle(
     if broken:
         raise BundleError(f"{path}: not written, the weights are no longer finite ({broken[0]}): lower optimizer.lr")
     header = {  # the digest first: nothing before it can look like it
-        "digest": BLANK, "format": FORMAT, "encoder": encoder.settings(), "facts": dict(facts or {}),
+        "digest": NO_DIGEST, "format": FORMAT, "encoder": encoder.settings(), "facts": dict(facts or {}),
         "version": decar.__version__,
     }  # fmt: skip
     try:
         content = save(weights, metadata={"decar": json.dumps(header)})
-        digest = xxhash.xxh3_128_hexdigest(content)
         with whole(path) as part:
-            part.write_bytes(content.replace(BLANK.encode(), digest.encode(), 1))
+            part.write_bytes(seal_tensors(content))
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path}: the bundle could not be written ({error}): {advice(error)}") from error
     return path
@@ -221,25 +218,13 @@ def _read_header(path: Path) -> dict[str, object]:
 def _check_digest(path: Path, header: Mapping[str, object]) -> None:
     """Refuse a file that is not as it was written; one of an earlier version, without a digest, costs a log line."""
     digest, unknown = header.get("digest"), set(header) - KEYS
-    if unknown or (digest is not None and digest != _digest(path, str(digest))):
+    if unknown or (digest is not None and digest != tensors_digest(path, str(digest))):
         raise BundleError(
             f"{path}: damaged, {f'unknown entry {min(unknown)!r} in its header' if unknown else 'its digest differs'}; "
             "copy or download it anew, or export it from its run's last checkpoint"
         )
     if digest is None:
         log.info("%s was written without a digest: damage to it goes unnoticed; save it anew", path)
-
-
-def _digest(path: Path, filled: str) -> str:
-    """The digest of a bundle in whose header `filled` stands for it."""
-    found = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        size = file.read(8)
-        head = file.read(int.from_bytes(size, "little"))  # bounded by safetensors, which has read it before
-        found.update(size + head.replace(filled.encode(), BLANK.encode(), 1))
-        while block := file.read(BLOCK):
-            found.update(block)
-    return found.hexdigest()
 
 
 def _build(path: Path, settings: object, network: Callable[..., nn.Module] | None) -> Encoder:

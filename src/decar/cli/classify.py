@@ -1,0 +1,286 @@
+"""`decar fit`, `predict`, `suggest`: labels to a classifier, its scores on recordings, and what to label next."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decar.cli.bundles import as_segment, as_text, encoder_of
+from decar.cli.clusters import bundle_named, embedded, may_load, recordings_of, writing
+from decar.cli.data import write_table
+from decar.cli.terminal import say, say_lines, start_log
+from decar.errors import ConfigError, DecarError, check_whole
+from decar.files import whole
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from decar.audio import Manifest
+    from decar.audio.clips import Segment
+    from decar.downstream.classifier import Classifier, Examples
+    from decar.search.index import EmbeddingTable
+
+log = logging.getLogger(__name__)
+
+ROW = "row"  # column of the number of an example
+SCORE = "score_"  # before a label, as the name of a column
+MEASURES = ("average_precision", "precision", "recall", "f1")
+LIKE_AUTO = (2.5, 7.5)  # s: labelled stretches for which segments of 5 s will do
+LONG = 15.0  # s: a clip that is labelled as a whole and longer than that deserves a warning
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Write the classifier and its card."""
+    from decar.audio import Manifest
+    from decar.downstream.classifier import fit_classifier
+    from decar.embedder import Embedder
+
+    start_log(logging.INFO)
+    _check_numbers(args)
+    examples = _examples(args)
+    bundle = args.bundle or "small"
+    encoder = encoder_of(bundle, args.network)
+    embedder = Embedder(
+        encoder, segment="none", device=args.device, batch_size=args.batch_size, num_workers=args.workers
+    )
+    numbered = examples.clips.table.assign(**{ROW: range(len(examples.clips))})
+    made = embedder.files(Manifest(numbered, examples.clips.root), progress=True)
+    for path, reason in made.bad[["path", "reason"]].to_numpy():
+        log.warning("%s: left out: %s", path, reason)
+    if not len(made.vectors):
+        raise DecarError(f"none of the {len(examples.clips)} labelled clips can be embedded; the lines above say why")
+    if len(made.bad):
+        examples = examples.take(made.table[ROW].to_numpy())
+    segment = as_segment(args.segment) if args.segment else _segment_for(examples.clips, made.table)
+    facts = {"encoder": encoder.hash(), "bundle": bundle_named(bundle), "segment": segment}
+    classifier = fit_classifier(made.vectors, examples, group=args.group, seed=args.seed, facts=facts)
+    with writing(args.out):
+        classifier.save(args.out)
+        card = args.out.with_suffix(".md")
+        with whole(card) as part:
+            part.write_text(card_of(classifier, args.out.name), encoding="utf-8")
+    say_lines(_table(classifier))
+    say()
+    say(f"{args.out}: fitted to {len(made.vectors)} clips; its card: {card}")
+    say(f"use it: decar predict SOURCE --classifier {args.out}")
+
+
+def predict(args: argparse.Namespace) -> None:
+    """Write a row a segment with scores, and labels for Audacity and Raven."""
+    from decar.audio.annotations import write_annotations
+    from decar.downstream.classifier import Classifier
+
+    start_log(logging.INFO)
+    _check_numbers(args)
+    classifier = Classifier.load(args.classifier)
+    table, files, vectors, rate = _segments(args, classifier, args.out.with_suffix(""))
+    scores = classifier.scores(vectors)
+    columns = _score_columns(classifier, scores)
+    others = [str(name) for name in table if name not in ("path", "start", "duration", "label", *columns)]
+    found = table[["path", "start", "duration"]].assign(label=classifier.labels(scores), **columns)
+    found = found.join(table[others])
+    with writing(args.out):
+        write_table(found, args.out)
+        write_annotations(args.out.with_suffix(""), found.assign(file=files), found["label"].tolist(), rate / 2)
+    say(f"{args.out}: {len(found)} rows, {int((found['label'] != '').sum())} with a label; "
+        f"for Audacity and Raven: {args.out.with_suffix('')}")  # fmt: skip
+    for name in classifier.names:
+        n = int(found["label"].str.split(",").map(lambda words, name=name: name in words).sum())
+        say(f"  {name}: {n}")
+
+
+def suggest(args: argparse.Namespace) -> None:
+    """Write the clips to label next, and a page on which to label them."""
+    import numpy as np
+
+    from decar.audio import FrontEnd, Manifest
+    from decar.clustering import Placed
+    from decar.downstream.classifier import Classifier
+    from decar.downstream.suggest import suggest as choose
+    from decar.report import write_cluster_page
+
+    start_log(logging.INFO)
+    _check_numbers(args)
+    check_whole("-n", args.n, 1)
+    classifier = Classifier.load(args.classifier) if args.classifier else None
+    table, files, vectors, _ = _segments(args, classifier, args.out.with_suffix(""))
+    labelled = _overlapping(table, files, _examples(args).clips) if args.labels else np.empty(0, np.int64)
+    rows = choose(vectors, labelled, classifier, args.n, args.seed)
+    if not len(rows):
+        raise DecarError("every clip has a label already: nothing to suggest")
+    found = table.iloc[rows][["start", "duration"]].reset_index(drop=True)
+    found.insert(0, "path", files.iloc[rows].to_numpy())
+    if classifier:
+        scores = classifier.scores(vectors[rows])
+        found = found.assign(guess=classifier.labels(scores), **_score_columns(classifier, scores))
+    nothing = np.zeros(len(rows), np.float32)
+    with writing(args.out):
+        write_table(found, args.out)
+    page = write_cluster_page(
+        args.out.with_suffix(".html"), Manifest(found, Path.cwd()), vectors[rows],
+        Placed(np.zeros(len(rows), np.int64), nothing, nothing), frontend=FrontEnd(), title="Clips to label",
+        options={"source": str(args.source), "classifier": str(args.classifier or "")}, seed=args.seed,
+    )  # fmt: skip
+    say(f"{args.out}: {len(rows)} clips to label next. Label them on {page}, or in a column `label` of the table")
+    say(f"then: decar fit {' '.join(map(str, [*args.labels, 'NEW_LABELS.csv']))}")
+
+
+def card_of(classifier: Classifier, name: str) -> str:
+    """The card of a classifier, as Markdown."""
+    facts = {key: value for key, value in classifier.facts.items() if key != "encoder"}
+    lines = [f"| {as_text(key)} | {as_text(value)} |" for key, value in facts.items()]
+    return "\n".join([
+        f"# {as_text(name)}", "",
+        "A classifier of sounds, fitted by `decar fit` to labelled stretches of recordings.", "",
+        *_table(classifier).splitlines(), "",
+        "Average precision, precision, recall and F1 are of clips whose recordings the classifier had not seen. The "
+        "thresholds were chosen on the same clips, so the last three are somewhat too good.", "",
+        "| | |", "|---|---|", *lines, "",
+    ])  # fmt: skip
+
+
+def _table(classifier: Classifier) -> str:
+    import pandas as pd
+
+    from decar.downstream import to_markdown
+
+    rows = {
+        as_text(name): {
+            **{key: f"{value:.0f}" for key, value in found.items() if key not in MEASURES},
+            **{key.replace("_", " "): f"{found[key]:.2f}" if key in found else "–" for key in MEASURES},
+            "threshold": f"{threshold:.2f}",
+        }
+        for (name, found), threshold in zip(classifier.validation.items(), classifier.thresholds, strict=True)
+    }
+    return to_markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("label"))
+
+
+def _check_numbers(args: argparse.Namespace) -> None:
+    for name, value in (("--workers", args.workers), ("--batch-size", args.batch_size)):
+        if value is not None:
+            check_whole(name, value, 1)
+
+
+def _examples(args: argparse.Namespace) -> Examples:
+    """What the tables of labels hold, by absolute paths."""
+    import pandas as pd
+
+    from decar.audio import Manifest
+    from decar.downstream.classifier import read_examples
+    from decar.errors import TaskError
+
+    parts = []
+    for source in args.labels:
+        clips = Manifest.from_path(source, root=args.root, path_column=args.path_column)
+        parts.append(clips.table.assign(path=recordings_of(clips, clips.table)))
+    try:
+        return read_examples(Manifest(pd.concat(parts, ignore_index=True), Path.cwd()), args.column)
+    except TaskError as error:
+        raise TaskError(f"{', '.join(map(str, args.labels))}: {error}") from None
+
+
+def _segment_for(clips: Manifest, table: pd.DataFrame) -> Segment:
+    """How recordings are cut for this classifier: as the labelled stretches were, if stretches were labelled."""
+    import numpy as np
+
+    stretched = np.array([start > 0 or seconds is not None for start, seconds in clips.stretches])
+    seconds = table["duration"].to_numpy(float)
+    whole_clips = seconds[~stretched]
+    if len(whole_clips) and np.median(whole_clips) > LONG:
+        log.warning(
+            "clips of %.0f s are labelled as a whole; recordings are judged by segments of 5 s: label stretches, with "
+            "start and duration", np.median(whole_clips),
+        )  # fmt: skip
+    if not (np.array([start for start, _ in clips.stretches]) > 0).any():
+        return "auto"
+    usual = float(np.median(seconds[stretched]))
+    if LIKE_AUTO[0] <= usual <= LIKE_AUTO[1]:
+        return "auto"
+    log.info("the labelled stretches are of %.1f s, so recordings will be cut into segments of that length", usual)
+    return round(usual, 1)
+
+
+def _segments(
+    args: argparse.Namespace, classifier: Classifier | None, folder: Path
+) -> tuple[pd.DataFrame, pd.Series, NDArray[np.float32], int]:
+    """A row a segment of SOURCE, its recording, its embedding, and the rate of the encoder (Hz).
+
+    SOURCE may be what `decar embed` or `decar cluster` has written: its embeddings are taken.
+    """
+    from decar.audio.source import read_source
+    from decar.embedder import Embedder
+
+    known = _written(args.source)
+    if known is not None:
+        return _taken(known, args, classifier)
+    bundle = args.bundle or "small"
+    segment = as_segment(args.segment or "auto")
+    if classifier:
+        bundle = may_load(args.classifier, str(classifier.facts.get("bundle")), args.bundle)
+        segment = as_segment(args.segment or classifier.facts.get("segment", "auto"))
+    embedder = Embedder(
+        encoder_of(bundle, args.network), segment=segment, device=args.device, batch_size=args.batch_size,
+        num_workers=args.workers,
+    )  # fmt: skip
+    if classifier:
+        classifier.require_encoder(embedder.encoder.hash())
+    clips = read_source(args.source, root=args.root, path_column=args.path_column)
+    table, vectors = embedded(clips, embedder, folder, bundle)
+    return table, recordings_of(clips, table), vectors, embedder.encoder.sample_rate
+
+
+def _written(source: str) -> EmbeddingTable | None:
+    """The embeddings that SOURCE holds, if it is a table of them with a row a segment."""
+    from decar.errors import SearchError
+    from decar.search.index import EmbeddingTable
+
+    if not source.endswith((".parquet", ".pq")):
+        return None
+    try:
+        return EmbeddingTable.open(source)
+    except SearchError:
+        return None  # a table of sounds, which `read_source` reads or refuses
+
+
+def _taken(
+    known: EmbeddingTable, args: argparse.Namespace, classifier: Classifier | None
+) -> tuple[pd.DataFrame, pd.Series, NDArray[np.float32], int]:
+    import numpy as np
+    import pandas as pd
+
+    from decar.audio import Manifest
+
+    if "start" not in known.rows or "duration" not in known.rows:
+        raise ConfigError(f"{known.file}: has no start and duration: embed with --segment auto, or give the sounds")
+    if classifier:
+        classifier.require_encoder(str(known.facts.get("encoder")))
+    if args.root is None and not all(os.path.isabs(path) for path in known.rows["path"]):
+        raise ConfigError(f"{known.file}: its paths are relative: pass --root, the folder that they start from")
+    rate = known.facts.get("sample_rate")
+    files = recordings_of(Manifest(pd.DataFrame({"path": known.rows["path"]}), args.root or Path.cwd()), known.rows)
+    vectors = np.concatenate([block for _, block in known.blocks()])
+    return known.rows, files, vectors, rate if isinstance(rate, int) else 16_000
+
+
+def _overlapping(table: pd.DataFrame, files: pd.Series, labelled: Manifest) -> NDArray[np.int64]:
+    """Rows of segments that share more than half of their sound with a labelled clip."""
+    import numpy as np
+
+    stretches: dict[str, list[tuple[float, float]]] = {}
+    for path, (start, seconds) in zip(labelled.table["path"], labelled.stretches, strict=True):
+        stretches.setdefault(path, []).append((start, np.inf if seconds is None else start + seconds))
+    rows = zip(files, table["start"], table["duration"], strict=True)
+    found = [
+        any(min(end, start + seconds) - max(begin, start) > seconds / 2 for begin, end in stretches.get(file, ()))
+        for file, start, seconds in rows
+    ]
+    return np.flatnonzero(found)
+
+
+def _score_columns(classifier: Classifier, scores: NDArray[np.float64]) -> dict[str, Any]:
+    return {f"{SCORE}{name}": scores[:, c].round(4) for c, name in enumerate(classifier.names)}

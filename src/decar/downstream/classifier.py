@@ -1,0 +1,373 @@
+"""A classifier from labelled stretches of recordings: fitted to embeddings, validated by recording, kept in a file.
+
+One logistic regression a label, on standardised embeddings. A clip may have several labels, and a label may be denied.
+Letters: `N` clips, `D` numbers of an embedding, `C` labels.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from scipy.special import expit, logit
+from sklearn.metrics import average_precision_score, precision_recall_curve
+from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+import decar
+from decar.audio import Manifest
+from decar.audio.columns import find_column, no_column
+from decar.audio.groups import together
+from decar.digests import NO_DIGEST, seal_tensors, tensors_digest
+from decar.downstream.probe import fit_labels, preparation
+from decar.downstream.protocol import SearchProtocol
+from decar.errors import TaskError, one_line
+from decar.files import whole
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+FOLDS = 5
+NOT = "-"  # before a label that a clip has not
+MOST_BYTES = 2**28  # of a file
+LEAST = 2  # recordings with a label, and without it, for a validation of the label
+
+Floats = NDArray[np.float32] | NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled clips.
+
+    Attributes:
+        clips: `N` stretches, each once, in the order in which they first occur.
+        names: `C` labels, sorted.
+        truth: `(N, C)`, which labels a clip has.
+        known: `(N, C)`, where that is known.
+    """
+
+    clips: Manifest
+    names: list[str]
+    truth: Bools
+    known: Bools
+
+    def take(self, rows: NDArray[np.int64]) -> Examples:
+        """Some of the clips, with the labels that they have.
+
+        Raises:
+            TaskError: A label is left that all of them have.
+        """
+        there = np.flatnonzero(self.truth[rows].any(axis=0))
+        names = [self.names[c] for c in there.tolist()]
+        left = Examples(self.clips.take(rows), names, self.truth[rows][:, there], self.known[rows][:, there])
+        left.check()
+        return left
+
+    def check(self) -> None:
+        """Refuse labels that nothing can be told from.
+
+        Raises:
+            TaskError: There is none, or every clip of which it is known has it.
+        """
+        if not self.names:
+            raise TaskError("no clip has a label: nothing to learn")
+        everywhere = (self.truth | ~self.known).all(axis=0)
+        if everywhere.any():
+            name = self.names[int(everywhere.argmax())]
+            raise TaskError(
+                f"every labelled clip has '{name}': label some that have it not, with another label or as '{NOT}{name}'"
+            )
+
+
+def read_examples(table: Manifest, column: str = "label") -> Examples:
+    """The clips of a table that have a label.
+
+    A cell holds a label, or several with commas between. `-dog` says that it is no dog. A clip with a label has none of
+    the others; of a clip with nothing but denied labels nothing else is known. Rows of the same stretch are joined.
+
+    Raises:
+        TaskError: There is no such column, no label, or one that every clip has, or that one clip has and has not.
+    """
+    found = find_column(table.table.columns, column)
+    if found is None:
+        raise TaskError(f"{no_column(table.table.columns, column)}; name the column of the labels")
+    cells = table.table[found].fillna("").astype(str).tolist()
+    first: dict[tuple[str, float, float | None], int] = {}
+    has: dict[int, set[str]] = {}
+    for row, (cell, path, stretch) in enumerate(zip(cells, table.table["path"], table.stretches, strict=True)):
+        words = {word.strip() for word in cell.split(",")} - {"", NOT}
+        if words:
+            has.setdefault(first.setdefault((path, *stretch), row), set()).update(words)
+    if not has:
+        raise TaskError(f"no row has a value in '{found}': nothing to learn")
+    names = sorted({word for words in has.values() for word in words if not word.startswith(NOT)})
+    for path, words in zip(table.table["path"].iloc[list(has)], has.values(), strict=True):
+        _refuse(path, words, names)
+    truth = np.array([[name in words for name in names] for words in has.values()]).reshape(len(has), -1)
+    denied = np.array([[NOT + name in words for name in names] for words in has.values()]).reshape(truth.shape)
+    examples = Examples(table.take(list(has)), names, truth, denied | truth.any(axis=1, keepdims=True))
+    examples.check()
+    return examples
+
+
+def _refuse(path: str, words: set[str], names: Sequence[str]) -> None:
+    """Refuse a clip whose denied labels make no sense."""
+    for word in sorted(words):
+        if word.startswith(NOT) and word[1:] not in names:
+            raise TaskError(f"{path}: '{word}' says that it has no '{word[1:]}', and no clip has that label")
+        if NOT + word in words:
+            raise TaskError(f"{path} has both '{word}' and '{NOT}{word}': take one of them out")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Scores of labels for embeddings of one encoder.
+
+    Attributes:
+        names: `C` labels.
+        weight: `(D, C)` float64, on embeddings as they come.
+        bias: `(C,)` float64.
+        thresholds: `(C,)` the score from which on a clip is given the label.
+        validation: For each label `clips` and `recordings` that have it, and where these suffice `average_precision`,
+            `precision`, `recall` and `f1` of clips whose recordings the classifier had not seen.
+        facts: Plain values: which encoder, how recordings are cut, and more.
+    """
+
+    names: list[str]
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    thresholds: NDArray[np.float64]
+    validation: Mapping[str, Mapping[str, float]]
+    facts: Mapping[str, Any]
+
+    def scores(self, vectors: Floats) -> NDArray[np.float64]:
+        """Of `(N, D)` embeddings, `(N, C)` from 0 to 1.
+
+        Raises:
+            TaskError: They are of another width.
+        """
+        if np.ndim(vectors) != 2 or vectors.shape[1] != len(self.weight):
+            raise TaskError(
+                f"embeddings of shape {np.shape(vectors)}, the classifier was fitted to {len(self.weight)} numbers a "
+                "clip: embed the sounds with the same encoder"
+            )
+        scores: NDArray[np.float64] = expit(vectors.astype(np.float64) @ self.weight + self.bias)
+        return scores
+
+    def labels(self, scores: NDArray[np.float64]) -> list[str]:
+        """The labels whose threshold is reached, with commas between, the surest first; "" where there is none."""
+        sure = margins(scores, self.thresholds)
+        order = np.argsort(-sure, axis=1, kind="stable")
+        return [
+            ",".join(self.names[c] for c in line if row[c] >= 0) for line, row in zip(order.tolist(), sure, strict=True)
+        ]
+
+    def require_encoder(self, encoder: str) -> None:
+        """Refuse another encoder, by its hash.
+
+        Raises:
+            TaskError: The classifier was fitted to the embeddings of another one.
+        """
+        wanted = str(self.facts.get("encoder"))
+        if wanted != encoder:
+            raise TaskError(
+                f"the classifier was fitted to embeddings of another encoder ({wanted[:16]}) than this one "
+                f"({encoder[:16]}): pass the one that it was fitted with as bundle"
+            )
+
+    def save(self, file: str | Path) -> None:
+        """Write it as safetensors with a checksum, whole or not at all.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        header = {
+            "digest": NO_DIGEST, "format": FORMAT, "labels": self.names, "validation": dict(self.validation),
+            "facts": dict(self.facts), "version": decar.__version__,
+        }  # fmt: skip
+        tensors = {"weight": self.weight, "bias": self.bias, "thresholds": self.thresholds}
+        with whole(file) as part:
+            part.write_bytes(seal_tensors(save(tensors, metadata={"decar": json.dumps(header)})))
+
+    @classmethod
+    def load(cls, file: str | Path) -> Classifier:
+        """Read what `save` wrote. The file may be somebody else's: nothing in it is run.
+
+        Raises:
+            TaskError: It is missing, damaged, or something else.
+        """
+        path = Path(file)
+        try:
+            if path.stat().st_size > MOST_BYTES:
+                raise ValueError("it is too large")
+            with safe_open(path, framework="numpy") as source:
+                header = json.loads((source.metadata() or {})["decar"])
+                arrays = {name: source.get_tensor(name) for name in ("weight", "bias", "thresholds")}
+            if header["digest"] != tensors_digest(path, header["digest"]):
+                raise ValueError("its checksum is wrong")
+            if header["format"] != FORMAT:
+                raise ValueError(f"format {header['format']}, this decar knows {FORMAT}")
+            made = cls(
+                [str(name) for name in header["labels"]], arrays["weight"], arrays["bias"], arrays["thresholds"],
+                dict(header["validation"]), dict(header["facts"]),
+            )  # fmt: skip
+            made._check()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise TaskError(
+                f"{file}: not readable as a classifier ({one_line(error)}); `decar fit LABELS.csv` writes one"
+            ) from error
+        return made
+
+    def _check(self) -> None:
+        n = len(self.names)
+        if self.weight.ndim != 2 or {self.weight.shape[1], *self.bias.shape, *self.thresholds.shape} != {n} or not n:
+            raise ValueError("its arrays do not fit its labels")
+        arrays = (self.weight, self.bias, self.thresholds)
+        if not all(array.dtype == np.float64 and np.isfinite(array).all() for array in arrays):
+            raise ValueError("its numbers are not finite")
+        if len(set(self.names)) < n:
+            raise ValueError("a label is in it twice")
+
+
+def fit_classifier(
+    vectors: Floats,
+    examples: Examples,
+    *,
+    group: str | None = "auto",
+    seed: int = 0,
+    facts: Mapping[str, Any] | None = None,
+) -> Classifier:
+    """Fit a classifier; strength and thresholds are chosen by validation on recordings that were held back.
+
+    Args:
+        vectors: `(N, D)` embeddings of the examples.
+        examples: The labelled clips.
+        group: Column whose values are held back together, beside recordings; `auto`: those named speaker, site and the
+            like; None: recordings alone.
+        seed: Of the folds.
+        facts: To be kept with the classifier.
+
+    Raises:
+        TaskError: An embedding is not finite.
+    """
+    if not np.isfinite(vectors).all():
+        raise TaskError("an embedding is not finite; is the bundle from a run that diverged?")
+    sets = np.array([",".join(np.asarray(examples.names)[row]) for row in examples.truth])
+    groups, _, _ = together(examples.clips.table, sets, group, label="label")
+    recordings = pd.factorize(groups)[0]
+    if len(np.unique(recordings)) < LEAST:
+        log.warning(
+            "all labelled clips are of one recording: the validation holds back clips of it, so its figures are too "
+            "good; label clips of other recordings"
+        )
+        recordings = np.arange(len(recordings))
+    held = [
+        (strength, _held_back(vectors, examples, recordings, sets, strength, seed))
+        for strength in SearchProtocol().strengths
+    ]
+    strength, scores = min(held, key=lambda one: _loss(one[1], examples))
+    validation, thresholds = _validate(scores, examples, recordings)
+    prepare = preparation(vectors)
+    weight, bias = fit_labels(prepare(vectors), examples.truth, strength, examples.known)
+    origin = prepare(np.zeros((1, vectors.shape[1])))
+    slopes = prepare(np.eye(vectors.shape[1])) - origin  # `prepare` is affine: the classifier takes embeddings as is
+    about = {**(facts or {}), "strength": strength, "clips": len(vectors), "recordings": len(np.unique(groups))}
+    return Classifier(
+        examples.names, slopes @ weight, (origin @ weight)[0] + bias, thresholds, validation, about
+    )  # fmt: skip
+
+
+def margins(scores: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`(N, C)`: how far scores are above their thresholds, in log-odds; finite."""
+    return np.asarray(_log_odds(scores) - _log_odds(thresholds))
+
+
+def _log_odds(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(logit(np.clip(scores, 1e-12, 1 - 1e-12)))
+
+
+def _held_back(
+    x: Floats, examples: Examples, recordings: NDArray[np.int64], sets: NDArray[np.str_], strength: float, seed: int
+) -> NDArray[np.float64]:
+    """`(N, C)` scores of each clip by a classifier that has seen no clip of its recording.
+
+    NaN where the other recordings do not tell a label from its absence.
+    """
+    scores = np.full(examples.truth.shape, np.nan)
+    for train, test in _folds(sets, recordings, seed):
+        truth, known = examples.truth[train], examples.known[train]
+        both = (truth & known).any(axis=0) & (~truth & known).any(axis=0)
+        if not len(test) or not both.any():
+            continue
+        prepare = preparation(x[train])
+        weight, bias = fit_labels(prepare(x[train]), truth[:, both], strength, known[:, both])
+        scores[np.ix_(test, both)] = expit(prepare(x[test]) @ weight + bias)
+    return scores
+
+
+def _folds(
+    sets: NDArray[np.str_], recordings: NDArray[np.int64], seed: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Rows to fit and rows to judge, five times; no recording is in both, and each part has all kinds if possible."""
+    n = min(FOLDS, len(np.unique(recordings)))
+    commonest = int(np.unique(sets, return_counts=True)[1].max())
+    if commonest < n:  # nothing to balance
+        yield from GroupKFold(n, shuffle=True, random_state=seed).split(sets, groups=recordings)
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")
+        folds = StratifiedGroupKFold(n, shuffle=True, random_state=seed)
+        yield from folds.split(sets, sets, recordings)
+
+
+def _loss(scores: NDArray[np.float64], examples: Examples) -> float:
+    """Mean log-loss of what is known; of nothing 0: the strengths are then equally good, and the first is taken."""
+    told = examples.known & np.isfinite(scores)
+    right = np.where(examples.truth, scores, 1 - scores)[told]
+    return float(-np.log(right.clip(1e-12)).mean()) if len(right) else 0.0
+
+
+def _validate(
+    scores: NDArray[np.float64], examples: Examples, recordings: NDArray[np.int64]
+) -> tuple[dict[str, dict[str, float]], NDArray[np.float64]]:
+    """What is known of each label, and its threshold: the one with the best F1, or 0.5 where nothing can be said."""
+    found, thresholds = dict[str, dict[str, float]](), np.full(len(examples.names), 0.5)
+    for c, name in enumerate(examples.names):
+        known, truth = examples.known[:, c], examples.truth[:, c]
+        found[name] = {
+            "clips": int(truth.sum()), "without": int((known & ~truth).sum()),
+            "recordings": len(np.unique(recordings[truth])),
+        }  # fmt: skip
+        rows = known & np.isfinite(scores[:, c])
+        if all(len(np.unique(recordings[rows & (truth == value)])) >= LEAST for value in (True, False)):
+            measures, thresholds[c] = _best_threshold(truth[rows], scores[rows, c])
+            found[name].update(measures)
+        else:
+            log.warning(
+                "%s: clips of at least two recordings with it and two without are needed to validate it; its threshold "
+                "is 0.5", name,
+            )  # fmt: skip
+    return found, thresholds
+
+
+def _best_threshold(truth: Bools, scores: NDArray[np.float64]) -> tuple[dict[str, float], float]:
+    """Measures of a label, and the threshold of the best F1, half-way to the next lower score."""
+    precision, recall, steps = precision_recall_curve(truth, scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    best = int(f1[:-1].argmax())
+    below = steps[best - 1] if best else 0.0
+    measures = {
+        "average_precision": float(average_precision_score(truth, scores)), "precision": float(precision[best]),
+        "recall": float(recall[best]), "f1": float(f1[best]),
+    }  # fmt: skip
+    return measures, float((steps[best] + below) / 2)

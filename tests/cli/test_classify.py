@@ -1,0 +1,158 @@
+"""`decar fit`, `predict`, `suggest`: from labels of stretches to labels of other recordings."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+
+RATE = 16_000
+KINDS = ("low", "high", "noise", "pulse")
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """Eight recordings of 20 s, four kinds of stretches of 5 s each, in another order every time."""
+    rng, time = np.random.default_rng(0), np.arange(5 * RATE) / RATE
+    kinds = [
+        0.3 * np.sin(2 * np.pi * 300 * time), 0.3 * np.sin(2 * np.pi * 2500 * time),
+        0.1 * rng.normal(size=len(time)), 0.3 * np.sin(2 * np.pi * 800 * time) * (np.sin(2 * np.pi * 6 * time) > 0),
+    ]  # fmt: skip
+    for i in range(8):
+        file = tmp_path / ("known" if i < 5 else "new") / f"rec{i}.wav"
+        file.parent.mkdir(exist_ok=True)
+        wave = np.concatenate([kinds[(i + j) % 4] for j in range(4)])
+        soundfile.write(file, wave + 0.005 * rng.normal(size=len(wave)), RATE)
+    rows = [(f"known/rec{i}.wav", 5.0 * j, 5.0, KINDS[(i + j) % 4]) for i in range(5) for j in range(4)]
+    pd.DataFrame(rows, columns=["path", "start", "duration", "label"]).to_csv(tmp_path / "labels.csv", index=False)
+    return tmp_path
+
+
+def truth(table):
+    number = table["path"].str.extract(r"rec(\d)")[0].astype(int)
+    return [KINDS[(i + int(start) // 5) % 4] for i, start in zip(number, table["start"], strict=True)]
+
+
+def test_labels_of_some_recordings_become_labels_of_others(decar, recordings):
+    outcome = decar("fit", "labels.csv")
+    assert outcome.code == 0, outcome.err
+    assert "fitted to 20 clips" in outcome.out
+    card = (recordings / "classifier.md").read_text()
+    assert "| high" in card
+    assert "threshold" in card
+    outcome = decar("predict", "new", "--classifier", "classifier.safetensors", "--out", "p.csv")
+    assert outcome.code == 0, outcome.err
+    found = pd.read_csv(recordings / "p.csv")
+    assert list(found)[:5] == ["path", "start", "duration", "label", "score_high"]
+    assert len(found) == 12
+    scores = found[[f"score_{name}" for name in sorted(KINDS)]]
+    assert (np.array(sorted(KINDS))[scores.to_numpy().argmax(1)] == truth(found)).all()
+    assert (found["label"] == truth(found)).mean() > 0.8
+    lines = (recordings / "p/audacity/rec5.wav.txt").read_text().splitlines()
+    assert [line.split("\t")[2] for line in lines] == found["label"][found["path"] == "rec5.wav"].tolist()
+    assert (recordings / "p/raven/rec7.wav.selections.txt").is_file()
+    again = decar("predict", "new", "--classifier", "classifier.safetensors", "--out", "p.csv")
+    assert "taken again" in again.err
+
+
+def test_a_detector_of_one_sound_needs_what_it_is_not(decar, recordings):
+    labels = pd.read_csv(recordings / "labels.csv")
+    labels["label"] = labels["label"].where(labels["label"] == "pulse", "-pulse")
+    labels.to_csv(recordings / "pulse.csv", index=False)
+    assert decar("fit", "pulse.csv", "--out", "pulse.safetensors").code == 0
+    assert decar("predict", "new", "--classifier", "pulse.safetensors").code == 0
+    found = pd.read_csv(recordings / "predictions.csv", keep_default_na=False)
+    assert ((found["label"] == "pulse") == (np.array(truth(found)) == "pulse")).all()
+    tracks = [file.read_text().splitlines() for file in (recordings / "predictions/audacity").glob("*.txt")]
+    assert [len(lines) for lines in tracks] == [1, 1, 1]  # a segment without a label is in no track
+
+
+def test_segments_are_as_long_as_the_labelled_stretches(decar, recordings):
+    labels = pd.read_csv(recordings / "labels.csv")
+    labels.assign(start=labels["start"] + 1, duration=1.5).to_csv(recordings / "short.csv", index=False)
+    outcome = decar("fit", "short.csv")
+    assert "labelled stretches are of 1.5 s" in outcome.err
+    assert decar("predict", "new", "--classifier", "classifier.safetensors").code == 0
+    found = pd.read_csv(recordings / "predictions.csv")
+    assert found["duration"].max() < 2.3
+    assert len(found) == 3 * 13
+    assert decar("predict", "new", "--classifier", "classifier.safetensors", "--segment", "5").code == 0
+    assert len(pd.read_csv(recordings / "predictions.csv")) == 12
+
+
+def test_a_folder_of_folders_and_several_tables_are_labels_too(decar, sound_folder, recordings):
+    outcome = decar("fit", "sounds", "labels.csv", "--out", "both.safetensors")
+    assert outcome.code == 0, outcome.err
+    assert "fitted to 32 clips" in outcome.out
+    assert "labelled as a whole" not in outcome.err
+
+
+def test_long_clips_that_are_labelled_as_a_whole_are_warned_of(decar, recordings):
+    rows = [(f"known/rec{i}.wav", KINDS[i % 2]) for i in range(5)]
+    pd.DataFrame(rows, columns=["path", "label"]).to_csv(recordings / "whole.csv", index=False)
+    assert "clips of 20 s are labelled as a whole" in decar("fit", "whole.csv").err
+
+
+def test_what_is_suggested_is_not_labelled_and_can_be_labelled_on_a_page(decar, recordings):
+    assert decar("cluster", "known", "-k", "4").code == 0
+    outcome = decar("suggest", "known", "-n", "4")
+    assert outcome.code == 0, outcome.err
+    first = pd.read_csv(recordings / "suggest.csv")
+    assert len(first) == 4
+    assert sorted(truth(first)) == sorted(KINDS)  # typical clips: one of each kind
+    first.assign(label=truth(first)).to_csv(recordings / "first.csv", index=False)
+    assert (recordings / "suggest.html").is_file()
+    assert decar("fit", "first.csv").code == 0
+    more = ("--classifier", "classifier.safetensors", "--labels", "first.csv", "-n", "5", "--out", "next.csv")
+    outcome = decar("suggest", "clusters/embeddings.parquet", "--root", "known", *more)
+    assert outcome.code == 0, outcome.err
+    following = pd.read_csv(recordings / "next.csv", keep_default_na=False)
+    assert len(following) == 5
+    key = ["path", "start"]
+    assert not len(following.merge(first, on=key))
+    assert {"guess", "score_low"} <= {*following}
+    from_sounds = ("suggest", "known", *more[:-1], "sounds.csv")
+    assert decar(*from_sounds).code == 0
+    pd.testing.assert_frame_equal(following, pd.read_csv(recordings / "sounds.csv", keep_default_na=False))
+
+
+def test_a_bad_file_among_the_labels_is_left_out_and_named(decar, recordings):
+    (recordings / "known" / "rec0.wav").write_bytes(b"RIFF")
+    outcome = decar("fit", "labels.csv")
+    assert outcome.code == 0, outcome.err
+    assert "rec0.wav: left out" in outcome.err
+    assert "fitted to 16 clips" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["fit", "none.csv"], "none.csv does not exist"),
+        (["fit", "labels.csv", "--column", "lable"], "no column 'lable'"),
+        (["fit", "labels.csv", "--group", "colour"], "no column 'colour'"),
+        (["predict", "new", "--classifier", "labels.csv"], "labels.csv: not readable as a classifier"),
+        (["predict", "nowhere", "--classifier", "c.safetensors"], "nowhere does not exist"),
+        (["predict", "new", "--classifier", "c.safetensors", "--bundle", "random"], "of another encoder"),
+        (["predict", "clusters.parquet", "--classifier", "c.safetensors"], "clusters.parquet does not exist"),
+        (["suggest", "new", "-n", "0"], "-n=0"),
+        (["suggest", "new", "--labels", "none.csv"], "none.csv does not exist"),
+    ],
+)
+def test_mistakes_get_one_line(decar, recordings, words, told):
+    if "c.safetensors" in words:
+        assert decar("fit", "labels.csv", "--out", "c.safetensors").code == 0
+    outcome = decar(*words)
+    assert outcome.code == 2
+    assert len(outcome.errors) == 1
+    assert told in outcome.errors[0]
+
+
+def test_nothing_is_imported_because_a_classifier_says_so(decar, recordings):
+    from decar.downstream.classifier import Classifier
+
+    facts = {"encoder": "0" * 64, "bundle": "torch:evil.network", "segment": "auto"}
+    Classifier(["a"], np.zeros((4, 1)), np.zeros(1), np.zeros(1), {}, facts).save(recordings / "sent.safetensors")
+    (recordings / "evil.py").write_text("open('ran', 'w')")
+    outcome = decar("predict", "new", "--classifier", "sent.safetensors")
+    assert outcome.code == 2
+    assert "nothing is downloaded or imported because a file says so" in outcome.errors[0]
+    assert not (recordings / "ran").exists()

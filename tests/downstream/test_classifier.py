@@ -1,0 +1,253 @@
+"""Labels to a classifier: what the table means, the mathematics, honest validation, a file that is data."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import expit
+
+from decar.audio import Manifest
+from decar.downstream.classifier import Classifier, Examples, fit_classifier, margins, read_examples
+from decar.downstream.probe import fit_labels, preparation
+from decar.downstream.suggest import doubt, suggest
+from decar.errors import TaskError
+
+
+def table(*rows, columns=("path", "start", "duration", "label")):
+    return Manifest(pd.DataFrame(list(rows), columns=list(columns)), "/")
+
+
+def test_a_label_says_that_a_clip_has_none_of_the_others_and_a_denied_one_says_nothing_else():
+    found = read_examples(
+        table(
+            ("a.wav", 0.0, 5.0, "dog"),
+            ("a.wav", 5.0, 5.0, "bird , dog"),
+            ("b.wav", 0.0, 5.0, "-dog"),
+            ("b.wav", 5.0, 5.0, ""),
+            ("c.wav", 0.0, 5.0, "bird"),
+            ("c.wav", 0.0, 5.0, "rain"),  # the same stretch
+        )
+    )
+    assert found.names == ["bird", "dog", "rain"]
+    assert found.truth.astype(int).tolist() == [[0, 1, 0], [1, 1, 0], [0, 0, 0], [1, 0, 1]]
+    assert found.known.astype(int).tolist() == [[1, 1, 1], [1, 1, 1], [0, 1, 0], [1, 1, 1]]
+    assert found.clips.table["path"].tolist() == ["a.wav", "a.wav", "b.wav", "c.wav"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["", ""], "no row has a value in 'label'"),
+        (["dog", "dog"], "every labelled clip has 'dog'"),
+        (["dog", "-cat"], "'-cat' says that it has no 'cat', and no clip has that label"),
+        (["dog", "cat,dog,-dog"], "b.wav has both 'dog' and '-dog'"),
+        (["-dog", "-dog"], "no clip has that label"),
+    ],
+)
+def test_labels_that_make_no_sense_are_refused_by_name(labels, told):
+    rows = [(f"{name}.wav", 0.0, 1.0, label) for name, label in zip("ab", labels, strict=True)]
+    with pytest.raises(TaskError, match=told):
+        read_examples(table(*rows))
+
+
+def test_a_column_that_is_missing_is_named():
+    with pytest.raises(TaskError, match=r"no column 'label'.*is 'labels' meant"):
+        read_examples(table(("a.wav", "x"), columns=("path", "labels")))
+
+
+def test_some_of_the_examples_lose_the_labels_that_they_do_not_have():
+    found = read_examples(table(*[(f"{i}.wav", 0.0, 1.0, label) for i, label in enumerate(["a", "b", "c", "b"])]))
+    left = found.take(np.array([0, 1, 3]))
+    assert left.names == ["a", "b"]
+    assert left.truth.astype(int).tolist() == [[1, 0], [0, 1], [0, 1]]
+    with pytest.raises(TaskError, match="every labelled clip has 'b'"):
+        found.take(np.array([1, 3]))
+
+
+def test_what_is_not_known_does_not_count():
+    rng = np.random.default_rng(0)
+    x, y, known = rng.normal(size=(60, 5)), rng.random((60, 3)) < 0.4, rng.random((60, 3)) < 0.7
+    weight, bias = fit_labels(x, y, 0.5, known)
+    for c in range(3):
+        rows = known[:, c]
+        alone, its_bias = fit_labels(x[rows], y[rows][:, [c]], 0.5)
+        np.testing.assert_allclose(weight[:, [c]], alone, atol=1e-4)
+        np.testing.assert_allclose(bias[c], its_bias[0], atol=1e-4)
+
+
+def examples_of(sets, recordings, denied=()):
+    names = sorted({name for words in sets for name in words})
+    truth = np.array([[name in words for name in names] for words in sets])
+    clips = table(
+        *[(f"{r}.wav", float(i), 1.0, ",".join(s)) for i, (s, r) in enumerate(zip(sets, recordings, strict=True))]
+    )
+    return Examples(clips, names, truth, np.ones_like(truth))
+
+
+def blobs(n=120, dim=20, seed=0):
+    rng = np.random.default_rng(seed)
+    kind = np.arange(n) % 3
+    x = (3 * np.eye(3, dim)[kind] + 0.7 * rng.normal(size=(n, dim))) * 5 + 40
+    return x.astype(np.float32), [{"abc"[k]} for k in kind]
+
+
+@pytest.mark.parametrize("n", [12, 120])  # fewer clips than numbers of an embedding, and more
+def test_scores_are_those_of_the_regression_on_prepared_embeddings(n):
+    x, sets = blobs(n)
+    found = fit_classifier(x, examples_of(sets, np.arange(n)))
+    prepare = preparation(x)
+    truth = np.array([[name in words for name in "abc"] for words in sets])
+    weight, bias = fit_labels(prepare(x), truth, found.facts["strength"])
+    new = blobs(50, seed=1)[0]
+    np.testing.assert_allclose(found.scores(new), expit(prepare(new) @ weight + bias), atol=1e-9)
+    right = [{found.names[c]} for c in found.scores(new).argmax(1)]
+    assert np.mean([a == b for a, b in zip(right, blobs(50)[1], strict=True)]) > (0.9 if n == 120 else 0.5)
+
+
+def test_validation_holds_back_whole_recordings():
+    """Labels are drawn for each recording, and embeddings tell recordings apart and nothing else."""
+    rng = np.random.default_rng(0)
+    recording = np.repeat(np.arange(40), 10)
+    x = (rng.normal(size=(40, 60))[recording] + 0.01 * rng.normal(size=(400, 60))).astype(np.float32)
+    label = rng.permutation(np.repeat([0, 1], 20))[recording]
+    found = fit_classifier(x, examples_of([{"ab"[k]} for k in label], recording))
+    assert (found.scores(x).argmax(1) == label).mean() > 0.9  # it knows these recordings
+    assert 0.3 < found.validation["a"]["average_precision"] < 0.7  # and nothing else
+    x, sets = blobs()
+    honest = fit_classifier(x, examples_of(sets, np.arange(120)))
+    assert honest.validation["a"]["average_precision"] > 0.95
+    assert honest.validation["a"] | {"clips": 40, "without": 80, "recordings": 40} == honest.validation["a"]
+
+
+def test_a_column_of_places_is_held_back_together():
+    x, sets = blobs(30)
+    examples = examples_of(sets, np.arange(30))
+    examples.clips.table["site"] = ["north", "south"] * 15
+    assert fit_classifier(x, examples).facts["recordings"] == 2
+    assert fit_classifier(x, examples, group=None).facts["recordings"] == 30
+
+
+def test_a_label_of_one_recording_has_no_validation_and_a_line_says_so(caplog):
+    x, sets = blobs(30)
+    recordings = [0 if words == {"a"} else i for i, words in enumerate(sets)]
+    found = fit_classifier(x, examples_of(sets, recordings))
+    assert "f1" not in found.validation["a"]
+    assert "f1" in found.validation["b"]
+    assert found.thresholds[0] == 0.5
+    assert "a: clips of at least two recordings" in caplog.text
+
+
+def test_one_recording_is_validated_by_clips_and_a_line_says_so(caplog):
+    x, sets = blobs(30)
+    found = fit_classifier(x, examples_of(sets, [0] * 30))
+    assert "f1" in found.validation["a"]
+    assert "all labelled clips are of one recording" in caplog.text
+
+
+def test_the_threshold_has_the_best_f1_of_all():
+    from decar.downstream.classifier import _best_threshold
+
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        truth = rng.random(40) < 0.3
+        truth[:2] = True, False
+        scores = np.clip(0.3 * truth + rng.random(40) * 0.7, 0, 1).round(1)
+        found, threshold = _best_threshold(truth, scores)
+
+        def f1(t, truth=truth, scores=scores):
+            return 2 * (truth & (scores >= t)).sum() / (truth.sum() + (scores >= t).sum())
+
+        assert found["f1"] == pytest.approx(max(f1(t) for t in scores))
+        assert f1(threshold) == pytest.approx(found["f1"])
+
+
+def classifier():
+    rng = np.random.default_rng(0)
+    facts = {"encoder": "0" * 64, "bundle": "small", "segment": "auto"}
+    return Classifier(["a", "b"], rng.normal(size=(6, 2)), rng.normal(size=2), np.array([0.5, 0.7]), {}, facts)
+
+
+def test_labels_are_those_above_their_threshold_the_surest_first():
+    scores = np.array([[0.6, 0.8], [0.6, 0.69], [0.4, 0.2], [0.5, 0.99]])
+    assert classifier().labels(scores) == ["b,a", "a", "", "b,a"]
+    assert margins(np.array([[0.0, 1.0]]), np.full(2, 0.5))[0] == pytest.approx([-27.63, 27.63], abs=0.01)
+
+
+def test_a_file_gives_back_what_was_saved_and_damage_is_noticed(tmp_path):
+    made, file = classifier(), tmp_path / "c.safetensors"
+    made.save(file)
+    back = Classifier.load(file)
+    x = np.random.default_rng(1).normal(size=(9, 6))
+    assert (back.scores(x) == made.scores(x)).all()
+    assert (back.names, back.facts) == (made.names, made.facts)
+    assert (back.thresholds == made.thresholds).all()
+    content, rng = file.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(len(content), size=60).tolist():
+        broken = bytearray(content)
+        broken[place] ^= 1 << int(rng.integers(8))
+        file.write_bytes(broken)
+        with pytest.raises(TaskError, match="not readable as a classifier"):
+            Classifier.load(file)
+    file.write_bytes(content[:-8])
+    with pytest.raises(TaskError, match="not readable as a classifier"):
+        Classifier.load(file)
+
+
+def test_what_is_no_classifier_is_refused(tmp_path):
+    from safetensors.numpy import save
+
+    from decar.digests import seal_tensors
+    from decar.models.bundle import READY_FILE
+
+    for file in (tmp_path / "none", READY_FILE):
+        with pytest.raises(TaskError, match=r"decar fit LABELS\.csv"):
+            Classifier.load(file)
+    about = {"digest": "0" * 32, "format": 1, "labels": ["a"], "validation": {}, "facts": {}}
+    for arrays in (
+        {"weight": np.zeros((6, 2)), "bias": np.zeros(2), "thresholds": np.zeros(2)},
+        {"weight": np.full((6, 1), np.nan), "bias": np.zeros(1), "thresholds": np.zeros(1)},
+        {"weight": np.zeros((6, 1), np.float32), "bias": np.zeros(1), "thresholds": np.zeros(1)},
+        {"weight": np.zeros((6, 1)), "bias": np.zeros(1)},
+    ):
+        (tmp_path / "sent").write_bytes(seal_tensors(save(arrays, metadata={"decar": json.dumps(about)})))
+        with pytest.raises(TaskError, match="not readable as a classifier"):
+            Classifier.load(tmp_path / "sent")
+
+
+def test_embeddings_of_another_encoder_are_refused():
+    with pytest.raises(TaskError, match="fitted to 6 numbers a clip"):
+        classifier().scores(np.zeros((3, 7)))
+    with pytest.raises(TaskError, match="embeddings of another encoder"):
+        classifier().require_encoder("1" * 64)
+
+
+def test_typical_clips_are_one_of_each_kind_and_never_a_labelled_one():
+    rng = np.random.default_rng(0)
+    kind = np.arange(200) % 5
+    x = (10 * np.eye(5, 16)[kind] + rng.normal(size=(200, 16))).astype(np.float32)
+    rows = suggest(x, np.arange(100), None, n=5)
+    assert sorted(kind[rows].tolist()) == [0, 1, 2, 3, 4]
+    assert (rows >= 100).all()
+    assert suggest(x, np.arange(197), None, n=5).tolist() == [197, 198, 199]
+
+
+def test_unsure_clips_are_suggested_that_are_unlike_one_another():
+    """Clips lie on a line between two kinds; ten copies of the least sure one are suggested once."""
+    along = np.concatenate([np.linspace(-1, 1, 190), np.zeros(10)])
+    x = np.stack([along, np.random.default_rng(0).normal(size=200) * 0.2], axis=1).astype(np.float32)
+    x[190:] = [0.0, 0.0]
+    made = Classifier(["a", "b"], np.array([[9.0, -9.0], [0.0, 0.0]]), np.zeros(2), np.full(2, 0.5), {}, {})
+    rows = suggest(x, np.array([0, 189]), made, n=10)
+    assert np.abs(along[rows]).max() < 0.3  # the 50 least sure of 198
+    assert (rows >= 190).sum() <= 1
+    assert len(set(rows.tolist())) == 10
+    unit = (x - x.mean(0)) / x.std(0)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    order = np.argsort(doubt(margins(made.scores(x), made.thresholds)), kind="stable")
+    pool = [i for i in order.tolist() if i not in (0, 189)][:50]
+    given = [0, 189]
+    for row in rows.tolist():  # the slow form
+        far = [min(1 - unit[i] @ unit[j] for j in given) for i in pool]
+        assert 1 - max(unit[row] @ unit[j] for j in given) == pytest.approx(max(far), abs=1e-5)
+        given.append(row)
