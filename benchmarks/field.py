@@ -4,6 +4,16 @@
     decar cluster FIELD --out CLUSTERS
     python benchmarks/field.py judge --out FIELD --clusters CLUSTERS/clusters.csv
 
+and how well a classifier finds them in other recordings, made of other clips, once somebody has labelled some segments:
+
+    python benchmarks/field.py make --root DIR --out KNOWN --half 0
+    python benchmarks/field.py make --root DIR --out NEW --half 1 --seed 1
+    decar suggest KNOWN --root KNOWN -n 60 --out first.csv          # typical segments
+    python benchmarks/field.py label --out KNOWN --table first.csv  # in place of a person
+    decar fit first.csv                                             # and again: suggest --classifier, label, fit
+    decar predict NEW --classifier classifier.safetensors
+    python benchmarks/field.py score --out NEW --table predictions.csv
+
 DIR holds index.csv (path, and the columns of KINDS) and the clips. Each of six sites has its own noise; a recording has
 bouts of one kind of sound, clip after clip, with pauses between. A segment is of the kind that fills at least a third
 of it, or else background. What is printed is the adjusted mutual information (AMI) of clusters and kinds, with
@@ -11,13 +21,14 @@ background as a kind and without it, and for comparison of K-Means with other k 
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import soundfile
 from numpy.typing import NDArray
-from sklearn.metrics import adjusted_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, average_precision_score
 
 from decar.audio.decode import decode
 from decar.clustering import KMeans, Whitening
@@ -38,11 +49,11 @@ KINDS = {  # column, and its values
 Wave = NDArray[np.float32]
 
 
-def clips_of(root: Path) -> dict[str, list[Path]]:
-    """The files of each kind."""
+def clips_of(root: Path, half: int | None) -> dict[str, list[Path]]:
+    """The files of each kind; every other one if a half is asked for."""
     index = pd.read_csv(root / "index.csv", dtype=str)
     return {
-        kind: [root / path for path in index.loc[index[column] == kind, "path"]]
+        kind: [root / path for path in index.loc[index[column] == kind, "path"]][half :: 1 if half is None else 2]
         for column, kinds in KINDS.items()
         for kind in kinds
     }
@@ -77,9 +88,9 @@ def recording(
     return np.clip(wave, -1, 1), bouts
 
 
-def make(root: Path, out: Path, seed: int) -> None:
+def make(root: Path, out: Path, seed: int, half: int | None) -> None:
     """Write the recordings, and `truth.csv` beside their folder."""
-    rng, files = np.random.default_rng(seed), clips_of(root)
+    rng, files = np.random.default_rng(seed), clips_of(root, half)
     names, rows = list(files), []
     for i in range(RECORDINGS):
         site, seconds = i % 6, 600.0 if i % (RECORDINGS // LONG) == 0 else float(rng.uniform(30, 60))
@@ -125,19 +136,58 @@ def judge(out: Path, clusters: Path) -> None:
         print(f"k={k}: {ami(KMeans(k, n_init='auto').fit_predict(unit).labels)}")
 
 
+def label(out: Path, file: Path) -> None:
+    """Give each segment of a table its kind, as a person would; "background" is a label like the others."""
+    table, truth = pd.read_csv(file), pd.read_csv(out.with_name(f"{out.name}-truth.csv"))
+    kinds = kinds_of(relative(table, out), truth)
+    table.assign(label=kinds).to_csv(file, index=False)
+    print(f"{len(table)} segments labelled: {dict(zip(*np.unique(kinds, return_counts=True), strict=True))}")
+
+
+def relative(table: pd.DataFrame, out: Path) -> pd.DataFrame:
+    """With paths as the truth has them."""
+    return table.assign(
+        path=[os.path.relpath(path, out.resolve()) if os.path.isabs(path) else path for path in table["path"]]
+    )
+
+
+def score(out: Path, file: Path) -> None:
+    """Print F1, precision and recall of each kind over the segments."""
+    table = relative(pd.read_csv(file, keep_default_na=False), out)
+    truth = kinds_of(table, pd.read_csv(out.with_name(f"{out.name}-truth.csv")))
+    given = [set(cell.split(",")) for cell in table["label"]]
+    rows = {}
+    for kind in np.unique(truth):
+        if kind == "background":
+            continue
+        has, said = truth == kind, np.array([kind in words for words in given])
+        hits = int((has & said).sum())
+        scores = table[f"score_{kind}"] if f"score_{kind}" in table else np.zeros(len(table))
+        rows[kind] = {
+            "segments": int(has.sum()), "precision": hits / max(said.sum(), 1), "recall": hits / has.sum(),
+            "F1": 2 * hits / max(has.sum() + said.sum(), 1), "average precision": average_precision_score(has, scores),
+        }  # fmt: skip
+    found = pd.DataFrame.from_dict(rows, orient="index")
+    print(found.round(3).to_string(), "\n\nmean", found.drop(columns="segments").mean().round(3).to_dict())
+
+
 def main() -> None:
-    """Make, or judge."""
+    """Make, judge, label or score."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "judge"))
+    parser.add_argument("what", choices=("make", "judge", "label", "score"))
     parser.add_argument("--root", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clusters", type=Path)
+    parser.add_argument("--table", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--half", type=int, choices=(0, 1))
     args = parser.parse_args()
     if args.what == "make":
-        make(args.root, args.out, args.seed)
-    else:
+        make(args.root, args.out, args.seed, args.half)
+    elif args.what == "judge":
         judge(args.out, args.clusters)
+    else:
+        (label if args.what == "label" else score)(args.out, args.table)
 
 
 if __name__ == "__main__":

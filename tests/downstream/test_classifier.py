@@ -158,8 +158,8 @@ def test_the_threshold_has_the_best_f1_of_all():
         def f1(t, truth=truth, scores=scores):
             return 2 * (truth & (scores >= t)).sum() / (truth.sum() + (scores >= t).sum())
 
-        assert found["f1"] == pytest.approx(max(f1(t) for t in scores))
-        assert f1(threshold) == pytest.approx(found["f1"])
+        assert found == pytest.approx(max(f1(t) for t in scores))
+        assert f1(threshold) == pytest.approx(found)
 
 
 def classifier():

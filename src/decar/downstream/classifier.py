@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from scipy.special import expit, logit
-from sklearn.metrics import average_precision_score, precision_recall_curve
+from sklearn.metrics import average_precision_score, precision_recall_curve, precision_recall_fscore_support
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
 import decar
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 FOLDS = 5
+SHARED = 10  # clips with a label at which its own threshold and that of all labels together weigh the same
 NOT = "-"  # before a label that a clip has not
 MOST_BYTES = 2**28  # of a file
 LEAST = 2  # recordings with a label, and without it, for a validation of the label
@@ -340,8 +341,14 @@ def _loss(scores: NDArray[np.float64], examples: Examples) -> float:
 def _validate(
     scores: NDArray[np.float64], examples: Examples, recordings: NDArray[np.int64]
 ) -> tuple[dict[str, dict[str, float]], NDArray[np.float64]]:
-    """What is known of each label, and its threshold: the one with the best F1, or 0.5 where nothing can be said."""
+    """What is known of each label, and its threshold; 0.5 where nothing can be said.
+
+    The threshold with the best F1 is a matter of chance while few clips have the label. So it is drawn towards the one
+    that is best for all labels together.
+    """
     found, thresholds = dict[str, dict[str, float]](), np.full(len(examples.names), 0.5)
+    told = examples.known & np.isfinite(scores)
+    shared = _best_threshold(examples.truth[told], scores[told])[1] if examples.truth[told].any() else 0.5
     for c, name in enumerate(examples.names):
         known, truth = examples.known[:, c], examples.truth[:, c]
         found[name] = {
@@ -350,8 +357,11 @@ def _validate(
         }  # fmt: skip
         rows = known & np.isfinite(scores[:, c])
         if all(len(np.unique(recordings[rows & (truth == value)])) >= LEAST for value in (True, False)):
-            measures, thresholds[c] = _best_threshold(truth[rows], scores[rows, c])
-            found[name].update(measures)
+            own = _best_threshold(truth[rows], scores[rows, c])[1]
+            weight = truth.sum() / (truth.sum() + SHARED)
+            odds = weight * _log_odds(np.array(own)) + (1 - weight) * _log_odds(np.array(shared))
+            thresholds[c] = expit(odds)
+            found[name].update(_measures(truth[rows], scores[rows, c], thresholds[c]))
         else:
             log.warning(
                 "%s: clips of at least two recordings with it and two without are needed to validate it; its threshold "
@@ -360,14 +370,20 @@ def _validate(
     return found, thresholds
 
 
-def _best_threshold(truth: Bools, scores: NDArray[np.float64]) -> tuple[dict[str, float], float]:
-    """Measures of a label, and the threshold of the best F1, half-way to the next lower score."""
+def _best_threshold(truth: Bools, scores: NDArray[np.float64]) -> tuple[float, float]:
+    """The best F1, and a threshold with it, half-way to the next lower score."""
     precision, recall, steps = precision_recall_curve(truth, scores)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     best = int(f1[:-1].argmax())
     below = steps[best - 1] if best else 0.0
-    measures = {
-        "average_precision": float(average_precision_score(truth, scores)), "precision": float(precision[best]),
-        "recall": float(recall[best]), "f1": float(f1[best]),
+    return float(f1[best]), float((steps[best] + below) / 2)
+
+
+def _measures(truth: Bools, scores: NDArray[np.float64], threshold: float) -> dict[str, float]:
+    """Of a label, at its threshold."""
+    given = scores >= threshold
+    precision, recall, f1, _ = precision_recall_fscore_support(truth, given, average="binary", zero_division=0.0)
+    return {
+        "average_precision": float(average_precision_score(truth, scores)), "precision": float(precision),
+        "recall": float(recall), "f1": float(f1),
     }  # fmt: skip
-    return measures, float((steps[best] + below) / 2)
