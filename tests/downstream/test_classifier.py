@@ -162,6 +162,25 @@ def test_the_threshold_has_the_best_f1_of_all():
         assert f1(threshold) == pytest.approx(found)
 
 
+def test_the_threshold_of_a_rare_label_is_drawn_towards_that_of_all():
+    from decar.downstream.classifier import _best_threshold, _validate
+
+    rng = np.random.default_rng(0)
+    truth = np.stack(
+        [np.arange(200) % 2 == 0, np.arange(200) % 100 == 0], axis=1
+    )  # 100 clips have the one, 2 the other
+    scores = expit(np.where(truth, 1.0, -1.0) + rng.normal(size=(200, 2)) * 0.8)
+    examples = Examples(
+        table(*[(f"{i}.wav", 0.0, 1.0, "") for i in range(200)]), ["a", "b"], truth, np.ones_like(truth)
+    )
+    _, found = _validate(scores, examples, np.arange(200))
+    shared = _best_threshold(truth.ravel(), scores.ravel())[1]
+    for c, n in enumerate((100, 2)):
+        own = _best_threshold(truth[:, c], scores[:, c])[1]
+        odds = (n * np.log(own / (1 - own)) + 10 * np.log(shared / (1 - shared))) / (n + 10)
+        assert found[c] == pytest.approx(expit(odds))
+
+
 def classifier():
     rng = np.random.default_rng(0)
     facts = {"encoder": "0" * 64, "bundle": "small", "segment": "auto"}

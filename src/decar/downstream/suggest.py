@@ -23,7 +23,6 @@ def suggest(vectors: Floats, labelled: Rows, classifier: Classifier | None = Non
 
     Without a classifier they are typical clips: those nearest to the centres of `n` clusters. With one, of the `5 n`
     clips that it is least sure of those are taken one by one that are farthest from all labelled and taken ones.
-    benchmarks/active.py compares this with a random choice.
 
     Args:
         vectors: `(N, D)` embeddings of all clips.
