@@ -8,7 +8,7 @@ and how well a classifier finds them in other recordings, made of other clips, o
 
     python benchmarks/field.py make --root DIR --out KNOWN --half 0
     python benchmarks/field.py make --root DIR --out NEW --half 1 --seed 1
-    decar suggest KNOWN --root KNOWN -n 60 --out first.csv          # typical segments
+    decar suggest KNOWN -n 60 --out first.csv                       # typical segments
     python benchmarks/field.py label --out KNOWN --table first.csv  # in place of a person
     decar fit first.csv                                             # and again: suggest --classifier, label, fit
     decar predict NEW --classifier classifier.safetensors

@@ -3,25 +3,16 @@
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 
-RATE = 16_000
+from tests.cli.helpers import write_recordings
+
 KINDS = ("low", "high", "noise", "pulse")
 
 
 @pytest.fixture
 def recordings(tmp_path):
     """Eight recordings of 20 s, four kinds of stretches of 5 s each, in another order every time."""
-    rng, time = np.random.default_rng(0), np.arange(5 * RATE) / RATE
-    kinds = [
-        0.3 * np.sin(2 * np.pi * 300 * time), 0.3 * np.sin(2 * np.pi * 2500 * time),
-        0.1 * rng.normal(size=len(time)), 0.3 * np.sin(2 * np.pi * 800 * time) * (np.sin(2 * np.pi * 6 * time) > 0),
-    ]  # fmt: skip
-    for i in range(8):
-        file = tmp_path / ("known" if i < 5 else "new") / f"rec{i}.wav"
-        file.parent.mkdir(exist_ok=True)
-        wave = np.concatenate([kinds[(i + j) % 4] for j in range(4)])
-        soundfile.write(file, wave + 0.005 * rng.normal(size=len(wave)), RATE)
+    write_recordings([tmp_path / ("known" if i < 5 else "new") / f"rec{i}.wav" for i in range(8)])
     rows = [(f"known/rec{i}.wav", 5.0 * j, 5.0, KINDS[(i + j) % 4]) for i in range(5) for j in range(4)]
     pd.DataFrame(rows, columns=["path", "start", "duration", "label"]).to_csv(tmp_path / "labels.csv", index=False)
     return tmp_path

@@ -8,22 +8,15 @@ import pandas as pd
 import pytest
 import soundfile
 
+from tests.cli.helpers import write_recordings
+
 RATE = 16_000
 
 
 @pytest.fixture
 def recordings(tmp_path):
     """Six recordings of 20 s in two folders: four kinds of stretches of 5 s each, in another order every time."""
-    rng, time = np.random.default_rng(0), np.arange(5 * RATE) / RATE
-    kinds = [
-        0.3 * np.sin(2 * np.pi * 300 * time), 0.3 * np.sin(2 * np.pi * 2500 * time),
-        0.1 * rng.normal(size=len(time)), 0.3 * np.sin(2 * np.pi * 800 * time) * (np.sin(2 * np.pi * 6 * time) > 0),
-    ]  # fmt: skip
-    for i in range(6):
-        file = tmp_path / "field" / ("north", "south")[i % 2] / f"rec{i}.wav"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        wave = np.concatenate([kinds[(i + j) % 4] for j in range(4)])
-        soundfile.write(file, wave + 0.005 * rng.normal(size=len(wave)), RATE)
+    write_recordings([tmp_path / "field" / ("north", "south")[i % 2] / f"rec{i}.wav" for i in range(6)])
     return tmp_path / "field"
 
 

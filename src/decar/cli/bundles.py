@@ -17,30 +17,45 @@ from decar.errors import BundleError, ConfigError, check_positive, check_whole, 
 
 if TYPE_CHECKING:
     from decar.audio.clips import Segment
+    from decar.embedder import Embedder
     from decar.models import Encoder
 
 
 def embed(args: argparse.Namespace) -> None:
     """Exit status: 0 where anything was embedded, 2 where nothing could be."""
     from decar.audio.source import read_source
-    from decar.embedder import Embedder
     from decar.embedder.output import beside, check_out
 
     start_log(logging.INFO)
     check_out(args.out)
-    if args.workers is not None:
-        check_whole("--workers", args.workers, 1)
-    check_whole("--batch-size", args.batch_size, 1)
+    check_numbers(args)
     clips = read_source(args.source, root=args.root, path_column=args.path_column)
-    embedder = Embedder(
-        encoder_of(args.bundle, args.network), windows=args.windows, hop=args.hop,
-        segment=as_segment(args.segment) if args.segment else None, device=args.device, batch_size=args.batch_size,
-        num_workers=args.workers,
-    )  # fmt: skip
+    segment = as_segment(args.segment) if args.segment else None
+    embedder = embedder_of(args, args.bundle, segment, windows=args.windows, hop=args.hop)
     made = embedder.write(clips, args.out, name=args.bundle)
     rows, dim = made.vectors.shape
     left_out = f", {len(made.bad)} clips left out ({beside(args.out, 'bad')})" if len(made.bad) else ""
     say(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuse `--workers` and `--batch-size` that are no numbers of workers and pieces."""
+    for name, value in (("--workers", args.workers), ("--batch-size", args.batch_size)):
+        if value is not None:
+            check_whole(name, value, 1)
+
+
+def embedder_of(
+    args: argparse.Namespace, bundle: str, segment: Segment | None, *, windows: float | None = None,
+    hop: float | None = None,
+) -> Embedder:  # fmt: skip
+    """The embedder that the options of `FORWARD` and `--network` describe."""
+    from decar.embedder import Embedder
+
+    return Embedder(
+        encoder_of(bundle, args.network), windows=windows, hop=hop, segment=segment, device=args.device,
+        batch_size=args.batch_size, num_workers=args.workers,
+    )  # fmt: skip
 
 
 def encoder_of(bundle: str, network: Callable[..., Any] | None) -> Encoder:

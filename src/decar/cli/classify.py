@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.bundles import as_segment, as_text, encoder_of
+from decar.cli.bundles import as_segment, as_text, check_numbers, embedder_of
 from decar.cli.clusters import bundle_named, embedded, may_load, recordings_of, writing
 from decar.cli.data import write_table
 from decar.cli.terminal import say, say_lines, start_log
@@ -38,16 +39,12 @@ def fit(args: argparse.Namespace) -> None:
     """Write the classifier and its card."""
     from decar.audio import Manifest
     from decar.downstream.classifier import fit_classifier
-    from decar.embedder import Embedder
 
     start_log(logging.INFO)
-    _check_numbers(args)
+    check_numbers(args)
     examples = _examples(args)
     bundle = args.bundle or "small"
-    encoder = encoder_of(bundle, args.network)
-    embedder = Embedder(
-        encoder, segment="none", device=args.device, batch_size=args.batch_size, num_workers=args.workers
-    )
+    embedder = embedder_of(args, bundle, "none")
     numbered = examples.clips.table.assign(**{ROW: range(len(examples.clips))})
     made = embedder.files(Manifest(numbered, examples.clips.root), progress=True)
     for path, reason in made.bad[["path", "reason"]].to_numpy():
@@ -57,14 +54,14 @@ def fit(args: argparse.Namespace) -> None:
     if len(made.bad):
         examples = examples.take(made.table[ROW].to_numpy())
     segment = as_segment(args.segment) if args.segment else _segment_for(examples.clips, made.table)
-    facts = {"encoder": encoder.hash(), "bundle": bundle_named(bundle), "segment": segment}
+    facts = {"encoder": embedder.encoder.hash(), "bundle": bundle_named(bundle), "segment": segment}
     classifier = fit_classifier(made.vectors, examples, group=args.group, seed=args.seed, facts=facts)
     with writing(args.out):
         classifier.save(args.out)
         card = args.out.with_suffix(".md")
         with whole(card) as part:
             part.write_text(card_of(classifier, args.out.name), encoding="utf-8")
-    say_lines(_table(classifier))
+    say_lines(_table(classifier, str))
     say()
     say(f"{args.out}: fitted to {len(made.vectors)} clips; its card: {card}")
     say(f"use it: decar predict SOURCE --classifier {args.out}")
@@ -76,7 +73,7 @@ def predict(args: argparse.Namespace) -> None:
     from decar.downstream.classifier import Classifier
 
     start_log(logging.INFO)
-    _check_numbers(args)
+    check_numbers(args)
     classifier = Classifier.load(args.classifier)
     table, files, vectors, rate = _segments(args, classifier, args.out.with_suffix(""))
     scores = classifier.scores(vectors)
@@ -105,7 +102,7 @@ def suggest(args: argparse.Namespace) -> None:
     from decar.report import write_cluster_page
 
     start_log(logging.INFO)
-    _check_numbers(args)
+    check_numbers(args)
     check_whole("-n", args.n, 1)
     classifier = Classifier.load(args.classifier) if args.classifier else None
     table, files, vectors, _ = _segments(args, classifier, args.out.with_suffix(""))
@@ -137,20 +134,21 @@ def card_of(classifier: Classifier, name: str) -> str:
     return "\n".join([
         f"# {as_text(name)}", "",
         "A classifier of sounds, fitted by `decar fit` to labelled stretches of recordings.", "",
-        *_table(classifier).splitlines(), "",
+        *_table(classifier, as_text).splitlines(), "",
         "Average precision, precision, recall and F1 are of clips whose recordings the classifier had not seen. The "
         "thresholds were chosen on the same clips, so the last three are somewhat too good.", "",
         "| | |", "|---|---|", *lines, "",
     ])  # fmt: skip
 
 
-def _table(classifier: Classifier) -> str:
+def _table(classifier: Classifier, written: Callable[[str], str]) -> str:
+    """A row a label, its name as `written` gives it, with what validation says."""
     import pandas as pd
 
     from decar.downstream import to_markdown
 
     rows = {
-        as_text(name): {
+        written(name): {
             **{key: f"{value:.0f}" for key, value in found.items() if key not in MEASURES},
             **{key.replace("_", " "): f"{found[key]:.2f}" if key in found else "–" for key in MEASURES},
             "threshold": f"{threshold:.2f}",
@@ -158,12 +156,6 @@ def _table(classifier: Classifier) -> str:
         for (name, found), threshold in zip(classifier.validation.items(), classifier.thresholds, strict=True)
     }
     return to_markdown(pd.DataFrame.from_dict(rows, orient="index").rename_axis("label"))
-
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    for name, value in (("--workers", args.workers), ("--batch-size", args.batch_size)):
-        if value is not None:
-            check_whole(name, value, 1)
 
 
 def _examples(args: argparse.Namespace) -> Examples:
@@ -188,7 +180,8 @@ def _segment_for(clips: Manifest, table: pd.DataFrame) -> Segment:
     """How recordings are cut for this classifier: as the labelled stretches were, if stretches were labelled."""
     import numpy as np
 
-    stretched = np.array([start > 0 or seconds is not None for start, seconds in clips.stretches])
+    starts = np.array([start for start, _ in clips.stretches])
+    stretched = (starts > 0) | np.array([seconds is not None for _, seconds in clips.stretches])
     seconds = table["duration"].to_numpy(float)
     whole_clips = seconds[~stretched]
     if len(whole_clips) and np.median(whole_clips) > LONG:
@@ -196,7 +189,7 @@ def _segment_for(clips: Manifest, table: pd.DataFrame) -> Segment:
             "clips of %.0f s are labelled as a whole; recordings are judged by segments of 5 s: label stretches, with "
             "start and duration", np.median(whole_clips),
         )  # fmt: skip
-    if not (np.array([start for start, _ in clips.stretches]) > 0).any():
+    if not (starts > 0).any():
         return "auto"
     usual = float(np.median(seconds[stretched]))
     if LIKE_AUTO[0] <= usual <= LIKE_AUTO[1]:
@@ -213,7 +206,6 @@ def _segments(
     SOURCE may be what `decar embed` or `decar cluster` has written: its embeddings are taken.
     """
     from decar.audio.source import read_source
-    from decar.embedder import Embedder
 
     known = _written(args.source)
     if known is not None:
@@ -223,10 +215,7 @@ def _segments(
     if classifier:
         bundle = may_load(args.classifier, str(classifier.facts.get("bundle")), args.bundle)
         segment = as_segment(args.segment or classifier.facts.get("segment", "auto"))
-    embedder = Embedder(
-        encoder_of(bundle, args.network), segment=segment, device=args.device, batch_size=args.batch_size,
-        num_workers=args.workers,
-    )  # fmt: skip
+    embedder = embedder_of(args, bundle, segment)
     if classifier:
         classifier.require_encoder(embedder.encoder.hash())
     clips = read_source(args.source, root=args.root, path_column=args.path_column)

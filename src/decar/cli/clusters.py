@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.bundles import as_segment, encoder_of
+from decar.cli.bundles import as_segment, check_numbers, embedder_of
 from decar.cli.terminal import say, start_log
 from decar.errors import ConfigError, DecarError, check_whole
 from decar.files import advice
@@ -39,23 +39,19 @@ def cluster(args: argparse.Namespace) -> None:
     from decar.audio.source import read_source
     from decar.clustering import make_clusters
     from decar.clustering.choose import plausible
-    from decar.embedder import Embedder
     from decar.report.final import TABLE, write_clusters
 
     start_log(logging.INFO)
-    for name, value in (("--workers", args.workers), ("--batch-size", args.batch_size), ("-k", args.k)):
-        if isinstance(value, int):
-            check_whole(name, value, 2 if name == "-k" else 1)
+    check_numbers(args)
+    if args.k != "auto":
+        check_whole("-k", args.k, 2)
     if args.k != "auto" and (args.clusterer != "kmeans" or args.like):
         why = "--like takes the clusters that there are" if args.like else f"{args.clusterer} finds their number itself"
         raise ConfigError(f"-k {args.k}: {why}; leave it out")
     like, bundle = _clusters_of(args.like, args) if args.like else (None, args.bundle or "small")
     segment = as_segment(args.segment or (like.facts["segment"] if like else "auto"))
     clips = read_source(args.source, root=args.root, path_column=args.path_column)
-    embedder = Embedder(
-        encoder_of(bundle, args.network), segment=segment, device=args.device, batch_size=args.batch_size,
-        num_workers=args.workers,
-    )  # fmt: skip
+    embedder = embedder_of(args, bundle, segment)
     if like:
         like.require_encoder(embedder.encoder.hash())
     table, vectors = embedded(clips, embedder, args.out, bundle)

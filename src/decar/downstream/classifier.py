@@ -75,7 +75,7 @@ class Examples:
         return left
 
     def check(self) -> None:
-        """Refuse labels that nothing can be told from.
+        """Refuse labels that cannot be learned.
 
         Raises:
             TaskError: There is none, or every clip of which it is known has it.
@@ -272,12 +272,9 @@ def fit_classifier(
             "good; label clips of other recordings"
         )
         recordings = np.arange(len(recordings))
-    held = [
-        (strength, _held_back(vectors, examples, recordings, sets, strength, seed))
-        for strength in SearchProtocol().strengths
-    ]
-    strength, scores = min(held, key=lambda one: _loss(one[1], examples))
-    validation, thresholds = _validate(scores, examples, recordings)
+    held = _held_back(vectors, examples, recordings, sets, seed)
+    strength = min(held, key=lambda one: _loss(held[one], examples))
+    validation, thresholds = _validate(held[strength], examples, recordings)
     prepare = preparation(vectors)
     weight, bias = fit_labels(prepare(vectors), examples.truth, strength, examples.known)
     origin = prepare(np.zeros((1, vectors.shape[1])))
@@ -298,21 +295,23 @@ def _log_odds(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _held_back(
-    x: Floats, examples: Examples, recordings: NDArray[np.int64], sets: NDArray[np.str_], strength: float, seed: int
-) -> NDArray[np.float64]:
-    """`(N, C)` scores of each clip by a classifier that has seen no clip of its recording.
+    x: Floats, examples: Examples, recordings: NDArray[np.int64], sets: NDArray[np.str_], seed: int
+) -> dict[float, NDArray[np.float64]]:
+    """For each strength `(N, C)` scores of each clip by a classifier that has seen no clip of its recording.
 
     NaN where the other recordings do not tell a label from its absence.
     """
-    scores = np.full(examples.truth.shape, np.nan)
+    scores = {strength: np.full(examples.truth.shape, np.nan) for strength in SearchProtocol().strengths}
     for train, test in _folds(sets, recordings, seed):
         truth, known = examples.truth[train], examples.known[train]
         both = (truth & known).any(axis=0) & (~truth & known).any(axis=0)
         if not len(test) or not both.any():
             continue
         prepare = preparation(x[train])
-        weight, bias = fit_labels(prepare(x[train]), truth[:, both], strength, known[:, both])
-        scores[np.ix_(test, both)] = expit(prepare(x[test]) @ weight + bias)
+        seen, unseen = prepare(x[train]), prepare(x[test])
+        for strength, found in scores.items():
+            weight, bias = fit_labels(seen, truth[:, both], strength, known[:, both])
+            found[np.ix_(test, both)] = expit(unseen @ weight + bias)
     return scores
 
 
@@ -333,8 +332,8 @@ def _folds(
 
 def _loss(scores: NDArray[np.float64], examples: Examples) -> float:
     """Mean log-loss of what is known; of nothing 0: the strengths are then equally good, and the first is taken."""
-    told = examples.known & np.isfinite(scores)
-    right = np.where(examples.truth, scores, 1 - scores)[told]
+    judged = examples.known & np.isfinite(scores)
+    right = np.where(examples.truth, scores, 1 - scores)[judged]
     return float(-np.log(right.clip(1e-12)).mean()) if len(right) else 0.0
 
 
@@ -347,8 +346,8 @@ def _validate(
     that is best for all labels together.
     """
     found, thresholds = dict[str, dict[str, float]](), np.full(len(examples.names), 0.5)
-    told = examples.known & np.isfinite(scores)
-    shared = _best_threshold(examples.truth[told], scores[told])[1] if examples.truth[told].any() else 0.5
+    judged = examples.known & np.isfinite(scores)
+    shared = _best_threshold(examples.truth[judged], scores[judged])[1] if examples.truth[judged].any() else 0.5
     for c, name in enumerate(examples.names):
         known, truth = examples.known[:, c], examples.truth[:, c]
         found[name] = {
