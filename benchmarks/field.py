@@ -14,6 +14,11 @@ and how well a classifier finds them in other recordings, made of other clips, o
     decar predict NEW --classifier classifier.safetensors
     python benchmarks/field.py score --out NEW --table predictions.csv
 
+`name`, in place of suggest and label, names each cluster by the commonest kind of the five segments nearest to its
+middle and labels all of its segments so, as the page of the clusters does:
+
+    python benchmarks/field.py name --out KNOWN --clusters CLUSTERS/clusters.csv --table labels.csv
+
 DIR holds index.csv (path, and the columns of KINDS) and the clips. Each of six sites has its own noise; a recording has
 bouts of one kind of sound, clip after clip, with pauses between. A segment is of the kind that fills at least a third
 of it, or else background. What is printed is the adjusted mutual information (AMI) of clusters and kinds, with
@@ -36,6 +41,7 @@ from decar.search.index import EmbeddingTable
 
 RATE = 16_000
 RECORDINGS, LONG = 300, 12
+HEARD = 5  # segments of a cluster that a person listens to before naming it
 KINDS = {  # column, and its values
     "event": (
         "animal", "scream", "creature_voice", "impact_arrow", "footstep", "strum_up", "ambient_water", "ambient_rain",
@@ -144,6 +150,21 @@ def label(out: Path, file: Path) -> None:
     print(f"{len(table)} segments labelled: {dict(zip(*np.unique(kinds, return_counts=True), strict=True))}")
 
 
+def name(out: Path, clusters: Path, file: Path) -> None:
+    """Label all segments by the names of their clusters, and write `file`."""
+    table = pd.read_csv(clusters)
+    kinds = kinds_of(table, pd.read_csv(out.with_name(f"{out.name}-truth.csv")))
+    names = {}
+    for cluster, rows in table.groupby("cluster"):
+        near = rows.sort_values("distance").index[:HEARD]
+        names[cluster] = pd.Series(kinds[near]).value_counts().index[0]
+    labels = table["cluster"].map(names)
+    paths = [str((out / path).resolve()) for path in table["path"]]
+    table[["start", "duration"]].assign(path=paths, label=labels, by="cluster").to_csv(file, index=False)
+    right = np.mean(labels == kinds)
+    print(f"{len(names)} clusters, {len(set(names.values()))} names; {right:.0%} of the labels are right")
+
+
 def relative(table: pd.DataFrame, out: Path) -> pd.DataFrame:
     """With paths as the truth has them."""
     return table.assign(
@@ -172,9 +193,9 @@ def score(out: Path, file: Path) -> None:
 
 
 def main() -> None:
-    """Make, judge, label or score."""
+    """Make, judge, label, name or score."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "judge", "label", "score"))
+    parser.add_argument("what", choices=("make", "judge", "label", "name", "score"))
     parser.add_argument("--root", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clusters", type=Path)
@@ -186,6 +207,8 @@ def main() -> None:
         make(args.root, args.out, args.seed, args.half)
     elif args.what == "judge":
         judge(args.out, args.clusters)
+    elif args.what == "name":
+        name(args.out, args.clusters, args.table)
     else:
         (label if args.what == "label" else score)(args.out, args.table)
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from decar.audio import FrontEnd, LogMel, LogMelStore, Manifest, decode
-from decar.errors import StoreError
+from decar.audio.clips import Windows
+from decar.errors import ConfigError, StoreError
 from tests.audio.sounds import FORMATS, tone, write, write_bad_files
 
 
@@ -209,3 +210,81 @@ def test_pickling_does_not_copy_the_data(root: Path) -> None:
 def test_the_store_cannot_be_written_by_accident(root: Path) -> None:
     with pytest.raises(ValueError, match="read-only"):
         open_store(root)[0][:] = 0
+
+
+def recordings(tmp_path: Path, *seconds: float) -> LogMelStore:
+    """Noise of these lengths; the first file cannot be read."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "sounds").mkdir()
+    (tmp_path / "sounds" / "0.wav").write_text("no sound")
+    for i, length in enumerate(seconds):
+        write(tmp_path / "sounds" / f"{i + 1}.wav", 0.1 * rng.normal(size=round(length * 16_000)).astype(np.float32))
+    return open_store(tmp_path / "sounds")
+
+
+@pytest.mark.parametrize("segment", ["auto", 1.0, 2.5, 0.6])
+def test_segments_are_the_frames_of_their_stretches(tmp_path: Path, segment: object) -> None:
+    """Numbers and starts as `decar embed --segment` has them, and the log-mels of the stretches decoded alone."""
+    lengths = [0.5, 3.7, 14.99, 15.02, 17.4, 17.6, 23.0]
+    store = recordings(tmp_path, *lengths)
+    cut = store.segmented(segment)  # type: ignore[arg-type]
+    windows = Windows(None, None, FrontEnd(), 998, segment=segment)  # type: ignore[arg-type]
+    table = cut.manifest.table
+    assert (len(cut), int((cut.lengths == 0).sum())) == (len(table), 1), "the bad file is one row, with its reason"
+    assert [reason != "" for reason in cut.reasons] == [True] + [False] * (len(cut) - 1)
+    for i, seconds in enumerate(lengths):
+        rows = np.flatnonzero(table["path"] == f"{i + 1}.wav")
+        samples = [
+            len(piece) for row in windows.rows(iter([np.zeros(round(seconds * 16_000), np.float32)])) for piece in row
+        ]
+        n = (
+            1
+            if segment == "auto" and seconds <= 15
+            else max(1, round(seconds / (5.0 if segment == "auto" else segment) + 1e-9))
+        )  # type: ignore[operator]
+        assert len(rows) == n, (seconds, samples)
+        assert cut.lengths[rows].sum() == store.lengths[i + 1], "without a gap and without an overlap"
+        np.testing.assert_array_equal(np.concatenate([cut[row] for row in rows]), store[i + 1])
+        if n == 1:
+            assert np.isnan(table["duration"][rows[0]]), "a file that stays whole is no stretch"
+            continue
+        ends = table["start"][rows] + table["duration"][rows]
+        assert table["start"][rows].tolist() == pytest.approx([0.0, *ends.tolist()[:-1]])
+        assert ends.iloc[-1] == pytest.approx(seconds, abs=0.02)
+        places = windows.places(n, round(seconds * 16_000))
+        assert table["start"][rows].tolist() == pytest.approx(places[:, 0].tolist(), abs=0.005 * n)
+        for row in rows:
+            alone = decode(cut.manifest.files[row], start=table["start"][row], duration=table["duration"][row])
+            mel = LogMel()(torch.from_numpy(alone)[None])[0].T.numpy()
+            assert abs(len(mel) - cut.lengths[row]) <= 2, "the last windows of a segment reach into the next one"
+            n_both = min(len(mel), int(cut.lengths[row]))
+            np.testing.assert_allclose(mel[:n_both], cut[row][:n_both], atol=0.02)
+
+
+def test_segments_of_stretches_begin_where_these_do(tmp_path: Path) -> None:
+    write(tmp_path / "long.wav", tone(40.0, hz=300))
+    table = pd.DataFrame({"path": "long.wav", "start": [2.0, 30.0], "duration": [20.0, 5.0], "site": ["a", "b"]})
+    store = LogMelStore.open_or_build(Manifest(table, tmp_path), cache_dir=tmp_path / "cache", progress=False)
+    cut = store.segmented("auto").manifest.table
+    assert cut["start"].tolist() == [2.0, 7.0, 12.0, 17.0, 30.0]
+    assert cut["duration"].tolist() == [5.0] * 5
+    assert cut["site"].tolist() == ["a"] * 4 + ["b"]
+
+
+def test_what_is_cut_otherwise_has_another_fingerprint_and_what_is_not_cut_is_the_store(tmp_path: Path) -> None:
+    store = recordings(tmp_path, 2.0, 30.0)
+    assert store.segmented("none") is store
+    assert recordings_whole(store).segmented("auto").fingerprint == recordings_whole(store).fingerprint
+    found = {store.segmented(segment).fingerprint for segment in ("none", "auto", 2.0, 3.0)}  # type: ignore[arg-type]
+    assert len(found) == 4
+    assert store.segmented(5.0).fingerprint == store.segmented("auto").fingerprint, "the same clips"
+    assert {store.segmented(segment).content for segment in ("none", "auto", 2.0)} == {store.content}  # type: ignore[arg-type]
+    some = store.segmented("auto").usable().take([3, 1])
+    np.testing.assert_array_equal(some[1], store.segmented("auto").usable()[1])
+    with pytest.raises(ConfigError, match=r"segment=0\.03: give at least 0\.05 s"):
+        store.segmented(0.03)
+
+
+def recordings_whole(store: LogMelStore) -> LogMelStore:
+    """The part of a store that `auto` leaves as it is."""
+    return store.take(store.seconds <= 15)

@@ -20,6 +20,7 @@ from decar.audio import FrontEnd, LogMelStore, Manifest
 from decar.cli.train import log_clips, objective
 from decar.errors import ConfigError
 from decar.files import locked
+from tests.cli.helpers import write_recordings
 
 BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
 FAST = [
@@ -87,7 +88,7 @@ def test_long_recordings_get_a_warning(seconds, warned, tmp_path, caplog):
     store = LogMelStore.open_or_build(Manifest.from_folder(tmp_path), FrontEnd(), tmp_path / "cache")
     log_clips(store, tmp_path)
     assert (f"lasts {seconds} s on average" in caplog.text) == warned
-    assert ("--windows 5" in caplog.text) == warned
+    assert ("data.segment=auto" in caplog.text) == warned
 
 
 def test_a_run_leaves_what_the_design_says(train, sound_folder, tmp_path):
@@ -395,3 +396,38 @@ def test_a_second_job_in_the_folder_of_a_running_one_is_refused_by_name(train, t
     for part in (str(run), f"in use by process {os.getpid()} on ", "another hydra.run.dir"):
         assert part in done.errors[0]
     assert not (run / "config.yaml").exists()
+
+
+def test_long_recordings_are_cut_and_a_run_that_goes_on_keeps_its_segments(train, decar, tmp_path):
+    write_recordings([tmp_path / "sounds" / f"{i}.wav" for i in range(3)])
+    fast = [option for option in FAST if option not in ("report=false", "experiment=paper")] + ["data=folder"]
+    data = ["data.root=sounds", "hydra.run.dir=run", "encoder.name=conv"]
+    outcome = train(*fast, *data)
+    assert outcome.code == 0, outcome.err
+    assert "3 recordings, 1.0 minutes: 12 clips" in (tmp_path / "run" / "train.log").read_text()
+    table = pd.read_csv(tmp_path / "run" / "clusters.csv")
+    assert sorted(zip(table["path"], table["start"], table["duration"], strict=True)) == [
+        (f"{i}.wav", start, pytest.approx(5.0, abs=0.02)) for i in range(3) for start in (0.0, 5.0, 10.0, 15.0)
+    ]
+    logged = pd.read_parquet(tmp_path / "run" / "clusters.parquet")
+    assert len(logged[(logged["epoch"] == 0) & (logged["clustering"] == 0)]) == 12
+    refused = train(*fast, *data, "data.segment=10", "trainer.max_epochs=3", "resume=auto")
+    assert "data.segment: auto there, 10 here" in refused.errors[0]
+    assert "data.segment" in train(*fast, *data, "data.segment=10", "resume=auto").errors[0], "another set of clips"
+    assert train(*fast, *data, "resume=auto").code == 0
+    assert "done already" in (tmp_path / "run" / "train.log").read_text()
+    (tmp_path / "run" / "report.html").unlink()
+    assert decar("report", "run").code == 0
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "0.wav \\u00b7 0:15" in page, "the page lists segments too"
+    wrong = train(*fast, *data, "data.segment=five", "hydra.run.dir=other")
+    assert "data.segment five: give a number of seconds, auto or none" in wrong.errors[0]
+    assert train(*fast, *data, "data.segment=null", "hydra.run.dir=whole", "k=2").code == 0
+    assert len(pd.read_csv(tmp_path / "whole" / "clusters.csv")) == 3
+
+
+def test_the_paper_s_setting_cuts_nothing(train, tmp_path):
+    write_recordings([tmp_path / "sounds" / f"{i}.wav" for i in range(3)])
+    outcome = train(*FAST, "data=folder", "data.root=sounds", "hydra.run.dir=run", "k=2")
+    assert outcome.code == 0, outcome.err
+    assert "3 clips, 1.0 minutes" in (tmp_path / "run" / "train.log").read_text()

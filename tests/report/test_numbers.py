@@ -8,7 +8,7 @@ import pytest
 
 from decar.errors import DecarError
 from decar.report import clusters as of
-from decar.report.clips import ends, order_of, sample, standardised, tsne
+from decar.report.clips import ends, middles, order_of, sample, standardised, tsne
 from decar.report.folder import curves
 from tests.report.helpers import write_clusters, write_metrics
 
@@ -126,19 +126,20 @@ def test_nearest_and_farthest_against_a_sort_of_all():
     rng = np.random.default_rng(0)
     unit = standardised(rng.normal(size=(120, 9)).astype(np.float32))
     clusters = rng.integers(0, 4, 120)
-    for cluster, found in ends(unit, clusters, 3).items():
+    cosine = middles(unit, clusters)
+    for cluster, near, far in zip(range(4), *ends(cosine, clusters, 3), strict=True):
         rows = [i for i in range(120) if clusters[i] == cluster]
         middle = np.mean([unit[i] for i in rows], axis=0)
-        near = sorted(rows, key=lambda i: -float(unit[i] @ middle))
-        assert found["near"] == near[:3]
-        assert found["far"] == near[::-1][:3]
+        order = sorted(rows, key=lambda i: -float(unit[i] @ middle))
+        assert (near, far) == (order[:3], order[::-1][:3])
+        assert cosine[rows] == pytest.approx([unit[i] @ middle / np.linalg.norm(middle) for i in rows], abs=1e-6)
 
 
 def test_no_clip_is_at_both_ends_of_a_small_cluster():
-    unit = standardised(np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32))
-    found = ends(unit, np.array([0, 0, 0, 0, 1]), 3)
-    assert sorted(found[0]["near"] + found[0]["far"]) == [0, 1, 2, 3]
-    assert (found[1]["near"], found[1]["far"]) == ([4], [])
+    cosine = np.random.default_rng(0).random(5).astype(np.float32)
+    near, far = ends(cosine, np.array([0, 0, 0, 0, 1]), 3)
+    assert sorted(near[0] + far[0]) == [0, 1, 2, 3]
+    assert (near[1], far[1]) == ([4], [])
 
 
 def test_a_sample_is_even_bounded_and_the_seed_s():

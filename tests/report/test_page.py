@@ -12,7 +12,7 @@ from decar.clustering import Clusters
 from decar.downstream import Result
 from decar.models import embed_store
 from decar.report import RunFiles, page, render, write_environment, write_report
-from decar.report.clips import NO_ROOM, sounds
+from decar.report.clips import sounds
 from decar.report.clusters import Assignments
 from decar.report.page import clustering_names
 from tests.conftest import make_encoder
@@ -171,14 +171,15 @@ def test_sampled_clips_are_those_drawn_and_sizes_are_of_all(tmp_path, encoder, m
     assert data["n_clips"] == N
     first = data["explorer"][0]["clusters"]
     assert [c["size"] for c in first] == [8, 8, 8]
-    assert [sorted(c["near"] + c["far"]) for c in first] == [[0], [1], [2, 3]], "places in the sample"
+    assert data["clips"]["clusters"][0] == [0, 1, 2, 2], "places in the sample"
+    assert data["clips"]["middle"][0][:2] == [1.0, 1.0]
+    assert data["clips"]["middle"][0][2] == pytest.approx(data["clips"]["middle"][0][3])
 
 
 def test_sounds_stop_at_the_budget_and_pictures_go_on(tmp_path, encoder):
     store = small_run(tmp_path, encoder).store
     found = sounds(store, list(range(N)), budget=10**6, most=3)
     assert [bool(s.audio) for s in found.values()] == [True] * 3 + [False] * (N - 3)
-    assert found[9].fault == NO_ROOM
     assert found[9].picture
     tight = sounds(store, list(range(N)), budget=20_000)
     assert 1 < len(tight) < N

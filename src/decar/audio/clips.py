@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,24 @@ _Sound = Waveform | RowEnd | ClipEnd
 
 
 Segment = float | Literal["auto", "none"]
+
+
+def as_segment(value: object, key: str = "--segment") -> Segment:
+    """What an option says of segments; None is `none`.
+
+    Raises:
+        ConfigError: It is no positive number of seconds, `auto` or `none`; `key` names the option.
+    """
+    if value is None or value in ("auto", "none"):
+        return cast("Segment", value or "none")
+    try:
+        seconds = float(cast("str", value)) if not isinstance(value, bool) else None
+    except (TypeError, ValueError):
+        seconds = None
+    if seconds is None:
+        raise ConfigError(f"{key} {value}: give a number of seconds, auto or none")
+    check_positive(key, seconds)
+    return seconds
 
 
 class Windows:

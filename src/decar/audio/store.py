@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,11 @@ import pandas as pd
 from decar.audio.blocks import Blocks
 from decar.audio.build import FORMAT, build_store, first_reasons
 from decar.audio.cache import mark_damaged, read_store
+from decar.audio.clips import SEGMENT_SECONDS, WHOLE_SECONDS, Segment
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Manifest, positions
 from decar.digests import DamagedError
-from decar.errors import StoreError
+from decar.errors import ConfigError, StoreError
 from decar.limits import limits
 
 log = logging.getLogger(__name__)
@@ -189,6 +190,55 @@ class LogMelStore:
             self.content if everything else _sha256(self.content, (chosen % max(len(self), 1)).tobytes()),
             self.blocks,
         )
+
+    def segmented(self, segment: Segment) -> LogMelStore:
+        """Recordings cut into segments, each a clip with `start` and `duration`, over the same memory map.
+
+        Segments follow one another without a gap, in whole frames. What is left at the end of a recording is a segment
+        of its own, or joined to the one before where it is shorter than half a segment; as `Windows` has it.
+
+        Args:
+            segment: Seconds; `auto`: 5 s, and clips of up to 15 s stay whole; `none`: all do.
+
+        Raises:
+            ConfigError: A segment would be shorter than two windows of the front-end.
+        """
+        if segment == "none":
+            return self
+        length, whole = (SEGMENT_SECONDS, WHOLE_SECONDS) if segment == "auto" else (segment, 0.0)
+        spec = self.frontend
+        hop = spec.hop_length / spec.sample_rate
+        size = round(length / hop)
+        if size * spec.hop_length < 2 * spec.win_length:
+            raise ConfigError(f"segment={length:g}: give at least {2 * spec.win_length / spec.sample_rate:g} s")
+        seconds = self.seconds
+        n = np.where(seconds > whole, np.maximum(1, (2 * self.lengths + size) // (2 * size)), 1)
+        clip = np.repeat(np.arange(len(self)), n)
+        if len(clip) == len(self):
+            return self
+        skipped = (np.arange(len(clip)) - np.repeat(np.cumsum(n) - n, n)) * size  # frames of the clip before this one
+        last = np.append(clip[1:] != clip[:-1], True)
+        store = self.take(clip)
+        begun = np.array([start for start, _ in store.manifest.stretches])
+        known = np.array([duration or np.nan for _, duration in store.manifest.stretches])
+        left = np.where(np.isnan(known), seconds[clip], known) - skipped * hop
+        alone = n[clip] == 1
+        table = store.manifest.table.drop(columns=["start", "duration"], errors="ignore").assign(
+            start=np.where(alone, begun, begun + skipped * hop),
+            duration=np.where(alone, known, np.where(last, left, size * hop)),
+        )
+        cut = _sha256(self.fingerprint, np.stack([clip, skipped]).tobytes())
+        return replace(
+            store, manifest=Manifest(table, store.manifest.root), offsets=store.offsets + skipped,
+            lengths=np.where(last, store.lengths - skipped, size), fingerprint=cut, content=self.content,
+        )  # fmt: skip
+
+    @property
+    def seconds(self) -> npt.NDArray[np.float64]:
+        """(N,) length of each clip, to a frame; 0 for one that cannot be used."""
+        spec = self.frontend
+        samples = (self.lengths - 1) * spec.hop_length + spec.win_length
+        return np.where(self.lengths > 0, samples, 0) / spec.sample_rate
 
     def usable(self, allow_silent: bool = False) -> LogMelStore:
         """The clips that have frames and, unless silence is allowed, something to hear.

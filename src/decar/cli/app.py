@@ -258,6 +258,12 @@ REPORT = [
     ),
     NETWORK,
 ]  # fmt: skip
+PAGE = [
+    _file("page", "the page, or the folder with its report.html", metavar="PAGE"),
+    _flag("--serve", "on 127.0.0.1: every clip plays in full, and labels are saved to labels.csv beside the page"),
+    _option("--port", "default: any that is free", type=int, default=0, metavar="N"),
+    _file("--root", "the folder of the sounds, if they have been moved", metavar="DIR"),
+]
 EXPORT = [
     BUNDLE,
     _option("--to", "onnx needs pip install 'decar[export]'", required=True, choices=("onnx", "torch")),
@@ -284,6 +290,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, list[Option
     "predict": (classify.predict, "its labels on recordings, as tables and for Audacity and Raven", PREDICT),
     "suggest": (classify.suggest, "the clips whose labels would teach a classifier most", SUGGEST),
     "report": (data.report, "make the HTML page of a run, which opens offline", REPORT),
+    "page": (data.page, "open a page, or serve it on this computer to label its clips", PAGE),
     "export": (bundles.export, "write the encoder with its front-end as ONNX or torch.export", EXPORT),
     "push": (bundles.push, "put a bundle on the Hugging Face hub, with a model card", PUSH),
 }
@@ -293,7 +300,7 @@ HYDRA = {  # commands with Hydra's grammar of options
 }
 GROUPS = {
     "start": ("cluster", "train"),
-    "look": ("report", "search"),
+    "look": ("page", "report", "search"),
     "use": ("embed", "fit", "predict", "suggest", "export", "push"),
     "judge": ("eval", "table2", "table3"),
     "data": ("doctor", "prepare", "table1"),

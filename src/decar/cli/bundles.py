@@ -8,12 +8,12 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from decar.cli.config import build_encoder, conf_dir
 from decar.cli.data import write_table
 from decar.cli.terminal import say, start_log
-from decar.errors import BundleError, ConfigError, check_positive, check_whole, printable
+from decar.errors import BundleError, check_whole, printable
 
 if TYPE_CHECKING:
     from decar.audio.clips import Segment
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 def embed(args: argparse.Namespace) -> None:
     """Exit status: 0 where anything was embedded, 2 where nothing could be."""
+    from decar.audio.clips import as_segment
     from decar.audio.source import read_source
     from decar.embedder.output import beside, check_out
 
@@ -68,22 +69,6 @@ def encoder_of(bundle: str, network: Callable[..., Any] | None) -> Encoder:
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return build_encoder(compose("eval")).eval()
-
-
-def as_segment(text: str | float) -> Segment:
-    """What `--segment` says.
-
-    Raises:
-        ConfigError: It is no number of seconds, `auto` or `none`.
-    """
-    if text in ("auto", "none"):
-        return cast("Segment", text)
-    try:
-        seconds = float(text)
-    except ValueError:
-        raise ConfigError(f"--segment {text}: give a number of seconds, auto or none") from None
-    check_positive("--segment", seconds)
-    return seconds
 
 
 def search(args: argparse.Namespace) -> None:

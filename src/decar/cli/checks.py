@@ -140,7 +140,7 @@ def _keys_by_name(raw: dict[Any, Any]) -> dict[str, set[str]]:
             "task": (task | {"corpus"}) - {"crop_frames"},
         }
     crops = _parameters("loader", "decar.pretrain.PretrainData") or set()
-    found = {"data": {"name", "label", "manifest"}, "limits": limits, "pretrain": {"features"}}
+    found = {"data": {"name", "label", "manifest", "segment"}, "limits": limits, "pretrain": {"features"}}
     found |= {group: crops - OURS[group] for group in ("loader", "sampler")}
     optimizer: Any = raw.get("optimizer")
     heads = _parameters("optimizer", optimizer["_target_"]) if _is_target(optimizer) else None

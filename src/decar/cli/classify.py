@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.bundles import as_segment, as_text, check_numbers, embedder_of
+from decar.cli.bundles import as_text, check_numbers, embedder_of
 from decar.cli.clusters import bundle_named, embedded, may_load, recordings_of, writing
 from decar.cli.data import write_table
 from decar.cli.terminal import say, say_lines, start_log
@@ -38,6 +39,7 @@ LONG = 15.0  # s: a clip that is labelled as a whole and longer than that deserv
 def fit(args: argparse.Namespace) -> None:
     """Write the classifier and its card."""
     from decar.audio import Manifest
+    from decar.audio.clips import as_segment
     from decar.downstream.classifier import fit_classifier
 
     start_log(logging.INFO)
@@ -106,7 +108,9 @@ def suggest(args: argparse.Namespace) -> None:
     check_whole("-n", args.n, 1)
     classifier = Classifier.load(args.classifier) if args.classifier else None
     table, files, vectors, _ = _segments(args, classifier, args.out.with_suffix(""))
-    labelled = _overlapping(table, files, _examples(args).clips) if args.labels else np.empty(0, np.int64)
+    examples = _examples(args) if args.labels else None
+    labelled = _overlapping(table, files, examples.clips) if examples else np.empty(0, np.int64)
+    known = classifier.names if classifier else examples.names if examples else []
     rows = choose(vectors, labelled, classifier, args.n, args.seed)
     if not len(rows):
         raise DecarError("every clip has a label already: nothing to suggest")
@@ -118,13 +122,17 @@ def suggest(args: argparse.Namespace) -> None:
     nothing = np.zeros(len(rows), np.float32)
     with writing(args.out):
         write_table(found, args.out)
+    home = os.path.commonpath([os.path.dirname(file) for file in found["path"]])
+    shown = found.assign(path=[os.path.relpath(file, home) for file in found["path"]])
     page = write_cluster_page(
-        args.out.with_suffix(".html"), Manifest(found, Path.cwd()), vectors[rows],
+        args.out.with_suffix(".html"), Manifest(shown, home), vectors[rows],
         Placed(np.zeros(len(rows), np.int64), nothing, nothing), frontend=FrontEnd(), title="Clips to label",
         options={"source": str(args.source), "classifier": str(args.classifier or "")}, seed=args.seed,
+        words=known, suggested=True,
     )  # fmt: skip
     say(f"{args.out}: {len(rows)} clips to label next. Label them on {page}, or in a column `label` of the table")
-    say(f"then: decar fit {' '.join(map(str, [*args.labels, 'NEW_LABELS.csv']))}")
+    say(f"decar page {shlex.quote(str(page))} --serve plays them in full, and saves the labels as you give them")
+    say(f"then: decar fit {shlex.join(dict.fromkeys([*map(str, args.labels), str(args.out.parent / 'labels.csv')]))}")
 
 
 def card_of(classifier: Classifier, name: str) -> str:
@@ -205,6 +213,7 @@ def _segments(
 
     SOURCE may be what `decar embed` or `decar cluster` has written: its embeddings are taken.
     """
+    from decar.audio.clips import as_segment
     from decar.audio.source import read_source
 
     known = _written(args.source)

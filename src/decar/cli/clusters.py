@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.bundles import as_segment, check_numbers, embedder_of
+from decar.cli.bundles import check_numbers, embedder_of
 from decar.cli.terminal import say, start_log
 from decar.errors import ConfigError, DecarError, check_whole
 from decar.files import advice
@@ -35,6 +35,7 @@ NOISE = "noise"
 def cluster(args: argparse.Namespace) -> None:
     """Embed, cluster or place in clusters that there are, write what was found."""
     from decar.audio.annotations import write_annotations
+    from decar.audio.clips import as_segment
     from decar.audio.progress import progress_bar
     from decar.audio.source import read_source
     from decar.clustering import make_clusters

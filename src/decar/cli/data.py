@@ -1,9 +1,10 @@
-"""`decar prepare`, `doctor`, `table1`: sounds before training; `table2`, `table3`, `report`: results after it."""
+"""`decar prepare`, `doctor`, `table1`: sounds before training; `table2`, `table3`, `report`, `page`: results."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from decar.cli.config import cache_home, own_network
 from decar.cli.runs import read_config
 from decar.cli.terminal import say, say_lines, start_log
-from decar.errors import CorpusError, DecarError, check_positive
+from decar.errors import ConfigError, CorpusError, DecarError, PreemptedError, check_positive
 from decar.files import whole, write_csv
 
 if TYPE_CHECKING:
@@ -144,6 +145,42 @@ def report(args: argparse.Namespace) -> None:
     source = run_files(args.folder, args.downstream, args.network)
     page = write_report(source, args.out, device=device_of("auto"), progress=sys.stderr.isatty())
     say(f"{page}: {page.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
+def page(args: argparse.Namespace) -> None:
+    """Show a page; with `--serve` from a server on this computer, until Ctrl-C."""
+    import contextlib
+
+    from decar.report import FILE_NAME
+    from decar.report.serve import PageServer
+
+    start_log(logging.WARNING)
+    file = args.page / FILE_NAME if args.page.is_dir() else args.page
+    if not file.is_file():
+        how = "decar report RUN, decar cluster and decar suggest make one"
+        raise DecarError(f"{file}: there is no page; {how}")
+    if not args.serve:
+        if args.port or args.root:
+            raise ConfigError("--port and --root go with --serve")
+        say(
+            f"{file}: open it in a browser" + ("" if show(file.absolute().as_uri()) else "; none could be started here")
+        )
+        return
+    with PageServer(file, args.port, args.root) as server:
+        say(f"{server.url}")
+        say(f"labels are saved to {server.labels.file}; Ctrl-C ends this")
+        sys.stdout.flush()
+        show(server.url)
+        with contextlib.suppress(PreemptedError):
+            server.serve_forever()
+
+
+def show(url: str) -> bool:
+    """Open an address in a browser, where there is a desktop to do that on."""
+    import webbrowser
+
+    desktop = sys.platform in ("win32", "darwin") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
+    return bool(desktop) and webbrowser.open(url)
 
 
 def run_files(run: Path, downstream: Sequence[Path] = (), network: Callable[..., Any] | None = None) -> RunFiles:

@@ -44,13 +44,14 @@ ASIDE = ("resume", "progress", "report", "objective", "cache_dir", "stall_timeou
 OF_DATA = ("${data.", "${oc.select:data.")  # an option that follows `data`
 OF_FOLDER = ("${cache_dir}", "${hydra:runtime.output_dir}")  # or only says where a file lies
 
+SEGMENT = "data.segment"  # says which clips there are; earlier versions had no such option
 OLD_ENCODER = "decar.models.Encoder"  # named before networks had names; `DecarModule` compares what was built
-# May change when a run goes on. Of the trainer, only TRAINING may not. `data` is compared by the sounds themselves.
+# May change when a run goes on, but for TRAINING. `data` is compared by the sounds themselves.
 FREE = ("resume", "progress", "report", "objective", "cache_dir", "stall_timeout", "budget", "data", "limits", "logger",
         "callbacks", "trainer", "loader.num_workers", "loader.persistent_workers", "loader.pin_memory",
         "loader.timeout")  # fmt: skip
 TRAINING = ("callbacks.stop", "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
-            "trainer.gradient_clip_algorithm", "trainer.limit_train_batches")  # fmt: skip
+            "trainer.gradient_clip_algorithm", "trainer.limit_train_batches", "data.segment")  # fmt: skip
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -215,8 +216,10 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False)
     keys = {key for key in before.keys() | now.keys() if not str(raw.get(key)).startswith(follows)}
     if "k" in aside:  # what refers to it was picked with it
         keys = {key for key in keys if not key.endswith(".k")}
-    keys = {key for key in keys if not _below(key, tuple(aside))}
-    return bool(before) and all(key in before and key in now and before[key] == now[key] for key in keys)
+    keys = {key for key in keys if key == SEGMENT or not _below(key, tuple(aside))}
+    return bool(before) and all(
+        ((key in before and key in now) or key == SEGMENT) and before.get(key) == now.get(key) for key in keys
+    )
 
 
 def write_finished(output: Path, metrics: dict[str, float], epochs: int, steps: int, run: dict[str, Any]) -> None:

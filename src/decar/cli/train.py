@@ -229,9 +229,12 @@ def all_clips(cfg: DictConfig) -> LogMelStore:
     from hydra.utils import instantiate
 
     from decar.audio import LogMelStore
+    from decar.audio.clips import as_segment
 
     set_limits(Limits(**cfg.limits))  # a further process of the job comes here first
-    return LogMelStore.open_or_build(instantiate(cfg.data.manifest), instantiate(cfg.frontend), cfg.cache_dir)
+    segment = as_segment(cfg.data.get("segment"), "data.segment")
+    store = LogMelStore.open_or_build(instantiate(cfg.data.manifest), instantiate(cfg.frontend), cfg.cache_dir)
+    return store.segmented(segment)
 
 
 def log_clips(store: LogMelStore, output: Path) -> None:
@@ -240,13 +243,16 @@ def log_clips(store: LogMelStore, output: Path) -> None:
     if len(bad):  # the store named them in the log
         write_csv(bad, output / "bad_files.csv")
         log.warning("left out %d of %d clips, listed with reasons in bad_files.csv", len(bad), len(store))
-    seconds = float(clips.lengths.sum()) * clips.frontend.hop_length / clips.frontend.sample_rate
-    log.info("%d clips, %.1f minutes", len(clips), seconds / 60)
+    seconds = float(clips.seconds.sum())
+    recordings = clips.manifest.table["path"].nunique()
+    if recordings < len(clips):
+        log.info("%d recordings, %.1f minutes: %d clips", recordings, seconds / 60, len(clips))
+    else:
+        log.info("%d clips, %.1f minutes", len(clips), seconds / 60)
     if seconds > LONG_CLIP * len(clips):
         log.warning(
-            "a clip lasts %.0f s on average, and has one pseudo-label: for pieces of 5 s pass a table of them, such as "
-            "`decar embed SOURCE --windows 5 --out pieces.parquet` writes: data=parquet data.path=pieces.parquet "
-            "data.root=DIR", seconds / len(clips),
+            "a clip lasts %.0f s on average, and has one pseudo-label: data.segment=auto cuts long ones into segments "
+            "of 5 s", seconds / len(clips),
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,6 @@ RATE = 16_000  # Hz; one of the five that Opus has
 QUALITY = 0.95  # libsndfile's compression_level: (1 - q) * 250 + 6 kbit/s, here 18
 MAX_SOUNDS = 500  # clips that can be heard
 BYTES = 6_000_000  # of all sounds and pictures on a page
-NO_ROOM = "not among the clips whose sound is on this page"
 WIDTH = 160  # most pixels of a picture; its height is the number of mel bands
 
 
@@ -67,32 +66,43 @@ def tsne(unit: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
     return scaled
 
 
-def ends(unit: NDArray[np.float32], clusters: NDArray[np.int64], each: int = 3) -> dict[int, dict[str, Any]]:
-    """The clips nearest to and farthest from the mean direction of each cluster, by cosine.
+def middles(unit: NDArray[np.float32], clusters: NDArray[np.int64]) -> NDArray[np.float32]:
+    """`(N,)`: the cosine of each clip to the mean direction of its cluster.
 
     Args:
         unit: `(N, D)`, rows of length 1.
         clusters: `(N,)`.
-        each: Clips at either end; a small cluster has fewer, and no clip is at both ends.
-
-    Returns:
-        For each cluster `near` and `far`: rows of `unit`, the nearest and the farthest first; and `cosine`, the mean.
     """
-    found = {}
+    cosine = np.empty(len(unit), np.float32)
     for cluster in np.unique(clusters).tolist():
         rows = np.flatnonzero(clusters == cluster)
         middle = unit[rows].mean(axis=0)
-        cosine = unit[rows] @ (middle / max(float(np.linalg.norm(middle)), 1e-12))
-        order = rows[np.argsort(-cosine, kind="stable")]
-        near = order[:each]
-        far = order[len(near) :][-each:][::-1]
-        found[cluster] = {"near": near.tolist(), "far": far.tolist(), "cosine": float(cosine.mean())}
-    return found
+        cosine[rows] = unit[rows] @ (middle / max(float(np.linalg.norm(middle)), 1e-12))
+    return cosine
+
+
+def ends(
+    cosine: NDArray[np.float32], clusters: NDArray[np.int64], each: int = 3
+) -> tuple[list[list[int]], list[list[int]]]:
+    """For each cluster the clips nearest to its middle, and for each those farthest from it, the farthest first.
+
+    Args:
+        cosine: `(N,)`, of `middles`.
+        clusters: `(N,)`.
+        each: Clips at either end; a small cluster has fewer, and no clip is at both ends.
+    """
+    near, far = list[list[int]](), list[list[int]]()
+    for cluster in np.unique(clusters).tolist():
+        rows = np.flatnonzero(clusters == cluster)
+        order = rows[np.argsort(-cosine[rows], kind="stable")].tolist()
+        near.append(order[:each])
+        far.append(order[each:][-each:][::-1])
+    return near, far
 
 
 @dataclass(frozen=True)
 class Sound:
-    """One clip on the page: data URLs, "" where there is none, and why."""
+    """One clip on the page: data URLs, "" where there is none; and why its sound cannot be read, if so."""
 
     audio: str
     picture: str
@@ -178,7 +188,7 @@ def _made(store: Clips, turns: Sequence[int], most: int) -> Iterator[tuple[int, 
         start, duration = stretches[index]
         picture = spectrogram(store[index], low, high, frames)
         if place >= most:
-            yield index, Sound("", picture, NO_ROOM)
+            yield index, Sound("", picture)
             continue
         try:
             length = SECONDS if duration is None else min(duration, SECONDS)

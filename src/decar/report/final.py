@@ -56,10 +56,10 @@ def few(store: LogMelStore, seed: int) -> NDArray[np.int64]:
 
 def write_run_clusters(run: Path, store: LogMelStore, final: Final) -> None:
     """`clusters.csv` and `clusters.npz` into the folder of a run; where that fails, a line in the log says so."""
-    spec = store.frontend
-    seconds = ((store.lengths - 1) * spec.hop_length + spec.win_length) / spec.sample_rate
     starts = [start for start, _ in store.manifest.stretches]
-    table = store.manifest.table.drop(columns=[*PLACE[1:]], errors="ignore").assign(start=starts, duration=seconds)
+    table = store.manifest.table.drop(columns=[*PLACE[1:]], errors="ignore").assign(
+        start=starts, duration=store.seconds
+    )
     try:
         write_clusters(run, table, final.placed, final.model)
     except OSError as error:

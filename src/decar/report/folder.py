@@ -13,6 +13,7 @@ from typing import Any
 
 from decar import __version__
 from decar.audio import FrontEnd, LogMelStore, Manifest
+from decar.audio.clips import as_segment
 from decar.cores import cpu_count
 from decar.corpora import prepared_manifest
 from decar.digests import DamagedError, read_json, write_json
@@ -208,11 +209,12 @@ def clips_of(config: Mapping[str, Any], cache_dir: str) -> LogMelStore | str:
     Raises:
         ConfigError: The configuration names something that is not decar's own.
     """
-    frontend = frontend_of(config)
+    frontend, data = frontend_of(config), config.get("data")
+    segment = as_segment(data.get("segment") if isinstance(data, Mapping) else None, "config.yaml: data.segment")
     try:
         clips = manifest_of(config)
         log.warning("reading the sounds of %s", clips.root)
-        return LogMelStore.open_or_build(clips, frontend, cache_of(config, cache_dir)).usable()
+        return LogMelStore.open_or_build(clips, frontend, cache_of(config, cache_dir)).segmented(segment).usable()
     except ConfigError:
         raise
     except Exception as error:  # the files have moved, the table has changed, the cache is read-only

@@ -13,6 +13,7 @@ the page any request.
 
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -32,7 +33,7 @@ from decar.errors import DecarError
 from decar.files import whole
 from decar.models import load_encoder
 from decar.report import clusters as of
-from decar.report.clips import Clips, Decoded, ends, order_of, sample, sounds, standardised, tsne
+from decar.report.clips import Clips, Decoded, ends, middles, order_of, sample, sounds, standardised, tsne
 from decar.report.final import cluster_store, few, write_run_clusters
 from decar.report.folder import curves, read_environment, results_of
 
@@ -41,13 +42,18 @@ log = logging.getLogger(__name__)
 FILE_NAME = "report.html"
 EXPLORED = 4  # label columns that a cluster's purity is shown against
 STATIC = files("decar.report") / "static"
-SCRIPTS = ("base.js", "charts.js", "clips.js", "tables.js")
+SCRIPTS = ("base.js", "charts.js", "labels.js", "clips.js", "tables.js")
 SECTIONS = {
     "explorer": "Explorer", "map": "Map", "curves": "Curves", "clusters": "Clusters", "downstream": "Downstream",
     "config": "Configuration", "environment": "Environment",
 }  # fmt: skip
 OF_CLUSTERS = ("explorer", "map", "config")  # the sections of a page without a run
 FINAL = "final embedding"
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
+    "media-src data: blob:; form-action 'none'; base-uri 'none'"
+)
+SERVED_POLICY = POLICY.replace("data: blob:", "'self' data: blob:") + "; connect-src 'self'"
 MAX_COLUMNS = 16  # label columns that travel with the clips
 
 
@@ -100,6 +106,8 @@ def write_cluster_page(
     title: str,
     options: Mapping[str, Any],
     seed: int = 0,
+    words: Sequence[str] = (),
+    suggested: bool = False,
 ) -> Path:
     """Make the page of clusters that no training made.
 
@@ -112,6 +120,8 @@ def write_cluster_page(
         title: Heading.
         options: How they were made, for the last section.
         seed: Of the sample and of the map.
+        words: Labels that the page offers, beside those that are typed on it.
+        suggested: The clips are all of one list, to be labelled in their order.
 
     Raises:
         DecarError: The page cannot be written.
@@ -120,7 +130,8 @@ def write_cluster_page(
     some = Decoded(clips.take(chosen), frontend)
     names = of.label_columns(table)[:MAX_COLUMNS]
     seconds = table["duration"].to_numpy(float)[chosen]
-    shown = show(some, seconds, standardised(vectors[chosen]), [(FINAL, placed.labels)], chosen, table, names, seed)
+    name = "suggested clips" if suggested else FINAL
+    shown = show(some, seconds, standardised(vectors[chosen]), [(name, placed.labels)], chosen, table, names, seed)
     shown["clips"]["novelty"] = placed.novelty[chosen].round(2).tolist()
     recordings, clusters = table["path"].nunique(), len(np.unique(placed.labels[placed.labels >= 0]))
     noise = float((placed.labels < 0).mean())
@@ -132,7 +143,7 @@ def write_cluster_page(
     data = {
         "title": title, "kind": "decar clusters", "version": __version__, "n_clips": len(clips), "curves": [],
         "clusterings": [], "facts": facts, **shown, "results": [], "config": options, "environment": None, "notes": {},
-        "sections": OF_CLUSTERS,
+        "sections": OF_CLUSTERS, "words": [*words], "suggested": suggested,
     }  # fmt: skip
     return _write(data, out)
 
@@ -191,6 +202,8 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep
         "notes": notes,
         "facts": None,
         "sections": tuple(SECTIONS),
+        "words": [],
+        "suggested": False,
     }
 
 
@@ -219,7 +232,7 @@ def look(
         write_run_clusters(source.run, store, final)
     chosen = sample(len(store), source.seed)
     some = store.take(chosen)
-    seconds = some.lengths * (some.frontend.hop_length / some.frontend.sample_rate)
+    seconds = some.seconds
     table = store.manifest.table
     names = of.label_columns(table, source.label)[:MAX_COLUMNS]
     last.append((FINAL, final.placed.labels))
@@ -274,23 +287,30 @@ def show(
         seed: Of the map, and of the clips that are heard.
     """
     places = tsne(unit, seed)
-    explored = [{"name": of, **explore(labels, chosen, unit, table, names[:EXPLORED])} for of, labels in clusterings]
-    groups = [[c[end] for c in e["clusters"]] for e in explored[::-1] for end in ("near", "far")]
+    explored = [{"name": of, **explore(labels, table, names[:EXPLORED])} for of, labels in clusterings]
+    middle = [middles(unit, labels[chosen]) for _, labels in clusterings]
+    pairs = zip(clusterings[::-1], middle[::-1], strict=True)
+    groups = [group for (_, labels), cosine in pairs for group in ends(cosine, labels[chosen])]
     turns = order_of(groups, np.random.default_rng(seed).permutation(len(unit)).tolist())
     heard, clips = sounds(some, turns), some.manifest.table
     return {
         "n_sounds": sum(bool(sound.audio) for sound in heard.values()),
         "explorer": explored,
         "labels": names,
+        "root": os.path.abspath(some.manifest.root),
+        "frontend": some.frontend.as_dict(),
         "clips": {
             "name": clip_names(some.manifest, table),
+            "path": _coded(clips["path"].tolist()),
             "at": [start for start, _ in some.manifest.stretches],
+            "for": [seconds for _, seconds in some.manifest.stretches],
             "seconds": seconds.round(2).tolist(),
             "x": places[:, 0].round(4).tolist(),
             "y": places[:, 1].round(4).tolist(),
             "labels": {name: _coded(clips[name].astype(str).tolist()) for name in names},
             "clusters": [labels[chosen].tolist() for _, labels in clusterings],
-            "sounds": {index: [s.audio, s.picture, s.fault] for index, s in heard.items()},
+            "middle": [cosine.round(3).tolist() for cosine in middle],
+            "sounds": {i: [s.audio, s.picture, s.fault] for i, s in heard.items()},
         },
     }
 
@@ -320,25 +340,15 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def explore(
-    labels: NDArray[np.int64],
-    chosen: NDArray[np.int64],
-    unit: NDArray[np.float32],
-    table: pd.DataFrame,
-    names: list[str],
-) -> dict[str, Any]:
-    """The clusters of one assignment: sizes and purities over all clips, nearest and farthest among the sampled."""
-    middle = ends(unit, labels[chosen])
+def explore(labels: NDArray[np.int64], table: pd.DataFrame, names: list[str]) -> dict[str, Any]:
+    """The clusters of one assignment: sizes and purities over all clips."""
     pure = {name: of.purity(labels, table[name]) for name in names}
     clusters, counts = np.unique(labels, return_counts=True)
-    nobody: dict[str, Any] = {"near": [], "far": [], "cosine": None}
     return {
         "overall": {name: of.agreement(labels, table[name]) for name in names},
         "clusters": [
-            {
-                "id": cluster, "size": count, **middle.get(cluster, nobody),
-                "purity": {name: [p[cluster].value, p[cluster].top, p[cluster].n] for name, p in pure.items()},
-            }
+            {"id": cluster, "size": count,
+             "purity": {name: [p[cluster].value, p[cluster].top, p[cluster].n] for name, p in pure.items()}}
             for cluster, count in zip(clusters.tolist(), counts.tolist(), strict=True)
         ],
     }  # fmt: skip
@@ -358,14 +368,21 @@ def results(source: RunFiles, notes: dict[str, str]) -> list[dict[str, Any]]:
     return found
 
 
-def render(data: Mapping[str, Any]) -> str:
-    """The page as HTML."""
+def render(data: Mapping[str, Any], served: Mapping[str, str] | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+        data: What `gather` returns, or what `data_of` read.
+        served: What a page that is served needs beside it: the server's token, and its `labels.csv`.
+    """
     text = {name: (STATIC / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS)}
     plotly = (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text["page.html"])
+    data = {**data, "served": served}
     return page.render(
         data=data, sections=[(id, SECTIONS[id]) for id in data["sections"]], css=Markup(text["page.css"]),
         json=as_script(data), plotly=Markup(plotly), js=Markup("\n".join(text[name] for name in SCRIPTS)),
+        policy=Markup(SERVED_POLICY if served else POLICY),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 // What everything here is made of: elements, charts in the colours of the page, tables that sort and filter.
 // Names and labels become text nodes, never HTML; where plotly reads a little HTML in texts, `plain` takes it away.
 const DATA = JSON.parse(document.getElementById("data").textContent);
+const CLIPS = DATA.clips;
 const PALETTE = ["#4c78d8", "#f58518", "#2fa35b", "#e4575e", "#9467c8", "#12a5b8", "#b8860b", "#e377b2", "#7a8b99", "#8fae1b",
   "#8c564b", "#2b4fa0", "#ff9da6", "#5f9e8f", "#c43d9b", "#d4a017", "#6b6ecf", "#3d7d3d", "#a55194", "#d6616b"];
 const at = (id) => document.getElementById(id);
@@ -113,5 +114,7 @@ function table(element, columns, rows, pick) {
   return {
     filter(text) { words = text.trim().toLowerCase(); show(); },
     pick(row) { picked = row; show(); pick(row); },
+    unpick() { picked = null; show(); },
+    show,
   };
 }

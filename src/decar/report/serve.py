@@ -1,0 +1,305 @@
+"""`decar page --serve`: a page on this computer, where every clip plays in full and labels are saved by themselves.
+
+A page may come from somebody else. So only its data are taken, as values, and the page is made anew from them. The
+server listens on 127.0.0.1 alone. Every request needs a token that is drawn at each start, and the name of this host:
+other pages of the browser, and other names that resolve to this computer, get nothing. Readable are the clips of the
+page, as sound and picture; writable is the file `labels.csv` beside the page. See docs/security.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hmac
+import io
+import json
+import secrets
+import threading
+from collections.abc import Mapping
+from functools import lru_cache
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pandas as pd
+import soundfile
+import xxhash
+
+from decar.audio import Manifest, decode
+from decar.errors import AudioError, DecarError, one_line
+from decar.files import advice, whole
+from decar.report.clips import SECONDS, Decoded, loudness, spectrogram
+from decar.report.folder import FRONT_END, frontend_of
+from decar.report.page import SECTIONS, SERVED_POLICY, render
+
+LABELS = "labels.csv"
+NEEDED = ("path", "label")  # columns of such a file
+MOST_BYTES = 2**26  # of a page, and of labels
+LONGEST = 300.0  # s of a clip that are played
+RATE = 32_000  # Hz at which they are
+BEGIN, END = b'<script type="application/json" id="data">', b"</script>"
+
+
+class Refused(Exception):
+    """A request that is not answered with what it asked for."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """The data that a page shows, as plain values.
+
+    Raises:
+        DecarError: It is no page of decar's, or one of a version that did not say where its clips lie.
+    """
+    again = "make it again with decar report or decar cluster"
+    try:
+        if page.stat().st_size > MOST_BYTES:
+            raise DecarError(f"{page}: larger than {MOST_BYTES} bytes: no page of decar's")
+        content = page.read_bytes()
+    except OSError as error:
+        raise DecarError(f"{page}: cannot be read ({error.strerror or error}); {again}") from error
+    begin = content.find(BEGIN)
+    end = content.find(END, begin)
+    try:
+        data = json.loads(content[begin + len(BEGIN) : end]) if 0 <= begin < end else None
+    except (ValueError, RecursionError):
+        data = None
+    if not isinstance(data, dict) or not isinstance(data.get("title"), str):
+        raise DecarError(f"{page}: not a page of decar's, or a damaged one; {again}")
+    data["sections"] = [name for name in SECTIONS if name in (data.get("sections") or ())]
+    missing = {"kind", "version", "words", "suggested", "notes"} - data.keys()
+    if missing or (data.get("clips") and not {"root", "frontend"} <= data.keys()):
+        raise DecarError(f"{page}: made by another version of decar; {again}")
+    return data
+
+
+def clips_of(data: Mapping[str, Any], root: Path | None = None) -> Manifest:
+    """The clips that the data of a page list; `root` is where they lie now, if not where they lay.
+
+    Raises:
+        DecarError: The data contradict themselves.
+    """
+    found = data.get("clips")
+    if not found:
+        return Manifest(pd.DataFrame({"path": pd.Series(dtype=str)}), root or Path.cwd())
+    try:
+        paths = [str(found["path"]["values"][code]) for code in found["path"]["codes"]]
+        table = pd.DataFrame(
+            {"path": paths, "start": np.array(found["at"], float), "duration": np.array(found["for"], float)}
+        )
+        return Manifest(table, root or Path(data["root"]))
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise DecarError(f"the page lists its clips wrongly ({one_line(error)}); make it again") from error
+
+
+class Labels:
+    """The file `labels.csv` beside a page; it is replaced only by somebody who has read what is in it."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self._lock = file, threading.Lock()
+
+    def read(self) -> tuple[str, str]:
+        """Its text and its version; both empty where there is no file.
+
+        Raises:
+            DecarError: It is no table of labels.
+        """
+        try:
+            content = self.file.read_bytes() if self.file.exists() else b""
+            text = content.decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DecarError(f"{self.file}: cannot be read ({one_line(error)}); correct or move it") from error
+        _check(text, str(self.file))
+        return text, _version(content)
+
+    def write(self, text: str, version: str) -> str:
+        """Replace what has this version; returns the new one.
+
+        Raises:
+            Refused: The file has changed meanwhile, the text is no table of labels, or it cannot be written.
+        """
+        with self._lock:
+            try:
+                _check(text, "labels")
+                if self.read()[1] != version:
+                    raise Refused(HTTPStatus.CONFLICT, f"{self.file} has changed since this page read it: load it anew")
+                with whole(self.file) as part:
+                    part.write_bytes(text.encode())
+            except OSError as error:
+                reason = f"{self.file}: {error.strerror or error}: {advice(error)}"
+                raise Refused(HTTPStatus.INSUFFICIENT_STORAGE, reason) from error
+            except DecarError as error:
+                raise Refused(HTTPStatus.CONFLICT, str(error)) from error
+        return _version(text.encode())
+
+
+def _check(text: str, name: str) -> None:
+    head = next(csv.reader(io.StringIO(text, newline="")), [])
+    missing = [column for column in NEEDED if column not in head]
+    if head and missing:
+        raise DecarError(f"{name}: no column {' or '.join(missing)}: not a table of labels; move it")
+
+
+def _version(content: bytes) -> str:
+    return xxhash.xxh3_64_hexdigest(content) if content else ""
+
+
+class PageServer(ThreadingHTTPServer):
+    """Serves one page on 127.0.0.1.
+
+    Args:
+        page: The page; `labels.csv` lies beside it.
+        port: 0: any that is free.
+        root: Where the sounds lie now, if not where they lay when the page was made.
+
+    Raises:
+        DecarError: It is no page, `labels.csv` is no table of labels, or the port is taken.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, page: Path, port: int = 0, root: Path | None = None) -> None:
+        self.data = data_of(page)
+        self.clips = clips_of(self.data, root)
+        if root is not None and self.data.get("clips"):
+            self.data["root"] = str(root.absolute())
+        frontend = frontend_of({"frontend": {"_target_": FRONT_END, **(self.data.get("frontend") or {})}})
+        self._decoded = Decoded(self.clips, frontend)
+        self.labels = Labels(page.parent / LABELS)
+        self.labels.read()
+        self.token = secrets.token_urlsafe(24)
+        self.sound = lru_cache(maxsize=4)(self._sound)
+        self._range: tuple[float, float] | None = None
+        try:
+            super().__init__(("127.0.0.1", port), _Handler)
+        except OSError as error:
+            raise DecarError(f"--port {port}: {error.strerror or error}; take another one") from error
+
+    @property
+    def url(self) -> str:
+        """Where the page is, with the token."""
+        return f"http://127.0.0.1:{self.server_port}/?token={self.token}"
+
+    def page(self) -> bytes:
+        """The page, with the labels that the file has now."""
+        text, version = self.labels.read()
+        served = {"token": self.token, "version": version, "labels": text, "file": self.labels.file.name}
+        return render(self.data, served).encode("utf-8", "replace")
+
+    def _sound(self, index: int) -> bytes:
+        """Clip `index` as a WAV file, scaled to a peak of 0.9."""
+        start, seconds = self.clips.stretches[index]
+        length = min(LONGEST, seconds) if seconds is not None else LONGEST
+        wave = decode(self.clips.files[index], start=start, duration=length, sample_rate=RATE, note=lambda _: None)
+        peak = float(np.abs(wave).max(initial=0.0))
+        file = io.BytesIO()
+        soundfile.write(file, wave * (0.9 / peak) if peak > 0 else wave, RATE, format="WAV", subtype="PCM_16")
+        return file.getvalue()
+
+    def picture(self, index: int) -> bytes:
+        """The first seconds of clip `index` as a WebP."""
+        spec = self._decoded.frontend
+        if self._range is None:
+            some = np.random.default_rng(0).permutation(len(self.clips))[:20]
+            self._range = loudness(self._decoded, some.tolist())
+        frames = round(SECONDS * spec.sample_rate / spec.hop_length)
+        uri = spectrogram(self._decoded[index], *self._range, frames)
+        if not uri:
+            raise Refused(HTTPStatus.NOT_FOUND, "cannot be read, or has no frames")
+        return base64.b64decode(uri.split(",", 1)[1])
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: PageServer
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+
+    def do_GET(self) -> None:  # the names are those of the base class
+        """The page, or a clip's sound or picture."""
+        self._answer(self._get)
+
+    def do_PUT(self) -> None:
+        """New labels."""
+        self._answer(self._put)
+
+    def _get(self) -> tuple[str, bytes]:
+        parts = urlsplit(self.path).path.strip("/").split("/")
+        if parts == [""]:
+            return "text/html; charset=utf-8", self.server.page()
+        if len(parts) != 2 or parts[0] not in ("sound", "picture") or not parts[1].isdecimal():
+            raise Refused(HTTPStatus.NOT_FOUND, "nothing of that name")
+        index = int(parts[1][:12])
+        if index >= len(self.server.clips):
+            raise Refused(HTTPStatus.NOT_FOUND, "no such clip")
+        try:
+            if parts[0] == "sound":
+                return "audio/wav", self.server.sound(index)
+            return "image/webp", self.server.picture(index)
+        except (AudioError, OSError, RuntimeError) as error:
+            raise Refused(HTTPStatus.NOT_FOUND, one_line(error)) from error
+
+    def _put(self) -> tuple[str, bytes]:
+        if urlsplit(self.path).path != "/labels":
+            raise Refused(HTTPStatus.NOT_FOUND, "nothing of that name")
+        text = self.headers.get("Content-Length", "")
+        if not text.isdecimal() or int(text) > MOST_BYTES:
+            self.close_connection = True
+            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {MOST_BYTES} bytes, or of unknown length")
+        try:
+            labels = self.rfile.read(int(text)).decode()
+        except UnicodeDecodeError as error:
+            raise Refused(HTTPStatus.BAD_REQUEST, "not UTF-8") from error
+        return "text/plain", self.server.labels.write(labels, self.headers.get("If-Match", "")).encode()
+
+    def _answer(self, make: Any) -> None:
+        status = HTTPStatus.OK
+        try:
+            self._check()
+            kind, content = make()
+        except Refused as refused:
+            status, kind, content = refused.status, "text/plain; charset=utf-8", str(refused).encode()
+        except DecarError as error:
+            status, kind, content = HTTPStatus.CONFLICT, "text/plain; charset=utf-8", str(error).encode()
+        total, begin = len(content), self._begin(len(content)) if status == HTTPStatus.OK else None
+        if begin is not None:
+            status, content = HTTPStatus.PARTIAL_CONTENT, content[begin:]
+        self.send_response(status)
+        for name, value in {
+            "Content-Type": kind, "Content-Length": str(len(content)), "Content-Security-Policy": SERVED_POLICY,
+            "Cache-Control": "no-store", "Referrer-Policy": "no-referrer", "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY", "Cross-Origin-Resource-Policy": "same-origin", "Accept-Ranges": "bytes",
+        }.items():  # fmt: skip
+            self.send_header(name, value)
+        if begin is not None:
+            self.send_header("Content-Range", f"bytes {begin}-{total - 1}/{total}")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _begin(self, total: int) -> int | None:
+        """Where the bytes begin that a player asks for to jump within a sound; their end is that of the sound."""
+        first = self.headers.get("Range", "").removeprefix("bytes=").split("-")[0][:15]
+        return int(first) if first.isdecimal() and int(first) < total else None
+
+    def _check(self) -> None:
+        """Refuse what does not come from the page itself."""
+        port = self.server.server_port
+        hosts = (f"127.0.0.1:{port}", f"localhost:{port}")
+        origin = self.headers.get("Origin")
+        given = self.headers.get("X-Token") or parse_qs(urlsplit(self.path).query).get("token", [""])[0]
+        same = hmac.compare_digest(given.encode("utf-8", "replace"), self.server.token.encode())
+        if (
+            self.headers.get("Host") not in hosts
+            or not same
+            or (origin is not None and origin.removeprefix("http://") not in hosts)
+        ):
+            self.close_connection = True
+            raise Refused(HTTPStatus.FORBIDDEN, "take the address that decar page printed")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: the token would stand in the log."""
