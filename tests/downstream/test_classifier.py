@@ -105,6 +105,32 @@ def test_scores_are_those_of_the_regression_on_prepared_embeddings(n):
     assert np.mean([a == b for a, b in zip(right, blobs(50)[1], strict=True)]) > (0.9 if n == 120 else 0.5)
 
 
+def test_a_rough_fit_from_another_strength_is_near_the_exact_one():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 40)), rng.random((300, 3)) < 0.3
+    before = fit_labels(x, y, 0.001, rough=True)
+    weight, bias = fit_labels(x, y, 0.01)
+    rough, rough_bias = fit_labels(x.astype(np.float32), y, 0.01, start=before, rough=True)
+    assert rough.dtype == rough_bias.dtype == np.float64
+    np.testing.assert_allclose(expit(x @ rough + rough_bias), expit(x @ weight + bias), atol=2e-3)
+    assert np.abs(x @ before[0] - x @ weight).max() > 0.1, "the two strengths differ"
+
+
+def test_strengths_beyond_the_best_are_not_tried(monkeypatch):
+    """Noise that has nothing to do with the labels: the strongest penalty is the best, and two more are tried."""
+    rng, tried = np.random.default_rng(0), []
+
+    def fit(x, y, strength, *args, **options):
+        tried.append(strength)
+        return fit_labels(x, y, strength, *args, **options)
+
+    monkeypatch.setattr("decar.downstream.classifier.fit_labels", fit)
+    x, sets = rng.normal(size=(200, 30)).astype(np.float32), [{"ab"[i]} for i in rng.integers(0, 2, 200)]
+    found = fit_classifier(x, examples_of(sets, np.arange(200)))
+    assert found.facts["strength"] == 1e-4
+    assert sorted(set(tried)) == [1e-4, 1e-3, 1e-2]
+
+
 def test_validation_holds_back_whole_recordings():
     """Labels are drawn for each recording, and embeddings tell recordings apart and nothing else."""
     rng = np.random.default_rng(0)

@@ -299,19 +299,27 @@ def _held_back(
 ) -> dict[float, NDArray[np.float64]]:
     """For each strength `(N, C)` scores of each clip by a classifier that has seen no clip of its recording.
 
-    NaN where the other recordings do not tell a label from its absence.
+    NaN where the other recordings do not tell a label from its absence. Strengths rise, and so does the time that a fit
+    takes. Two in a row that are worse than the best before end the search.
     """
-    scores = {strength: np.full(examples.truth.shape, np.nan) for strength in SearchProtocol().strengths}
+    parts = []
     for train, test in _folds(sets, recordings, seed):
         truth, known = examples.truth[train], examples.known[train]
         both = (truth & known).any(axis=0) & (~truth & known).any(axis=0)
-        if not len(test) or not both.any():
-            continue
-        prepare = preparation(x[train])
-        seen, unseen = prepare(x[train]), prepare(x[test])
-        for strength, found in scores.items():
-            weight, bias = fit_labels(seen, truth[:, both], strength, known[:, both])
-            found[np.ix_(test, both)] = expit(unseen @ weight + bias)
+        if len(test) and both.any():
+            prepare = preparation(x[train])
+            seen, unseen = (prepare(x[rows]).astype(np.float32) for rows in (train, test))
+            parts.append((seen, truth[:, both], known[:, both], unseen, np.ix_(test, both)))
+    scores, losses = dict[float, NDArray[np.float64]](), list[float]()
+    start = dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]]()  # of each part, the fit before
+    for strength in sorted(SearchProtocol().strengths):
+        scores[strength] = found = np.full(examples.truth.shape, np.nan)
+        for i, (seen, truth, known, unseen, place) in enumerate(parts):
+            weight, bias = start[i] = fit_labels(seen, truth, strength, known, start=start.get(i), rough=True)
+            found[place] = expit(unseen @ weight + bias)
+        losses.append(_loss(found, examples))
+        if len(losses) > 2 and min(losses[-2:]) > min(losses[:-2]):
+            break
     return scores
 
 

@@ -201,7 +201,13 @@ def _fit_classes(x: Floats, y: Truth, strength: float, n_classes: int) -> Scorer
 
 
 def fit_labels(
-    x: Floats, y: NDArray[np.bool_], strength: float, known: NDArray[np.bool_] | None = None
+    x: Floats,
+    y: NDArray[np.bool_],
+    strength: float,
+    known: NDArray[np.bool_] | None = None,
+    *,
+    start: tuple[Floats, Floats] | None = None,
+    rough: bool = False,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """One binary logistic regression a label, all of them at once: their optima do not depend on one another.
 
@@ -210,16 +216,24 @@ def fit_labels(
         y: `(N, C)`, which labels a clip has.
         strength: The inverse of the L2 penalty.
         known: `(N, C)`, where `y` is known; None: everywhere. The rest does not count.
+        start: Weights and biases to begin with; None: zeros.
+        rough: In float32 and to a gradient of 1e-4, not 1e-7: good enough to choose a strength, and ten times faster
+            (4,034 clips of 3,072 numbers, 19 labels: 5 s instead of 58).
 
     Returns:
         Weights `(D, C)` and biases `(C,)` of the logit.
     """
-    inputs, targets = torch.as_tensor(x, dtype=torch.float64), torch.as_tensor(y, dtype=torch.float64)
-    counts = None if known is None else torch.as_tensor(known, dtype=torch.float64)
-    weight = torch.zeros(x.shape[1], y.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(y.shape[1], dtype=torch.float64, requires_grad=True)
+    kind, tolerance = (torch.float32, 1e-4) if rough else (torch.float64, 1e-7)
+    inputs, targets = torch.as_tensor(x, dtype=kind), torch.as_tensor(y, dtype=kind)
+    counts = None if known is None else torch.as_tensor(known, dtype=kind)
+    weight, bias = (
+        torch.zeros(shape, dtype=kind) if start is None else torch.tensor(start[i], dtype=kind)
+        for i, shape in enumerate([(x.shape[1], y.shape[1]), (y.shape[1],)])
+    )
+    weight.requires_grad_()
+    bias.requires_grad_()
     lbfgs = torch.optim.LBFGS(
-        [weight, bias], max_iter=500, tolerance_grad=1e-7, tolerance_change=0.0, line_search_fn="strong_wolfe"
+        [weight, bias], max_iter=500, tolerance_grad=tolerance, tolerance_change=0.0, line_search_fn="strong_wolfe"
     )
 
     def objective() -> torch.Tensor:
@@ -232,7 +246,7 @@ def fit_labels(
         return total
 
     lbfgs.step(objective)  # type: ignore[no-untyped-call]
-    return weight.detach().numpy(), bias.detach().numpy()
+    return weight.detach().double().numpy(), bias.detach().double().numpy()
 
 
 def loss_of(given: Floats, truth: Truth) -> float:
