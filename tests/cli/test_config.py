@@ -10,10 +10,20 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from decar.cli.checks import check
-from decar.cli.config import cache_home, conf_dir, hydra_value, register_resolvers, wandb_offline
+from decar.cli.config import (
+    build_encoder,
+    cache_home,
+    conf_dir,
+    hydra_value,
+    register_resolvers,
+    take_over,
+    wandb_offline,
+)
 from decar.cli.main import same_command
 from decar.clustering import PIC, KMeans
 from decar.corpora import CORPORA
+from decar.errors import BundleError, ConfigError
+from decar.models import load_encoder
 
 CONF = conf_dir()
 GROUPS = {
@@ -219,3 +229,23 @@ def test_the_command_that_goes_on(monkeypatch, words, added):
     assert same_command(["train.py", *words]) == " ".join(["python", "train.py", *given, added])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert same_command(["train.py", *words]) == f"the same torchrun or srun command with {added}"
+
+
+def test_init_takes_over_network_and_log_mels_and_refuses_what_contradicts_them(tmp_path, caplog):
+    small = load_encoder()
+    cfg = composed("train", "init=small", "frontend.n_mels=32", "encoder.widths=[4]")
+    take_over(cfg)
+    made = build_encoder(cfg)
+    assert made.settings() == small.settings()
+    assert cfg.init_hash == small.hash()
+    for word in ("encoder.widths=[4]", "frontend.n_mels=32", "encoder=efficientnet_b0", "+frontend=mine"):
+        with pytest.raises(ConfigError, match=re.escape(f"{word}: init=small brings its own network")):
+            take_over(composed("train", "init=small"), ["k=3", word])
+    take_over(composed("train", "init=small"), ["encoder.widths=[32,64,64]", "frontend.n_mels=64", "encoder.seed=3"])
+    with pytest.raises(ConfigError, match=r"init=hear:decar\.hear: only encoders of decar's own kind"):
+        take_over(composed("train", "init='hear:decar.hear'"))
+    with pytest.raises(BundleError, match="no such bundle"):
+        take_over(composed("train", f"init={tmp_path}"))
+    plain = composed("train")
+    take_over(plain)
+    assert plain == composed("train")

@@ -431,3 +431,22 @@ def test_the_paper_s_setting_cuts_nothing(train, tmp_path):
     outcome = train(*FAST, "data=folder", "data.root=sounds", "hydra.run.dir=run", "k=2")
     assert outcome.code == 0, outcome.err
     assert "3 clips, 1.0 minutes" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_run_starts_from_another_s_encoder(train, sound_folder, tmp_path):
+    """With next to no learning rate its weights come out as they were; a run goes on only from the same encoder."""
+    data = ["data=folder", f"data.root={sound_folder}", "trainer=cpu", "debug=fast", "k=3"]
+    assert train(*data, "hydra.run.dir=first", "encoder.widths=[4,8]", "encoder.stride=4").code == 0
+    again = [*data, "init=first", "hydra.run.dir=second", "optimizer.lr=1e-12", "seed=1"]
+    outcome = train(*again, "trainer.max_epochs=2")
+    assert outcome.code == 0, outcome.err
+    first, second = (decar_package.load_encoder(tmp_path / name) for name in ("first", "second"))
+    assert first.settings() == second.settings()
+    learned = [key for key, value in first.weights().items() if value.is_floating_point() and "running" not in key]
+    assert all(torch.allclose(first.weights()[key], second.weights()[key], rtol=0, atol=1e-9) for key in learned)
+    assert "init=first: conv" in (tmp_path / "second" / "train.log").read_text()
+    assert train(*again, "trainer.max_epochs=3", "resume=auto").code == 0
+    assert train(*data, "hydra.run.dir=third", "encoder.widths=[4,8]", "encoder.stride=4", "seed=2").code == 0
+    shutil.copy(tmp_path / "third" / "encoder.safetensors", tmp_path / "first" / "encoder.safetensors")
+    refused = train(*again, "trainer.max_epochs=4", "resume=auto")
+    assert "init_hash" in refused.errors[0]

@@ -10,7 +10,7 @@ import pytest
 from decar.audio import Manifest
 from decar.clustering import Clusters
 from decar.downstream import Result
-from decar.models import embed_store
+from decar.models import embed_store, save_bundle
 from decar.report import RunFiles, page, render, write_environment, write_report
 from decar.report.clips import sounds
 from decar.report.clusters import Assignments
@@ -244,3 +244,29 @@ def test_a_run_folder_that_cannot_be_written_has_its_page_all_the_same(tmp_path,
     data = page.gather(source, progress=False, keep=True)
     assert data["explorer"]
     assert "the clusters of the run are not written" in caplog.text
+
+
+def test_a_page_that_is_made_again_takes_its_clips_from_the_one_before(tmp_path, encoder, monkeypatch):
+    source = small_run(tmp_path, encoder)
+    first = data_of(write_report(source, progress=False).read_text(encoding="utf-8"))
+    looked, other = [], make_encoder("conv", seed=9, widths=[4, 4], hidden=8, pool="avg")
+    true_look = page.look
+    monkeypatch.setattr(page, "look", lambda *args, **options: looked.append(1) or true_look(*args, **options))
+    result(encoder.hash()).write(source.run)
+    again = data_of(write_report(source, progress=False).read_text(encoding="utf-8"))
+    assert looked == []
+    assert again["clips"] == first["clips"]
+    assert (len(first["results"] or []), len(again["results"])) == (0, 1)
+    file = source.run / "report.html"
+    for i, change in enumerate((
+        lambda: file.write_bytes(file.read_bytes().replace(b'"middle":[[', b'"middle":[[0,', 1)),  # damaged
+        lambda: (source.run / "clusters.csv").unlink(),
+        lambda: write_report(RunFiles(source.run, source.config, source.store, label="kind", seed=1), progress=False),
+        lambda: save_bundle(other, source.run / "encoder.safetensors"),
+    ), 1):  # fmt: skip
+        change()
+        looked.clear()
+        renewed = data_of(write_report(source, progress=False).read_text(encoding="utf-8"))
+        assert looked == [1], i
+        assert (renewed["clips"]["x"] == first["clips"]["x"]) == (i < 4)
+        assert (source.run / "clusters.csv").is_file()

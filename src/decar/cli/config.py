@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import netrc
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 import decar
-from decar.errors import ConfigError
+from decar.errors import ConfigError, require
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from decar.models import Encoder
+
+log = logging.getLogger(__name__)
 
 OUR_NETWORK = "decar.models.build_network"  # `_target_` of the `encoder` group, unless it is a user's network
 _PACKAGE = Path(decar.__file__).parent
@@ -106,6 +109,58 @@ def build_encoder(cfg: DictConfig) -> Encoder:
         network = instantiate(options, _convert_="all")
     del options["_target_"]
     return Encoder(network, instantiate(cfg.frontend), **sizes, arguments=options)
+
+
+def take_over(cfg: DictConfig, typed: Iterable[str] = ()) -> None:
+    """With `init`, give a configuration the network and the log-mel settings of that encoder.
+
+    Args:
+        cfg: The configuration.
+        typed: The options of the command line.
+
+    Raises:
+        ConfigError: The encoder is not decar's, or an option of the command line says something else.
+        BundleError: There is no such bundle, or it is damaged.
+    """
+    from decar.models import load_encoder
+    from decar.models.other import is_other
+
+    if not cfg.init:
+        return
+    require(not is_other(cfg.init), f"init={cfg.init}: only encoders of decar's own kind can be trained on")
+    encoder = load_encoder(cfg.init, network=own_network(cfg))
+    settings: dict[str, Any] = encoder.settings()
+    frontend = settings.pop("frontend")
+    if "network" in settings:  # the user's own, with the arguments of its YAML
+        settings = {**settings.pop("arguments"), **settings}
+        settings["_target_"] = settings.pop("network")
+    else:
+        settings["_target_"] = OUR_NETWORK
+    wrong = [
+        word
+        for word in typed
+        if (
+            re.match(r"\+*(encoder|frontend)\.", word)
+            and not _agrees(word, {"encoder": settings, "frontend": frontend})
+        )
+        or (re.match(r"\+*(encoder|frontend)=", word) and settings["_target_"] == OUR_NETWORK)
+    ]
+    require(not wrong, f"{' '.join(wrong)}: init={cfg.init} brings its own network and log-mel settings; leave it out")
+    with open_dict(cfg):
+        cfg.encoder = {"seed": cfg.encoder.seed, **settings}
+        cfg.frontend.update(frontend)
+    cfg.init_hash = encoder.hash()
+    log.info("init=%s: %s", cfg.init, encoder.description)
+
+
+def _agrees(word: str, settings: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether an option of the command line says what the settings say."""
+    key, _, text = word.lstrip("+").partition("=")
+    group, _, name = key.partition(".")
+    if name == "seed":
+        return True
+    found: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    return bool(settings[group].get(name) == found["value"])
 
 
 def own_network(cfg: DictConfig) -> Callable[..., Any] | None:

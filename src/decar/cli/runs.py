@@ -217,9 +217,7 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False)
     if "k" in aside:  # what refers to it was picked with it
         keys = {key for key in keys if not key.endswith(".k")}
     keys = {key for key in keys if key == SEGMENT or not _below(key, tuple(aside))}
-    return bool(before) and all(
-        ((key in before and key in now) or key == SEGMENT) and before.get(key) == now.get(key) for key in keys
-    )
+    return bool(before) and all(before.get(key) == now.get(key) for key in keys)  # a missing option means null
 
 
 def write_finished(output: Path, metrics: dict[str, float], epochs: int, steps: int, run: dict[str, Any]) -> None:

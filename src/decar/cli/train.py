@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from decar import signals
 from decar.cli.checks import check
-from decar.cli.config import build_encoder
+from decar.cli.config import build_encoder, own_network, take_over
 from decar.cli.data import report_run
 from decar.cli.launch import child_processes, folder_lock, leads, process_group
 from decar.cli.main import run_hydra
@@ -54,6 +54,7 @@ def pretrain(cfg: DictConfig) -> float:
     from decar.pretrain.ranks import on_rank_zero, rank_zero_first
 
     check(cfg)
+    take_over(cfg, HydraConfig.get().overrides.task)
     set_limits(Limits(**cfg.limits))
     OmegaConf.to_yaml(cfg, resolve=True)  # before anything slow: raises by name for what is not set
     output = Path(HydraConfig.get().runtime.output_dir)
@@ -204,11 +205,14 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     from hydra.utils import instantiate
 
     from decar.audio.descriptors import input_statistics
+    from decar.models import load_encoder
     from decar.pretrain import DecarModule
 
     encoder = build_encoder(cfg)
     normalise = getattr(encoder.network, "set_input_statistics", None)
-    if normalise:
+    if cfg.init:  # the statistics of what it was trained on are among its weights
+        encoder.network.load_state_dict(load_encoder(cfg.init, network=own_network(cfg)).weights())
+    elif normalise:
         normalise(*input_statistics(clips))
     return DecarModule(
         encoder,

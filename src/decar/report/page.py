@@ -23,6 +23,7 @@ from typing import Any
 import jinja2
 import numpy as np
 import pandas as pd
+import xxhash
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -34,8 +35,8 @@ from decar.files import whole
 from decar.models import load_encoder
 from decar.report import clusters as of
 from decar.report.clips import Clips, Decoded, ends, middles, order_of, sample, sounds, standardised, tsne
-from decar.report.final import cluster_store, few, write_run_clusters
-from decar.report.folder import curves, read_environment, results_of
+from decar.report.final import MODEL, TABLE, cluster_store, few, write_run_clusters
+from decar.report.folder import curves, read_environment, read_page, results_of
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ SECTIONS = {
     "explorer": "Explorer", "map": "Map", "curves": "Curves", "clusters": "Clusters", "downstream": "Downstream",
     "config": "Configuration", "environment": "Environment",
 }  # fmt: skip
+FORMAT = 1  # of the clips on a page; raise it when what is computed for them changes
+OF_CLIPS = ("n_sounds", "explorer", "labels", "root", "frontend", "clips")  # what `show` returns
 OF_CLUSTERS = ("explorer", "map", "config")  # the sections of a page without a run
 FINAL = "final embedding"
 POLICY = (
@@ -187,7 +190,9 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep
     elif assignments and assignments[0].skipped:
         notes["clusters"] = f"The first {assignments[0].skipped} epochs of this long log of assignments are left out."
     store = source.store if isinstance(source.store, LogMelStore) else None
-    clips = attempt("map", lambda: look(source, assignments, device=device, progress=progress, keep=keep))
+    known = attempt("map", lambda: made_of(source, store, assignments or [])) if store is not None else None
+    clips = kept_clips(run, known) if keep and known else None
+    clips = clips or attempt("map", lambda: look(source, assignments, device=device, progress=progress, keep=keep))
     return {
         "title": run.resolve().name,
         "kind": "decar run",
@@ -195,7 +200,9 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep
         "n_clips": len(store) if store else len(assignments[0].clips) if assignments else None,
         "curves": attempt("curves", lambda: curves(run)),
         "clusterings": [clustering(found) for found in assignments or []],
-        **(clips or {"clips": None, "labels": [], "explorer": []}),
+        **(
+            {**clips, "made_of": known, "seal": seal(clips)} if clips else {"clips": None, "labels": [], "explorer": []}
+        ),
         "results": attempt("downstream", lambda: results(source, notes)),
         "config": source.config,
         "environment": attempt("environment", lambda: read_environment(run)),
@@ -205,6 +212,37 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep
         "words": [],
         "suggested": False,
     }
+
+
+def made_of(source: RunFiles, store: LogMelStore, assignments: list[of.Assignments]) -> str:
+    """A digest of all that the clips on a page depend on."""
+    encoder = load_encoder(source.run, frontend=store.frontend, network=source.network)
+    facts = (
+        FORMAT, encoder.hash(), store.fingerprint, os.path.abspath(store.manifest.root), source.label, source.seed,
+        store.manifest.content_hash(), clustering_names(source.config, assignments),
+    )  # fmt: skip
+    digest = xxhash.xxh3_128(json.dumps(facts).encode())
+    for found in assignments:
+        digest.update(found.labels[-1].tobytes())
+    return digest.hexdigest()
+
+
+def kept_clips(run: Path, wanted: str) -> dict[str, Any] | None:
+    """The clips of the page that a run has, if they were made of the same, are undamaged, and the tables are there."""
+    if not all((run / name).is_file() for name in (FILE_NAME, TABLE, MODEL)):
+        return None
+    try:
+        data = read_page(run / FILE_NAME)
+        clips = {key: data[key] for key in OF_CLIPS}
+    except (OSError, ValueError, KeyError):
+        return None
+    same = (data.get("made_of"), data.get("seal")) == (wanted, seal(clips))
+    return clips if same else None
+
+
+def seal(clips: Mapping[str, Any]) -> str:
+    """A digest of the clips of a page, as they stand in it."""
+    return xxhash.xxh3_128_hexdigest(as_script({key: clips[key] for key in OF_CLIPS}).encode())
 
 
 def clustering(found: of.Assignments) -> dict[str, Any]:

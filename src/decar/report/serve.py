@@ -12,7 +12,6 @@ import base64
 import csv
 import hmac
 import io
-import json
 import secrets
 import threading
 from collections.abc import Mapping
@@ -32,15 +31,13 @@ from decar.audio import Manifest, decode
 from decar.errors import AudioError, DecarError, one_line
 from decar.files import advice, whole
 from decar.report.clips import SECONDS, Decoded, loudness, spectrogram
-from decar.report.folder import FRONT_END, frontend_of
+from decar.report.folder import FRONT_END, MOST_BYTES, frontend_of, read_page
 from decar.report.page import SECTIONS, SERVED_POLICY, render
 
 LABELS = "labels.csv"
 NEEDED = ("path", "label")  # columns of such a file
-MOST_BYTES = 2**26  # of a page, and of labels
 LONGEST = 300.0  # s of a clip that are played
 RATE = 32_000  # Hz at which they are
-BEGIN, END = b'<script type="application/json" id="data">', b"</script>"
 
 
 class Refused(Exception):
@@ -59,19 +56,9 @@ def data_of(page: Path) -> dict[str, Any]:
     """
     again = "make it again with decar report or decar cluster"
     try:
-        if page.stat().st_size > MOST_BYTES:
-            raise DecarError(f"{page}: larger than {MOST_BYTES} bytes: no page of decar's")
-        content = page.read_bytes()
-    except OSError as error:
-        raise DecarError(f"{page}: cannot be read ({error.strerror or error}); {again}") from error
-    begin = content.find(BEGIN)
-    end = content.find(END, begin)
-    try:
-        data = json.loads(content[begin + len(BEGIN) : end]) if 0 <= begin < end else None
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict) or not isinstance(data.get("title"), str):
-        raise DecarError(f"{page}: not a page of decar's, or a damaged one; {again}")
+        data = read_page(page)
+    except (OSError, ValueError) as error:
+        raise DecarError(f"{page}: cannot be read ({one_line(error)}); {again}") from error
     data["sections"] = [name for name in SECTIONS if name in (data.get("sections") or ())]
     missing = {"kind", "version", "words", "suggested", "notes"} - data.keys()
     if missing or (data.get("clips") and not {"root", "frontend"} <= data.keys()):
