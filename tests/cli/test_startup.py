@@ -32,6 +32,16 @@ def test_options_are_shown_without_slow_imports(module, words, tmp_path):
     assert done.stdout
 
 
+@pytest.mark.parametrize(
+    "modules", ["decar.search.query", "decar.report.page", "decar.downstream.classifier", "decar.api"]
+)
+def test_what_uses_the_encoder_that_comes_with_decar_imports_neither_timm_nor_lightning(modules):
+    """They take as long as torch itself, and bring torchvision and wandb with them."""
+    code = f"import sys, {modules}, decar; decar.load_encoder(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"timm", "pytorch_lightning", "torchvision", "torchmetrics", "wandb"} & set(done.stdout.split())
+
+
 def test_decar_alone_lists_every_command_by_what_it_is_for(decar):
     from decar.cli.app import COMMANDS, GROUPS, HYDRA
 

@@ -441,6 +441,18 @@ def test_all_clips_of_a_cluster_in_the_order_that_is_asked_for(visit, clusters):
     assert seen.js(listed) == [0.0, 4.0]
 
 
+def test_a_page_of_suggestions_has_its_clips_in_order_and_no_clusters(visit, tmp_path):
+    seen = visit(field_page(tmp_path, words=["dog", "cat"], suggested=True))
+    assert seen.js("[...document.querySelectorAll('#cluster [data-clip]')].map(c => Number(c.dataset.clip))") == list(
+        range(8)
+    )
+    assert not seen.page.locator("#cluster-table").is_visible()
+    assert "Clusters" not in seen.js("document.getElementById('facts').textContent")
+    seen.page.locator("#cluster .card").nth(2).focus()
+    seen.page.keyboard.press("2")
+    assert seen.js("[...LABELS].map(([i, one]) => [i, one.words])") == [[2, ["cat"]]]
+
+
 def test_a_served_page_plays_all_in_full_and_saves_by_itself(visit, tmp_path):
     page = field_page(tmp_path)
     labels = tmp_path / "labels.csv"

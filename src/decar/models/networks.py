@@ -2,7 +2,7 @@
 
 A whole timm network ends in global pooling over a map of stride 32. That loses where on the frequency axis something
 happened, which pitch, chords, speakers and vowels depend on. `FrequencyKeeping` cuts the network at a small stride and
-pools over time alone.
+pools over time alone. timm is imported where one of its networks is asked for: it takes as long as torch.
 
 Letters: `B` batch, `M` mel bands, `F` frames, `D` embedding, `C` channels of a map `(B, C, M', F')`.
 """
@@ -13,10 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, cast, get_args
 
-import timm
 import torch
-from timm.models.efficientnet import EfficientNetFeatures
-from timm.models.mobilenetv3 import MobileNetV3Features
 from torch import Tensor, nn
 
 from decar.errors import ConfigError, check_whole, reason_of
@@ -85,6 +82,8 @@ def timm_network(name: str, pool: str) -> nn.Module:
     Raises:
         ConfigError: timm has no such network, or the network has no such pooling.
     """
+    import timm
+
     _check_name(name)
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool=pool)
@@ -108,6 +107,9 @@ class CutTimm(nn.Module):
     """
 
     def __init__(self, name: str, stride: int) -> None:
+        from timm.models.efficientnet import EfficientNetFeatures
+        from timm.models.mobilenetv3 import MobileNetV3Features
+
         super().__init__()
         _check_name(name)
         check_whole("encoder.stride", stride, 1)
@@ -282,10 +284,14 @@ def _frame_size(trunk: nn.Module, n_mels: int) -> int:
 
 
 def _maps(name: str, **options: object) -> Any:  # timm has no types
+    import timm
+
     return timm.create_model(name, pretrained=False, in_chans=1, features_only=True, **options)
 
 
 def _check_name(name: str) -> None:
+    import timm
+
     if timm.is_model(name):
         return
     close = difflib.get_close_matches(name, [*timm.list_models(), CONV], n=3, cutoff=0.5)

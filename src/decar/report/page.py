@@ -140,7 +140,7 @@ def write_cluster_page(
     noise = float((placed.labels < 0).mean())
     facts = {
         "Recordings": recordings, "Hours": round(float(table["duration"].sum()) / 3600, 2),
-        "Segments" if recordings < len(clips) else "Clips": len(clips), "Clusters": clusters,
+        "Segments" if recordings < len(clips) else "Clips": len(clips), **({} if suggested else {"Clusters": clusters}),
         **({"Noise": f"{noise:.0%}"} if noise else {}),
     }  # fmt: skip
     data = {
@@ -354,7 +354,7 @@ def show(
 
 
 def clip_names(clips: Manifest, table: pd.DataFrame) -> list[str]:
-    """The path of each clip; of a recording that is several clips with the time at which this one starts.
+    """The path of each clip; of a part of a recording with the time at which it starts.
 
     Args:
         clips: Some clips.
@@ -362,7 +362,7 @@ def clip_names(clips: Manifest, table: pd.DataFrame) -> list[str]:
     """
     several = table["path"].value_counts().gt(1)
     return [
-        f"{path} · {_clock(start)}" if several[path] else path
+        f"{path} · {_clock(start)}" if several[path] or start > 0 else path
         for path, (start, _) in zip(clips.table["path"], clips.stretches, strict=True)
     ]
 
