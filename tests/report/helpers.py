@@ -8,6 +8,7 @@ import pandas as pd
 import soundfile
 
 from decar.audio import FrontEnd, LogMelStore, Manifest
+from decar.audio.recorded import with_clock
 from decar.clustering import Placed
 from decar.embedder import Embedder
 from decar.models import save_bundle
@@ -65,18 +66,20 @@ def small_run(tmp_path: Path, encoder, *, epochs: int = 2) -> RunFiles:
     return RunFiles(run, {"k": 3, "encoder": {"name": "small"}}, store, label="kind")
 
 
-def field_page(folder: Path, **options) -> Path:
+def field_page(folder: Path, names: tuple[str, str] = ("a.wav", "<b>.wav"), **options) -> Path:
     """A page of clusters without a run: two recordings of 20 s, a tone that rises every 5 s."""
     folder.mkdir(exist_ok=True)
     time = np.arange(5 * 16_000) / 16_000
     tones = [0.3 * np.sin(2 * np.pi * pitch * time) for pitch in (200, 700, 1500, 3000)]
-    for name in ("a.wav", "<b>.wav"):
+    for name in names:
         soundfile.write(folder / name, np.concatenate(tones), 16_000)
     made = Embedder(make_encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg"), segment="auto").files(
         Manifest.from_folder(folder)
     )
-    placed = Placed(np.array([0, 1, 2, -1] * 2), np.zeros(8, np.float32), np.arange(8, dtype=np.float32))
+    clusters = np.array([0, 1, 2, -1] * 2) * (not options.get("suggested"))
+    placed = Placed(clusters, np.zeros(8, np.float32), np.arange(8, dtype=np.float32))
+    table = with_clock(made.table, [folder / path for path in made.table["path"]])
     return write_cluster_page(
-        folder / "report.html", Manifest(made.table, folder), made.vectors, placed, frontend=FrontEnd(), title="field",
+        folder / "report.html", Manifest(table, folder), made.vectors, placed, frontend=FrontEnd(), title="field",
         options={"k": "auto"}, **options,
     )  # fmt: skip

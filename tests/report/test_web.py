@@ -281,7 +281,7 @@ def test_a_page_of_clusters_has_what_it_shows_and_nothing_else(visit, clusters, 
     shown = seen.js("[...document.querySelectorAll('section')].filter(s => s.checkVisibility()).map(s => s.id)")
     assert (
         shown
-        == ["explorer", "map", "config"]
+        == ["explorer", "map", "config"]  # and no hours, since nothing says when they were recorded
         == seen.js("[...document.querySelectorAll('nav a')].map(a => a.hash.slice(1))")
     )
     assert seen.js("document.getElementById('facts').textContent") == "Recordings2Hours0.01Segments8Clusters3Noise25%"
@@ -439,6 +439,37 @@ def test_all_clips_of_a_cluster_in_the_order_that_is_asked_for(visit, clusters):
     assert seen.js(listed) == [4.0, 0.0]
     seen.page.select_option("#order", "given")
     assert seen.js(listed) == [0.0, 4.0]
+
+
+def test_hours_and_sites_are_drawn_and_a_cell_lists_its_clips(visit, tmp_path):
+    names = ("A_20240512_055950.wav", "B_20240513_220000.wav")
+    seen = visit(field_page(tmp_path, names))
+    assert seen.js("[...document.querySelectorAll('nav a')].map(a => a.hash)") == [
+        "#explorer",
+        "#when",
+        "#map",
+        "#config",
+    ]
+    hours = seen.js("document.getElementById('hours').data[0].z")
+    clusters = seen.js("DATA.when.clusters")
+    # the third and the fourth segment of the first recording begin after six
+    assert {c: [h for h, share in enumerate(row) if share] for c, row in zip(clusters, hours, strict=True)} == {
+        0: [5, 22], 1: [5, 22], 2: [6, 22], -1: [6, 22],
+    }  # fmt: skip
+    assert seen.js("document.getElementById('sites').data[0].z") == [[0.5, 0.5]] * 4
+    seen.page.locator("#hours").scroll_into_view_if_needed()
+    x, y = seen.js("""() => {
+        const chart = document.getElementById("hours"), box = chart.getBoundingClientRect();
+        const { xaxis, yaxis } = chart._fullLayout, row = DATA.when.clusters.indexOf(2);
+        return [box.left + xaxis._offset + xaxis.l2p(22), box.top + yaxis._offset + yaxis.l2p(row)];
+    }""")
+    seen.page.mouse.click(x, y)
+    seen.page.wait_for_selector("#cluster [data-clip]")
+    assert seen.js("document.querySelector('#cluster h3').textContent") == "Cluster 2, hour 22: 1 on this page"
+    assert seen.js("[...document.querySelectorAll('#cluster .card')].map(c => CLIPS.name[c.dataset.clip])") == [
+        "B_20240513_220000.wav · 0:10"
+    ]
+    assert seen.js("document.querySelectorAll('#cluster audio').length") == 1
 
 
 def test_a_page_of_suggestions_has_its_clips_in_order_and_no_clusters(visit, tmp_path):

@@ -37,6 +37,7 @@ def cluster(args: argparse.Namespace) -> None:
     from decar.audio.annotations import write_annotations
     from decar.audio.clips import as_segment
     from decar.audio.progress import progress_bar
+    from decar.audio.recorded import with_clock
     from decar.audio.source import read_source
     from decar.clustering import make_clusters
     from decar.clustering.choose import plausible
@@ -57,6 +58,7 @@ def cluster(args: argparse.Namespace) -> None:
         like.require_encoder(embedder.encoder.hash())
     table, vectors = embedded(clips, embedder, args.out, bundle)
     files = recordings_of(clips, table)
+    table = with_clock(table, files.tolist())
     log.info("%d recordings, %s → %d %s", files.nunique(), _hours(table["duration"].sum()), len(table), _rows(segment))
     if like:
         model, placed = like, like.place(vectors)

@@ -36,7 +36,29 @@ _HOMES = {
     "task": ("Task", "TaskSpec", "load_task"),
 }
 
-__all__ = [name for names in _HOMES.values() for name in names]
+__all__ = [
+    "KnnProtocol",
+    "Outcome",
+    "PaperProtocol",
+    "Protocol",
+    "Result",
+    "SearchProtocol",
+    "Task",
+    "TaskSpec",
+    "by_metric",
+    "cached_embeddings",
+    "collect",
+    "fit_finetune",
+    "fit_frozen",
+    "judge",
+    "load_task",
+    "table2",
+    "table2_markdown",
+    "table3",
+    "table3_cells",
+    "table3_markdown",
+    "to_markdown",
+]
 
 
 def __getattr__(name: str) -> object:

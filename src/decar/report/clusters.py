@@ -13,6 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from decar.audio.recorded import AT
 from decar.clustering.stats import nmi
 from decar.digests import read_parquet
 from decar.errors import DecarError, one_line
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MAX_EPOCHS = 12  # assignments that are shown one by one; of more, evenly spaced ones, the first and the last among them
 MAX_FLOW = 96  # rows and columns of a flow matrix; the smallest clusters share the last one
-NOT_LABELS = ("path", "start", "duration")
+NOT_LABELS = ("path", "start", "duration", AT)
 MAX_ROWS = 50_000_000  # of the log that are read: of a longer one the last epochs
 KEY = ("clip", "start", "duration")  # tell clips apart
 

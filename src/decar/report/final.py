@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio import LogMelStore
+from decar.audio.recorded import with_clock
 from decar.clustering import Clusters, Placed, make_clusters
 from decar.files import whole, write_csv
 from decar.models import Encoder, embed_store
@@ -60,6 +61,7 @@ def write_run_clusters(run: Path, store: LogMelStore, final: Final) -> None:
     table = store.manifest.table.drop(columns=[*PLACE[1:]], errors="ignore").assign(
         start=starts, duration=store.seconds
     )
+    table = with_clock(table, store.manifest.files)
     try:
         write_clusters(run, table, final.placed, final.model)
     except OSError as error:

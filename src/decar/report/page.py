@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from decar import __version__
 from decar.audio import FrontEnd, LogMelStore, Manifest
+from decar.audio.recorded import AT, SITE, with_clock
 from decar.clustering import Placed
 from decar.errors import DecarError
 from decar.files import whole
@@ -45,18 +46,19 @@ EXPLORED = 4  # label columns that a cluster's purity is shown against
 STATIC = files("decar.report") / "static"
 SCRIPTS = ("base.js", "charts.js", "labels.js", "clips.js", "tables.js")
 SECTIONS = {
-    "explorer": "Explorer", "map": "Map", "curves": "Curves", "clusters": "Clusters", "downstream": "Downstream",
-    "config": "Configuration", "environment": "Environment",
+    "explorer": "Explorer", "when": "Hours and sites", "map": "Map", "curves": "Curves", "clusters": "Clusters",
+    "downstream": "Downstream", "config": "Configuration", "environment": "Environment",
 }  # fmt: skip
 FORMAT = 1  # of the clips on a page; raise it when what is computed for them changes
-OF_CLIPS = ("n_sounds", "explorer", "labels", "root", "frontend", "clips")  # what `show` returns
-OF_CLUSTERS = ("explorer", "map", "config")  # the sections of a page without a run
+OF_CLIPS = ("n_sounds", "explorer", "labels", "root", "frontend", "when", "clips")  # what `show` returns
+OF_CLUSTERS = ("explorer", "when", "map", "config")  # the sections of a page without a run
 FINAL = "final embedding"
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "media-src data: blob:; form-action 'none'; base-uri 'none'"
 )
 SERVED_POLICY = POLICY.replace("data: blob:", "'self' data: blob:") + "; connect-src 'self'"
+MAX_ROWS, MAX_SITES = 40, 40  # clusters and sites of the pictures of hours and sites
 MAX_COLUMNS = 16  # label columns that travel with the clips
 
 
@@ -271,7 +273,7 @@ def look(
     chosen = sample(len(store), source.seed)
     some = store.take(chosen)
     seconds = some.seconds
-    table = store.manifest.table
+    table = with_clock(store.manifest.table, store.manifest.files)
     names = of.label_columns(table, source.label)[:MAX_COLUMNS]
     last.append((FINAL, final.placed.labels))
     shown = show(some, seconds, standardised(final.vectors[chosen]), last, chosen, table, names, source.seed)
@@ -330,13 +332,14 @@ def show(
     pairs = zip(clusterings[::-1], middle[::-1], strict=True)
     groups = [group for (_, labels), cosine in pairs for group in ends(cosine, labels[chosen])]
     turns = order_of(groups, np.random.default_rng(seed).permutation(len(unit)).tolist())
-    heard, clips = sounds(some, turns), some.manifest.table
+    heard, clips = sounds(some, turns), table.iloc[chosen]
     return {
         "n_sounds": sum(bool(sound.audio) for sound in heard.values()),
         "explorer": explored,
         "labels": names,
         "root": os.path.abspath(some.manifest.root),
         "frontend": some.frontend.as_dict(),
+        "when": hours_and_sites(table, clusterings[-1][1]),
         "clips": {
             "name": clip_names(some.manifest, table),
             "path": _coded(clips["path"].tolist()),
@@ -347,9 +350,37 @@ def show(
             "y": places[:, 1].round(4).tolist(),
             "labels": {name: _coded(clips[name].astype(str).tolist()) for name in names},
             "clusters": [labels[chosen].tolist() for _, labels in clusterings],
+            "hour": hours_of(clips),
             "middle": [cosine.round(3).tolist() for cosine in middle],
             "sounds": {i: [s.audio, s.picture, s.fault] for i, s in heard.items()},
         },
+    }
+
+
+def hours_of(table: pd.DataFrame) -> list[int]:
+    """The hour of the recorder's clock in which each clip begins; -1 where that is not known."""
+    texts = table[AT].fillna("").astype(str) if AT in table else pd.Series("", table.index)
+    return [int(text[11:13]) if text[10:11] == "T" and text[11:13].isdecimal() else -1 for text in texts]
+
+
+def hours_and_sites(table: pd.DataFrame, labels: NDArray[np.int64]) -> dict[str, Any]:
+    """How many clips of each cluster there are in each hour of the day, and at each site, the largest clusters first.
+
+    Returns:
+        `clusters`; `hours`, 24 counts a cluster; `sites`, their names; `at_sites`, a count a site and cluster. Lists
+        without entries where nothing is known.
+    """
+    clusters, counts = np.unique(labels, return_counts=True)
+    clusters = clusters[np.argsort(-counts, kind="stable")][:MAX_ROWS]
+    hours = np.array(hours_of(table))
+    known = bool((hours >= 0).any())
+    sites = table[SITE].fillna("").astype(str) if SITE in table else pd.Series("", table.index)
+    names = sites[sites != ""].value_counts().index[:MAX_SITES].sort_values().tolist()
+    return {
+        "clusters": clusters.tolist(),
+        "hours": [np.bincount(hours[(labels == c) & (hours >= 0)], minlength=24).tolist() for c in clusters if known],
+        "sites": names if len(names) > 1 else [],
+        "at_sites": [[int(((labels == c) & (sites == name)).sum()) for name in names] for c in clusters],
     }
 
 
@@ -418,10 +449,16 @@ def render(data: Mapping[str, Any], served: Mapping[str, str] | None = None) -> 
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(text["page.html"])
     data = {**data, "served": served}
     return page.render(
-        data=data, sections=[(id, SECTIONS[id]) for id in data["sections"]], css=Markup(text["page.css"]),
+        data=data, sections=[(id, SECTIONS[id]) for id in sections_of(data)], css=Markup(text["page.css"]),
         json=as_script(data), plotly=Markup(plotly), js=Markup("\n".join(text[name] for name in SCRIPTS)),
         policy=Markup(SERVED_POLICY if served else POLICY),
     )  # fmt: skip
+
+
+def sections_of(data: Mapping[str, Any]) -> list[str]:
+    """The sections of a page: without that of hours and sites where none is known."""
+    when = data.get("when") or {}
+    return [name for name in data["sections"] if name != "when" or when.get("hours") or when.get("sites")]
 
 
 def as_script(data: Any) -> Markup:

@@ -191,6 +191,27 @@ function showCluster(c) {
       rows.length ? make("p", {}, button) : make("p", { className: "silent", textContent: "None of its clips is in the sample." })]);
 }
 
+// --- clusters by hour and by site ---
+function setUpWhen() {
+  const when = DATA.when || {}, last = CLIPS ? CLIPS.clusters.length - 1 : 0;
+  const picture = (id, columns, counts, member, unit) => {
+    at(`${id}-figure`).hidden = !counts.length || !columns.length;
+    if (at(`${id}-figure`).hidden) return;
+    const rows = when.clusters.map(clusterName);
+    const layout = () => ({ margin: { l: 50, r: 4, t: 4, b: 50 }, xaxis: { tickvals: columns.map((_, i) => i), ticktext: columns.map((name) => plain(short(String(name), 14))), showgrid: false, tickangle: -40 },
+      yaxis: { tickvals: rows.map((_, i) => i), ticktext: rows, autorange: "reversed", showgrid: false, title: { text: "cluster" } } });
+    draw(id, () => [heat(rows, columns, counts, "cluster", unit, shareOf(counts))], layout).then(() => at(id).on("plotly_click", (event) => {
+      const { x, y } = event.points[0], found = CLIPS.name.map((_, i) => i).filter((i) => CLIPS.clusters[last][i] === when.clusters[y] && member(i, x));
+      at("explored").value = last;
+      unpick();
+      list(`Cluster ${rows[y]}, ${unit} ${columns[x]}: ${found.length.toLocaleString("en")} on this page`, found, "selection");
+      at("explorer").scrollIntoView();
+    }));
+  };
+  picture("hours", [...Array(24).keys()], when.hours || [], (i, x) => CLIPS.hour[i] === x, "hour");
+  picture("sites", when.sites || [], (when.sites || []).length ? when.at_sites : [], (i, x) => labelOf("site", i) === when.sites[x], "site");
+}
+
 function setUpExplorer() {
   const all = DATA.explorer || [];
   if (!all.length) return;

@@ -66,7 +66,7 @@ function setUpEnvironment() {
 
 setUpTheme();
 setUpNotes();
-for (const setUp of [setUpFacts, setUpCurves, setUpClusters, setUpMap, setUpExplorer, setUpLabels, setUpResults, setUpConfig, setUpEnvironment]) {
+for (const setUp of [setUpFacts, setUpCurves, setUpClusters, setUpMap, setUpExplorer, setUpWhen, setUpLabels, setUpResults, setUpConfig, setUpEnvironment]) {
   try { setUp(); } catch (error) { console.error(setUp.name, error); }
 }
 document.documentElement.dataset.ready = "yes";
