@@ -1,4 +1,4 @@
-"""Windows and macOS, as far as Linux can tell: every module is imported where what only POSIX or Linux has is missing."""
+"""Windows and macOS, as far as Linux can tell: every module is imported where what only POSIX has is missing."""
 
 import subprocess
 import sys

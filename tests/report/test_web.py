@@ -392,10 +392,15 @@ def test_labels_are_still_there_at_the_next_visit_and_can_be_read_from_a_file(vi
         pd.read_csv(again).sort_values("path", ignore_index=True), table.sort_values("path", ignore_index=True),
         check_dtype=False,
     )  # fmt: skip
+    two = "path,start,label\n" + "".join(f"{clusters.parent}/a.wav,10,{label}\n" for label in ("x", "y", "x"))
+    (tmp_path / "two.csv").write_text(two)
+    other.page.set_input_files("#label-load", tmp_path / "two.csv")
+    other.until("LABELS.size === 3")
+    assert "x,y" in other.js("[...LABELS.keys()].map(textOf)"), "a clip with a row a label has both"
     (tmp_path / "no.csv").write_text("x,y\n1,2\n")
     other.page.set_input_files("#label-load", tmp_path / "no.csv")
     other.page.wait_for_function("document.getElementById('label-state').textContent.includes('no column path')")
-    assert other.js("LABELS.size") == 2
+    assert other.js("LABELS.size") == 3
 
 
 def test_a_selection_in_the_map_is_listed_labelled_and_saved(visit, clusters, tmp_path):
@@ -417,6 +422,10 @@ def test_a_selection_in_the_map_is_listed_labelled_and_saved(visit, clusters, tm
     assert seen.js("document.querySelectorAll('#cluster .card audio').length") == n
     seen.page.fill("#name-all", "picked")
     seen.page.keyboard.press("Enter")
+    assert seen.js("LABELS.size") == n
+    seen.js("giveAll([0, 1, 2, 3, 4, 5, 6, 7], 'all', 'cluster')")  # a name of a cluster leaves them as they are
+    assert sorted(seen.js("[...LABELS.keys()].map(textOf)")) == ["all"] * (8 - n) + ["picked"] * n
+    seen.js("giveAll([0, 1, 2, 3, 4, 5, 6, 7], '', 'cluster')")
     assert seen.js("LABELS.size") == n
     file = tmp_path / "selection.csv"
     downloaded(seen, "#selection button:nth-of-type(2)").save_as(file)
@@ -514,3 +523,17 @@ def test_a_served_page_plays_all_in_full_and_saves_by_itself(visit, tmp_path):
         assert "has changed since" in seen.js("document.getElementById('label-state').textContent")
         assert "another" in labels.read_text()
         seen.said[:] = [line for line in seen.said if "409" not in line]  # the browser's own line about the answer
+
+
+def test_a_served_page_begins_a_file_of_labels(visit, tmp_path):
+    with serving(field_page(tmp_path)) as server:
+        seen = visit(server.url)
+        for i in range(4):  # faster than they are sent
+            seen.js("i => toggle(i, 'wind')", i)
+        seen.until("document.getElementById('label-state').textContent.startsWith('saved to labels.csv')")
+        seen.js("toggle(4, 'rain')")
+        seen.until("!unsent")
+        seen.page.wait_for_timeout(800)
+        assert pd.read_csv(tmp_path / "labels.csv")["label"].tolist() == ["wind"] * 4 + ["rain"]
+        again = visit(server.url)
+        assert again.js("LABELS.size") == 5

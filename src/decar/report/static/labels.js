@@ -1,7 +1,8 @@
 // Labels that the reader gives to clips: one by one, to a cluster, to a selection. They are kept in labels.csv, which
-// `decar fit` reads, and as a draft in the browser. A label by hand is never overwritten by that of a cluster.
+// `decar fit` reads, and as a draft in the browser. A label of a clip is not overwritten by one of a selection or cluster,
+// nor one of a selection by that of a cluster.
 const COLUMNS = ["path", "start", "duration", "label", "by"];
-const HAND = "clip";
+const HAND = "clip", RANKS = ["cluster", "selection", HAND];
 const LABELS = new Map(); // clip → { words, by, more }: `more` are the other columns of a row that was read
 const SERVED = DATA.served; // by `decar page --serve`: its token, and the version of labels.csv; else null
 let words = [...DATA.words]; // in the order of their keys
@@ -29,7 +30,8 @@ function toggle(i, word) {
 
 function giveAll(rows, text, by) {
   const given = split(text);
-  for (const i of rows) if (!LABELS.has(i) || LABELS.get(i).by !== HAND) give(i, given, by);
+  const rank = (name) => (RANKS.includes(name) ? RANKS.indexOf(name) : RANKS.length);
+  for (const i of rows) if (!LABELS.has(i) || rank(LABELS.get(i).by) <= rank(by)) give(i, given, by);
   changed();
 }
 
@@ -72,17 +74,17 @@ function takeCsv(text) {
   if (!head.length) return 0;
   for (const name of ["path", "label"]) if (!head.includes(name)) throw new Error(`no column ${name}: ${head.join(", ")}`);
   const places = new Map(CLIPS.name.map((_, i) => [placeOf(pathOf(i), CLIPS.at[i]), i]));
-  let here = 0;
+  const seen = new Set(); // a clip may have several rows, of one label each
   for (const row of rows) {
     const found = Object.fromEntries(head.map((name, k) => [name, row[k] ?? ""]));
     const i = places.get(placeOf(found.path, found.start)), given = split(found.label);
     if (i === undefined || !given.length) { if (!elsewhere.some((one) => head.every((name) => one[name] === found[name]))) elsewhere.push(found); continue; }
     const { path, start, duration, label, by, ...more } = found;
-    give(i, given, by || HAND);
+    give(i, seen.has(i) ? [...new Set([...LABELS.get(i).words, ...given])] : given, by || HAND);
     LABELS.get(i).more = more;
-    here += 1;
+    seen.add(i);
   }
-  return here;
+  return seen.size;
 }
 
 function save(name, text, kind = "text/csv") {
