@@ -62,9 +62,10 @@ def trained(root: Path, out: Path, task: str, arm: str, budget: str, seed: int) 
 
 def judged(root: Path, out: Path, task: str, bundle: str, seed: int = 0) -> tuple[float, float]:
     """Accuracy on test and on validation."""
+    table = root / "tasks" / f"{task}.csv"  # task=table would embed all clips of index.csv
     call(
-        "eval.py", "task=table", f"task.root={root}", f"task.name={task}", "mode=frozen", "protocol=search",
-        f"bundle={bundle}", f"seed={seed}", f"hydra.run.dir={out}", "resume=auto",
+        "eval.py", "task=csv", f"task.name={task}", f"task.path={table}", f"task.root={root}", "mode=frozen",
+        "protocol=search", f"bundle={bundle}", f"seed={seed}", f"hydra.run.dir={out}", "resume=auto",
     )  # fmt: skip
     found = json.loads((out / "result.json").read_text())
     return found["value"], found["valid_value"]

@@ -59,6 +59,7 @@ def test_two_processes_started_here_or_by_torchrun_are_the_same_run(tmp_path):
     assert not difference(tmp_path / "torchrun/40", tmp_path / "whole")
 
 
+@pytest.mark.slow  # `make chaos` kills ranks too
 def test_a_kill_changes_nothing_with_two_processes(tmp_path):
     finish(tmp_path / "whole", *DDP)
     process = start(tmp_path / "cut", *DDP, "resume=auto", "callbacks.inside.minutes=0")

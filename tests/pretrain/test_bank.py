@@ -118,7 +118,7 @@ def test_the_bank_begins_when_the_network_is_first_clustered(make_store, tmp_pat
     assert (clustered[0] != clustered[1]).any(axis=1).mean() > 0.5
 
 
-@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_share_one_bank(make_store, tmp_path, size):
     store = make_store(ODD)
     ranks = run(size, store, tmp_path / "run", features="bank")

@@ -115,7 +115,9 @@ def run(size, store, folder, *, pic=False, batch=12, sync=False, sample=None, fe
 
 
 @pytest.mark.parametrize(
-    ("pic", "sample"), [(False, None), (True, None), (False, 20)], ids=["kmeans", "pic", "sampled"]
+    ("pic", "sample"),
+    [(False, None), (True, None), pytest.param(False, 20, marks=pytest.mark.slow)],
+    ids=["kmeans", "pic", "sampled"],
 )
 def test_ranks_agree_to_the_bit(make_store, tmp_path, pic, sample):
     store = make_store(LENGTHS)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from decar import __version__
-from decar.cli import bundles, classify, clusters, data
+from decar.cli import bundles, classify, clusters, data, overview
 from decar.cli.config import cache_home, named_class
 from decar.cli.terminal import command
 from decar.limits import Limits, set_limits
@@ -258,6 +258,8 @@ REPORT = [
     ),
     NETWORK,
 ]  # fmt: skip
+RUN_LIST = [_file("folder", "(default: %(default)s)", nargs="?", default=Path("runs/pretrain"), metavar="DIR"), CSV]
+COMPARE = [_file(name, "the output folder of a training", metavar="RUN") for name in ("first", "second")]
 PAGE = [
     _file("page", "the page, or the folder with its report.html", metavar="PAGE"),
     _flag("--serve", "on 127.0.0.1: every clip plays in full, and labels are saved to labels.csv beside the page"),
@@ -289,6 +291,8 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, list[Option
     "fit": (classify.fit, "a classifier from labelled stretches of recordings", FIT),
     "predict": (classify.predict, "its labels on recordings, as tables and for Audacity and Raven", PREDICT),
     "suggest": (classify.suggest, "the clips whose labels would teach a classifier most", SUGGEST),
+    "runs": (overview.runs, "list the trainings below a folder: state, data, last figures", RUN_LIST),
+    "compare": (overview.compare, "how two trainings differ: options, last figures, results", COMPARE),
     "report": (data.report, "make the HTML page of a run, which opens offline", REPORT),
     "page": (data.page, "open a page, or serve it on this computer to label its clips", PAGE),
     "export": (bundles.export, "write the encoder with its front-end as ONNX or torch.export", EXPORT),
@@ -300,7 +304,7 @@ HYDRA = {  # commands with Hydra's grammar of options
 }
 GROUPS = {
     "start": ("cluster", "train"),
-    "look": ("page", "report", "search"),
+    "look": ("page", "report", "search", "runs", "compare"),
     "use": ("embed", "fit", "predict", "suggest", "export", "push"),
     "judge": ("eval", "table2", "table3"),
     "data": ("doctor", "prepare", "table1"),

@@ -106,7 +106,7 @@ def _options_in(folder: Path) -> dict[str, Any]:
     """The options in a folder's `config.yaml`; none where it is missing or, with a line in the log, damaged."""
     file = folder / "config.yaml"
     try:
-        return dict(_flat(read_config(file))) if file.exists() else {}
+        return dict(flat(read_config(file))) if file.exists() else {}
     except ConfigError as error:
         log.warning("%s", error)
         return {}
@@ -155,7 +155,7 @@ def changed_options(
     now = flat_options(cfg)
     if before.get("encoder._target_") == OLD_ENCODER:
         before = {**before, **{key: now.get(key) for key in ("encoder._target_", "encoder.n_mels")}}
-    raw = dict(_flat(OmegaConf.to_container(cfg)))
+    raw = dict(flat(OmegaConf.to_container(cfg)))
     picked = set(left_open(now))
     if "k" in picked:
         picked |= {key for key in now if key.endswith(".k")}
@@ -178,7 +178,7 @@ def flat_options(cfg: DictConfig) -> dict[str, Any]:
     """All options, resolved, by dotted key."""
     from omegaconf import OmegaConf
 
-    return dict(_flat(OmegaConf.to_container(cfg, resolve=True)))
+    return dict(flat(OmegaConf.to_container(cfg, resolve=True)))
 
 
 def _below(key: str, prefixes: tuple[str, ...]) -> bool:
@@ -208,7 +208,7 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False)
     """
     from omegaconf import OmegaConf
 
-    now, raw = flat_options(cfg), dict(_flat(OmegaConf.to_container(cfg)))
+    now, raw = flat_options(cfg), dict(flat(OmegaConf.to_container(cfg)))
     aside = [*ASIDE, *left_open(now), *(["data"] if same_sounds else [])]
     if "trainer.max_epochs" in now and now["trainer.max_epochs"] is not None:
         aside.append("budget")
@@ -272,12 +272,12 @@ def lost_outputs(cfg: DictConfig, output: Path, epochs: int) -> dict[Path, str]:
     return {path: reason for path, reason in lost.items() if reason}
 
 
-def _flat(tree: Any, prefix: str = "") -> list[tuple[str, object]]:
+def flat(tree: Any, prefix: str = "") -> list[tuple[str, object]]:
     """All values of a configuration by their dotted keys; a list counts as one value, but for the tables in it."""
     if isinstance(tree, dict):
-        return [pair for key, value in tree.items() for pair in _flat(value, f"{prefix}{key}.")]
+        return [pair for key, value in tree.items() for pair in flat(value, f"{prefix}{key}.")]
     if isinstance(tree, list) and any(isinstance(entry, dict) for entry in tree):
-        return [pair for i, entry in enumerate(tree) for pair in _flat(entry, f"{prefix}{i}.")]
+        return [pair for i, entry in enumerate(tree) for pair in flat(entry, f"{prefix}{i}.")]
     return [(prefix.removesuffix("."), tree)]
 
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.core.saving import save_hparams_to_yaml
 from pytorch_lightning.loggers import Logger
@@ -19,11 +18,11 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from decar.errors import TrainingError
 from decar.files import advice, whole
+from decar.metrics import COPY, read_lines, read_rows, sealed_line
 
 log = logging.getLogger(__name__)
 
 FIRST = ("epoch", "step")  # columns
-COPY = ".metrics.sealed"  # beside metrics.csv; written before it
 
 
 class ResumableCSVLogger(Logger):
@@ -72,7 +71,7 @@ class ResumableCSVLogger(Logger):
             self._rewrite(read_rows(self._file), row)
         line = _csv_line([row.get(name, "") for name in self._columns])
         try:
-            for path, text in ((self._copy, _sealed(line)), (self._file, f"{line}\r\n")):
+            for path, text in ((self._copy, sealed_line(line)), (self._file, f"{line}\r\n")):
                 with open(path, "a", encoding="utf-8", newline="") as file:
                     file.write(text)
         except OSError as error:
@@ -83,7 +82,7 @@ class ResumableCSVLogger(Logger):
     @rank_zero_only
     def put_back(self, row: Mapping[str, float], step: int) -> None:
         """Add a row unless it is there: a kill came between its checkpoint and itself."""
-        _, problem = _read(self._file)
+        _, problem = read_lines(self._file)
         rows = [old for old in read_rows(self._file) if int(old["step"]) <= step]
         missing = not any(int(old["step"]) == step and row.keys() <= old.keys() for old in rows)
         if missing or problem:
@@ -104,7 +103,7 @@ class ResumableCSVLogger(Logger):
         columns = [*FIRST, *names]
         lines = [_csv_line(columns), *(_csv_line([row.get(name, "") for name in columns]) for row in rows)]
         with whole(self._copy) as part:
-            part.write_text("".join(map(_sealed, lines)), encoding="utf-8", newline="")
+            part.write_text("".join(map(sealed_line, lines)), encoding="utf-8", newline="")
         with whole(self._file) as part:
             part.write_text("".join(f"{line}\r\n" for line in lines), encoding="utf-8", newline="")
         self._columns = columns
@@ -145,63 +144,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, without empty cells; damage costs a line in the log.
-
-    Raises:
-        OSError: The file cannot be read.
-    """
-    lines, problem = _read(path)
-    if problem:
-        log.warning("%s: %s", path, problem)
-    kept = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(lines)]
-    return [row for row in kept if str(row.get("step", "")).isdigit()]
-
-
-def _read(path: Path) -> tuple[list[str], str]:
-    """The lines of a metrics file and what is wrong with it, "" for nothing.
-
-    The copy counts where its lines fit their digests. Earlier versions wrote none. A kill or a full disk leaves half a
-    line, or a line that only the copy has.
-    """
-    found, copies = _lines(path), [_checked(line) for line in _lines(path.with_name(COPY))]
-    if copies and copies[-1] is None:  # half a line
-        copies.pop()
-    if None in copies:
-        lines, problem = found, f"its copy {COPY} is damaged"
-    else:
-        lines = copies + found[len(copies) :]
-        problem = "" if lines == found else f"differs from its copy {COPY}, which counts (delete that to use the file)"
-    if None in lines:
-        problem = f"{lines.count(None)} of {len(lines)} lines are damaged or cut short, and left out"
-    return [line for line in lines if line is not None], problem
-
-
-def _lines(path: Path) -> list[str | None]:
-    """The lines of a file; None for one that is no text or has no end."""
-    if not path.is_file():
-        return []
-    *whole_lines, rest = path.read_bytes().split(b"\n")
-    lines: list[str | None] = []
-    for line in whole_lines:
-        try:
-            lines.append(None if b"\0" in line else line.decode().removesuffix("\r"))
-        except UnicodeDecodeError:
-            lines.append(None)
-    return [*lines, None] if rest else lines
-
-
 def _csv_line(cells: Iterable[object]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="").writerow(cells)
     return text.getvalue()
-
-
-def _sealed(line: str) -> str:
-    return f"{xxhash.xxh3_64_hexdigest(line.encode())} {line}\n"
-
-
-def _checked(line: str | None) -> str | None:
-    """What `_sealed` made a line of; None where it does not fit its digest."""
-    text = (line or "").partition(" ")[2]
-    return text if line and _sealed(text) == f"{line}\n" else None

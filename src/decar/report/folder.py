@@ -22,6 +22,7 @@ from decar.downstream import Result
 from decar.downstream.results import result_files
 from decar.errors import ConfigError, DecarError
 from decar.files import whole
+from decar.metrics import read_rows
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,6 @@ def curves(run: Path) -> list[dict[str, Any]]:
     Raises:
         DecarError: There is no metrics file, or there is nothing in it.
     """
-    from decar.pretrain.logger import read_rows
-
     file = run / "metrics.csv"
     try:
         rows = read_rows(file)

@@ -1,0 +1,69 @@
+"""The figures of a run as they lie on disk: `metrics.csv`, and its hidden copy with a digest before each line."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+log = logging.getLogger(__name__)
+
+COPY = ".metrics.sealed"  # beside metrics.csv; written before it
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, without empty cells; damage costs a line in the log.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    lines, problem = read_lines(path)
+    if problem:
+        log.warning("%s: %s", path, problem)
+    kept = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(lines)]
+    return [row for row in kept if str(row.get("step", "")).isdigit()]
+
+
+def read_lines(path: Path) -> tuple[list[str], str]:
+    """The lines of a metrics file and what is wrong with it, "" for nothing.
+
+    The copy counts where its lines fit their digests. Earlier versions wrote none. A kill or a full disk leaves half a
+    line, or a line that only the copy has.
+    """
+    found, copies = _lines(path), [_checked(line) for line in _lines(path.with_name(COPY))]
+    if copies and copies[-1] is None:  # half a line
+        copies.pop()
+    if None in copies:
+        lines, problem = found, f"its copy {COPY} is damaged"
+    else:
+        lines = copies + found[len(copies) :]
+        problem = "" if lines == found else f"differs from its copy {COPY}, which counts (delete that to use the file)"
+    if None in lines:
+        problem = f"{lines.count(None)} of {len(lines)} lines are damaged or cut short, and left out"
+    return [line for line in lines if line is not None], problem
+
+
+def _lines(path: Path) -> list[str | None]:
+    """The lines of a file; None for one that is no text or has no end."""
+    if not path.is_file():
+        return []
+    *whole_lines, rest = path.read_bytes().split(b"\n")
+    lines: list[str | None] = []
+    for line in whole_lines:
+        try:
+            lines.append(None if b"\0" in line else line.decode().removesuffix("\r"))
+        except UnicodeDecodeError:
+            lines.append(None)
+    return [*lines, None] if rest else lines
+
+
+def sealed_line(line: str) -> str:
+    """A line of the copy: the digest, the line, its end."""
+    return f"{xxhash.xxh3_64_hexdigest(line.encode())} {line}\n"
+
+
+def _checked(line: str | None) -> str | None:
+    """What `sealed_line` made a line of; None where it does not fit its digest."""
+    text = (line or "").partition(" ")[2]
+    return text if line and sealed_line(text) == f"{line}\n" else None
