@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         log.warning("%s: %s", path, problem)
     kept = [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(lines)]
     return [row for row in kept if str(row.get("step", "")).isdigit()]
+
+
+def last_figures(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The last value of each metric in the rows of a metrics file."""
+    return {name: float(value) for row in rows for name, value in row.items() if name not in ("epoch", "step")}
 
 
 def read_lines(path: Path) -> tuple[list[str], str]:

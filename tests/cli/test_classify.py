@@ -115,7 +115,7 @@ def test_a_bad_file_among_the_labels_is_left_out_and_named(decar, recordings):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["fit", "none.csv"], "none.csv does not exist"),
         (["fit", "labels.csv", "--column", "lable"], "no column 'lable'"),
@@ -128,13 +128,13 @@ def test_a_bad_file_among_the_labels_is_left_out_and_named(decar, recordings):
         (["suggest", "new", "--labels", "none.csv"], "none.csv does not exist"),
     ],
 )
-def test_mistakes_get_one_line(decar, recordings, words, told):
+def test_mistakes_get_one_line(decar, recordings, words, message):
     if "c.safetensors" in words:
         assert decar("fit", "labels.csv", "--out", "c.safetensors").code == 0
     outcome = decar(*words)
     assert outcome.code == 2
     assert len(outcome.errors) == 1
-    assert told in outcome.errors[0]
+    assert message in outcome.errors[0]
 
 
 def test_nothing_is_imported_because_a_classifier_says_so(decar, recordings):

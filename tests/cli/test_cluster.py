@@ -117,7 +117,7 @@ def test_columns_of_a_table_are_kept_and_its_own_cluster_column_gives_way(decar,
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["nothing"], "nothing does not exist"),
         (["sounds", "-k", "1"], "-k=1: not allowed"),
@@ -130,11 +130,11 @@ def test_columns_of_a_table_are_kept_and_its_own_cluster_column_gives_way(decar,
         (["sounds", "--workers", "0"], "--workers=0"),
     ],
 )
-def test_mistakes_get_one_line(decar, sound_folder, options, told):
+def test_mistakes_get_one_line(decar, sound_folder, options, message):
     outcome = decar("cluster", *options)
     assert outcome.code == 2
     assert len(outcome.errors) == 1
-    assert told in outcome.errors[0]
+    assert message in outcome.errors[0]
 
 
 def test_clusters_of_another_encoder_are_refused(decar, sound_folder, tmp_path):

@@ -36,7 +36,7 @@ def test_a_label_says_that_a_clip_has_none_of_the_others_and_a_denied_one_says_n
 
 
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "message"),
     [
         (["", ""], "no row has a value in 'label'"),
         (["dog", "dog"], "every labelled clip has 'dog'"),
@@ -45,9 +45,9 @@ def test_a_label_says_that_a_clip_has_none_of_the_others_and_a_denied_one_says_n
         (["-dog", "-dog"], "no clip has that label"),
     ],
 )
-def test_labels_that_make_no_sense_are_refused_by_name(labels, told):
+def test_labels_that_make_no_sense_are_refused_by_name(labels, message):
     rows = [(f"{name}.wav", 0.0, 1.0, label) for name, label in zip("ab", labels, strict=True)]
-    with pytest.raises(TaskError, match=told):
+    with pytest.raises(TaskError, match=message):
         read_examples(table(*rows))
 
 

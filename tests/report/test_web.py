@@ -76,6 +76,21 @@ class Visit:
             assert time.monotonic() < end, code
             self.page.wait_for_timeout(30)
 
+    def play(self, selector, begin=0.0):
+        """Play a sound for a moment from `begin` (s); returns where it then is, and how long it is."""
+        return self.js(
+            """async ([selector, begin]) => {
+                const player = document.querySelector(selector);
+                await player.play();
+                if (begin) player.currentTime = begin;
+                const began = Date.now();
+                while (player.currentTime < begin + 0.05 && Date.now() - began < 5000)
+                    await new Promise(r => setTimeout(r, 20));
+                return [player.currentTime, player.duration];
+            }""",
+            [selector, begin],
+        )
+
 
 @pytest.fixture
 def visit(browser):
@@ -122,13 +137,7 @@ def test_a_click_on_a_point_shows_its_clip_which_plays(visit, file):
     assert seen.js("document.querySelectorAll('#clip img').length") == 1, "the spectrogram and no other"
     picture = "document.querySelector('#clip img')"
     assert seen.js(f"{picture}.decode().then(() => {picture}.naturalHeight)") == 64
-    played = seen.js("""async () => {
-        const player = document.querySelector("#clip audio");
-        await player.play();
-        const began = Date.now();
-        while (player.currentTime < 0.05 && Date.now() - began < 5000) await new Promise(r => setTimeout(r, 20));
-        return [player.currentTime, player.duration];
-    }""")
+    played = seen.play("#clip audio")
     assert played[0] >= 0.05
     assert played[1] == pytest.approx(0.5, abs=0.05)
 
@@ -303,13 +312,7 @@ def test_the_stretch_that_is_shown_is_the_one_that_plays(visit, clusters):
     spectrum = np.abs(np.fft.rfft(wave))
     assert np.fft.rfftfreq(len(wave), 1 / rate)[spectrum.argmax()] == pytest.approx(1500, abs=5)
     seen.js("showClip(CLIPS.name.indexOf('a.wav · 0:10'))")
-    played = seen.js("""async () => {
-        const player = document.querySelector("#clip audio");
-        await player.play();
-        const began = Date.now();
-        while (player.currentTime < 0.05 && Date.now() - began < 5000) await new Promise(r => setTimeout(r, 20));
-        return [player.currentTime, player.duration];
-    }""")
+    played = seen.play("#clip audio")
     assert played[0] >= 0.05
     assert played[1] == pytest.approx(4.0, abs=0.1)
 
@@ -500,14 +503,7 @@ def test_a_served_page_plays_all_in_full_and_saves_by_itself(visit, tmp_path):
     with serving(page) as server:
         seen = visit(server.url)
         seen.page.locator("#cluster-table tbody tr").nth(1).click()
-        played = seen.js("""async () => {
-            const player = document.querySelector("#cluster .card audio");
-            await player.play();
-            player.currentTime = 4.5;
-            const began = Date.now();
-            while (player.currentTime < 4.55 && Date.now() - began < 5000) await new Promise(r => setTimeout(r, 20));
-            return [player.currentTime, player.duration];
-        }""")
+        played = seen.play("#cluster .card audio", 4.5)
         assert played[0] >= 4.55
         assert played[1] == pytest.approx(5.0, abs=0.01)
         seen.page.fill("#name-all", "low")

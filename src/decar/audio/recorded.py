@@ -65,8 +65,13 @@ def recorded(files: Sequence[str]) -> tuple[list[datetime | None], list[str]]:
     times, sites = list[datetime | None](), list[str]()
     folders = {os.path.dirname(file) for file in files}
     for file, stem in zip(files, stems, strict=True):
-        named, before = _from_name(stem, moths)
-        time = _from_chunks(file, first=True) or named or _from_chunks(file, first=False)
+        chunks, (named, before) = _metadata(file), _from_name(stem, moths)
+        time = (
+            _from_guano(chunks.get(b"guan", b""))
+            or _from_comment(chunks.get(b"LIST", b""))
+            or named
+            or _from_bext(chunks.get(b"bext", b""))
+        )
         folder = os.path.basename(os.path.dirname(file)) if len(folders) > 1 else ""
         times.append(time)
         sites.append((before or folder) if time else "")
@@ -97,15 +102,12 @@ def _valid(*numbers: int, zone: timezone | None = None) -> datetime | None:
         return None
 
 
-def _from_chunks(file: str, *, first: bool) -> datetime | None:
-    """The time in the metadata of a WAV: of GUANO and AudioMoth, or of `bext`."""
+def _metadata(file: str) -> dict[bytes, bytes]:
+    """The chunks of a WAV that hold metadata; none where it cannot be read, which whoever reads the sound reports."""
     try:
-        chunks = dict(_chunks(file))
-    except (OSError, struct.error):  # whoever reads the sound reports it
-        return None
-    if not first:
-        return _from_bext(chunks.get(b"bext", b""))
-    return _from_guano(chunks.get(b"guan", b"")) or _from_comment(chunks.get(b"LIST", b""))
+        return dict(_chunks(file))
+    except (OSError, struct.error):
+        return {}
 
 
 def _chunks(file: str) -> Iterator[tuple[bytes, bytes]]:

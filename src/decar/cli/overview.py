@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.cli.data import write_table
-from decar.cli.runs import ASIDE, FINISHED, flat, read_config
+from decar.cli.runs import ASIDE, FINISHED, below, flat, read_config
 from decar.cli.terminal import say, say_lines, start_log
 from decar.digests import DamagedError, read_json
 from decar.errors import ConfigError, DecarError
 from decar.files import find_files, locked
-from decar.metrics import read_rows
+from decar.metrics import last_figures, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ SHOWN = (
     "embedding_rank",
     "probe_accuracy",
 )  # last figures, as far as a run has them
-DIFFER = ("hydra", "init_hash", *ASIDE)  # options that say nothing about what was trained
+DIFFER = ("init_hash", *ASIDE)  # options that say nothing about what was trained
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,12 @@ def read_run(folder: Path) -> Run | None:
         ended = read_json(folder / FINISHED) if (folder / FINISHED).is_file() else {}
     except (OSError, DamagedError):
         ended = {}
-    figures: dict[str, float] = {}
-    epochs = 0
     try:
-        for row in read_rows(folder / "metrics.csv"):
-            epochs = max(epochs, int(float(row.get("epoch", 0))) + 1) if "loss_epoch" in row else epochs
-            figures |= {name: float(value) for name, value in row.items() if name not in ("epoch", "step")}
+        rows = read_rows(folder / "metrics.csv")
+        figures = last_figures(rows)
+        epochs = max((int(float(row.get("epoch", 0))) + 1 for row in rows if "loss_epoch" in row), default=0)
     except (OSError, ValueError):
-        pass
+        figures, epochs = {}, 0
     facts: Any = ended.get("run", {})
     return Run(options, _state(folder, bool(ended)), facts.get("n_clips"), int(ended.get("epochs", epochs)), figures)
 
@@ -165,7 +163,7 @@ def _row(run: Run) -> dict[str, str]:
 
 def _differing(first: dict[str, object], second: dict[str, object]) -> dict[str, tuple[str, str]]:
     """Options that are not the same, with both values."""
-    keys = [key for key in sorted(first.keys() | second.keys()) if not key.startswith(DIFFER)]
+    keys = [key for key in sorted(first.keys() | second.keys()) if not below(key, DIFFER)]
     pairs = {key: (str(first.get(key, "–")), str(second.get(key, "–"))) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 

@@ -161,7 +161,7 @@ def changed_options(
         picked |= {key for key in now if key.endswith(".k")}
     other = {}
     for key in sorted((before.keys() | now.keys()) - picked):
-        free = _below(key, FREE) and not _below(key, TRAINING)
+        free = below(key, FREE) and not below(key, TRAINING)
         unknown = key not in before and not same_version  # an option that a later version has brought
         if not free and not unknown and not key.endswith(".gpu") and _unset(before.get(key)) != _unset(now.get(key)):
             other[key] = (before.get(key), now.get(key))
@@ -181,7 +181,8 @@ def flat_options(cfg: DictConfig) -> dict[str, Any]:
     return dict(flat(OmegaConf.to_container(cfg, resolve=True)))
 
 
-def _below(key: str, prefixes: tuple[str, ...]) -> bool:
+def below(key: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether an option is one of these, or below one of them."""
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
@@ -216,7 +217,7 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False)
     keys = {key for key in before.keys() | now.keys() if not str(raw.get(key)).startswith(follows)}
     if "k" in aside:  # what refers to it was picked with it
         keys = {key for key in keys if not key.endswith(".k")}
-    keys = {key for key in keys if key == SEGMENT or not _below(key, tuple(aside))}
+    keys = {key for key in keys if key == SEGMENT or not below(key, tuple(aside))}
     return bool(before) and all(before.get(key) == now.get(key) for key in keys)  # a missing option means null
 
 

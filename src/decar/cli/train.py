@@ -30,7 +30,7 @@ from decar.cli.trainer import pick_open_options, trainer_options
 from decar.errors import require
 from decar.files import write_csv
 from decar.limits import Limits, set_limits
-from decar.metrics import read_rows
+from decar.metrics import last_figures, read_rows
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from omegaconf import DictConfig
@@ -181,9 +181,7 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
 def last_metrics(output: Path, trainer: Trainer) -> dict[str, float]:
     """The last value of each metric: from `metrics.csv`, which has those before a resume too, else of the trainer."""
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    for row in read_rows(output / "metrics.csv"):
-        found |= {name: float(value) for name, value in row.items() if name not in ("epoch", "step")}
-    return found
+    return found | last_figures(read_rows(output / "metrics.csv"))
 
 
 def objective(cfg: DictConfig, metrics: dict[str, float]) -> float:

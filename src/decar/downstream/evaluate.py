@@ -18,7 +18,6 @@ from decar.audio.descriptors import logmel_statistics
 from decar.audio.logmel import FrontEnd
 from decar.audio.store import LogMelStore
 from decar.digests import ARRAY_SUFFIX, load_array, save_array
-from decar.downstream.finetune import fit_finetune
 from decar.downstream.probe import fit_frozen
 from decar.downstream.protocol import Protocol
 from decar.downstream.results import Kind, Mode, Result
@@ -91,6 +90,8 @@ def judge(
         x = cached_embeddings(encoder, store.take(good), cache_dir, device=device, progress=progress)
         outcome = fit_frozen(x[np.searchsorted(good, task.rows)], task, protocol, seed)
     else:
+        from decar.downstream.finetune import fit_finetune  # and Lightning, which takes seconds
+
         outcome = fit_finetune(
             encoder, task, store.take(task.rows), protocol, seed, crop_frames=spec.crop_frames,
             num_workers=num_workers, trainer_kwargs=trainer_kwargs,

@@ -220,6 +220,10 @@ def opus(wave: NDArray[np.float32]) -> str:
     """(T,) at `RATE` → Ogg Opus, scaled to a peak of 0.9 so that quiet clips can be heard."""
     if not len(wave):
         raise AudioError("holds no samples")
-    peak = float(np.abs(wave).max())
-    loud = wave * (0.9 / peak) if peak > 0 else wave
-    return opus_uri(loud, RATE, QUALITY)
+    return opus_uri(loud(wave), RATE, QUALITY)
+
+
+def loud(wave: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A waveform scaled to a peak of 0.9; silence stays silence."""
+    peak = float(np.abs(wave).max(initial=0.0))
+    return wave * (0.9 / peak) if peak > 0 else wave

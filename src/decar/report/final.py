@@ -9,7 +9,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio import LogMelStore
-from decar.audio.recorded import with_clock
 from decar.clustering import Clusters, Placed, make_clusters
 from decar.files import whole, write_csv
 from decar.models import Encoder, embed_store
@@ -55,13 +54,17 @@ def few(store: LogMelStore, seed: int) -> NDArray[np.int64]:
     return sample(len(store), seed, MOST)
 
 
-def write_run_clusters(run: Path, store: LogMelStore, final: Final) -> None:
-    """`clusters.csv` and `clusters.npz` into the folder of a run; where that fails, a line in the log says so."""
+def write_run_clusters(run: Path, store: LogMelStore, table: pd.DataFrame, final: Final) -> None:
+    """`clusters.csv` and `clusters.npz` into the folder of a run; where that fails, there is a line in the log.
+
+    Args:
+        run: The folder.
+        store: The clips.
+        table: A row for each, with the columns to keep.
+        final: Their clusters.
+    """
     starts = [start for start, _ in store.manifest.stretches]
-    table = store.manifest.table.drop(columns=[*PLACE[1:]], errors="ignore").assign(
-        start=starts, duration=store.seconds
-    )
-    table = with_clock(table, store.manifest.files)
+    table = table.drop(columns=[*PLACE[1:]], errors="ignore").assign(start=starts, duration=store.seconds)
     try:
         write_clusters(run, table, final.placed, final.model)
     except OSError as error:

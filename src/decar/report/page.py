@@ -267,13 +267,13 @@ def look(
     store = source.store.take(among)
     named = zip(clustering_names(source.config, assignments or []), assignments or [], strict=True)
     last = [(name, found.labels[-1][among]) for name, found in named if _same_clips(found, source.store)]
+    table = with_clock(store.manifest.table, store.manifest.files)
     final = cluster_store(encoder, store, seed=source.seed, device=device, progress=progress)
     if keep:
-        write_run_clusters(source.run, store, final)
+        write_run_clusters(source.run, store, table, final)
     chosen = sample(len(store), source.seed)
     some = store.take(chosen)
     seconds = some.seconds
-    table = with_clock(store.manifest.table, store.manifest.files)
     names = of.label_columns(table, source.label)[:MAX_COLUMNS]
     last.append((FINAL, final.placed.labels))
     shown = show(some, seconds, standardised(final.vectors[chosen]), last, chosen, table, names, source.seed)

@@ -30,7 +30,7 @@ import xxhash
 from decar.audio import Manifest, decode
 from decar.errors import AudioError, DecarError, one_line
 from decar.files import advice, whole
-from decar.report.clips import SECONDS, Decoded, loudness, spectrogram
+from decar.report.clips import SECONDS, Decoded, loud, loudness, spectrogram
 from decar.report.folder import FRONT_END, MOST_BYTES, frontend_of, read_page
 from decar.report.page import SECTIONS, SERVED_POLICY, render
 
@@ -184,9 +184,8 @@ class PageServer(ThreadingHTTPServer):
         start, seconds = self.clips.stretches[index]
         length = min(LONGEST, seconds) if seconds is not None else LONGEST
         wave = decode(self.clips.files[index], start=start, duration=length, sample_rate=RATE, note=lambda _: None)
-        peak = float(np.abs(wave).max(initial=0.0))
         file = io.BytesIO()
-        soundfile.write(file, wave * (0.9 / peak) if peak > 0 else wave, RATE, format="WAV", subtype="PCM_16")
+        soundfile.write(file, loud(wave), RATE, format="WAV", subtype="PCM_16")
         return file.getvalue()
 
     def picture(self, index: int) -> bytes:

@@ -149,11 +149,10 @@ const ORDERS = {
   near: ["nearest to the middle first", (which) => (i) => -CLIPS.middle[which][i]], far: ["farthest from the middle first", (which) => (i) => CLIPS.middle[which][i]],
   novel: ["most novel first", () => (i) => -CLIPS.novelty[i]], given: ["as listed", () => (i) => i],
 };
-let order = DATA.suggested ? "given" : "near", listing = null; // what is listed now
+let order = DATA.suggested ? "given" : "near";
 
 // Shows clips in the panel of the explorer: those that play, and those whose files cannot be read.
 function list(title, rows, by, above = []) {
-  listing = { title, rows, by, above };
   const which = Number(at("explored").value), value = ORDERS[order][1](which);
   const sorted = [...rows].sort((a, b) => value(a) - value(b) || a - b), there = sorted.filter((i) => plays(i) || damaged(i)), silent = rows.length - there.length;
   const select = make("select"), cards = make("div", { className: "cards" }), name = make("input", { autocomplete: "off", placeholder: "dog, or dog,rain" });
