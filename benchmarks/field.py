@@ -37,7 +37,7 @@ from sklearn.metrics import adjusted_mutual_info_score, average_precision_score
 
 from decar.audio.decode import decode
 from decar.clustering import KMeans, Whitening
-from decar.search.index import EmbeddingTable
+from decar.neighbours.index import EmbeddingTable
 
 RATE = 16_000
 RECORDINGS, LONG = 300, 12

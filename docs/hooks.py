@@ -9,7 +9,18 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("decar", "audio", "clustering", "models", "corpora", "pretrain", "downstream", "embedder", "search", "report")
+ROOMS = (
+    "decar",
+    "audio",
+    "clustering",
+    "models",
+    "corpora",
+    "pretrain",
+    "downstream",
+    "embedder",
+    "neighbours",
+    "report",
+)
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
 
 

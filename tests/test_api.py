@@ -10,7 +10,7 @@ import soundfile
 
 import decar
 from decar.cli import app
-from decar.errors import ClusteringError, TrainingError
+from decar.errors import ClusteringError, SearchError, TrainingError
 
 
 def test_importing_decar_imports_no_torch():
@@ -71,3 +71,29 @@ def test_a_recording_is_cut(tmp_path):
     assert decar.embed(tmp_path, segment="auto", progress=False).table["start"].tolist() == [0, 5, 10, 15]
     table, _ = decar.cluster(tmp_path, progress=False)
     assert table["duration"].tolist() == [5, 5, 5, 6]
+
+
+def test_search_finds_in_a_table_that_embed_wrote(sound_folder, small_encoder, tmp_path):
+    made = decar.embed(sound_folder, out=tmp_path / "e.parquet", progress=False)
+    cosine = made.vectors / np.linalg.norm(made.vectors, axis=1, keepdims=True)
+    nearest = np.argsort(-(cosine[1:] @ cosine[0]), kind="stable")[:3] + 1
+    first = made.table["path"][0]
+    for sound in (first, sound_folder / first):  # a row of the table, and the same sound as a file
+        found = decar.search(sound, tmp_path / "e.parquet", 4, root=sound_folder)
+        assert found["rank"].tolist() == [0, 1, 2, 3, 4]
+        expected = made.table["path"][nearest].tolist()
+        assert [path for path in found["path"][1:] if path != first][:3] == expected
+    with pytest.raises(SearchError, match="another encoder"):
+        decar.search(sound_folder / first, tmp_path / "e.parquet", 3, small_encoder)
+    decar.embed(sound_folder, small_encoder, out=tmp_path / "own.parquet", progress=False)
+    elsewhere = tmp_path / "copy.wav"
+    elsewhere.write_bytes((sound_folder / first).read_bytes())
+    found = decar.search(elsewhere, tmp_path / "own.parquet", 1, small_encoder)
+    assert found["path"].tolist()[1:] == [first]
+    with pytest.raises(SearchError, match="does not say which bundle"):
+        decar.search(elsewhere, tmp_path / "own.parquet", 1)
+
+
+def test_search_stays_a_function_after_a_search():
+    code = "import decar, decar.cli.bundles, decar.neighbours.query; assert callable(decar.search)"
+    subprocess.run([sys.executable, "-c", code], check=True)

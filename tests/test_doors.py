@@ -12,7 +12,7 @@ from decar.embedder import Embedder
 from decar.hear import HearModel, get_scene_embeddings
 from decar.models import embed_store, load_encoder
 from decar.models.embed import evaluating
-from decar.search.query import _embed
+from decar.neighbours.query import _embed
 
 RATE = 16_000
 SECONDS = [0.02, 0.7, 3.3, 10.0, 10.01, 19.99, 25.0, 60.0]

@@ -13,7 +13,7 @@ LEVEL = {
     "errors": 0, "files": 0, "digests": 0, "cores": 0, "metrics": 0, "limits": 0.5,
     "audio": 1, "clustering": 1, "signals": 1,
     "corpora": 2, "models": 2,
-    "pretrain": 3, "downstream": 3, "embedder": 3, "search": 3, "hear": 3,
+    "pretrain": 3, "downstream": 3, "embedder": 3, "neighbours": 3, "hear": 3,
     "report": 4,
     "cli": 5, "api": 6,
 }  # fmt: skip
@@ -22,7 +22,7 @@ FENCES = {
     "hydra": {"cli"},
     "omegaconf": {"cli"},
     "pytorch_lightning": {"pretrain", "downstream", "cli"},
-    "faiss": {"clustering", "search"},
+    "faiss": {"clustering", "neighbours"},
     "timm": {"models"},
     "wandb": set(),
 }

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from decar.api import Run as Run
     from decar.api import cluster as cluster
     from decar.api import embed as embed
+    from decar.api import search as search
     from decar.api import train as train
     from decar.models import Encoder as Encoder
     from decar.models import load_encoder as load_encoder
@@ -19,10 +20,10 @@ except PackageNotFoundError:  # a bare source tree on the path
 
 _HOMES = {
     **dict.fromkeys(("Encoder", "load_encoder"), "decar.models"),
-    **dict.fromkeys(("Run", "cluster", "embed", "train"), "decar.api"),
+    **dict.fromkeys(("Run", "cluster", "embed", "search", "train"), "decar.api"),
 }
 
-__all__ = ["Encoder", "Run", "__version__", "cluster", "embed", "load_encoder", "train"]
+__all__ = ["Encoder", "Run", "__version__", "cluster", "embed", "load_encoder", "search", "train"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,6 +1,7 @@
-"""Python in a few lines: `decar.train`, `decar.embed`, `decar.cluster`.
+"""Python in a few lines: `decar.train`, `decar.embed`, `decar.cluster`, `decar.search`.
 
-The functions do what the commands of the same name do, and return tables. Only `train` writes files.
+The functions do what the commands of the same name do, and return tables. `train` writes a folder, and `embed` a file
+if one is given; the others write nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from decar.report.final import FOUND, MODEL, TABLE
 
 if TYPE_CHECKING:
     from decar.models import Encoder
+    from decar.neighbours.index import Measure
 
 Source = str | Path | Manifest | Sequence[str | Path]
 
@@ -93,9 +95,10 @@ def embed(
     segment: Segment | None = None,
     windows: float | None = None,
     device: str | None = None,
+    out: str | Path | None = None,
     progress: bool = True,
 ) -> Embedded:
-    """Embeddings of sounds, in memory.
+    """Embeddings of sounds.
 
     Args:
         source: A folder, table, pattern or file, as for `decar embed`; a list of files, or a `Manifest`.
@@ -103,12 +106,20 @@ def embed(
         segment: Cut long recordings into segments, a row each; see `decar.embedder.Windows`.
         windows: Seconds: a row for each such window.
         device: Where the network runs; None: on a GPU if there is one.
+        out: Also write them to this .parquet or .npy file. A call that was stopped continues where it was.
         progress: Show progress.
 
     Returns:
         `table` with a row an embedding, `vectors` `(R, D)`, and `bad`, the clips without one.
+
+    Raises:
+        DecarError: There is no such source or encoder, an embedding is not finite, or `out` cannot be written.
     """
-    return Embedder(bundle, segment=segment, windows=windows, device=device).files(_clips(source), progress=progress)
+    embedder, clips = Embedder(bundle, segment=segment, windows=windows, device=device), _clips(source)
+    if out is None:
+        return embedder.files(clips, progress=progress)
+    name = str(bundle or "small") if bundle is None or isinstance(bundle, str | Path) else ""
+    return embedder.write(clips, out, name=name, progress=progress)
 
 
 def cluster(
@@ -155,6 +166,42 @@ def cluster(
         placed = model.place(made.vectors)
     table = made.table.drop(columns=[*FOUND], errors="ignore")
     return table.assign(cluster=placed.labels, distance=placed.distance, novelty=placed.novelty), model
+
+
+def search(
+    sounds: str | Path | Sequence[str | Path],
+    table: str | Path,
+    n: int = 10,
+    bundle: str | Path | Encoder | None = None,
+    *,
+    measure: Measure = "cosine",
+    root: str | Path | None = None,
+) -> pd.DataFrame:
+    """The clips of a table of embeddings that are most similar to some sounds.
+
+    Args:
+        sounds: A file, or a path of the table; or a list of them.
+        table: A .parquet file that `decar embed`, or `embed` with `out`, wrote.
+        n: How many for each sound.
+        bundle: The encoder that made the table; None: the one that the table names.
+        measure: `cosine` of the embeddings as they are, `centred` on their mean, or `standardised`.
+        root: Where relative paths of the table start from; None: the folder that the table names.
+
+    Returns:
+        For each sound a row of rank 0, the sound itself, and `n` rows: `query`, `rank`, `distance` (1 - cosine), `path`
+        and the other columns of the table.
+
+    Raises:
+        SearchError: There is no such sound or table, or it was made by another encoder.
+    """
+    from decar.neighbours.index import Index
+    from decar.neighbours.query import find_queries, neighbour_table
+
+    names = [sounds] if isinstance(sounds, str | Path) else sounds
+    index = Index.from_parquet(table, measure)
+    encoder, start = str(bundle) if isinstance(bundle, Path) else bundle, None if root is None else Path(root)
+    queries = find_queries(list(dict.fromkeys(map(str, names))), index.table, encoder, root=start)
+    return neighbour_table(index, queries, n)
 
 
 def _clips(source: Source) -> Manifest:

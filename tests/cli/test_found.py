@@ -133,8 +133,8 @@ def test_wrong_numbers_are_named(honest):
 
 def test_a_table_that_names_a_bundle_on_the_hub_downloads_nothing(tmp_path, monkeypatch):
     from decar.models import bundle
-    from decar.search.index import EmbeddingTable
-    from decar.search.query import find_queries
+    from decar.neighbours.index import EmbeddingTable
+    from decar.neighbours.query import find_queries
 
     def fetch(address):
         raise AssertionError(f"{address} was fetched")

@@ -33,7 +33,7 @@ def test_options_are_shown_without_slow_imports(module, words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "modules", ["decar.search.query", "decar.report.page", "decar.downstream.classifier", "decar.api"]
+    "modules", ["decar.neighbours.query", "decar.report.page", "decar.downstream.classifier", "decar.api"]
 )
 def test_what_uses_the_encoder_that_comes_with_decar_imports_neither_timm_nor_lightning(modules):
     """They take as long as torch itself, and bring torchvision and wandb with them."""

@@ -12,7 +12,7 @@ import soundfile
 
 from decar.cli import app, terminal
 from tests.downstream.helpers import make_result
-from tests.search.test_search import write as write_table
+from tests.neighbours.test_search import write as write_table
 
 KIND, EVIL, BROKEN = "\x1b[2Jkind", "\x1b]0;evil\x07a.wav", "new\nline.wav"
 SHOWN = ("\\x1b]0;evil\\x07a.wav", "new\\nline.wav")

@@ -26,8 +26,8 @@ from decar.embedder import Embedder
 from decar.errors import AudioError, ConfigError, DecarError, ManifestError, SearchError
 from decar.limits import Limits, limits, set_limits
 from decar.models import load_encoder
-from decar.search.index import EmbeddingTable
-from decar.search.query import _embed
+from decar.neighbours.index import EmbeddingTable
+from decar.neighbours.query import _embed
 from tests.audio.sounds import tone, write
 from tests.faults.bombs import HEAVY, SOUNDS, TABLES, chained_flac, flac_claiming
 

@@ -39,11 +39,11 @@ from decar.downstream.results import Result
 from decar.embedder import Embedder
 from decar.embedder.output import write_rows
 from decar.errors import DecarError, StoreError
+from decar.neighbours.index import EmbeddingTable
 from decar.pretrain.datamodule import CropDataset
 from decar.pretrain.logger import COPY, ResumableCSVLogger, read_rows
 from decar.report.clusters import read_assignments
 from decar.report.folder import read_environment, write_environment
-from decar.search.index import EmbeddingTable
 from tests.audio.sounds import tone, write
 from tests.cli.helpers import decar
 from tests.conftest import make_encoder

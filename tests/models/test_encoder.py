@@ -1,9 +1,10 @@
 import pytest
+import timm
 import torch
 
 from decar.audio import FrontEnd
 from decar.errors import ConfigError
-from decar.models import embed_store
+from decar.models import embed_store, load_encoder, save_bundle
 from decar.models.embed import evaluating
 from tests.conftest import SMALL, make_encoder
 
@@ -85,3 +86,50 @@ def test_embed_takes_bfloat16_and_no_waveform_at_all(small_encoder):
     wave = (0.1 * torch.randn(2, 16000, generator=torch.Generator().manual_seed(0))).bfloat16()
     torch.testing.assert_close(small_encoder.embed(wave), small_encoder.embed(wave.float()), rtol=0, atol=0)
     assert small_encoder.embed(torch.zeros(0, 16000)).shape == (0, small_encoder.dim)
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """timm's weights of a network, for colour pictures, as a file in place of a download."""
+    torch.manual_seed(3)
+    state = timm.create_model(SMALL, pretrained=False).state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    create = timm.create_model
+
+    def without_network(*args, **options):
+        return create(*args, **options, **({"pretrained_cfg_overlay": overlay} if options["pretrained"] else {}))
+
+    overlay = {"file": str(tmp_path / "weights.pth"), "hf_hub_id": None, "url": ""}
+    monkeypatch.setattr(timm, "create_model", without_network)
+    return state
+
+
+@pytest.mark.parametrize("stride", [None, 4])
+def test_published_weights_are_taken_with_the_colours_summed(published, stride, tmp_path):
+    encoder = make_encoder(SMALL, stride=stride, hidden=8, pretrained=True, seed=0)
+    found = encoder.network.state_dict() if stride is None else encoder.network.trunk.stages.state_dict()
+    torch.testing.assert_close(found["conv_stem.weight"], published["conv_stem.weight"].sum(1, keepdim=True))
+    deeper = [name for name in found if name.startswith("blocks.") and name.endswith("weight")]
+    assert deeper
+    assert all(torch.equal(found[name], published[name]) for name in deeper)
+    save_bundle(encoder, tmp_path / "encoder.safetensors")
+    assert load_encoder(tmp_path / "encoder.safetensors").hash() == encoder.hash()
+    assert "pretrained" not in encoder.settings()  # a bundle brings its own weights
+
+
+def test_weights_that_are_not_published_or_cannot_be_fetched_are_refused(monkeypatch):
+    with pytest.raises(ConfigError, match=r"encoder\.pretrained=true: timm has published no weights of .*conv"):
+        make_encoder("conv", pretrained=True)
+    with pytest.raises(ConfigError, match="efficientnet_b0"):
+        make_encoder("eficientnet_b0", pretrained=True)
+    create = timm.create_model
+
+    def offline(*args, **options):
+        if options["pretrained"]:
+            raise OSError("no\nnetwork")
+        return create(*args, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    for stride in (None, 4):
+        with pytest.raises(ConfigError, match=rf"^encoder\.pretrained=true: no weights of {SMALL} \(no network\)$"):
+            make_encoder(SMALL, stride=stride, pretrained=True)

@@ -16,8 +16,8 @@ from decar.embedder import Embedder
 from decar.errors import BundleError, ExportError, SearchError
 from decar.models import load_encoder, read_facts
 from decar.models.export import export_encoder
-from decar.search.index import EmbeddingTable
-from decar.search.query import find_queries
+from decar.neighbours.index import EmbeddingTable
+from decar.neighbours.query import find_queries
 from tests.cli.helpers import evaluate
 
 __all__ = ["evaluate"]

@@ -1,4 +1,4 @@
-"""What lies in the cache: the files of a finished store, read and checked, and a check of everything there.
+"""What lies in the cache: the files of a finished store, read and checked; all that is there, listed and deleted.
 
 `docs/security.md`, section Damage, says which digests there are.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +23,11 @@ from decar.audio.blocks import Blocks
 from decar.audio.build import INDEX_FILE, MEL_FILE, META_FILE
 from decar.digests import ARRAY_SUFFIX, DamagedError, check_array, digest_of, unsealed
 from decar.errors import one_line
+from decar.files import locked
 
 DAMAGE_FILE = "damaged.txt"  # why a store must not be used any more
+KINDS = {"logmel": "log-mel stores", "embeddings": "embeddings of tasks", "identity": "digests of sounds"}
+STORE_NAME = re.compile(r"[0-9a-f]{64}(\.partial)?")
 WITHOUT_DIGESTS = {"format", "fingerprint", "frontend", "n_clips", "n_frames"}  # in a meta.json of an earlier version
 
 
@@ -119,3 +124,30 @@ def check_cache(cache_dir: str | os.PathLike[str]) -> Iterator[tuple[Path, str, 
             check_array(file)
         except (OSError, DamagedError) as error:
             yield file, str(error), "computed anew when it is needed next"
+
+
+def cached(cache_dir: str | os.PathLike[str]) -> dict[str, list[Path]]:
+    """What decar has put into a cache and can compute again: for each of `KINDS`, folders of stores or files."""
+    cache = Path(cache_dir).expanduser()
+    found = {kind: sorted((cache / kind).glob(f"*{ARRAY_SUFFIX}")) for kind in KINDS}
+    found["logmel"] = sorted(path for path in (cache / "logmel").glob("*") if STORE_NAME.fullmatch(path.name))
+    return found
+
+
+def bytes_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in ([*path.iterdir()] if path.is_dir() else [path]))
+
+
+def delete(path: Path) -> None:
+    """Delete something that `cached` found.
+
+    Raises:
+        BlockingIOError: It is a store that another process is building.
+        OSError: It cannot be deleted.
+    """
+    if not path.is_dir():
+        path.unlink()
+        return
+    with locked(path.with_name(f"{path.name.removesuffix('.partial')}.lock"), wait=0):
+        shutil.rmtree(path)

@@ -123,6 +123,10 @@ DOCTOR = [
     ROOT,
     PATHS,
 ]  # fmt: skip
+CACHED = [
+    _file("folder", "(default: %(default)s)", nargs="?", default=CACHE_HOME, metavar="DIR"),
+    _flag("--clear", "delete what is listed; end trainings first, those that run need it"),
+]
 SOURCE = _option(
     "source", "a folder, a table with a column of paths (.csv, .tsv, .txt, .parquet; start and end or duration in "
     "seconds select stretches), a quoted pattern, an audio file, or - for paths on stdin",
@@ -285,6 +289,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, list[Option
     "prepare": (data.prepare, "check a public corpus on disk, list its clips, compute log-mels", PREPARE),
     "table1": (data.table1, "the prepared corpora beside the paper's Table 1", [CSV, CACHE]),
     "doctor": (data.doctor, "find bad files and leaks between splits, or damage in the cache", DOCTOR),
+    "cache": (data.cache, "how much the cache holds of what; --clear deletes it", CACHED),
     "search": (bundles.search, "the clips most similar to a sound, from a table of embeddings", SEARCH),
     "embed": (bundles.embed, "embeddings of any audio, one row for each clip or window", EMBED),
     "cluster": (clusters.cluster, "clusters of a folder of recordings, as tables, labels and a page", CLUSTER),
@@ -307,7 +312,7 @@ GROUPS = {
     "look": ("page", "report", "search", "runs", "compare"),
     "use": ("embed", "fit", "predict", "suggest", "export", "push"),
     "judge": ("eval", "table2", "table3"),
-    "data": ("doctor", "prepare", "table1"),
+    "data": ("doctor", "prepare", "table1", "cache"),
 }
 READS_SOUNDS = ("prepare", "doctor", "search", "embed", "cluster", "fit", "predict", "suggest", "report")
 ABOUT = {

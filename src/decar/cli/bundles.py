@@ -73,9 +73,9 @@ def encoder_of(bundle: str, network: Callable[..., Any] | None) -> Encoder:
 
 def search(args: argparse.Namespace) -> None:
     """Print the nearest clips to each sound."""
-    from decar.search.index import Index
-    from decar.search.page import write_page
-    from decar.search.query import find_queries, neighbour_table
+    from decar.neighbours.index import Index
+    from decar.neighbours.page import write_page
+    from decar.neighbours.query import find_queries, neighbour_table
 
     index = Index.from_parquet(args.embeddings, args.measure)
     sounds = list(dict.fromkeys(args.sounds))

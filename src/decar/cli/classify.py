@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from decar.audio import Manifest
     from decar.audio.clips import Segment
     from decar.downstream.classifier import Classifier, Examples
-    from decar.search.index import EmbeddingTable
+    from decar.neighbours.index import EmbeddingTable
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ def _segments(
 def _written(source: str) -> EmbeddingTable | None:
     """The embeddings that SOURCE holds, if it is a table of them with a row a segment."""
     from decar.errors import SearchError
-    from decar.search.index import EmbeddingTable
+    from decar.neighbours.index import EmbeddingTable
 
     if not source.endswith((".parquet", ".pq")):
         return None

@@ -155,7 +155,7 @@ def embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tup
     import numpy as np
 
     from decar.errors import SearchError
-    from decar.search.index import EmbeddingTable
+    from decar.neighbours.index import EmbeddingTable
 
     file = out / EMBEDDINGS
     if file.is_file():

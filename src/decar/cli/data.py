@@ -1,4 +1,4 @@
-"""`decar prepare`, `doctor`, `table1`: sounds before training; `table2`, `table3`, `report`, `page`: results."""
+"""`decar prepare`, `doctor`, `cache`, `table1`: before training; `table2`, `table3`, `report`, `page`: results."""
 
 from __future__ import annotations
 
@@ -83,6 +83,27 @@ def _is_damaged(folder: Path) -> bool:
         damaged += 1
     say(f"{folder}: {damaged or 'nothing'} damaged")
     return damaged > 0
+
+
+def cache(args: argparse.Namespace) -> None:
+    """Print what the cache holds; with `--clear` delete it."""
+    from decar.audio.cache import KINDS, bytes_of, cached, delete
+
+    if not args.folder.is_dir():
+        say(f"{args.folder}: there is no cache")
+        return
+    kept = 0
+    for kind, things in cached(args.folder).items():
+        size = sum(map(bytes_of, things))
+        say(f"{KINDS[kind]:20}{len(things):6d} {size / 1e6:10.1f} MB")
+        for thing in things if args.clear else ():
+            try:
+                delete(thing)
+            except OSError as error:
+                kept += 1
+                say(f"kept: {thing}: {error.strerror or error}")
+    say(f"{args.folder}: " + ("deleted" if args.clear else "--clear deletes this; it is computed anew when needed"))
+    sys.exit(int(kept > 0))
 
 
 def table1(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from decar.errors import ConfigError, check_whole, reason_of
+from decar.errors import ConfigError, check_whole, one_line, reason_of
 
 CONV = "conv"  # the one name of a network that is not timm's
 FAILURES = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)  # raised by networks for wrong inputs
@@ -37,6 +37,7 @@ def build_network(
     dropout: float = 0.3,
     local: bool = False,
     widths: Sequence[int] = (32, 64, 64),
+    pretrained: bool = False,
 ) -> nn.Module:
     """Build one of decar's networks, `(B, 1, M, F)` to `(B, D)`: a whole or cut timm network, or `conv`.
 
@@ -53,22 +54,27 @@ def build_network(
         dropout: See `hidden`.
         local: See `hidden`.
         widths: See `conv_trunk`. Ignored by timm networks.
+        pretrained: Start from the weights that timm has published, which are downloaded once; those of the first layer
+            are summed over the colours. The MLP of a cut network starts from random weights all the same.
 
     Returns:
         A network with an attribute `decar_settings`: the arguments that it depends on, for `Encoder.settings`.
 
     Raises:
-        ConfigError: timm has no network of that name or no map of that stride, or an argument is out of range.
+        ConfigError: timm has no network of that name, no map of that stride or no weights, they cannot be downloaded,
+            or an argument is out of range.
     """
+    if pretrained:
+        _check_published(name)
     settings: dict[str, object] = {"name": name, "pool": pool}
     if name != CONV and stride is None:
-        network = timm_network(name, pool)
+        network = timm_network(name, pool, pretrained)
     else:
         if name == CONV:
             trunk: nn.Module = conv_trunk(widths, stride)
             settings |= {"stride": 2 ** len(widths), "widths": list(widths)}
         else:
-            trunk = CutTimm(name, cast(int, stride))
+            trunk = CutTimm(name, cast(int, stride), pretrained)
             settings |= {"stride": stride}
         network = FrequencyKeeping(trunk, n_mels, hidden, dropout, pool, local)
         settings |= {"hidden": hidden, "dropout": dropout, "local": local}
@@ -76,17 +82,15 @@ def build_network(
     return network
 
 
-def timm_network(name: str, pool: str) -> nn.Module:
+def timm_network(name: str, pool: str, pretrained: bool = False) -> nn.Module:
     """Build a whole timm network with one input channel and global pooling.
 
     Raises:
         ConfigError: timm has no such network, or the network has no such pooling.
     """
-    import timm
-
     _check_name(name)
     try:
-        network: nn.Module = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool=pool)
+        network: nn.Module = _create(name, pretrained, num_classes=0, global_pool=pool)
     except FAILURES as error:
         raise ConfigError(
             f"encoder.name={name} encoder.pool={pool}: this network cannot embed log-mels ({reason_of(error)}); "
@@ -101,12 +105,13 @@ class CutTimm(nn.Module):
     Args:
         name: A timm network that offers its intermediate maps and takes images of any size.
         stride: Mel bands per row, and frames per column, of the map.
+        pretrained: See `build_network`.
 
     Raises:
         ConfigError: timm has no such network, or the network has no map of that stride.
     """
 
-    def __init__(self, name: str, stride: int) -> None:
+    def __init__(self, name: str, stride: int, pretrained: bool = False) -> None:
         from timm.models.efficientnet import EfficientNetFeatures
         from timm.models.mobilenetv3 import MobileNetV3Features
 
@@ -114,11 +119,11 @@ class CutTimm(nn.Module):
         _check_name(name)
         check_whole("encoder.stride", stride, 1)
         try:
-            strides = _maps(name).feature_info.reduction()
+            strides = _create(name, features_only=True).feature_info.reduction()
             if stride not in strides:
                 offered = ", ".join(map(str, sorted(set(strides))))
                 raise ConfigError(f"encoder.stride={stride}: {name} has no map of that stride; it offers {offered}")
-            self.stages = _maps(name, out_indices=(strides.index(stride),))
+            self.stages = _create(name, pretrained, features_only=True, out_indices=(strides.index(stride),))
         except FAILURES as error:
             raise ConfigError(
                 f"encoder.name={name} encoder.stride={stride}: this network cannot be cut ({reason_of(error)}); "
@@ -283,10 +288,31 @@ def _frame_size(trunk: nn.Module, n_mels: int) -> int:
     return features.shape[1] * features.shape[2]
 
 
-def _maps(name: str, **options: object) -> Any:  # timm has no types
+def _create(name: str, pretrained: bool = False, **options: object) -> Any:  # timm has no types
+    """A timm network with one input channel.
+
+    Raises:
+        ConfigError: Its published weights cannot be loaded.
+    """
     import timm
 
-    return timm.create_model(name, pretrained=False, in_chans=1, features_only=True, **options)
+    network = timm.create_model(name, pretrained=False, in_chans=1, **options)
+    if not pretrained:
+        return network
+    try:
+        return timm.create_model(name, pretrained=True, in_chans=1, **options)
+    except Exception as error:  # of the network, the hub's library or the disk
+        raise ConfigError(f"encoder.pretrained=true: no weights of {name} ({one_line(error)})") from error
+
+
+def _check_published(name: str) -> None:
+    """Refuse a network of which there are no weights: timm would leave it at random ones."""
+    import timm
+
+    if name != CONV:
+        _check_name(name)
+    if not timm.is_model_pretrained(name):
+        raise ConfigError(f"encoder.pretrained=true: timm has published no weights of encoder.name={name}")
 
 
 def _check_name(name: str) -> None:

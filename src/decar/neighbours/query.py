@@ -19,7 +19,7 @@ from decar.errors import AudioError, BundleError, SearchError, is_unicode
 from decar.models import Encoder, load_encoder
 from decar.models.bundle import HUB
 from decar.models.other import PREFIXES
-from decar.search.index import EmbeddingTable, Index
+from decar.neighbours.index import EmbeddingTable, Index
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Query:
 def find_queries(
     sounds: list[str],
     table: EmbeddingTable,
-    bundle: str | None = None,
+    bundle: str | Encoder | None = None,
     *,
     in_table: bool = False,
     root: Path | None = None,
@@ -117,9 +117,11 @@ def _named(table: EmbeddingTable, row: int) -> str:
     return f"{clip['path']} ({start:g} s)" if isinstance(start, float) and start > 0 else str(clip["path"])
 
 
-def _encoder_of(table: EmbeddingTable, bundle: str | None, network: Callable[..., Any] | None) -> Encoder:
+def _encoder_of(table: EmbeddingTable, bundle: str | Encoder | None, network: Callable[..., Any] | None) -> Encoder:
     """The encoder that made the table; an error for another one."""
-    wanted, path = table.facts.get("encoder"), bundle or table.facts.get("bundle")
+    if isinstance(bundle, Encoder):
+        return _checked(bundle, table, "the encoder")
+    path = bundle or table.facts.get("bundle")
     if not path or path in ("random", "logmel"):
         raise SearchError(
             f"{table.file} does not say which bundle made it"
@@ -135,9 +137,15 @@ def _encoder_of(table: EmbeddingTable, bundle: str | None, network: Callable[...
         encoder = load_encoder(str(path), network=network)
     except BundleError as error:
         raise SearchError(f"{error} (the bundle that made {table.file}; pass --bundle)") from error
+    return _checked(encoder, table, str(path))
+
+
+def _checked(encoder: Encoder, table: EmbeddingTable, name: str) -> Encoder:
+    """The encoder, if the table is of it or does not say."""
+    wanted = table.facts.get("encoder")
     if wanted and encoder.hash() != wanted:
         raise SearchError(
-            f"{path} is another encoder ({encoder.hash()[:16]}) than the one that made {table.file} ({wanted[:16]}): "
+            f"{name} is another encoder ({encoder.hash()[:16]}) than the one that made {table.file} ({wanted[:16]}): "
             "pass the right one as --bundle, or embed the sounds anew"
         )
     return encoder

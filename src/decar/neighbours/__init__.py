@@ -1,5 +1,5 @@
 """Nearest clips to a sound, in a table of embeddings."""
 
-from decar.search.index import Index, Measure, Neighbours
+from decar.neighbours.index import Index, Measure, Neighbours
 
 __all__ = ["Index", "Measure", "Neighbours"]

@@ -19,10 +19,10 @@ from decar.audio.picture import image_uri, spectrogram
 from decar.cli.app import main
 from decar.errors import SearchError
 from decar.models import save_bundle
-from decar.search import Index
-from decar.search import index as index_module
-from decar.search.index import EmbeddingTable
-from decar.search.query import find_queries
+from decar.neighbours import Index
+from decar.neighbours import index as index_module
+from decar.neighbours.index import EmbeddingTable
+from decar.neighbours.query import find_queries
 from tests.conftest import SMALL, make_encoder
 
 

@@ -37,7 +37,7 @@ def write_page(file: Path, found: pd.DataFrame, root: Path, measure: str) -> Non
         (printable(name), [_clip(clip, root, logmel) for clip in clips.to_dict("records")])
         for name, clips in found.groupby("query", sort=False)
     ]
-    template = (files("decar.search") / "page.html").read_text(encoding="utf-8")
+    template = (files("decar.neighbours") / "page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
     html = environment.from_string(template).render(queries=queries, measure=measure)
     with whole(file) as part:
