@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
 
     from decar.audio import FrontEnd
     from decar.downstream import Result, TaskSpec
+    from decar.downstream.task import Task
     from decar.models import Encoder
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,15 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     from omegaconf import OmegaConf
 
     from decar.downstream import judge
+    from decar.downstream.task import load_task
     from decar.models import read_facts
 
     obtain(cfg)
     frontend = instantiate(cfg.frontend)
     encoder = choose_encoder(cfg, frontend)
-    judged = what_is_judged(cfg, encoder)
+    fine = cfg.mode if cfg.mode.name == "finetune" else {"crop_frames": 98, "num_workers": 0}
+    task = load_task(task_spec(cfg, crop_frames=fine["crop_frames"]))
+    judged = what_is_judged(task, encoder, cfg.cache_dir)
     before = judged_before(cfg, output, judged) if cfg.resume == "auto" else None
     if before:
         log.info("%s: judged already, nothing to do", output)
@@ -68,10 +72,9 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     for name in ("result.json", JUDGED):  # of other options: config.yaml speaks for this job from here on
         (output / name).unlink(missing_ok=True)
     write_config(output, OmegaConf.to_yaml(cfg, resolve=True))
-    fine = cfg.mode if cfg.mode.name == "finetune" else {"crop_frames": 98, "num_workers": 0}
     trainer = {"accelerator": cfg.accelerator, "precision": cfg.precision, "enable_progress_bar": cfg.progress}
     result = judge(
-        task_spec(cfg, crop_frames=fine["crop_frames"]),
+        task,
         encoder,
         bundle=str(cfg.bundle),
         mode=cfg.mode.name,
@@ -157,15 +160,13 @@ def many_tasks(conf: Any) -> bool:
     return conf.mode == RunMode.MULTIRUN and named
 
 
-def what_is_judged(cfg: DictConfig, encoder: Encoder | Literal["logmel"]) -> dict[str, str]:
+def what_is_judged(task: Task, encoder: Encoder | Literal["logmel"], cache_dir: str) -> dict[str, str]:
     """Hashes of what a result depends on beside the options: the encoder, the sounds, their labels and splits."""
     from decar.downstream.evaluate import encoder_hash
-    from decar.downstream.task import load_task
 
-    task = load_task(task_spec(cfg))
     return {
         "encoder": encoder_hash(encoder),
-        "sounds": task.source.fingerprint(cfg.cache_dir),
+        "sounds": task.source.fingerprint(cache_dir),
         "labels and splits": task.hash(),
     }
 

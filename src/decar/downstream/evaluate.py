@@ -21,7 +21,7 @@ from decar.digests import ARRAY_SUFFIX, load_array, save_array
 from decar.downstream.probe import fit_frozen
 from decar.downstream.protocol import Protocol
 from decar.downstream.results import Kind, Mode, Result
-from decar.downstream.task import TaskSpec, drop_unreadable, few_shot, load_task
+from decar.downstream.task import Task, TaskSpec, drop_unreadable, few_shot, load_task
 from decar.errors import ConfigError, StoreError, check_whole, one_line
 from decar.files import advice, whole
 from decar.models import Encoder, embed_store
@@ -34,7 +34,7 @@ Source = Encoder | Literal["logmel"]
 
 
 def judge(
-    spec: TaskSpec,
+    task: TaskSpec | Task,
     encoder: Source,
     *,
     bundle: str,
@@ -54,7 +54,7 @@ def judge(
     Store and frozen embeddings are of the whole source, so that tasks of one source share them.
 
     Args:
-        spec: The task.
+        task: The task, loaded or not.
         encoder: An encoder, or "logmel".
         bundle: As the user gave it; "random" and "logmel" are columns of the tables.
         mode: "frozen": linear classifier on embeddings; "finetune": the whole network learns.
@@ -76,12 +76,13 @@ def judge(
     began = time.perf_counter()
     if isinstance(encoder, str) and mode == "finetune":
         raise ConfigError("mode=finetune bundle=logmel: log-mel statistics have no weights to tune; take mode=frozen")
+    spec = task.spec if isinstance(task, Task) else task
     check_whole("mode.crop_frames", spec.crop_frames, 1)
     check_whole("mode.num_workers", num_workers, 0)
     if spec.shots is not None:
         check_whole("task.shots", spec.shots, 1)
     numbers = (frontend or FrontEnd()) if isinstance(encoder, str) else encoder.frontend
-    task = load_task(spec)
+    task = task if isinstance(task, Task) else load_task(spec)
     store = LogMelStore.open_or_build(task.source, numbers, cache_dir=cache_dir, progress=progress)
     readable = drop_unreadable(task, store.lengths[task.rows])
     task = few_shot(readable, seed)

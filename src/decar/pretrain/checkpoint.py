@@ -66,17 +66,21 @@ def last_good(last: Path) -> str:
     reason, previous = damage_of(last), previous_of(last)
     if reason and previous.is_file() and not damage_of(previous):
         log.warning("%s is damaged (%s): going on from the one before, %s", last, reason, previous.name)
-        return readable(previous)
-    return readable(last)
+        return readable(previous, "")
+    return readable(last, reason)
 
 
-def readable(path: Path) -> str:
+def readable(path: Path, reason: str | None = None) -> str:
     """The path of an undamaged checkpoint; loads it without running code that it may hold.
+
+    Args:
+        path: The checkpoint.
+        reason: What `damage_of` has said of it; None: it is asked.
 
     Raises:
         ConfigError: It is damaged, or not a checkpoint of decar.
     """
-    reason = damage_of(path)
+    reason = damage_of(path) if reason is None else reason
     whole = "is best.ckpt beside it whole?"
     require(not reason, f"{path}: not a readable checkpoint ({reason}): it is damaged or something else; {whole}")
     try:
