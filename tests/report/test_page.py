@@ -11,7 +11,7 @@ from decar.audio import Manifest
 from decar.clustering import Clusters
 from decar.downstream import Result
 from decar.models import embed_store, save_bundle
-from decar.report import RunFiles, page, render, write_environment, write_report
+from decar.report import RunFiles, explorer, page, render, write_environment, write_report
 from decar.report.clips import sounds
 from decar.report.clusters import Assignments
 from decar.report.page import clustering_names
@@ -104,7 +104,7 @@ def test_the_page_names_no_address_that_it_would_load_and_forbids_itself_any(tmp
     [
         ("metrics.csv", "curves", "not there"), ("clusters.parquet", "clusters", "not there"),
         ("encoder.safetensors", "map", "no such bundle"), ("environment.json", "environment", "not there"),
-        ("nothing", "downstream", "no results of this encoder"),
+        ("nothing", "results", "no results of this encoder"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_a_note_and_the_rest_is_there(tmp_path, encoder, missing, section, says):
@@ -115,7 +115,7 @@ def test_what_is_missing_is_a_note_and_the_rest_is_there(tmp_path, encoder, miss
         path.rename(tmp_path / "away")
     data = gathered(source)
     assert says in data["notes"][section]
-    assert set(data["notes"]) == {section, "downstream"}
+    assert set(data["notes"]) == {section, "results"}
     assert bool(data["curves"]) == (section != "curves")
     assert bool(data["clips"]) == (section != "map")
     assert bool(data["explorer"]) == (section != "map")
@@ -129,7 +129,7 @@ def test_damaged_files_are_notes_too(tmp_path, encoder):
     (source.run / "environment.json").write_text("[1")
     (source.run / "result.json").write_text("{}")
     (source.run / "metrics.csv").write_bytes(b"\xff\xfe\n\n")
-    assert set(gathered(source)["notes"]) == {"map", "clusters", "environment", "downstream", "curves"}
+    assert set(gathered(source)["notes"]) == {"map", "clusters", "environment", "results", "curves"}
 
 
 def test_clips_that_are_not_to_be_had_leave_curves_and_flows(tmp_path, encoder):
@@ -162,6 +162,28 @@ def test_clusters_of_other_clips_are_not_laid_over_these(tmp_path, encoder, capl
     assert data["clusterings"]
     assert [found["name"] for found in data["explorer"]] == ["final embedding"]
     assert "other clips" in caplog.text
+
+
+def test_the_summary_counts_sounds_and_ends_with_the_figures_of_the_run(tmp_path, encoder):
+    source = small_run(tmp_path, encoder)
+    result(encoder.hash()).write(source.run / "result.json")
+    data = gathered(source)
+    found = data["summary"]
+    assert found.pop("best")["encoders"] == {"this encoder": 0.75}
+    assert found.pop("seconds") == pytest.approx(N * 0.5, abs=N * 0.02)
+    figures = {"loss_step": 1.0, "loss_epoch": 0.5, "nmi": 0.5, "n_clusters": 3.0}
+    assert found == {"recordings": N, "clips": N, "epochs": 2, "trained": None, "figures": figures}
+    assert [c["size"] for c in data["explorer"][2]["clusters"]] == sorted(
+        (c["size"] for c in data["explorer"][2]["clusters"]), reverse=True
+    )
+    assert page.sections_of(data) == ["summary", "explorer", "map", "curves", "clusters", "results", "options"]
+
+
+def test_one_epoch_has_no_section_of_curves_but_a_run_without_figures_says_so(tmp_path, encoder):
+    source = small_run(tmp_path, encoder, epochs=1)
+    assert "curves" not in page.sections_of(gathered(source))
+    (source.run / "metrics.csv").unlink()
+    assert "curves" in page.sections_of(gathered(source))
 
 
 def test_sampled_clips_are_those_drawn_and_sizes_are_of_all(tmp_path, encoder, monkeypatch):
@@ -219,7 +241,7 @@ def test_a_fault_of_ours_costs_a_section_and_is_told_in_the_log(tmp_path, encode
     def broken(*args):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(page, "tsne", broken)
+    monkeypatch.setattr(explorer, "tsne", broken)
     data = gathered(small_run(tmp_path, encoder))
     assert data["notes"]["map"] == "could not be made: RuntimeError: no ink"
     assert data["curves"]

@@ -70,7 +70,7 @@ def curves(run: Path) -> list[dict[str, Any]]:
         series: dict[str, Any] = {"name": name, "title": title, "hint": hint, **_series(rows, name)}
         if name == "loss_epoch":
             series["fine"] = _series(rows, "loss_step")
-        if series["y"]:
+        if max(len(series["y"]), len(series.get("fine", series)["y"])) > 1:  # one point is no curve
             found.append(series)
     return found
 
@@ -142,7 +142,7 @@ def _question(r: Result) -> tuple[object, ...]:
 
 def _row(r: Result) -> dict[str, Any]:
     return {
-        "task": r.title + (f", fold {r.fold}" if r.fold else ""),
+        "task": r.title + (f", fold {r.fold}" if r.fold else ""), "title": r.title,
         "mode": r.mode, "protocol": r.protocol, "encoder": ENCODERS.get(r.encoder, r.bundle), "seed": r.seed,
         "metric": r.metric, "value": r.value, "valid": r.valid_value, "n_train": r.n_train, "n_test": r.n_test,
         "n_classes": r.n_classes, "classes": r.classes, "confusion": r.confusion,
