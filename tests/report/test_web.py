@@ -27,14 +27,61 @@ def file(tmp_path_factory):
 
 def test_every_part_is_drawn(visit, file):
     seen = visit(file)
-    for chart in ("curve-loss_epoch", "quantiles", "sizes", "flow", "map-chart", "confusion"):
+    for chart in ("curve-loss_epoch", "quantiles", "sizes", "flow", "map-chart", "bars", "confusion"):
         assert seen.js("id => document.getElementById(id).querySelectorAll('.main-svg').length", chart) > 0, chart
     assert seen.js("[...document.querySelectorAll('[data-note]')].filter(n => !n.hidden).map(n => n.textContent)") == []
     assert seen.js("document.getElementById('explored').selectedOptions[0].textContent").startswith("final embedding")
     seen.page.select_option("#explored", "1")
     assert seen.js("document.querySelectorAll('#cluster-table tbody tr').length") == 4
     assert seen.js("document.querySelectorAll('#environment-table tr').length") > 8
-    assert seen.js("document.getElementById('facts').textContent").startswith(f"Clips{N}Epochs3")
+    k = seen.js("DATA.explorer[2].clusters.length")
+    assert seen.js("document.getElementById('facts').textContent") == f"seconds of sound12clips{N}clusters{k}"
+    assert seen.js("[...document.querySelectorAll('#sentences li')].map(li => li.textContent)") == [
+        "Trained for 3 epochs.",
+        "NMI 1.00 between the last two clusterings of the training: 1 would be that nothing moves any more.",
+        "Task kind: accuracy 75.0 % on test (random weights 50.0 %, always the commonest class 50.0 %).",
+    ]
+    assert seen.js("[...document.querySelectorAll('nav a')].map(a => a.textContent)") == [
+        "Summary", "Explorer", "Map", "Curves", "Epochs", "Results", "Options",
+    ]  # fmt: skip
+    traces = "document.getElementById('bars').data.map(t => [t.name, t.x])"
+    bars = [["this encoder", [0.75]], ["random weights", [0.5]], ["always the commonest class", [0.5]]]
+    assert seen.js(traces) == bars
+
+
+@pytest.mark.parametrize(("width", "height"), [(1400, 900), (390, 844)])
+def test_the_first_screen_says_what_there_is_and_plays_the_largest_clusters(visit, file, width, height):
+    seen = visit(file, width=width, height=height)
+    cards = "[...document.querySelectorAll('#typical .card')].filter(c => c.checkVisibility())"
+    assert seen.js(f"{cards}.length") == min(seen.js("DATA.explorer[2].clusters.length"), 4 if width < 860 else 6)
+    assert seen.js(f"{cards}.every(c => c.getBoundingClientRect().bottom <= innerHeight)")
+    first = seen.js("DATA.explorer[2].clusters[0]")
+    share = f"{100 * first['size'] / N:.1f} %, {first['size']} clips"
+    assert seen.js(f"{cards}[0].textContent").endswith(f"Cluster {first['id']}{share}")
+    seen.page.locator("#typical .play").first.click()
+    seen.until("!document.querySelector('#typical audio').paused || document.querySelector('#typical audio').ended")
+    best = seen.js("""() => {
+        const rows = CLIPS.name.map((_, i) => i).filter(i => CLIPS.clusters[2][i] === 0);
+        return CLIPS.sounds[rows.reduce((a, b) => CLIPS.middle[2][b] > CLIPS.middle[2][a] ? b : a)][0];
+    }""")
+    assert seen.js("document.querySelector('#typical audio').src") == best
+    seen.page.locator("#typical .name").last.click()
+    last = seen.js("DATA.explorer[2].clusters.slice(0, 6).at(-1).id") if width > 860 else None
+    if last is not None:
+        assert seen.js("document.querySelector('#cluster h3').textContent").startswith(f"Cluster {last}:")
+
+
+def test_spectrograms_have_ticks_of_frequency_and_time(visit, file):
+    seen = visit(file)
+    ticks = seen.js(
+        "[...document.querySelectorAll('#cluster .sight')[0].querySelectorAll('span')].map(t => t.textContent)"
+    )
+    assert ticks == ["0.5", "1 kHz", "2", "4", "0.25 s"]
+    low, high = (2595 * np.log10(1 + hz / 700) for hz in (60, 7800))
+    height = (2595 * np.log10(1 + 1000 / 700) - low) / (high - low)
+    assert float(seen.js("document.querySelectorAll('#cluster .sight span')[1].style.bottom")[:-1]) == pytest.approx(
+        100 * height, abs=0.01
+    )
 
 
 def test_a_click_on_a_point_shows_its_clip_which_plays(visit, file):
@@ -160,7 +207,7 @@ def test_light_and_dark_can_be_read_and_switched(visit, file, scheme):
 def test_the_keyboard_reaches_everything_and_shows_where_it_is(visit, file):
     seen = visit(file)
     reached = []
-    for _ in range(250):
+    for _ in range(300):
         seen.page.keyboard.press("Tab")
         name = seen.js("document.activeElement.id || document.activeElement.tagName")
         outline = seen.js("getComputedStyle(document.activeElement).outlineStyle")
@@ -180,7 +227,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(visit, file):
 def test_a_page_of_nothing_says_so(visit, tmp_path):
     seen = visit(write_report(RunFiles(tmp_path, {}, "the folder is gone"), progress=False))
     told = seen.js("[...document.querySelectorAll('[data-note]')].filter(n => !n.hidden).map(n => n.dataset.note)")
-    assert told == ["explorer", "map", "curves", "clusters", "downstream", "environment"]
+    assert told == ["explorer", "map", "curves", "clusters", "results", "environment"]
     assert seen.js("document.documentElement.scrollWidth <= innerWidth")
 
 

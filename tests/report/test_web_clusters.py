@@ -28,12 +28,20 @@ def test_a_page_of_clusters_has_what_it_shows_and_nothing_else(visit, clusters, 
     shown = seen.js("[...document.querySelectorAll('section')].filter(s => s.checkVisibility()).map(s => s.id)")
     assert (
         shown
-        == ["explorer", "map", "config"]  # and no hours, since nothing says when they were recorded
+        == [
+            "summary",
+            "explorer",
+            "recordings",
+            "map",
+            "options",
+        ]  # and no hours, since nothing says when they were recorded
         == seen.js("[...document.querySelectorAll('nav a')].map(a => a.hash.slice(1))")
     )
-    assert seen.js("document.getElementById('facts').textContent") == "Recordings2Hours0.01Segments8Clusters3Noise25%"
+    assert seen.js("document.getElementById('facts').textContent") == (
+        "recordings2seconds of sound40segments8clusters3in no cluster (noise)25 %"
+    )
     column = "[...document.querySelectorAll('#cluster-table tbody tr')].map(r => r.cells[0].textContent)"
-    assert seen.js(column) == ["noise", "0", "1", "2"]
+    assert seen.js(column) == ["0", "1", "2", "noise"], "by size, and noise last"
     assert seen.js("document.documentElement.scrollWidth <= innerWidth")
     seen.js("showClip(CLIPS.name.indexOf('<b>.wav · 0:10'))")
     told = seen.js("document.getElementById('clip').textContent")
@@ -66,7 +74,7 @@ def test_clusters_are_named_clips_corrected_with_the_keyboard_and_labels_saved(v
     seen.page.locator("#cluster-table tbody tr", has_text="noise").click()
     seen.page.fill("#name-all", "low")
     seen.page.keyboard.press("Enter")
-    assert seen.js("document.querySelector('#cluster-table tbody tr').cells[1].textContent") == "low"
+    assert seen.js("document.querySelector('#cluster-table tbody tr:last-child').cells[1].textContent") == "low"
     seen.page.locator("#cluster-table tbody tr").nth(1).click()
     seen.page.fill("#name-all", "rain, <img src=x onerror=alert(3)>")
     seen.page.keyboard.press("Enter")
@@ -184,7 +192,7 @@ def test_a_selection_in_the_map_is_listed_labelled_and_saved(visit, clusters, tm
 def test_all_clips_of_a_cluster_in_the_order_that_is_asked_for(visit, clusters):
     seen = visit(clusters)
     listed = "[...document.querySelectorAll('#cluster .card')].map(c => CLIPS.novelty[c.dataset.clip])"
-    seen.page.locator("#cluster-table tbody tr").nth(1).click()
+    seen.page.locator("#cluster-table tbody tr").nth(0).click()
     seen.page.select_option("#order", "novel")
     assert seen.js(listed) == [4.0, 0.0]
     seen.page.select_option("#order", "given")
@@ -195,11 +203,8 @@ def test_hours_and_sites_are_drawn_and_a_cell_lists_its_clips(visit, tmp_path):
     names = ("A_20240512_055950.wav", "B_20240513_220000.wav")
     seen = visit(field_page(tmp_path, names))
     assert seen.js("[...document.querySelectorAll('nav a')].map(a => a.hash)") == [
-        "#explorer",
-        "#when",
-        "#map",
-        "#config",
-    ]
+        "#summary", "#explorer", "#recordings", "#when", "#map", "#options",
+    ]  # fmt: skip
     hours = seen.js("document.getElementById('hours').data[0].z")
     clusters = seen.js("DATA.when.clusters")
     # the third and the fourth segment of the first recording begin after six
@@ -222,13 +227,89 @@ def test_hours_and_sites_are_drawn_and_a_cell_lists_its_clips(visit, tmp_path):
     assert seen.js("document.querySelectorAll('#cluster audio').length") == 1
 
 
+def click_line(seen, seconds, row=0):
+    """Click into the time line, at so many seconds of the recording."""
+    seen.page.locator("#recording-line").scroll_into_view_if_needed()
+    x, y = seen.js(
+        """([seconds, row]) => {
+        const chart = document.getElementById("recording-line"), box = chart.getBoundingClientRect();
+        const { xaxis, yaxis } = chart._fullLayout, begun = DATA.when.lines.recordings[at("recording").value].begun;
+        const x = begun ? Date.parse(begun + "Z") + 1000 * seconds : seconds;
+        return [box.left + xaxis._offset + xaxis.d2p(x), box.top + yaxis._offset + yaxis.d2p(row)];
+    }""",
+        [seconds, row],
+    )
+    seen.page.mouse.click(x, y)
+
+
+def tone_of(wave, rate):
+    return np.fft.rfftfreq(len(wave), 1 / rate)[np.abs(np.fft.rfft(wave)).argmax()]
+
+
+def test_a_click_into_a_time_line_plays_that_part(visit, clusters):
+    seen = visit(clusters)
+    assert seen.js("[...document.getElementById('recording').options].map(o => o.textContent)") == [
+        "<b>.wav (4 segments, 4 clusters)", "a.wav (4 segments, 4 clusters)",
+    ]  # fmt: skip
+    assert seen.js("document.getElementById('recording-line').data[0].z.map(row => row.map(v => v !== null))") == [
+        [True] * 4, *np.eye(4, dtype=bool).tolist(),
+    ]  # fmt: skip
+    seen.page.select_option("#recording", "1")
+    click_line(seen, 12.0)
+    seen.until("document.querySelector('#part h3').textContent === 'a.wav · 0:10'")
+    seen.until("document.querySelector('#part audio').currentTime > 0")
+    uri = seen.js("document.querySelector('#part audio').src")
+    assert tone_of(*soundfile.read(io.BytesIO(base64.b64decode(uri.split(",")[1])))) == pytest.approx(1500, abs=5)
+    assert seen.js("document.querySelector('#part .hint').textContent") == "Cluster 2, 5 s"
+    seen.page.get_by_role("button", name="Later →").click()
+    assert seen.js("document.querySelector('#part h3').textContent") == "a.wav · 0:15"
+    assert seen.js("document.activeElement.textContent") == "← Earlier", "there is no later one"
+    click_line(seen, 2.0, row=1)
+    seen.until("document.querySelector('#part h3').textContent === 'a.wav · 0:00'")
+    seen.js("giveAll(membersOf(0), 'rain', 'cluster')")
+    assert "rain" in seen.js("document.getElementById('recording-line')._fullLayout.yaxis.ticktext")
+    assert "rain" in seen.js("document.getElementById('typical').textContent")
+
+
+def test_a_part_whose_sound_is_not_on_the_page_is_named_and_a_server_plays_it(visit, tmp_path, monkeypatch):
+    monkeypatch.setattr("decar.report.page.sample", lambda n, seed: np.array([0, 1, 4]))
+    page = field_page(tmp_path, ("A_20240512_055950.wav", "B_20240513_220000.wav"))
+    seen = visit(page)
+    click_line(seen, 12.0)
+    seen.until("document.querySelector('#part h3').textContent === 'A_20240512_055950.wav · 0:10'")
+    assert "06:00:00 by the recorder's clock" in seen.js("document.getElementById('part').textContent")
+    assert "decar page FOLDER --serve plays every part" in seen.js("document.getElementById('part').textContent")
+    assert seen.js("document.getElementById('recording-line')._fullLayout.xaxis.type") == "date"
+    with serving(page) as server:
+        served = visit(server.url)
+        served.page.select_option("#recording", "1")
+        click_line(served, 12.0)
+        served.until("document.querySelector('#part h3').textContent === 'B_20240513_220000.wav · 0:10'")
+        served.until("document.querySelector('#part audio').currentTime > 0")
+        index = int(served.js("document.querySelector('#part audio').getAttribute('src')").split("/")[1].split("?")[0])
+        assert index == 3 + 4 + 2
+        assert tone_of(*soundfile.read(io.BytesIO(server.sound(index)))) == pytest.approx(1500, abs=1)
+
+
+def test_near_duplicates_are_listed_together(visit, clusters):
+    """Both recordings have the same four tones."""
+    seen = visit(clusters)
+    seen.page.get_by_role("button", name="Near duplicates: 8 clips in 4 groups").click()
+    assert seen.js("document.querySelector('#cluster h3').textContent") == "8 near duplicates, group by group"
+    pairs = seen.js("[...document.querySelectorAll('#cluster .card')].map(c => CLIPS.at[c.dataset.clip])")
+    assert pairs[::2] == pairs[1::2]
+    assert sorted(pairs[::2]) == [0, 5, 10, 15]
+
+
 def test_a_page_of_suggestions_has_its_clips_in_order_and_no_clusters(visit, tmp_path):
     seen = visit(field_page(tmp_path, words=["dog", "cat"], suggested=True))
     assert seen.js("[...document.querySelectorAll('#cluster [data-clip]')].map(c => Number(c.dataset.clip))") == list(
         range(8)
     )
     assert not seen.page.locator("#cluster-table").is_visible()
-    assert "Clusters" not in seen.js("document.getElementById('facts').textContent")
+    assert "cluster" not in seen.js("document.getElementById('facts').textContent")
+    assert not seen.page.locator("#typical .card").count()
+    assert "recordings" not in seen.js("[...document.querySelectorAll('nav a')].map(a => a.hash.slice(1))")
     seen.page.locator("#cluster .card").nth(2).focus()
     seen.page.keyboard.press("2")
     assert seen.js("[...LABELS].map(([i, one]) => [i, one.words])") == [[2, ["cat"]]]

@@ -16,7 +16,7 @@ function setUpSummary() {
     parts ? count(recordings, "recording") : null, seconds ? ((value) => [value[0], `${value[1]} of sound`])(span(seconds)) : null, n ? count(n, parts ? "segment" : "clip") : null,
     real.length && !DATA.suggested ? count(real.length, "cluster") : null, noise ? [`${Math.round((100 * noise) / all)} %`, "in no cluster (noise)"] : null,
   ];
-  at("facts").append(...facts.filter(Boolean).map(([value, name]) => make("div", {}, make("dd", { textContent: value }), make("dt", { textContent: name }))));
+  at("facts").append(...facts.filter(Boolean).map(([value, name]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }))));
   at("sentences").append(...sentences().map((text) => make("li", { textContent: text })));
   if (!CLIPS || DATA.suggested || !real.length) return;
   const shown = real.slice(0, MOST), show = () => {

@@ -54,7 +54,7 @@ function setUpRecordings() {
     drawLine();
     const clip = here.get(placeOf(line.path, line.starts[i])), step = (name, by) => {
       const button = make("button", { type: "button", textContent: name, disabled: !(i + by in line.starts) });
-      button.addEventListener("click", () => { pick(i + by, true); at("part").querySelectorAll("button")[by > 0 ? 1 : 0].focus(); });
+      button.addEventListener("click", () => { pick(i + by, true); const pair = [...at("part").querySelectorAll("button")].slice(0, 2); (pair.find((one) => one.textContent === name && !one.disabled) || pair.find((one) => !one.disabled)).focus(); });
       return button;
     };
     const beyond = CLIPS.name.length + line.first + i; // its number on the server
