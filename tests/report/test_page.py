@@ -11,10 +11,11 @@ from decar.audio import Manifest
 from decar.clustering import Clusters
 from decar.downstream import Result
 from decar.models import embed_store, save_bundle
-from decar.report import RunFiles, explorer, page, render, write_environment, write_report
+from decar.report import RunFiles, explorer, page, render, run, write_environment, write_report
 from decar.report.clips import sounds
 from decar.report.clusters import Assignments
-from decar.report.page import clustering_names
+from decar.report.payload import as_script
+from decar.report.run import clustering_names
 from tests.conftest import make_encoder
 from tests.report.helpers import EVIL, N, small_run, sounds_in, write_clusters
 
@@ -25,7 +26,7 @@ def encoder():
 
 
 def gathered(source):
-    return page.gather(source, progress=False)
+    return run.gather(source, progress=False)
 
 
 def data_of(html: str):
@@ -187,7 +188,7 @@ def test_one_epoch_has_no_section_of_curves_but_a_run_without_figures_says_so(tm
 
 
 def test_sampled_clips_are_those_drawn_and_sizes_are_of_all(tmp_path, encoder, monkeypatch):
-    monkeypatch.setattr(page, "sample", lambda n, seed: np.array([3, 4, 8, 11]))
+    monkeypatch.setattr(run, "sample", lambda n, seed: np.array([3, 4, 8, 11]))
     data = gathered(small_run(tmp_path, encoder))
     assert data["clips"]["name"] == ["clip 3.wav", "clip 4.wav", "clip 8.wav", "clip 11.wav"]
     assert data["n_clips"] == N
@@ -231,7 +232,7 @@ def test_only_results_of_this_encoder_and_what_compares_with_them(tmp_path, enco
 
 
 def test_numbers_that_json_has_not_and_odd_names(tmp_path):
-    text = str(page.as_script({"a": float("nan"), 3: [float("inf"), np.float32(0.5)], "b": "\udcff & <"}))
+    text = str(as_script({"a": float("nan"), 3: [float("inf"), np.float32(0.5)], "b": "\udcff & <"}))
     assert json.loads(text) == {"a": None, "3": [None, 0.5], "b": "\udcff & <"}
     assert not set("<&") & set(text)
     assert len(sounds_in(tmp_path, 3)) == 3
@@ -263,7 +264,7 @@ def test_clusterings_are_named_by_what_they_are_of():
 def test_a_run_folder_that_cannot_be_written_has_its_page_all_the_same(tmp_path, encoder, caplog):
     source = small_run(tmp_path, encoder)
     (source.run / "clusters.npz").mkdir()
-    data = page.gather(source, progress=False, keep=True)
+    data = run.gather(source, progress=False, keep=True)
     assert data["explorer"]
     assert "the clusters of the run are not written" in caplog.text
 
@@ -272,8 +273,8 @@ def test_a_page_that_is_made_again_takes_its_clips_from_the_one_before(tmp_path,
     source = small_run(tmp_path, encoder)
     first = data_of(write_report(source, progress=False).read_text(encoding="utf-8"))
     looked, other = [], make_encoder("conv", seed=9, widths=[4, 4], hidden=8, pool="avg")
-    true_look = page.look
-    monkeypatch.setattr(page, "look", lambda *args, **options: looked.append(1) or true_look(*args, **options))
+    true_look = run.look
+    monkeypatch.setattr(run, "look", lambda *args, **options: looked.append(1) or true_look(*args, **options))
     result(encoder.hash()).write(source.run)
     again = data_of(write_report(source, progress=False).read_text(encoding="utf-8"))
     assert looked == []

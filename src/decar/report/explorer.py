@@ -17,6 +17,7 @@ from decar.report.clips import Clips, ends, middles, near_duplicates, order_of, 
 from decar.report.when import clip_names, hours_and_sites, hours_of, time_lines
 
 FINAL = "final embedding"
+MAX_COLUMNS = 16  # label columns that travel with the clips
 EXPLORED = 4  # label columns that a cluster's purity is shown against
 
 

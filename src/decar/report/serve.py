@@ -31,8 +31,10 @@ from decar.audio import Manifest, decode
 from decar.errors import AudioError, DecarError, one_line
 from decar.files import advice, whole
 from decar.report.clips import SECONDS, Decoded, loud, loudness, spectrogram
-from decar.report.folder import FRONT_END, MOST_BYTES, frontend_of, read_page
-from decar.report.page import SECTIONS, SERVED_POLICY, render
+from decar.report.folder import FRONT_END, frontend_of
+from decar.report.page import SERVED_POLICY, render
+from decar.report.payload import MOST_BYTES, read_page
+from decar.report.run import SECTIONS
 from decar.report.when import segments_of
 
 LABELS = "labels.csv"
