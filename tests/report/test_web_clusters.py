@@ -299,6 +299,9 @@ def test_near_duplicates_are_listed_together(visit, clusters):
     pairs = seen.js("[...document.querySelectorAll('#cluster .card')].map(c => CLIPS.at[c.dataset.clip])")
     assert pairs[::2] == pairs[1::2]
     assert sorted(pairs[::2]) == [0, 5, 10, 15]
+    assert seen.js("document.querySelector('#cluster .card').textContent").endswith("group 1+ label")
+    seen.page.locator("#cluster-table tbody tr").first.click()
+    assert seen.js("document.getElementById('order').value") == "near"
 
 
 def test_a_page_of_suggestions_has_its_clips_in_order_and_no_clusters(visit, tmp_path):

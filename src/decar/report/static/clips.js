@@ -146,7 +146,7 @@ function playlist(rows) {
 function card(i) {
   const name = make("button", { type: "button", className: "name", title: `${CLIPS.name[i]}: show on the map`, textContent: short(CLIPS.name[i].split("/").pop(), 60) });
   name.addEventListener("click", () => { showClip(i); at("map").scrollIntoView(); });
-  const label = DATA.labels.length ? labelOf(at("against").value, i) : "";
+  const label = [order === "alike" ? `group ${CLIPS.alike[i] + 1}` : "", DATA.labels.length ? labelOf(at("against").value, i) : ""].filter(Boolean).join(" · ");
   const made = make("div", { className: "card", tabIndex: 0, role: "group", "aria-label": CLIPS.name[i] }, ...sight(i), name, label ? make("div", { className: "silent", textContent: label }) : null, chips(i));
   made.dataset.clip = i;
   return made;
@@ -166,7 +166,7 @@ function list(title, rows, by, above = []) {
   const select = make("select"), cards = make("div", { className: "cards" }), name = make("input", { autocomplete: "off", placeholder: "dog, or dog,rain" });
   name.setAttribute("list", "label-words");
   name.id = "name-all";
-  choices(select, Object.entries(ORDERS).map(([key, [text]]) => [key, text]), order);
+  choices(select, Object.entries(ORDERS).filter(([key]) => key !== "alike" || rows.some((i) => CLIPS.alike[i] >= 0)).map(([key, [text]]) => [key, text]), order);
   select.id = "order";
   select.addEventListener("change", () => { order = select.value; list(title, rows, by, above); });
   name.value = by === "cluster" ? nameOf(rows) : "";
@@ -188,6 +188,7 @@ function list(title, rows, by, above = []) {
 }
 
 function showCluster(c) {
+  if (order === "alike") order = "near"; // else a cluster without near duplicates would look empty
   const which = Number(at("explored").value), final = which === CLIPS.clusters.length - 1, rows = CLIPS.name.map((_, i) => i).filter((i) => CLIPS.clusters[which][i] === c.id);
   const purities = Object.entries(c.purity).map(([name, [value, top, n]]) => [name, value === null ? "no labelled clip" : `${percent(value)} ${short(top, 40)} (of ${n} with a label)`]);
   const button = make("button", { type: "button", textContent: "Show on the map" });

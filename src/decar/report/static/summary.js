@@ -19,11 +19,8 @@ function setUpSummary() {
   at("facts").append(...facts.filter(Boolean).map(([value, name]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }))));
   at("sentences").append(...sentences().map((text) => make("li", { textContent: text })));
   if (!CLIPS || DATA.suggested || !real.length) return;
-  const shown = real.slice(0, MOST), show = () => {
-    const rest = real.length - shown.length;
-    at("typical-hint").textContent = `The ${rest ? `${shown.length} largest clusters` : "clusters"}, each with its most typical clip. A click on the picture plays it, one on the name lists the cluster.`;
-    at("typical").replaceChildren(...shown.map((c) => typical(c, all)));
-  };
+  const shown = real.slice(0, MOST), show = () => at("typical").replaceChildren(...shown.map((c) => typical(c, all)));
+  at("typical-hint").textContent = "The largest clusters, each with its most typical clip: a click on the picture plays it, one on the name lists the cluster.";
   show();
   let names = "";
   listeners.push(() => { const now = shown.map((c) => nameOf(membersOf(c.id))).join("\n"); if (now !== names) { names = now; show(); } });
