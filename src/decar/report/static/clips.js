@@ -146,7 +146,7 @@ function playlist(rows) {
 function card(i) {
   const name = make("button", { type: "button", className: "name", title: `${CLIPS.name[i]}: show on the map`, textContent: short(CLIPS.name[i].split("/").pop(), 60) });
   name.addEventListener("click", () => { showClip(i); at("map").scrollIntoView(); });
-  const label = [order === "alike" ? `group ${CLIPS.alike[i] + 1}` : "", DATA.labels.length ? labelOf(at("against").value, i) : ""].filter(Boolean).join(" · ");
+  const label = [order === "alike" && CLIPS.alike[i] >= 0 ? `group ${CLIPS.alike[i] + 1}` : "", DATA.labels.length ? labelOf(at("against").value, i) : ""].filter(Boolean).join(" · ");
   const made = make("div", { className: "card", tabIndex: 0, role: "group", "aria-label": CLIPS.name[i] }, ...sight(i), name, label ? make("div", { className: "silent", textContent: label }) : null, chips(i));
   made.dataset.clip = i;
   return made;
