@@ -19,7 +19,7 @@ function picture(i) {
   const step = [0.1, 0.25, 0.5, 1].find((one) => end / one <= 4) || 1, tick = (side, share, text) => make("span", { className: side, style: `${side}:${100 * share}%`, textContent: text });
   return make("div", { className: "sight" }, make("img", { className: "spectrogram", src: source, alt: `log-mel spectrogram of ${CLIPS.name[i]}` }),
     ...[1000, 2000, 4000, 8000, 16000].filter((hz) => low < hz && mel(hz) < 0.95 * mel(high)).map((hz) => tick("bottom", (mel(hz) - mel(low)) / (mel(high) - mel(low)), `${hz / 1000}${hz === 1000 ? " kHz" : ""}`)),
-    ...[1, 2, 3].map((k) => k * step).filter((second) => second < 0.95 * end).map((second) => tick("left", second / end, second === step ? `${second} s` : second)));
+    ...[1, 2, 3].map((k) => k * step).filter((second) => second < 0.92 * end).map((second) => tick("left", second / end, second === step ? `${second} s` : second)));
 }
 
 function sight(i) {

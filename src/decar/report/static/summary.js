@@ -20,7 +20,7 @@ function setUpSummary() {
   at("sentences").append(...sentences().map((text) => make("li", { textContent: text })));
   if (!CLIPS || DATA.suggested || !real.length) return;
   const shown = real.slice(0, MOST), show = () => at("typical").replaceChildren(...shown.map((c) => typical(c, all)));
-  at("typical-hint").textContent = "The largest clusters, each with its most typical clip: a click on the picture plays it, one on the name lists the cluster.";
+  at("typical-hint").textContent = "The largest clusters. A click on a picture plays the most typical clip, one on a name lists the cluster.";
   show();
   let names = "";
   listeners.push(() => { const now = shown.map((c) => nameOf(membersOf(c.id))).join("\n"); if (now !== names) { names = now; show(); } });
@@ -47,12 +47,12 @@ function typical(cluster, all) {
 function sentences() {
   const { epochs, trained, figures = {}, best } = DATA.summary, found = [];
   if (epochs) found.push(`Trained for ${count(epochs, "epoch").join(" ")}${trained === null ? "" : trained ? ` in ${span(trained).join(" ")}` : " in less than a second"}.`);
-  if (figures.nmi !== undefined) found.push(`NMI ${figures.nmi.toFixed(2)} between the last two clusterings of the training: 1 would be that nothing moves any more.`);
-  if (figures.probe_accuracy !== undefined) found.push(`Online probe ${percent(figures.probe_accuracy)}: how often a label that training does not see is read off the embedding rightly.`);
+  if (figures.nmi !== undefined) found.push(`NMI ${figures.nmi.toFixed(2)} between the last two clusterings: at 1 nothing moves any more.`);
+  if (figures.probe_accuracy !== undefined) found.push(`Online probe ${percent(figures.probe_accuracy)} of labels, unseen by the training, are read off the embedding correctly.`);
   if (best) {
     const others = Object.entries(best.encoders).filter(([name]) => name !== "this encoder").map(([name, value]) => `${name} ${percent(value)}`);
-    if (best.chance !== null) others.push(`always the commonest class ${percent(best.chance)}`);
-    found.push(`${best.tasks.length === 1 ? `Task ${best.tasks[0]}` : `Mean of ${best.tasks.length} tasks`}: ${best.metric} ${percent(best.encoders["this encoder"])} on test${others.length ? ` (${others.join(", ")})` : ""}.`);
+    if (best.chance !== null) others.push(`commonest class ${percent(best.chance)}`);
+    found.push(`${best.tasks.length === 1 ? `Task ${best.tasks[0]}` : `Mean of ${best.tasks.length} tasks`}: ${best.metric} ${percent(best.encoders["this encoder"])}${others.length ? ` (${others.join(", ")})` : ""}.`);
   }
   if (DATA.suggested) found.push("Clips whose labels would teach a classifier most, the most useful first.");
   return found;

@@ -16,17 +16,17 @@ function setUpResults() {
 function setUpBars() {
   const rows = DATA.bars || [], names = [...new Set(rows.flatMap((row) => Object.keys(row.encoders)))], several = new Set(rows.map((row) => row.how)).size > 1;
   if (!rows.length) return;
-  at("bars").style.height = `${80 + rows.length * (22 + 16 * names.length)}px`;
+  at("bars").style.height = `${(innerWidth < 600 ? 180 : 100) + rows.length * (12 + 18 * names.length)}px`;
   const places = rows.map((_, r) => r), chances = places.filter((r) => rows[r].chance !== null);
   draw("bars", () => [...names.map((name, k) => {
     const at_ = places.filter((r) => name in rows[r].encoders), found = at_.map((r) => rows[r].encoders[name]);
     return { type: "bar", orientation: "h", name: plain(short(name, 28)), y: at_, x: found.map(([mean]) => mean), marker: { color: ["#4c78d8", "#9aa3ad", "#f58518", ...PALETTE.slice(2)][k % 21] },
       error_x: { visible: found.some(([, least, most]) => most > least), symmetric: false, array: found.map(([mean, , most]) => most - mean), arrayminus: found.map(([mean, least]) => mean - least), color: colour("--soft"), thickness: 1 },
-      text: found.map(([mean]) => percent(mean)), textposition: "inside", insidetextanchor: "start", hovertemplate: found.map(([, least, most]) => `${plain(name)}: %{text}${most > least ? `, ${percent(least)} to ${percent(most)}` : ""}<extra></extra>`) };
-  }), ...(chances.length ? [{ type: "scatter", mode: "markers", name: "always the commonest class", y: chances, x: chances.map((r) => rows[r].chance), marker: { symbol: "line-ns", size: 12 + 15 * names.length, line: { width: 2, color: colour("--ink") } }, hovertemplate: "always the commonest class: %{x:.1%}<extra></extra>" }] : [])],
-  { barmode: "group", bargap: 0.25, margin: { l: 60, r: 12, t: 30, b: 40 }, showlegend: true, legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" },
+      text: found.map(([mean]) => percent(mean)), textposition: "inside", insidetextanchor: "end", constraintext: "none", textfont: { size: 11 }, hovertemplate: found.map(([, least, most]) => `${plain(name)}: %{text}${most > least ? `, ${percent(least)} to ${percent(most)}` : ""}<extra></extra>`) };
+  }), ...(chances.length ? [{ type: "scatter", mode: "lines", name: "always the commonest class", y: chances.flatMap((r) => [r - 0.45, r + 0.45, null]), x: chances.flatMap((r) => [rows[r].chance, rows[r].chance, null]), line: { width: 2, dash: "dot", color: colour("--ink") }, hovertemplate: "always the commonest class: %{x:.1%}<extra></extra>" }] : [])],
+  { barmode: "group", bargap: 0.2, margin: { l: 60, r: 12, t: 30, b: 40 }, showlegend: true, legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" },
     xaxis: { range: [0, 1], tickformat: ".0%", title: { text: "on test", standoff: 6 } },
-    yaxis: { autorange: "reversed", showgrid: false, tickvals: places, ticktext: rows.map((row) => plain(short(row.task, 24)) + (several ? `<br>${plain(row.how)}` : "") + (row.metric === "accuracy" ? "" : `<br>${plain(row.metric)}`)) } });
+    yaxis: { range: [rows.length - 0.5, -0.5], showgrid: false, tickvals: places, ticktext: rows.map((row) => plain(short(row.task, 24)) + (several ? `<br>${plain(row.how)}` : "") + (row.metric === "accuracy" ? "" : `<br>${plain(row.metric)}`)) } });
 }
 
 function showConfusion(result) {
