@@ -230,7 +230,7 @@ function setUpExplorer() {
     shown.pick(all[all.length - 1].clusters.find((c) => c.id === id));
   };
   const twins = CLIPS.name.map((_, i) => i).filter((i) => CLIPS.alike[i] >= 0), groups = new Set(twins.map((i) => CLIPS.alike[i])).size;
-  at("alike").hidden = !twins.length;
+  at("alike").hidden = !twins.length || DATA.suggested; // there the order of the only list does it
   at("alike").textContent = `Near duplicates: ${number(twins.length)} clips in ${count(groups, "group").join(" ")}`;
   at("alike").addEventListener("click", () => { unpick(); order = "alike"; list(`${number(twins.length)} near duplicates, group by group`, twins, "selection"); });
   unpick = () => shown.unpick();

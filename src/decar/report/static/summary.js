@@ -54,6 +54,5 @@ function sentences() {
     if (best.chance !== null) others.push(`commonest class ${percent(best.chance)}`);
     found.push(`${best.tasks.length === 1 ? `Task ${best.tasks[0]}` : `Mean of ${best.tasks.length} tasks`}: ${best.metric} ${percent(best.encoders["this encoder"])}${others.length ? ` (${others.join(", ")})` : ""}.`);
   }
-  if (DATA.suggested) found.push("Clips whose labels would teach a classifier most, the most useful first.");
   return found;
 }
