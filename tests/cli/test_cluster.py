@@ -45,8 +45,8 @@ def test_recordings_become_clusters(decar, recordings, tmp_path, method):
         assert (out / name).is_file(), name
     assert len((out / "audacity/north/rec0.wav.txt").read_text().splitlines()) == 4
     data = page_data(out / "report.html")
-    assert data["facts"]["Recordings"] == 6
-    assert data["facts"]["Segments"] == 24
+    assert data["summary"] == {"recordings": 6, "seconds": 120.0, "clips": 24}
+    assert sum(len(line["clusters"]) for line in data["when"]["lines"]["recordings"]) == 24
     assert data["title"] == "field"
     assert "north/rec0.wav · 0:15" in data["clips"]["name"]
     assert data["labels"] == ["label"]

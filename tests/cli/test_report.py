@@ -25,7 +25,8 @@ def test_a_run_makes_its_page_and_report_makes_the_same_later(run, decar, evalua
     log = (run / "train.log").read_text()
     assert "look at it:" in log
     data = data_of((run / "report.html").read_text(encoding="utf-8"))
-    assert set(data["notes"]) == {"downstream"}
+    assert set(data["notes"]) == {"results"}
+    assert data["summary"]["trained"] is not None, "train.log says how long the epochs took"
     assert data["n_clips"] == data["n_sounds"] == 12
     assert data["labels"] == ["label"]
     assert data["config"]["data"]["root"] == str(sound_folder)

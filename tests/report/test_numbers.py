@@ -8,7 +8,7 @@ import pytest
 
 from decar.errors import DecarError
 from decar.report import clusters as of
-from decar.report.clips import ends, middles, order_of, sample, standardised, tsne
+from decar.report.clips import ALIKE, ends, middles, near_duplicates, order_of, sample, standardised, tsne
 from decar.report.folder import curves
 from tests.report.helpers import write_clusters, write_metrics
 
@@ -185,3 +185,29 @@ def test_curves_are_the_finite_values_at_their_steps(tmp_path):
     assert clusters["y"] == [3, 3, 3, 4]
     with pytest.raises(DecarError, match="not there"):
         curves(tmp_path / "nowhere")
+
+
+def test_one_point_is_no_curve_and_what_is_not_known_yet_is_a_gap_not_zero(tmp_path):
+    (tmp_path / "metrics.csv").write_text(
+        "epoch,step,loss_epoch,loss_step,nmi,probe_accuracy\n0,4,2.0,,,\n0,4,,1.9,,\n1,9,1.5,,,0.5\n2,14,1.0,,0.7,\n3,19,0.5,,0.8,\n"
+    )
+    loss, nmi = curves(tmp_path)
+    assert (loss["epoch"], loss["y"]) == ([1, 2, 3, 4], [2.0, 1.5, 1.0, 0.5])
+    assert (nmi["epoch"], nmi["y"]) == ([3, 4], [0.7, 0.8])
+
+
+def test_near_duplicates_are_chains_of_clips_that_are_alike():
+    rng = np.random.default_rng(0)
+    unit = standardised(rng.normal(size=(60, 40)).astype(np.float32))
+    assert (near_duplicates(unit) == -1).all()
+    unit[[3, 50]] = unit[7]
+    unit[20] = unit[21] + 0.02 * rng.normal(size=40)  # nearly
+    unit[20] /= np.linalg.norm(unit[20])
+    assert ALIKE < unit[20] @ unit[21] < 1
+    found = near_duplicates(unit)
+    assert {i: int(group) for i, group in enumerate(found) if group >= 0} == {3: 0, 7: 0, 50: 0, 20: 1, 21: 1}
+    chain = np.stack([np.cos(0.3 * np.arange(9)), np.sin(0.3 * np.arange(9))], axis=1).astype(np.float32)
+    assert near_duplicates(chain, least=np.cos(0.31)).tolist() == [0] * 9, "though its ends are not alike"
+    assert near_duplicates(chain, least=np.cos(0.29)).tolist() == [-1] * 9
+    assert near_duplicates(np.zeros((4, 3), np.float32)).tolist() == [0] * 4, "all the same"
+    assert near_duplicates(np.eye(1, 3, dtype=np.float32)).tolist() == [-1]

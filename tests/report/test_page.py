@@ -11,10 +11,11 @@ from decar.audio import Manifest
 from decar.clustering import Clusters
 from decar.downstream import Result
 from decar.models import embed_store, save_bundle
-from decar.report import RunFiles, page, render, write_environment, write_report
+from decar.report import RunFiles, explorer, page, render, run, write_environment, write_report
 from decar.report.clips import sounds
 from decar.report.clusters import Assignments
-from decar.report.page import clustering_names
+from decar.report.payload import as_script
+from decar.report.run import clustering_names
 from tests.conftest import make_encoder
 from tests.report.helpers import EVIL, N, small_run, sounds_in, write_clusters
 
@@ -25,7 +26,7 @@ def encoder():
 
 
 def gathered(source):
-    return page.gather(source, progress=False)
+    return run.gather(source, progress=False)
 
 
 def data_of(html: str):
@@ -104,7 +105,7 @@ def test_the_page_names_no_address_that_it_would_load_and_forbids_itself_any(tmp
     [
         ("metrics.csv", "curves", "not there"), ("clusters.parquet", "clusters", "not there"),
         ("encoder.safetensors", "map", "no such bundle"), ("environment.json", "environment", "not there"),
-        ("nothing", "downstream", "no results of this encoder"),
+        ("nothing", "results", "no results of this encoder"),
     ],
 )  # fmt: skip
 def test_what_is_missing_is_a_note_and_the_rest_is_there(tmp_path, encoder, missing, section, says):
@@ -115,7 +116,7 @@ def test_what_is_missing_is_a_note_and_the_rest_is_there(tmp_path, encoder, miss
         path.rename(tmp_path / "away")
     data = gathered(source)
     assert says in data["notes"][section]
-    assert set(data["notes"]) == {section, "downstream"}
+    assert set(data["notes"]) == {section, "results"}
     assert bool(data["curves"]) == (section != "curves")
     assert bool(data["clips"]) == (section != "map")
     assert bool(data["explorer"]) == (section != "map")
@@ -129,7 +130,7 @@ def test_damaged_files_are_notes_too(tmp_path, encoder):
     (source.run / "environment.json").write_text("[1")
     (source.run / "result.json").write_text("{}")
     (source.run / "metrics.csv").write_bytes(b"\xff\xfe\n\n")
-    assert set(gathered(source)["notes"]) == {"map", "clusters", "environment", "downstream", "curves"}
+    assert set(gathered(source)["notes"]) == {"map", "clusters", "environment", "results", "curves"}
 
 
 def test_clips_that_are_not_to_be_had_leave_curves_and_flows(tmp_path, encoder):
@@ -164,8 +165,30 @@ def test_clusters_of_other_clips_are_not_laid_over_these(tmp_path, encoder, capl
     assert "other clips" in caplog.text
 
 
+def test_the_summary_counts_sounds_and_ends_with_the_figures_of_the_run(tmp_path, encoder):
+    source = small_run(tmp_path, encoder)
+    result(encoder.hash()).write(source.run / "result.json")
+    data = gathered(source)
+    found = data["summary"]
+    assert found.pop("best")["encoders"] == {"this encoder": 0.75}
+    assert found.pop("seconds") == pytest.approx(N * 0.5, abs=N * 0.02)
+    figures = {"loss_step": 1.0, "loss_epoch": 0.5, "nmi": 0.5, "n_clusters": 3.0}
+    assert found == {"recordings": N, "clips": N, "epochs": 2, "trained": None, "figures": figures}
+    assert [c["size"] for c in data["explorer"][2]["clusters"]] == sorted(
+        (c["size"] for c in data["explorer"][2]["clusters"]), reverse=True
+    )
+    assert page.sections_of(data) == ["summary", "explorer", "map", "curves", "clusters", "results", "options"]
+
+
+def test_one_epoch_has_no_section_of_curves_but_a_run_without_figures_says_so(tmp_path, encoder):
+    source = small_run(tmp_path, encoder, epochs=1)
+    assert "curves" not in page.sections_of(gathered(source))
+    (source.run / "metrics.csv").unlink()
+    assert "curves" in page.sections_of(gathered(source))
+
+
 def test_sampled_clips_are_those_drawn_and_sizes_are_of_all(tmp_path, encoder, monkeypatch):
-    monkeypatch.setattr(page, "sample", lambda n, seed: np.array([3, 4, 8, 11]))
+    monkeypatch.setattr(run, "sample", lambda n, seed: np.array([3, 4, 8, 11]))
     data = gathered(small_run(tmp_path, encoder))
     assert data["clips"]["name"] == ["clip 3.wav", "clip 4.wav", "clip 8.wav", "clip 11.wav"]
     assert data["n_clips"] == N
@@ -209,7 +232,7 @@ def test_only_results_of_this_encoder_and_what_compares_with_them(tmp_path, enco
 
 
 def test_numbers_that_json_has_not_and_odd_names(tmp_path):
-    text = str(page.as_script({"a": float("nan"), 3: [float("inf"), np.float32(0.5)], "b": "\udcff & <"}))
+    text = str(as_script({"a": float("nan"), 3: [float("inf"), np.float32(0.5)], "b": "\udcff & <"}))
     assert json.loads(text) == {"a": None, "3": [None, 0.5], "b": "\udcff & <"}
     assert not set("<&") & set(text)
     assert len(sounds_in(tmp_path, 3)) == 3
@@ -219,7 +242,7 @@ def test_a_fault_of_ours_costs_a_section_and_is_told_in_the_log(tmp_path, encode
     def broken(*args):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(page, "tsne", broken)
+    monkeypatch.setattr(explorer, "tsne", broken)
     data = gathered(small_run(tmp_path, encoder))
     assert data["notes"]["map"] == "could not be made: RuntimeError: no ink"
     assert data["curves"]
@@ -241,7 +264,7 @@ def test_clusterings_are_named_by_what_they_are_of():
 def test_a_run_folder_that_cannot_be_written_has_its_page_all_the_same(tmp_path, encoder, caplog):
     source = small_run(tmp_path, encoder)
     (source.run / "clusters.npz").mkdir()
-    data = page.gather(source, progress=False, keep=True)
+    data = run.gather(source, progress=False, keep=True)
     assert data["explorer"]
     assert "the clusters of the run are not written" in caplog.text
 
@@ -250,8 +273,8 @@ def test_a_page_that_is_made_again_takes_its_clips_from_the_one_before(tmp_path,
     source = small_run(tmp_path, encoder)
     first = data_of(write_report(source, progress=False).read_text(encoding="utf-8"))
     looked, other = [], make_encoder("conv", seed=9, widths=[4, 4], hidden=8, pool="avg")
-    true_look = page.look
-    monkeypatch.setattr(page, "look", lambda *args, **options: looked.append(1) or true_look(*args, **options))
+    true_look = run.look
+    monkeypatch.setattr(run, "look", lambda *args, **options: looked.append(1) or true_look(*args, **options))
     result(encoder.hash()).write(source.run)
     again = data_of(write_report(source, progress=False).read_text(encoding="utf-8"))
     assert looked == []

@@ -91,8 +91,8 @@ def test_nobody_else_is_answered(page, how, path):
 
 
 @pytest.mark.parametrize(
-    "path", ["/sound/8", "/sound/-1", "/sound/99999999999999999999", "/sound/../report.html", "/report.html",
-             "/labels.csv", "/etc/passwd", "/sound/%2e%2e/x", "/picture/1e0", "/sound/0/0"]
+    "path", ["/sound/16", "/picture/16", "/sound/-1", "/sound/99999999999999999999", "/sound/../report.html",
+             "/report.html", "/labels.csv", "/etc/passwd", "/sound/%2e%2e/x", "/picture/1e0", "/sound/0/0"]
 )  # fmt: skip
 def test_only_clips_of_the_page_can_be_read(page, path):
     with serving(page) as server:
@@ -115,6 +115,22 @@ def test_a_clip_plays_in_full_and_from_the_middle(page):
         assert headers["Content-Range"] == f"bytes 1000-{len(content) - 1}/{len(content)}"
         status, headers, picture = ask(server, f"/picture/{index}")
         assert (status, picture[:4], picture[8:12]) == (200, b"RIFF", b"WEBP")
+
+
+def test_every_segment_of_a_time_line_plays_also_those_that_are_no_clips_of_the_page(page, tmp_path):
+    data = data_of(page)
+    for key, values in data["clips"].items():
+        if key in ("at", "for"):
+            data["clips"][key] = values[:2]
+    data["clips"]["path"]["codes"] = data["clips"]["path"]["codes"][:2]
+    (tmp_path / "page.html").write_text(render(data), encoding="utf-8")
+    with serving(tmp_path / "page.html") as server:
+        assert [line["path"] for line in data["when"]["lines"]["recordings"]] == ["<b>.wav", "a.wav"]
+        wave, rate = soundfile.read(io.BytesIO(ask(server, f"/sound/{2 + 4 + 2}")[2]))
+        assert len(wave) / rate == pytest.approx(5.0, abs=0.001)
+        assert np.fft.rfftfreq(len(wave), 1 / rate)[np.abs(np.fft.rfft(wave)).argmax()] == pytest.approx(1500, abs=1)
+        assert ask(server, "/picture/9")[0] == 200
+        assert ask(server, "/sound/10")[0] == 404
 
 
 def test_a_sound_that_went_away_says_so_and_one_that_moved_is_found(tmp_path):
@@ -187,7 +203,9 @@ def test_what_is_no_table_of_labels_is_not_written(tmp_path, body, status):
     [
         ("", None), (b'{"title"', b'["title"'), (b'"title":"', b'"title":1,"x":"'), (b'"root"', b'"tree"'),
         (b'"f_max":', b'"f_max":"x","f":'), (b'"codes":[', b'"codes":[99,'), (b'"at":[0', b'"at":["x"'),
-        (b'"at":[', b'"at":[0,'), (b'"explorer":', b'"explor</script>:'),
+        (b'"at":[', b'"at":[0,'), (b'"explorer":', b'"explor</script>:'), (b'"starts":[[0,1]', b'"starts":[[0,1e15]'),
+        (b'"starts":[[0,1]', b'"starts":[["x",1]'), (b'"starts":[[0,1]', b'"starts":[[0,-1]'),
+        (b'"lengths":', b'"len":'), (b'"lengths":[[5000,4]', b'"lengths":[[5000,3]'), (b'"bars":', b'"bar":'),
     ],
 )  # fmt: skip
 def test_a_damaged_page_is_refused_by_name(page, tmp_path, part, damaged):

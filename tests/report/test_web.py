@@ -1,43 +1,16 @@
-"""The page in a browser: Debian's Chromium, headless, offline. `make test-web`."""
-
-import base64
-import io
-import shutil
-import time
+"""The page of a run in a browser. `make test-web`."""
 
 import numpy as np
 import pandas as pd
 import pytest
-import soundfile
 
 from decar.audio import LogMelStore, Manifest
-from decar.downstream.classifier import read_examples
 from decar.report import RunFiles, write_environment, write_report
 from tests.conftest import make_encoder
-from tests.report.helpers import EVIL, N, field_page, small_run
+from tests.report.helpers import EVIL, N, small_run
 from tests.report.test_page import result
-from tests.report.test_serve import serving
 
 pytestmark = pytest.mark.web
-
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--autoplay-policy=no-user-gesture-required",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser():
-    assert CHROMIUM, "no Chromium on the path: apt-get install chromium, or make test-web"
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -52,71 +25,62 @@ def file(tmp_path_factory):
     return write_report(source, progress=False)
 
 
-class Visit:
-    """A page that is looked at, and what it said and asked for meanwhile."""
-
-    def __init__(self, browser, file, width=1280, height=900, scheme="light"):
-        self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        self.page, self.said, self.asked = self.context.new_page(), [], []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.said.append(f"dialog {dialog.message}"), dialog.dismiss()))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.home = file if isinstance(file, str) else ""
-        self.page.goto(self.home or file.as_uri())
-        self.until("document.documentElement.dataset.ready === 'yes'")
-
-    def js(self, code, argument=None):
-        return self.page.evaluate(code, argument)
-
-    def until(self, code, seconds=10):
-        """Wait until an expression is true: `wait_for_function` would evaluate text, which a served page forbids."""
-        end = time.monotonic() + seconds
-        while not self.js(code):
-            assert time.monotonic() < end, code
-            self.page.wait_for_timeout(30)
-
-    def play(self, selector, begin=0.0):
-        """Play a sound for a moment from `begin` (s); returns where it then is, and how long it is."""
-        return self.js(
-            """async ([selector, begin]) => {
-                const player = document.querySelector(selector);
-                await player.play();
-                if (begin) player.currentTime = begin;
-                const began = Date.now();
-                while (player.currentTime < begin + 0.05 && Date.now() - began < 5000)
-                    await new Promise(r => setTimeout(r, 20));
-                return [player.currentTime, player.duration];
-            }""",
-            [selector, begin],
-        )
-
-
-@pytest.fixture
-def visit(browser):
-    made = []
-
-    def open_page(file, **options):
-        made.append(Visit(browser, file, **options))
-        return made[-1]
-
-    yield open_page
-    for one in made:
-        one.context.close()
-        assert one.said == [], "the console is silent"
-        assert all(url.startswith((one.home.split("?")[0] or "file:", "data:", "blob:")) for url in one.asked)
-
-
 def test_every_part_is_drawn(visit, file):
     seen = visit(file)
-    for chart in ("curve-loss_epoch", "quantiles", "sizes", "flow", "map-chart", "confusion"):
+    for chart in ("curve-loss_epoch", "quantiles", "sizes", "flow", "map-chart", "bars", "confusion"):
         assert seen.js("id => document.getElementById(id).querySelectorAll('.main-svg').length", chart) > 0, chart
     assert seen.js("[...document.querySelectorAll('[data-note]')].filter(n => !n.hidden).map(n => n.textContent)") == []
     assert seen.js("document.getElementById('explored').selectedOptions[0].textContent").startswith("final embedding")
     seen.page.select_option("#explored", "1")
     assert seen.js("document.querySelectorAll('#cluster-table tbody tr').length") == 4
     assert seen.js("document.querySelectorAll('#environment-table tr').length") > 8
-    assert seen.js("document.getElementById('facts').textContent").startswith(f"Clips{N}Epochs3")
+    k = seen.js("DATA.explorer[2].clusters.length")
+    assert seen.js("document.getElementById('facts').textContent") == f"seconds of sound12clips{N}clusters{k}"
+    assert seen.js("[...document.querySelectorAll('#sentences li')].map(li => li.textContent)") == [
+        "Trained for 3 epochs.",
+        "NMI 1.00 between the last two clusterings: at 1 nothing moves any more.",
+        "Task kind: accuracy 75.0 % (random weights 50.0 %, commonest class 50.0 %).",
+    ]
+    assert seen.js("[...document.querySelectorAll('nav a')].map(a => a.textContent)") == [
+        "Summary", "Explorer", "Map", "Curves", "Epochs", "Results", "Options",
+    ]  # fmt: skip
+    traces = "document.getElementById('bars').data.map(t => [t.name, t.x])"
+    bars = [["this encoder", [0.75]], ["random weights", [0.5]], ["always the commonest class", [0.5, 0.5, None]]]
+    assert seen.js(traces) == bars
+
+
+@pytest.mark.parametrize(("width", "height"), [(1400, 900), (390, 844)])
+def test_the_first_screen_says_what_there_is_and_plays_the_largest_clusters(visit, file, width, height):
+    seen = visit(file, width=width, height=height)
+    cards = "[...document.querySelectorAll('#typical .card')].filter(c => c.checkVisibility())"
+    assert seen.js(f"{cards}.length") == min(seen.js("DATA.explorer[2].clusters.length"), 4 if width < 860 else 6)
+    assert seen.js(f"{cards}.every(c => c.getBoundingClientRect().bottom <= innerHeight)")
+    first = seen.js("DATA.explorer[2].clusters[0]")
+    share = f"{100 * first['size'] / N:.1f} %, {first['size']} clips"
+    assert seen.js(f"{cards}[0].textContent").endswith(f"Cluster {first['id']}{share}")
+    seen.page.locator("#typical .play").first.click()
+    seen.until("!document.querySelector('#typical audio').paused || document.querySelector('#typical audio').ended")
+    best = seen.js("""() => {
+        const rows = CLIPS.name.map((_, i) => i).filter(i => CLIPS.clusters[2][i] === 0);
+        return CLIPS.sounds[rows.reduce((a, b) => CLIPS.middle[2][b] > CLIPS.middle[2][a] ? b : a)][0];
+    }""")
+    assert seen.js("document.querySelector('#typical audio').src") == best
+    seen.page.locator("#typical .name").nth(2).click()
+    third = seen.js("DATA.explorer[2].clusters[2].id")
+    assert seen.js("document.querySelector('#cluster h3').textContent").startswith(f"Cluster {third}:")
+
+
+def test_spectrograms_have_ticks_of_frequency_and_time(visit, file):
+    seen = visit(file)
+    ticks = seen.js(
+        "[...document.querySelectorAll('#cluster .sight')[0].querySelectorAll('span')].map(t => t.textContent)"
+    )
+    assert ticks == ["1 kHz", "2", "4", "0.25 s"]
+    low, high = (2595 * np.log10(1 + hz / 700) for hz in (60, 7800))
+    height = (2595 * np.log10(1 + 1000 / 700) - low) / (high - low)
+    assert float(seen.js("document.querySelectorAll('#cluster .sight span')[0].style.bottom")[:-1]) == pytest.approx(
+        100 * height, abs=0.01
+    )
 
 
 def test_a_click_on_a_point_shows_its_clip_which_plays(visit, file):
@@ -242,7 +206,7 @@ def test_light_and_dark_can_be_read_and_switched(visit, file, scheme):
 def test_the_keyboard_reaches_everything_and_shows_where_it_is(visit, file):
     seen = visit(file)
     reached = []
-    for _ in range(250):
+    for _ in range(300):
         seen.page.keyboard.press("Tab")
         name = seen.js("document.activeElement.id || document.activeElement.tagName")
         outline = seen.js("getComputedStyle(document.activeElement).outlineStyle")
@@ -262,7 +226,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(visit, file):
 def test_a_page_of_nothing_says_so(visit, tmp_path):
     seen = visit(write_report(RunFiles(tmp_path, {}, "the folder is gone"), progress=False))
     told = seen.js("[...document.querySelectorAll('[data-note]')].filter(n => !n.hidden).map(n => n.dataset.note)")
-    assert told == ["explorer", "map", "curves", "clusters", "downstream", "environment"]
+    assert told == ["explorer", "map", "curves", "clusters", "results", "environment"]
     assert seen.js("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -276,260 +240,3 @@ def test_no_labels_one_epoch_one_cluster(visit, tmp_path):
     seen.page.select_option("#explored", "0")
     assert "no label columns" in seen.js("document.getElementById('explorer-hint').textContent")
     assert seen.js("document.querySelectorAll('#cluster audio').length") == N // 3
-
-
-@pytest.fixture(scope="module")
-def clusters(tmp_path_factory):
-    return field_page(tmp_path_factory.mktemp("field"))
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 390])
-def test_a_page_of_clusters_has_what_it_shows_and_nothing_else(visit, clusters, scheme, width):
-    seen = visit(clusters, width=width, scheme=scheme)
-    shown = seen.js("[...document.querySelectorAll('section')].filter(s => s.checkVisibility()).map(s => s.id)")
-    assert (
-        shown
-        == ["explorer", "map", "config"]  # and no hours, since nothing says when they were recorded
-        == seen.js("[...document.querySelectorAll('nav a')].map(a => a.hash.slice(1))")
-    )
-    assert seen.js("document.getElementById('facts').textContent") == "Recordings2Hours0.01Segments8Clusters3Noise25%"
-    column = "[...document.querySelectorAll('#cluster-table tbody tr')].map(r => r.cells[0].textContent)"
-    assert seen.js(column) == ["noise", "0", "1", "2"]
-    assert seen.js("document.documentElement.scrollWidth <= innerWidth")
-    seen.js("showClip(CLIPS.name.indexOf('<b>.wav · 0:10'))")
-    told = seen.js("document.getElementById('clip').textContent")
-    assert "cluster2" in told
-    assert "from 10 s" in told
-    assert "novelty2.00" in told
-
-
-def test_the_stretch_that_is_shown_is_the_one_that_plays(visit, clusters):
-    """A segment from the middle of a recording: its player has its tone, 1,500 Hz, and no other."""
-    seen = visit(clusters)
-    uri = seen.js("CLIPS.sounds[CLIPS.name.indexOf('a.wav · 0:10')][0]")
-    wave, rate = soundfile.read(io.BytesIO(base64.b64decode(uri.split(",")[1])))
-    spectrum = np.abs(np.fft.rfft(wave))
-    assert np.fft.rfftfreq(len(wave), 1 / rate)[spectrum.argmax()] == pytest.approx(1500, abs=5)
-    seen.js("showClip(CLIPS.name.indexOf('a.wav · 0:10'))")
-    played = seen.play("#clip audio")
-    assert played[0] >= 0.05
-    assert played[1] == pytest.approx(4.0, abs=0.1)
-
-
-def downloaded(seen, button):
-    with seen.page.expect_download() as found:
-        seen.page.locator(button).click()
-    return found.value
-
-
-def test_clusters_are_named_clips_corrected_with_the_keyboard_and_labels_saved(visit, clusters, tmp_path):
-    seen = visit(clusters)
-    seen.page.locator("#cluster-table tbody tr", has_text="noise").click()
-    seen.page.fill("#name-all", "low")
-    seen.page.keyboard.press("Enter")
-    assert seen.js("document.querySelector('#cluster-table tbody tr').cells[1].textContent") == "low"
-    seen.page.locator("#cluster-table tbody tr").nth(1).click()
-    seen.page.fill("#name-all", "rain, <img src=x onerror=alert(3)>")
-    seen.page.keyboard.press("Enter")
-    assert seen.js("document.getElementById('label-count').textContent") == "4 of 8 clips labelled"
-    seen.page.locator("#cluster .card").first.focus()
-    seen.page.keyboard.press("1")  # by hand, in place of what the cluster gave
-    first = int(seen.js("document.activeElement.dataset.clip"))
-    seen.page.keyboard.press("ArrowRight")
-    second = int(seen.js("document.activeElement.dataset.clip"))
-    assert first != second
-    seen.page.keyboard.press("Enter")
-    seen.page.keyboard.type("low,-rain")
-    seen.page.keyboard.press("Enter")
-    assert int(seen.js("document.activeElement.dataset.clip")) == second, "back on the clip"
-    seen.page.locator("#cluster-table tbody tr").nth(2).click()
-    seen.page.locator("#cluster .card").first.focus()
-    third = int(seen.js("document.activeElement.dataset.clip"))
-    seen.page.keyboard.press("Shift+Digit1")
-    seen.page.keyboard.press("j")
-    seen.page.keyboard.press("2")
-    seen.page.keyboard.press("2")  # takes it back
-    seen.page.locator("#cluster-table tbody tr").nth(1).click()
-    seen.page.fill("#name-all", "other")  # the name does not touch what was given by hand
-    seen.page.keyboard.press("Enter")
-    file = tmp_path / "labels.csv"
-    downloaded(seen, "#label-save").save_as(file)
-    table = pd.read_csv(file)
-    names = seen.js("CLIPS.name")
-    place = lambda i: (names[i].split(" · ")[0], 5.0 * (i % 4))  # noqa: E731
-    found = {
-        (path[len(str(clusters.parent)) + 1 :], start): (label, by) for path, start, _, label, by in table.to_numpy()
-    }
-    noise = [i for i in range(8) if i % 4 == 3]
-    assert found == {
-        **{place(i): ("low", "cluster") for i in noise}, place(first): ("low", "clip"),
-        place(second): ("low,-rain", "clip"), place(third): ("-low", "clip"),
-    }  # fmt: skip
-    assert table["duration"].tolist() == [5.0] * 5
-    assert seen.js("document.querySelectorAll('#cluster img:not(.spectrogram)').length") == 0
-
-
-def test_labels_are_still_there_at_the_next_visit_and_can_be_read_from_a_file(visit, clusters, browser, tmp_path):
-    seen = visit(clusters)
-    seen.js("giveAll([1, 5], 'a \"b\"', 'clip')")
-    seen.page.reload()
-    seen.page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
-    assert seen.js("[...LABELS].map(([i, one]) => [i, one.words, one.by])") == [
-        [1, ['a "b"'], "clip"], [5, ['a "b"'], "clip"],
-    ]  # fmt: skip
-    assert "last visit" in seen.js("document.getElementById('label-state').textContent")
-    file = tmp_path / "mine.csv"
-    downloaded(seen, "#label-save").save_as(file)
-    table = pd.read_csv(file)
-    table["speaker"] = ["anna", "x\ny"]
-    table.loc[2] = {"path": "/else/where.wav", "start": 3.5, "label": "b,c", "speaker": "bob"}
-    table.to_csv(file, index=False)
-    other = visit(clusters)
-    other.page.set_input_files("#label-load", file)
-    other.page.wait_for_function("LABELS.size === 2")
-    assert "and 1 rows of other clips" in other.js("document.getElementById('label-count').textContent")
-    again = tmp_path / "again.csv"
-    downloaded(other, "#label-save").save_as(again)
-    pd.testing.assert_frame_equal(
-        pd.read_csv(again).sort_values("path", ignore_index=True), table.sort_values("path", ignore_index=True),
-        check_dtype=False,
-    )  # fmt: skip
-    two = "path,start,label\n" + "".join(f"{clusters.parent}/a.wav,10,{label}\n" for label in ("x", "y", "x"))
-    (tmp_path / "two.csv").write_text(two)
-    other.page.set_input_files("#label-load", tmp_path / "two.csv")
-    other.until("LABELS.size === 3")
-    assert "x,y" in other.js("[...LABELS.keys()].map(textOf)"), "a clip with a row a label has both"
-    (tmp_path / "no.csv").write_text("x,y\n1,2\n")
-    other.page.set_input_files("#label-load", tmp_path / "no.csv")
-    other.page.wait_for_function("document.getElementById('label-state').textContent.includes('no column path')")
-    assert other.js("LABELS.size") == 3
-
-
-def test_a_selection_in_the_map_is_listed_labelled_and_saved(visit, clusters, tmp_path):
-    seen = visit(clusters)
-    seen.page.locator("#map-chart").scroll_into_view_if_needed()
-    seen.page.hover("#map-chart")
-    seen.page.click('#map-chart .modebar-btn[data-val="select"]')
-    box = seen.page.locator("#map-chart .nsewdrag").first.bounding_box()
-    seen.page.mouse.move(box["x"] + 5, box["y"] + 60)
-    seen.page.mouse.down()
-    seen.page.mouse.move(box["x"] + box["width"] - 5, box["y"] + box["height"] - 5, steps=8)
-    seen.page.mouse.up()
-    seen.page.wait_for_selector("#selection button")
-    chosen = seen.js("document.getElementById('selection').textContent")
-    n = int(chosen.split(" ")[0])
-    assert n >= 4
-    seen.page.get_by_role("button", name="List them").click()
-    assert seen.js("document.querySelector('#cluster h3').textContent") == f"Selection: {n} clips"
-    assert seen.js("document.querySelectorAll('#cluster .card audio').length") == n
-    seen.page.fill("#name-all", "picked")
-    seen.page.keyboard.press("Enter")
-    assert seen.js("LABELS.size") == n
-    seen.js("giveAll([0, 1, 2, 3, 4, 5, 6, 7], 'all', 'cluster')")  # a name of a cluster leaves them as they are
-    assert sorted(seen.js("[...LABELS.keys()].map(textOf)")) == ["all"] * (8 - n) + ["picked"] * n
-    seen.js("giveAll([0, 1, 2, 3, 4, 5, 6, 7], '', 'cluster')")
-    assert seen.js("LABELS.size") == n
-    file = tmp_path / "selection.csv"
-    downloaded(seen, "#selection button:nth-of-type(2)").save_as(file)
-    table = pd.read_csv(file)
-    assert (len(table), set(table["label"]), set(table["duration"])) == (n, {"picked"}, {5.0})
-    downloaded(seen, "#selection button:nth-of-type(3)").save_as(file)
-    lines = file.read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "#EXTM3U"
-    assert sum(line.startswith("#EXTVLCOPT:start-time=") for line in lines) == n
-    assert {line for line in lines if not line.startswith("#")} <= {
-        str(clusters.parent / name) for name in ("a.wav", "<b>.wav")
-    }
-
-
-def test_all_clips_of_a_cluster_in_the_order_that_is_asked_for(visit, clusters):
-    seen = visit(clusters)
-    listed = "[...document.querySelectorAll('#cluster .card')].map(c => CLIPS.novelty[c.dataset.clip])"
-    seen.page.locator("#cluster-table tbody tr").nth(1).click()
-    seen.page.select_option("#order", "novel")
-    assert seen.js(listed) == [4.0, 0.0]
-    seen.page.select_option("#order", "given")
-    assert seen.js(listed) == [0.0, 4.0]
-
-
-def test_hours_and_sites_are_drawn_and_a_cell_lists_its_clips(visit, tmp_path):
-    names = ("A_20240512_055950.wav", "B_20240513_220000.wav")
-    seen = visit(field_page(tmp_path, names))
-    assert seen.js("[...document.querySelectorAll('nav a')].map(a => a.hash)") == [
-        "#explorer",
-        "#when",
-        "#map",
-        "#config",
-    ]
-    hours = seen.js("document.getElementById('hours').data[0].z")
-    clusters = seen.js("DATA.when.clusters")
-    # the third and the fourth segment of the first recording begin after six
-    assert {c: [h for h, share in enumerate(row) if share] for c, row in zip(clusters, hours, strict=True)} == {
-        0: [5, 22], 1: [5, 22], 2: [6, 22], -1: [6, 22],
-    }  # fmt: skip
-    assert seen.js("document.getElementById('sites').data[0].z") == [[0.5, 0.5]] * 4
-    seen.page.locator("#hours").scroll_into_view_if_needed()
-    x, y = seen.js("""() => {
-        const chart = document.getElementById("hours"), box = chart.getBoundingClientRect();
-        const { xaxis, yaxis } = chart._fullLayout, row = DATA.when.clusters.indexOf(2);
-        return [box.left + xaxis._offset + xaxis.l2p(22), box.top + yaxis._offset + yaxis.l2p(row)];
-    }""")
-    seen.page.mouse.click(x, y)
-    seen.page.wait_for_selector("#cluster [data-clip]")
-    assert seen.js("document.querySelector('#cluster h3').textContent") == "Cluster 2, hour 22: 1 on this page"
-    assert seen.js("[...document.querySelectorAll('#cluster .card')].map(c => CLIPS.name[c.dataset.clip])") == [
-        "B_20240513_220000.wav · 0:10"
-    ]
-    assert seen.js("document.querySelectorAll('#cluster audio').length") == 1
-
-
-def test_a_page_of_suggestions_has_its_clips_in_order_and_no_clusters(visit, tmp_path):
-    seen = visit(field_page(tmp_path, words=["dog", "cat"], suggested=True))
-    assert seen.js("[...document.querySelectorAll('#cluster [data-clip]')].map(c => Number(c.dataset.clip))") == list(
-        range(8)
-    )
-    assert not seen.page.locator("#cluster-table").is_visible()
-    assert "Clusters" not in seen.js("document.getElementById('facts').textContent")
-    seen.page.locator("#cluster .card").nth(2).focus()
-    seen.page.keyboard.press("2")
-    assert seen.js("[...LABELS].map(([i, one]) => [i, one.words])") == [[2, ["cat"]]]
-
-
-def test_a_served_page_plays_all_in_full_and_saves_by_itself(visit, tmp_path):
-    page = field_page(tmp_path)
-    labels = tmp_path / "labels.csv"
-    labels.write_text("path,label,note\n/else.wav,dog,kept\n")
-    with serving(page) as server:
-        seen = visit(server.url)
-        seen.page.locator("#cluster-table tbody tr").nth(1).click()
-        played = seen.play("#cluster .card audio", 4.5)
-        assert played[0] >= 4.55
-        assert played[1] == pytest.approx(5.0, abs=0.01)
-        seen.page.fill("#name-all", "low")
-        seen.page.keyboard.press("Enter")
-        seen.until("document.getElementById('label-state').textContent.startsWith('saved to labels.csv')")
-        table = pd.read_csv(labels)
-        assert table["label"].tolist() == ["dog", "low", "low"]
-        assert table["note"].tolist()[0] == "kept"
-        assert read_examples(Manifest(table.iloc[1:].assign(label=["low", "-low"]), "/")).names == ["low"]
-        labels.write_text("path,label\n/another.wav,cat\n")
-        seen.js("toggle(0, 'wind')")
-        seen.until("document.getElementById('label-state').textContent.startsWith('NOT saved')")
-        assert "has changed since" in seen.js("document.getElementById('label-state').textContent")
-        assert "another" in labels.read_text()
-        seen.said[:] = [line for line in seen.said if "409" not in line]  # the browser's own line about the answer
-
-
-def test_a_served_page_begins_a_file_of_labels(visit, tmp_path):
-    with serving(field_page(tmp_path)) as server:
-        seen = visit(server.url)
-        for i in range(4):  # faster than they are sent
-            seen.js("i => toggle(i, 'wind')", i)
-        seen.until("document.getElementById('label-state').textContent.startsWith('saved to labels.csv')")
-        seen.js("toggle(4, 'rain')")
-        seen.until("!unsent")
-        seen.page.wait_for_timeout(800)
-        assert pd.read_csv(tmp_path / "labels.csv")["label"].tolist() == ["wind"] * 4 + ["rain"]
-        again = visit(server.url)
-        assert again.js("LABELS.size") == 5

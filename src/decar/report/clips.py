@@ -21,6 +21,7 @@ from decar.audio import FrontEnd, Manifest, decode
 from decar.audio.logmel import waveforms_to_frames
 from decar.audio.picture import image_uri, opus_uri
 from decar.clustering import l2_normalize
+from decar.clustering.base import row_blocks
 from decar.errors import AudioError, one_line
 from decar.models.embed import standardiser
 
@@ -33,6 +34,7 @@ RATE = 16_000  # Hz; one of the five that Opus has
 QUALITY = 0.95  # libsndfile's compression_level: (1 - q) * 250 + 6 kbit/s, here 18
 MAX_SOUNDS = 500  # clips that can be heard
 BYTES = 6_000_000  # of all sounds and pictures on a page
+ALIKE = 0.95  # cosine of clips that are called near duplicates; see docs/report.md for what it was chosen by
 WIDTH = 160  # most pixels of a picture; its height is the number of mel bands
 
 
@@ -98,6 +100,27 @@ def ends(
         near.append(order[:each])
         far.append(order[each:][-each:][::-1])
     return near, far
+
+
+def near_duplicates(unit: NDArray[np.float32], least: float = ALIKE) -> NDArray[np.int64]:
+    """`(N,)`: the number of the group of near-identical clips that each is in, the largest group first; -1 for none.
+
+    Clips are in one group if a chain of cosines of at least `least` leads from one to the other.
+
+    Args:
+        unit: `(N, D)`, of `standardised`; rows of zeros, clips at the very mean, are alike.
+        least: See `ALIKE`.
+    """
+    from scipy.sparse import csr_array, vstack
+    from scipy.sparse.csgraph import connected_components
+
+    unit = np.concatenate([unit, (~unit.any(axis=1, keepdims=True)).astype(unit.dtype)], axis=1)
+    graph = vstack([csr_array((unit[rows] @ unit.T >= least).astype(np.int8)) for rows in row_blocks(len(unit), 1024)])
+    groups = connected_components(graph, directed=False)[1]
+    sizes = np.bincount(groups)
+    places = np.where(sizes > 1, np.argsort(np.argsort(-sizes, kind="stable")), -1)
+    found: NDArray[np.int64] = places[groups].astype(np.int64)
+    return found
 
 
 @dataclass(frozen=True)

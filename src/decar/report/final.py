@@ -54,17 +54,14 @@ def few(store: LogMelStore, seed: int) -> NDArray[np.int64]:
     return sample(len(store), seed, MOST)
 
 
-def write_run_clusters(run: Path, store: LogMelStore, table: pd.DataFrame, final: Final) -> None:
+def write_run_clusters(run: Path, table: pd.DataFrame, final: Final) -> None:
     """`clusters.csv` and `clusters.npz` into the folder of a run; where that fails, there is a line in the log.
 
     Args:
         run: The folder.
-        store: The clips.
-        table: A row for each, with the columns to keep.
+        table: A row for each clip, with `path`, `start`, `duration` (s) and the columns to keep.
         final: Their clusters.
     """
-    starts = [start for start, _ in store.manifest.stretches]
-    table = table.drop(columns=[*PLACE[1:]], errors="ignore").assign(start=starts, duration=store.seconds)
     try:
         write_clusters(run, table, final.placed, final.model)
     except OSError as error:

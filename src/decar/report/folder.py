@@ -1,7 +1,6 @@
 """The parts of a page from the folder of a run: curves, downstream results, environment, clips."""
 
 import inspect
-import json
 import logging
 import math
 import platform
@@ -38,8 +37,6 @@ KNOWN = {  # curves by their name in metrics.csv: a title, and what to look for
     "effective_rank": ("Effective rank of what is clustered", "dimensions in use; a fall to 1 is collapse"),
     "embedding_rank": ("Effective rank of the embedding", "dimensions in use; should rise"),
 }
-MOST_BYTES = 2**26  # of a page
-BEGIN, END = b'<script type="application/json" id="data">', b"</script>"
 MAX_POINTS = 2000  # of a curve; of a longer one every n-th
 ENVIRONMENT = "environment.json"
 PACKAGES = (
@@ -70,7 +67,7 @@ def curves(run: Path) -> list[dict[str, Any]]:
         series: dict[str, Any] = {"name": name, "title": title, "hint": hint, **_series(rows, name)}
         if name == "loss_epoch":
             series["fine"] = _series(rows, "loss_step")
-        if series["y"]:
+        if max(len(series["y"]), len(series.get("fine", series)["y"])) > 1:  # one point is no curve
             found.append(series)
     return found
 
@@ -142,7 +139,7 @@ def _question(r: Result) -> tuple[object, ...]:
 
 def _row(r: Result) -> dict[str, Any]:
     return {
-        "task": r.title + (f", fold {r.fold}" if r.fold else ""),
+        "task": r.title + (f", fold {r.fold}" if r.fold else ""), "title": r.title,
         "mode": r.mode, "protocol": r.protocol, "encoder": ENCODERS.get(r.encoder, r.bundle), "seed": r.seed,
         "metric": r.metric, "value": r.value, "valid": r.valid_value, "n_train": r.n_train, "n_test": r.n_test,
         "n_classes": r.n_classes, "classes": r.classes, "confusion": r.confusion,
@@ -201,27 +198,6 @@ def _processor() -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def read_page(page: Path) -> dict[str, Any]:
-    """The data in a page, as values; nothing else of it is looked at.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is no page of decar's, or a damaged one.
-    """
-    if page.stat().st_size > MOST_BYTES:
-        raise ValueError(f"larger than {MOST_BYTES} bytes")
-    content = page.read_bytes()
-    begin = content.find(BEGIN)
-    end = content.find(END, begin)
-    try:
-        data = json.loads(content[begin + len(BEGIN) : end]) if 0 <= begin < end else None
-    except RecursionError:
-        data = None
-    if not isinstance(data, dict) or not isinstance(data.get("title"), str):
-        raise ValueError("not a page of decar's, or a damaged one")
-    return data
 
 
 def clips_of(config: Mapping[str, Any], cache_dir: str) -> LogMelStore | str:

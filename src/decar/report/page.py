@@ -11,78 +11,36 @@ Names and labels never become HTML: they are embedded as JSON and shown as text 
 the page any request.
 """
 
-import json
-import logging
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-import pandas as pd
-import xxhash
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from decar import __version__
-from decar.audio import FrontEnd, LogMelStore, Manifest
-from decar.audio.recorded import AT, SITE, with_clock
+from decar.audio import FrontEnd, Manifest
 from decar.clustering import Placed
 from decar.errors import DecarError
 from decar.files import whole
-from decar.models import load_encoder
 from decar.report import clusters as of
-from decar.report.clips import Clips, Decoded, ends, middles, order_of, sample, sounds, standardised, tsne
-from decar.report.final import MODEL, TABLE, cluster_store, few, write_run_clusters
-from decar.report.folder import curves, read_environment, read_page, results_of
+from decar.report.clips import Decoded, sample
+from decar.report.explorer import FINAL, MAX_COLUMNS, show
+from decar.report.payload import FILE_NAME, as_script
+from decar.report.run import SECTIONS, RunFiles, gather
+from decar.report.summary import of_sounds
 
-log = logging.getLogger(__name__)
-
-FILE_NAME = "report.html"
-EXPLORED = 4  # label columns that a cluster's purity is shown against
 STATIC = files("decar.report") / "static"
-SCRIPTS = ("base.js", "charts.js", "labels.js", "clips.js", "tables.js")
-SECTIONS = {
-    "explorer": "Explorer", "when": "Hours and sites", "map": "Map", "curves": "Curves", "clusters": "Clusters",
-    "downstream": "Downstream", "config": "Configuration", "environment": "Environment",
-}  # fmt: skip
-FORMAT = 1  # of the clips on a page; raise it when what is computed for them changes
-OF_CLIPS = ("n_sounds", "explorer", "labels", "root", "frontend", "when", "clips")  # what `show` returns
-OF_CLUSTERS = ("explorer", "when", "map", "config")  # the sections of a page without a run
-FINAL = "final embedding"
+SCRIPTS = ("base.js", "charts.js", "labels.js", "clips.js", "summary.js", "when.js", "tables.js")
+OF_CLUSTERS = ("summary", "explorer", "recordings", "when", "map", "options")  # the sections of a page without a run
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; "
     "media-src data: blob:; form-action 'none'; base-uri 'none'"
 )
 SERVED_POLICY = POLICY.replace("data: blob:", "'self' data: blob:") + "; connect-src 'self'"
-MAX_ROWS, MAX_SITES = 40, 40  # clusters and sites of the pictures of hours and sites
-MAX_COLUMNS = 16  # label columns that travel with the clips
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """The sources of a page.
-
-    Attributes:
-        run: Folder of the run.
-        config: All its options, as plain values.
-        store: Its usable clips; or why there are none, for the page to say.
-        label: The column that the run watched.
-        seed: Of the sample and of the map.
-        downstream: More folders to look for results in.
-        network: The class of the encoder's network, where it is not one of decar's.
-    """
-
-    run: Path
-    config: Mapping[str, Any]
-    store: LogMelStore | str
-    label: str | None = None
-    seed: int = 0
-    downstream: Sequence[Path] = ()
-    network: Callable[..., Any] | None = None
 
 
 def write_report(source: RunFiles, out: Path | None = None, *, device: str = "cpu", progress: bool = True) -> Path:
@@ -132,23 +90,13 @@ def write_cluster_page(
         DecarError: The page cannot be written.
     """
     chosen, table = sample(len(clips), seed), clips.table
-    some = Decoded(clips.take(chosen), frontend)
     names = of.label_columns(table)[:MAX_COLUMNS]
-    seconds = table["duration"].to_numpy(float)[chosen]
-    name = "suggested clips" if suggested else FINAL
-    shown = show(some, seconds, standardised(vectors[chosen]), [(name, placed.labels)], chosen, table, names, seed)
-    shown["clips"]["novelty"] = placed.novelty[chosen].round(2).tolist()
-    recordings, clusters = table["path"].nunique(), len(np.unique(placed.labels[placed.labels >= 0]))
-    noise = float((placed.labels < 0).mean())
-    facts = {
-        "Recordings": recordings, "Hours": round(float(table["duration"].sum()) / 3600, 2),
-        "Segments" if recordings < len(clips) else "Clips": len(clips), **({} if suggested else {"Clusters": clusters}),
-        **({"Noise": f"{noise:.0%}"} if noise else {}),
-    }  # fmt: skip
+    some, name = Decoded(clips.take(chosen), frontend), "suggested clips" if suggested else FINAL
+    shown = show(some, table, vectors, placed, chosen, names, seed, called=name)
     data = {
         "title": title, "kind": "decar clusters", "version": __version__, "n_clips": len(clips), "curves": [],
-        "clusterings": [], "facts": facts, **shown, "results": [], "config": options, "environment": None, "notes": {},
-        "sections": OF_CLUSTERS, "words": [*words], "suggested": suggested,
+        "clusterings": [], "summary": of_sounds(table), **shown, "results": [], "bars": [], "config": options,
+        "environment": None, "notes": {}, "sections": OF_CLUSTERS, "words": [*words], "suggested": suggested,
     }  # fmt: skip
     return _write(data, out)
 
@@ -160,281 +108,6 @@ def _write(data: Mapping[str, Any], target: Path) -> Path:
     except OSError as error:
         raise DecarError(f"{target}: the page could not be written ({error.strerror or error})") from error
     return target
-
-
-def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep: bool = False) -> dict[str, Any]:
-    """All that the page shows, as plain values; `notes` has a line, by section, for what there is not.
-
-    Args:
-        source: The run.
-        device: Where the encoder runs.
-        progress: Show how far the embedding pass is.
-        keep: Write the clusters of the final embedding to the folder of the run.
-    """
-    notes: dict[str, str] = {}
-    run = source.run
-
-    def attempt(section: str, make: Callable[[], Any]) -> Any:
-        try:
-            return make()
-        except DecarError as error:
-            notes[section] = str(error)
-        except Exception as error:  # one section that cannot be made costs that section
-            log.warning("report: section %s could not be made", section, exc_info=True)
-            notes[section] = f"could not be made: {type(error).__name__}: {error}"
-        return None
-
-    assignments: list[of.Assignments] | None = attempt(
-        "clusters", lambda: of.read_assignments(run / "clusters.parquet")
-    )
-    if assignments and assignments[0].damaged:
-        notes["clusters"] = f"Damaged and left out: {', '.join(assignments[0].damaged)} of clusters.parquet."
-    elif assignments and assignments[0].skipped:
-        notes["clusters"] = f"The first {assignments[0].skipped} epochs of this long log of assignments are left out."
-    store = source.store if isinstance(source.store, LogMelStore) else None
-    known = attempt("map", lambda: made_of(source, store, assignments or [])) if store is not None else None
-    clips = kept_clips(run, known) if keep and known else None
-    clips = clips or attempt("map", lambda: look(source, assignments, device=device, progress=progress, keep=keep))
-    return {
-        "title": run.resolve().name,
-        "kind": "decar run",
-        "version": __version__,
-        "n_clips": len(store) if store else len(assignments[0].clips) if assignments else None,
-        "curves": attempt("curves", lambda: curves(run)),
-        "clusterings": [clustering(found) for found in assignments or []],
-        **(
-            {**clips, "made_of": known, "seal": seal(clips)} if clips else {"clips": None, "labels": [], "explorer": []}
-        ),
-        "results": attempt("downstream", lambda: results(source, notes)),
-        "config": source.config,
-        "environment": attempt("environment", lambda: read_environment(run)),
-        "notes": notes,
-        "facts": None,
-        "sections": tuple(SECTIONS),
-        "words": [],
-        "suggested": False,
-    }
-
-
-def made_of(source: RunFiles, store: LogMelStore, assignments: list[of.Assignments]) -> str:
-    """A digest of all that the clips on a page depend on."""
-    encoder = load_encoder(source.run, frontend=store.frontend, network=source.network)
-    facts = (
-        FORMAT, encoder.hash(), store.fingerprint, os.path.abspath(store.manifest.root), source.label, source.seed,
-        store.manifest.content_hash(), clustering_names(source.config, assignments),
-    )  # fmt: skip
-    digest = xxhash.xxh3_128(json.dumps(facts).encode())
-    for found in assignments:
-        digest.update(found.labels[-1].tobytes())
-    return digest.hexdigest()
-
-
-def kept_clips(run: Path, wanted: str) -> dict[str, Any] | None:
-    """The clips of the page that a run has, if they were made of the same, are undamaged, and the tables are there."""
-    if not all((run / name).is_file() for name in (FILE_NAME, TABLE, MODEL)):
-        return None
-    try:
-        data = read_page(run / FILE_NAME)
-        clips = {key: data[key] for key in OF_CLIPS}
-    except (OSError, ValueError, KeyError):
-        return None
-    same = (data.get("made_of"), data.get("seal")) == (wanted, seal(clips))
-    return clips if same else None
-
-
-def seal(clips: Mapping[str, Any]) -> str:
-    """A digest of the clips of a page, as they stand in it."""
-    return xxhash.xxh3_128_hexdigest(as_script({key: clips[key] for key in OF_CLIPS}).encode())
-
-
-def clustering(found: of.Assignments) -> dict[str, Any]:
-    """Sizes and flows of one clustering."""
-    return {"sizes": of.sizes(found), "flows": of.flows(found)}
-
-
-def look(
-    source: RunFiles, assignments: list[of.Assignments] | None, *, device: str, progress: bool, keep: bool
-) -> dict[str, Any]:
-    """The sampled clips with their places, labels and sounds, and the clusters with theirs.
-
-    Raises:
-        DecarError: There are no clips, or no encoder.
-    """
-    if not isinstance(source.store, LogMelStore):
-        raise DecarError(source.store)
-    encoder = load_encoder(source.run, frontend=source.store.frontend, network=source.network)
-    among = few(source.store, source.seed)
-    store = source.store.take(among)
-    named = zip(clustering_names(source.config, assignments or []), assignments or [], strict=True)
-    last = [(name, found.labels[-1][among]) for name, found in named if _same_clips(found, source.store)]
-    table = with_clock(store.manifest.table, store.manifest.files)
-    final = cluster_store(encoder, store, seed=source.seed, device=device, progress=progress)
-    if keep:
-        write_run_clusters(source.run, store, table, final)
-    chosen = sample(len(store), source.seed)
-    some = store.take(chosen)
-    seconds = some.seconds
-    names = of.label_columns(table, source.label)[:MAX_COLUMNS]
-    last.append((FINAL, final.placed.labels))
-    shown = show(some, seconds, standardised(final.vectors[chosen]), last, chosen, table, names, source.seed)
-    shown["clips"]["novelty"] = final.placed.novelty[chosen].round(2).tolist()
-    return shown
-
-
-def clustering_names(config: Mapping[str, Any], assignments: Sequence[of.Assignments]) -> list[str]:
-    """What each clustering of a run is of: a descriptor, or the network's own vectors in an epoch.
-
-    Args:
-        config: The run's options; where they do not tell, as in those of an own `labels`, a number is the name.
-        assignments: The run's clusterings.
-    """
-    labels = config.get("labels")
-    labels = labels if isinstance(labels, Mapping) else {}
-    first = labels.get("first", labels)
-    found = first.get("descriptors") if isinstance(first, Mapping) else None
-    descriptors = [str(name) for name in found] if isinstance(found, list) else []
-    known = bool(descriptors) or "NetworkLabels" in str(labels.get("_target_"))
-    return [
-        descriptors[i]
-        if i < len(descriptors)
-        else f"own, epoch {one.epochs[-1] + 1}"
-        if known
-        else f"clustering {i + 1}"
-        for i, one in enumerate(assignments)
-    ]
-
-
-def show(
-    some: Clips,
-    seconds: NDArray[np.floating],
-    unit: NDArray[np.float32],
-    clusterings: Sequence[tuple[str, NDArray[np.int64]]],
-    chosen: NDArray[np.int64],
-    table: pd.DataFrame,
-    names: list[str],
-    seed: int,
-) -> dict[str, Any]:
-    """Map, explorer and sounds.
-
-    Args:
-        some: The `n` sampled clips.
-        seconds: `(n,)` how long they are.
-        unit: `(n, D)` their standardised embeddings.
-        clusterings: Names, and the clusters `(N,)` of all clips; the last one is looked at first.
-        chosen: `(n,)` which of all clips they are.
-        table: All `N` clips.
-        names: Label columns.
-        seed: Of the map, and of the clips that are heard.
-    """
-    places = tsne(unit, seed)
-    explored = [{"name": of, **explore(labels, table, names[:EXPLORED])} for of, labels in clusterings]
-    middle = [middles(unit, labels[chosen]) for _, labels in clusterings]
-    pairs = zip(clusterings[::-1], middle[::-1], strict=True)
-    groups = [group for (_, labels), cosine in pairs for group in ends(cosine, labels[chosen])]
-    turns = order_of(groups, np.random.default_rng(seed).permutation(len(unit)).tolist())
-    heard, clips = sounds(some, turns), table.iloc[chosen]
-    return {
-        "n_sounds": sum(bool(sound.audio) for sound in heard.values()),
-        "explorer": explored,
-        "labels": names,
-        "root": os.path.abspath(some.manifest.root),
-        "frontend": some.frontend.as_dict(),
-        "when": hours_and_sites(table, clusterings[-1][1]),
-        "clips": {
-            "name": clip_names(some.manifest, table),
-            "path": _coded(clips["path"].tolist()),
-            "at": [start for start, _ in some.manifest.stretches],
-            "for": [seconds for _, seconds in some.manifest.stretches],
-            "seconds": seconds.round(2).tolist(),
-            "x": places[:, 0].round(4).tolist(),
-            "y": places[:, 1].round(4).tolist(),
-            "labels": {name: _coded(clips[name].astype(str).tolist()) for name in names},
-            "clusters": [labels[chosen].tolist() for _, labels in clusterings],
-            "hour": hours_of(clips),
-            "middle": [cosine.round(3).tolist() for cosine in middle],
-            "sounds": {i: [s.audio, s.picture, s.fault] for i, s in heard.items()},
-        },
-    }
-
-
-def hours_of(table: pd.DataFrame) -> list[int]:
-    """The hour of the recorder's clock in which each clip begins; -1 where that is not known."""
-    texts = table[AT].fillna("").astype(str) if AT in table else pd.Series("", table.index)
-    return [int(text[11:13]) if text[10:11] == "T" and text[11:13].isdecimal() else -1 for text in texts]
-
-
-def hours_and_sites(table: pd.DataFrame, labels: NDArray[np.int64]) -> dict[str, Any]:
-    """How many clips of each cluster there are in each hour of the day, and at each site, the largest clusters first.
-
-    Returns:
-        `clusters`; `hours`, 24 counts a cluster; `sites`, their names; `at_sites`, a count a site and cluster. Lists
-        without entries where nothing is known.
-    """
-    clusters, counts = np.unique(labels, return_counts=True)
-    clusters = clusters[np.argsort(-counts, kind="stable")][:MAX_ROWS]
-    hours = np.array(hours_of(table))
-    known = bool((hours >= 0).any())
-    sites = table[SITE].fillna("").astype(str) if SITE in table else pd.Series("", table.index)
-    names = sites[sites != ""].value_counts().index[:MAX_SITES].sort_values().tolist()
-    return {
-        "clusters": clusters.tolist(),
-        "hours": [np.bincount(hours[(labels == c) & (hours >= 0)], minlength=24).tolist() for c in clusters if known],
-        "sites": names if len(names) > 1 else [],
-        "at_sites": [[int(((labels == c) & (sites == name)).sum()) for name in names] for c in clusters],
-    }
-
-
-def clip_names(clips: Manifest, table: pd.DataFrame) -> list[str]:
-    """The path of each clip; of a part of a recording with the time at which it starts.
-
-    Args:
-        clips: Some clips.
-        table: All of them.
-    """
-    several = table["path"].value_counts().gt(1)
-    return [
-        f"{path} · {_clock(start)}" if several[path] or start > 0 else path
-        for path, (start, _) in zip(clips.table["path"], clips.stretches, strict=True)
-    ]
-
-
-def _clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are some.
-
-    >>> _clock(5.0), _clock(754.0), _clock(3605.0)
-    ('0:05', '12:34', '1:00:05')
-    """
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def explore(labels: NDArray[np.int64], table: pd.DataFrame, names: list[str]) -> dict[str, Any]:
-    """The clusters of one assignment: sizes and purities over all clips."""
-    pure = {name: of.purity(labels, table[name]) for name in names}
-    clusters, counts = np.unique(labels, return_counts=True)
-    return {
-        "overall": {name: of.agreement(labels, table[name]) for name in names},
-        "clusters": [
-            {"id": cluster, "size": count,
-             "purity": {name: [p[cluster].value, p[cluster].top, p[cluster].n] for name, p in pure.items()}}
-            for cluster, count in zip(clusters.tolist(), counts.tolist(), strict=True)
-        ],
-    }  # fmt: skip
-
-
-def results(source: RunFiles, notes: dict[str, str]) -> list[dict[str, Any]]:
-    """The downstream results of the run's encoder.
-
-    Raises:
-        DecarError: There is none.
-    """
-    found, note = results_of(
-        source.run, lambda: load_encoder(source.run, network=source.network).hash(), source.downstream
-    )
-    if note:
-        notes["downstream"] = note
-    return found
 
 
 def render(data: Mapping[str, Any], served: Mapping[str, str] | None = None) -> str:
@@ -456,42 +129,11 @@ def render(data: Mapping[str, Any], served: Mapping[str, str] | None = None) -> 
 
 
 def sections_of(data: Mapping[str, Any]) -> list[str]:
-    """The sections of a page: without that of hours and sites where none is known."""
+    """The sections of a page that have something in them, or a note why not."""
     when = data.get("when") or {}
-    return [name for name in data["sections"] if name != "when" or when.get("hours") or when.get("sites")]
-
-
-def as_script(data: Any) -> Markup:
-    """JSON that can stand in a script element: no `<`, no `&`, and null for what is not finite."""
-    text = json.dumps(_plain(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)
-
-
-def _plain(value: Any) -> Any:
-    """Keys as text; NaN and infinities, which JSON has not, as null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
-def _coded(words: list[str]) -> dict[str, Any]:
-    """Each word once, commonest first, and a number a clip; -1 where there is none."""
-    values, counts = np.unique([word for word in words if word] or [""], return_counts=True)
-    ranked = values[np.argsort(-counts, kind="stable")].tolist()
-    place = {word: i for i, word in enumerate(ranked)} | {"": -1}
-    return {"values": ranked, "codes": [place[word] for word in words]}
-
-
-def _same_clips(found: of.Assignments, store: LogMelStore) -> bool:
-    """Whether an assignment is of the clips of this store, in this order."""
-    same = len(found.clips) == len(store) and found.clips["clip"].tolist() == store.manifest.table["path"].tolist()
-    if not same:
-        log.warning("report: clusters.parquet is of other clips than the manifest lists now")
-    return same
+    empty = {
+        "recordings": data["suggested"] or not when.get("lines", {}).get("recordings"),
+        "when": not (when.get("hours") or when.get("sites")),
+        "curves": not (data["curves"] or "curves" in data["notes"]),
+    }
+    return [name for name in data["sections"] if not empty.get(name)]

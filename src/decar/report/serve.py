@@ -3,7 +3,7 @@
 A page may come from somebody else. So only its data are taken, as values, and the page is made anew from them. The
 server listens on 127.0.0.1 alone. Every request needs a token that is drawn at each start, and the name of this host:
 other pages of the browser, and other names that resolve to this computer, get nothing. Readable are the clips of the
-page, as sound and picture; writable is the file `labels.csv` beside the page. See docs/security.md.
+page and of its time lines, as sound and picture; writable is `labels.csv` beside the page. See docs/security.md.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ from decar.audio import Manifest, decode
 from decar.errors import AudioError, DecarError, one_line
 from decar.files import advice, whole
 from decar.report.clips import SECONDS, Decoded, loud, loudness, spectrogram
-from decar.report.folder import FRONT_END, MOST_BYTES, frontend_of, read_page
-from decar.report.page import SECTIONS, SERVED_POLICY, render
+from decar.report.folder import FRONT_END, frontend_of
+from decar.report.page import SERVED_POLICY, render
+from decar.report.payload import MOST_BYTES, read_page
+from decar.report.run import SECTIONS
+from decar.report.when import segments_of
 
 LABELS = "labels.csv"
 NEEDED = ("path", "label")  # columns of such a file
@@ -60,7 +63,7 @@ def data_of(page: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DecarError(f"{page}: cannot be read ({one_line(error)}); {again}") from error
     data["sections"] = [name for name in SECTIONS if name in (data.get("sections") or ())]
-    missing = {"kind", "version", "words", "suggested", "notes"} - data.keys()
+    missing = {"kind", "version", "words", "suggested", "notes", "summary", "bars"} - data.keys()
     if missing or (data.get("clips") and not {"root", "frontend"} <= data.keys()):
         raise DecarError(f"{page}: made by another version of decar; {again}")
     return data
@@ -83,6 +86,19 @@ def clips_of(data: Mapping[str, Any], root: Path | None = None) -> Manifest:
         return Manifest(table, root or Path(data["root"]))
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise DecarError(f"the page lists its clips wrongly ({one_line(error)}); make it again") from error
+
+
+def with_lines(clips: Manifest, data: Mapping[str, Any]) -> Manifest:
+    """The clips of a page, then all segments of its time lines, in their order.
+
+    Raises:
+        DecarError: The time lines contradict themselves.
+    """
+    try:
+        segments = segments_of(data["when"]["lines"]["recordings"] if len(clips) else [])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DecarError(f"the page lists its recordings wrongly ({one_line(error)}); make it again") from error
+    return Manifest(pd.concat([clips.table, segments], ignore_index=True), clips.root)
 
 
 class Labels:
@@ -153,7 +169,7 @@ class PageServer(ThreadingHTTPServer):
 
     def __init__(self, page: Path, port: int = 0, root: Path | None = None) -> None:
         self.data = data_of(page)
-        self.clips = clips_of(self.data, root)
+        self.clips = with_lines(clips_of(self.data, root), self.data)
         if root is not None and self.data.get("clips"):
             self.data["root"] = str(root.absolute())
         frontend = frontend_of({"frontend": {"_target_": FRONT_END, **(self.data.get("frontend") or {})}})

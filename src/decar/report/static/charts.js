@@ -1,15 +1,6 @@
 // Curves, sizes, flows.
 const stepAxis = { title: { text: "step", standoff: 6 } };
 
-function setUpFacts() {
-  const last = (name) => { const found = (DATA.curves || []).find((c) => c.name === name); return found ? found.y[found.y.length - 1] : null; };
-  const epochs = DATA.clusterings.length ? Math.max(...DATA.clusterings.map((c) => c.sizes.epochs[c.sizes.epochs.length - 1])) + 1 : null;
-  const facts = [["Clips", DATA.n_clips], ["Epochs", epochs], ["Clusterings", DATA.clusterings.length || null], ["Clusters", last("n_clusters")],
-    ["NMI", last("nmi")?.toFixed(3)], ["Pseudo-label accuracy", last("pseudo_accuracy")?.toFixed(3)], ["Online probe", last("probe_accuracy")?.toFixed(3)]];
-  const known = (DATA.facts ? Object.entries(DATA.facts) : facts).filter(([, value]) => value !== null && value !== undefined);
-  at("facts").append(...known.map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: typeof value === "number" ? value.toLocaleString("en") : value }))));
-}
-
 function setUpCurves() {
   for (const curve of DATA.curves || []) {
     const chart = make("div", { className: "chart", id: `curve-${curve.name.replace(/\W/g, "-")}` });
@@ -38,6 +29,7 @@ function setUpClusters() {
       ? `Rows: clusters of epoch ${flow.from + 1}; columns: clusters of epoch ${flow.to + 1}, put so that as many clips as can be lie on the diagonal. ${percent(flow.stay)} of the clips lie there; ${flow.nmi === null ? "the labels were kept, not clustered anew." : `NMI ${flow.nmi.toFixed(3)}. A bright diagonal: the clusters have settled.`}`
       : "There is only one assignment, nothing has moved yet.";
     at("flow").hidden = !flow;
+    at("flow-pair").parentElement.hidden = !flow;
     if (!flow) return;
     const shares = shareOf(flow.counts);
     draw("flow", () => [heat(flow.rows, flow.columns, flow.counts, "cluster", "cluster", shares)],
@@ -45,6 +37,7 @@ function setUpClusters() {
   };
   const drawAll = () => {
     const { sizes, flows } = now();
+    at("quantiles").parentElement.hidden = sizes.epochs.length < 2; // one point is no curve
     const names = ["smallest", "25 %", "median", "75 %", "largest"];
     draw("quantiles", () => names.map((name, i) => ({
       x: sizes.epochs.map((e) => e + 1), y: sizes.quantiles.map((q) => q[i]), type: "scatter", mode: sizes.epochs.length > 40 ? "lines" : "lines+markers", name,

@@ -9,15 +9,22 @@ const ofServer = (what, i) => `${what}/${i}?token=${SERVED.token}`;
 const plays = (i) => Boolean(SERVED || (CLIPS.sounds[i] && CLIPS.sounds[i][0]));
 const damaged = (i) => Boolean(CLIPS.sounds[i] && CLIPS.sounds[i][2]); // its file cannot be read
 
+const soundOf = (i) => (SERVED ? ofServer("sound", i) : (CLIPS.sounds[i] || [""])[0]);
+
+// The spectrogram of a clip, with ticks of frequency (the HTK mel scale) and of time; null where there is none.
+function picture(i) {
+  const source = (CLIPS.sounds[i] || [])[1] || (SERVED ? ofServer("picture", i) : "");
+  if (!source) return null;
+  const end = Math.min(SEEN, CLIPS.seconds[i]), { f_min: low, f_max: high } = DATA.frontend, mel = (hz) => Math.log10(1 + hz / 700);
+  const step = [0.1, 0.25, 0.5, 1].find((one) => end / one <= 4) || 1, tick = (side, share, text) => make("span", { className: side, style: `${side}:${100 * share}%`, textContent: text });
+  return make("div", { className: "sight" }, make("img", { className: "spectrogram", src: source, alt: `log-mel spectrogram of ${CLIPS.name[i]}` }),
+    ...[1000, 2000, 4000, 8000, 16000].filter((hz) => low < hz && mel(hz) < 0.95 * mel(high)).map((hz) => tick("bottom", (mel(hz) - mel(low)) / (mel(high) - mel(low)), `${hz / 1000}${hz === 1000 ? " kHz" : ""}`)),
+    ...[1, 2, 3].map((k) => k * step).filter((second) => second < 0.92 * end).map((second) => tick("left", second / end, second === step ? `${second} s` : second)));
+}
+
 function sight(i) {
-  const [audio, found, fault] = CLIPS.sounds[i] || ["", "", ""];
-  const picture = found || (SERVED ? ofServer("picture", i) : ""), sound = SERVED ? ofServer("sound", i) : audio;
-  const end = Math.min(SEEN, CLIPS.seconds[i]);
-  return [
-    picture ? make("div", { className: "sight" }, make("img", { className: "spectrogram", src: picture, alt: `log-mel spectrogram of ${CLIPS.name[i]}` }),
-      make("span", { className: "top-tick", textContent: `${DATA.frontend.f_max / 1000} kHz` }), make("span", { className: "end-tick", textContent: `${Number(end.toFixed(1))} s` })) : null,
-    sound ? make("audio", { controls: true, preload: "none", src: sound }) : make("p", { className: "silent", textContent: `No sound: ${fault || "not among the clips that this page has room for"}` }),
-  ];
+  const sound = soundOf(i), fault = (CLIPS.sounds[i] || [])[2];
+  return [picture(i), sound ? make("audio", { controls: true, preload: "none", src: sound }) : make("p", { className: "silent", textContent: `No sound: ${fault || "not among the clips that this page has room for"}` })];
 }
 
 function nearestHeard(i) {
@@ -28,7 +35,7 @@ function nearestHeard(i) {
 
 function showClip(i) {
   const facts = [["length", `${CLIPS.seconds[i]} s${CLIPS.at[i] ? `, from ${CLIPS.at[i]} s` : ""}`], ...DATA.labels.map((name) => [name, labelOf(name, i)]),
-    ...(CLIPS.clusters.length ? [["cluster", clusterName(CLIPS.clusters[CLIPS.clusters.length - 1][i])]] : []), ...(CLIPS.novelty ? [["novelty", CLIPS.novelty[i].toFixed(2)]] : [])].filter(([, value]) => value !== "");
+    ...(CLIPS.clusters.length ? [["cluster", clusterName(CLIPS.clusters[CLIPS.clusters.length - 1][i])]] : []), ["novelty", CLIPS.novelty[i].toFixed(2)]].filter(([, value]) => value !== "");
   at("clip").replaceChildren(make("h3", { textContent: CLIPS.name[i] }), ...sight(i).filter(Boolean), ...neighbour(i),
     make("dl", { className: "values" }, ...facts.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })])), chips(i));
   at("clip").dataset.clip = i;
@@ -112,7 +119,7 @@ function setUpMap() {
 }
 
 // --- a selection in the map ---
-let unpick = () => {};
+let unpick = () => {}, pickCluster = () => {};
 
 function selected(rows) {
   const button = (text, act) => { const made = make("button", { type: "button", textContent: text }); made.addEventListener("click", act); return made; };
@@ -139,7 +146,7 @@ function playlist(rows) {
 function card(i) {
   const name = make("button", { type: "button", className: "name", title: `${CLIPS.name[i]}: show on the map`, textContent: short(CLIPS.name[i].split("/").pop(), 60) });
   name.addEventListener("click", () => { showClip(i); at("map").scrollIntoView(); });
-  const label = DATA.labels.length ? labelOf(at("against").value, i) : "";
+  const label = [order === "alike" && CLIPS.alike[i] >= 0 ? `group ${CLIPS.alike[i] + 1}` : "", DATA.labels.length ? labelOf(at("against").value, i) : ""].filter(Boolean).join(" · ");
   const made = make("div", { className: "card", tabIndex: 0, role: "group", "aria-label": CLIPS.name[i] }, ...sight(i), name, label ? make("div", { className: "silent", textContent: label }) : null, chips(i));
   made.dataset.clip = i;
   return made;
@@ -147,18 +154,19 @@ function card(i) {
 
 const ORDERS = {
   near: ["nearest to the middle first", (which) => (i) => -CLIPS.middle[which][i]], far: ["farthest from the middle first", (which) => (i) => CLIPS.middle[which][i]],
-  novel: ["most novel first", () => (i) => -CLIPS.novelty[i]], given: ["as listed", () => (i) => i],
+  novel: ["most novel first", () => (i) => -CLIPS.novelty[i]], alike: ["near duplicates only", () => (i) => CLIPS.alike[i]], given: ["as listed", () => (i) => i],
 };
 let order = DATA.suggested ? "given" : "near";
 
 // Shows clips in the panel of the explorer: those that play, and those whose files cannot be read.
 function list(title, rows, by, above = []) {
   const which = Number(at("explored").value), value = ORDERS[order][1](which);
-  const sorted = [...rows].sort((a, b) => value(a) - value(b) || a - b), there = sorted.filter((i) => plays(i) || damaged(i)), silent = rows.length - there.length;
+  const among = order === "alike" ? rows.filter((i) => CLIPS.alike[i] >= 0) : rows;
+  const sorted = [...among].sort((a, b) => value(a) - value(b) || a - b), there = sorted.filter((i) => plays(i) || damaged(i)), silent = among.length - there.length;
   const select = make("select"), cards = make("div", { className: "cards" }), name = make("input", { autocomplete: "off", placeholder: "dog, or dog,rain" });
   name.setAttribute("list", "label-words");
   name.id = "name-all";
-  choices(select, Object.entries(ORDERS).filter(([key]) => key !== "novel" || CLIPS.novelty).map(([key, [text]]) => [key, text]), order);
+  choices(select, Object.entries(ORDERS).filter(([key]) => key !== "alike" || rows.some((i) => CLIPS.alike[i] >= 0)).map(([key, [text]]) => [key, text]), order);
   select.id = "order";
   select.addEventListener("change", () => { order = select.value; list(title, rows, by, above); });
   name.value = by === "cluster" ? nameOf(rows) : "";
@@ -180,6 +188,7 @@ function list(title, rows, by, above = []) {
 }
 
 function showCluster(c) {
+  if (order === "alike") order = "near"; // else a cluster without near duplicates would look empty
   const which = Number(at("explored").value), final = which === CLIPS.clusters.length - 1, rows = CLIPS.name.map((_, i) => i).filter((i) => CLIPS.clusters[which][i] === c.id);
   const purities = Object.entries(c.purity).map(([name, [value, top, n]]) => [name, value === null ? "no labelled clip" : `${percent(value)} ${short(top, 40)} (of ${n} with a label)`]);
   const button = make("button", { type: "button", textContent: "Show on the map" });
@@ -190,27 +199,7 @@ function showCluster(c) {
       rows.length ? make("p", {}, button) : make("p", { className: "silent", textContent: "None of its clips is in the sample." })]);
 }
 
-// --- clusters by hour and by site ---
-function setUpWhen() {
-  const when = DATA.when || {}, last = CLIPS ? CLIPS.clusters.length - 1 : 0;
-  const picture = (id, columns, counts, member, unit) => {
-    at(`${id}-figure`).hidden = !counts.length || !columns.length;
-    if (at(`${id}-figure`).hidden) return;
-    const rows = when.clusters.map(clusterName);
-    const layout = () => ({ margin: { l: 50, r: 4, t: 4, b: 50 }, xaxis: { tickvals: columns.map((_, i) => i), ticktext: columns.map((name) => plain(short(String(name), 14))), showgrid: false, tickangle: -40 },
-      yaxis: { tickvals: rows.map((_, i) => i), ticktext: rows, autorange: "reversed", showgrid: false, title: { text: "cluster" } } });
-    draw(id, () => [heat(rows, columns, counts, "cluster", unit, shareOf(counts))], layout).then(() => at(id).on("plotly_click", (event) => {
-      const { x, y } = event.points[0], found = CLIPS.name.map((_, i) => i).filter((i) => CLIPS.clusters[last][i] === when.clusters[y] && member(i, x));
-      at("explored").value = last;
-      unpick();
-      list(`Cluster ${rows[y]}, ${unit} ${columns[x]}: ${found.length.toLocaleString("en")} on this page`, found, "selection");
-      at("explorer").scrollIntoView();
-    }));
-  };
-  picture("hours", [...Array(24).keys()], when.hours || [], (i, x) => CLIPS.hour[i] === x, "hour");
-  picture("sites", when.sites || [], (when.sites || []).length ? when.at_sites : [], (i, x) => labelOf("site", i) === when.sites[x], "site");
-}
-
+// --- the clusters ---
 function setUpExplorer() {
   const all = DATA.explorer || [];
   if (!all.length) return;
@@ -234,8 +223,16 @@ function setUpExplorer() {
       ...(columns.length ? [{ title: "Purity", value: (c) => of(c)[0], number: true, show: (c) => bar(of(c)[0]) }, { title: "Commonest", value: (c) => of(c)[1], show: (c) => [short(of(c)[1], 40) || "–"] }] : []),
     ], found.clusters, showCluster);
     shown.filter(at("cluster-filter").value);
-    shown.pick(found.clusters.reduce((a, b) => (b.size > a.size ? b : a)));
+    shown.pick(found.clusters[0]);
   };
+  pickCluster = (id) => {
+    if (Number(at("explored").value) !== all.length - 1 || at("cluster-filter").value) { at("explored").value = all.length - 1; at("cluster-filter").value = ""; show(); }
+    shown.pick(all[all.length - 1].clusters.find((c) => c.id === id));
+  };
+  const twins = CLIPS.name.map((_, i) => i).filter((i) => CLIPS.alike[i] >= 0), groups = new Set(twins.map((i) => CLIPS.alike[i])).size;
+  at("alike").hidden = !twins.length || DATA.suggested; // there the order of the only list does it
+  at("alike").textContent = `Near duplicates: ${number(twins.length)} clips in ${count(groups, "group").join(" ")}`;
+  at("alike").addEventListener("click", () => { unpick(); order = "alike"; list(`${number(twins.length)} near duplicates, group by group`, twins, "selection"); });
   unpick = () => shown.unpick();
   listeners.push(() => shown.show());
   at("explored").addEventListener("change", show);

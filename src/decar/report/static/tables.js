@@ -12,6 +12,23 @@ function setUpResults() {
   shown.pick(rows.find((r) => r.encoder === "this encoder" && r.confusion.length) || rows[0]);
 }
 
+// A row of bars for each task, one bar an encoder, with the line that naming the commonest class would reach.
+function setUpBars() {
+  const rows = DATA.bars || [], names = [...new Set(rows.flatMap((row) => Object.keys(row.encoders)))], several = new Set(rows.map((row) => row.how)).size > 1;
+  if (!rows.length) return;
+  at("bars").style.height = `${(innerWidth < 600 ? 180 : 100) + rows.length * (12 + 18 * names.length)}px`;
+  const places = rows.map((_, r) => r), chances = places.filter((r) => rows[r].chance !== null);
+  draw("bars", () => [...names.map((name, k) => {
+    const at_ = places.filter((r) => name in rows[r].encoders), found = at_.map((r) => rows[r].encoders[name]);
+    return { type: "bar", orientation: "h", name: plain(short(name, 28)), y: at_, x: found.map(([mean]) => mean), marker: { color: ["#4c78d8", "#9aa3ad", "#f58518", ...PALETTE.slice(2)][k % 21] },
+      error_x: { visible: found.some(([, least, most]) => most > least), symmetric: false, array: found.map(([mean, , most]) => most - mean), arrayminus: found.map(([mean, least]) => mean - least), color: colour("--soft"), thickness: 1 },
+      text: found.map(([mean]) => percent(mean)), textposition: "inside", insidetextanchor: "end", constraintext: "none", textfont: { size: 11 }, hovertemplate: found.map(([, least, most]) => `${plain(name)}: %{text}${most > least ? `, ${percent(least)} to ${percent(most)}` : ""}<extra></extra>`) };
+  }), ...(chances.length ? [{ type: "scatter", mode: "lines", name: "always the commonest class", y: chances.flatMap((r) => [r - 0.45, r + 0.45, null]), x: chances.flatMap((r) => [rows[r].chance, rows[r].chance, null]), line: { width: 2, dash: "dot", color: colour("--ink") }, hovertemplate: "always the commonest class: %{x:.1%}<extra></extra>" }] : [])],
+  { barmode: "group", bargap: 0.2, margin: { l: 60, r: 12, t: 30, b: 40 }, showlegend: true, legend: { orientation: "h", y: 1, yanchor: "bottom", x: 0, traceorder: "normal" },
+    xaxis: { range: [0, 1], tickformat: ".0%", title: { text: "on test", standoff: 6 } },
+    yaxis: { range: [rows.length - 0.5, -0.5], showgrid: false, tickvals: places, ticktext: rows.map((row) => plain(short(row.task, 24)) + (several ? `<br>${plain(row.how)}` : "") + (row.metric === "accuracy" ? "" : `<br>${plain(row.metric)}`)) } });
+}
+
 function showConfusion(result) {
   const full = Array.isArray(result.confusion) && result.confusion.length > 0;
   at("confusion-title").textContent = full ? `Confusion: ${result.task}, ${result.encoder}, ${result.mode}, ${result.protocol}` : `${result.task}: no confusion matrix (several labels a clip have none)`;
@@ -62,11 +79,12 @@ function setUpNotes() {
 function setUpEnvironment() {
   at("environment-table").append(...Object.entries(DATA.environment || {}).map(([name, value]) => make("tr", {}, make("th", { scope: "row", textContent: name }), make("td", { textContent: value }))));
   at("environment-table").parentElement.hidden = !DATA.environment;
+  at("environment").hidden = !DATA.environment && !DATA.notes.environment;
 }
 
 setUpTheme();
 setUpNotes();
-for (const setUp of [setUpFacts, setUpCurves, setUpClusters, setUpMap, setUpExplorer, setUpWhen, setUpLabels, setUpResults, setUpConfig, setUpEnvironment]) {
+for (const setUp of [setUpSummary, setUpCurves, setUpClusters, setUpMap, setUpExplorer, setUpRecordings, setUpWhen, setUpLabels, setUpBars, setUpResults, setUpConfig, setUpEnvironment]) {
   try { setUp(); } catch (error) { console.error(setUp.name, error); }
 }
 document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,224 @@
+"""What the page of a run shows, from its folder and its clips, as plain values."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xxhash
+
+from decar import __version__
+from decar.audio import LogMelStore
+from decar.audio.recorded import with_clock
+from decar.errors import DecarError
+from decar.models import load_encoder
+from decar.report import clusters as of
+from decar.report.clips import sample
+from decar.report.explorer import MAX_COLUMNS, show
+from decar.report.final import MODEL, TABLE, cluster_store, few, write_run_clusters
+from decar.report.folder import curves, read_environment, results_of
+from decar.report.payload import FILE_NAME, as_script, read_page
+from decar.report.summary import bars, best, of_run, of_sounds
+
+log = logging.getLogger(__name__)
+
+SECTIONS = {
+    "summary": "Summary", "explorer": "Explorer", "recordings": "Recordings", "when": "Hours and sites", "map": "Map",
+    "curves": "Curves", "clusters": "Epochs", "results": "Results", "options": "Options",
+}  # fmt: skip
+FORMAT = 2  # of the clips on a page; raise it when what is computed for them changes
+OF_CLIPS = ("n_sounds", "explorer", "labels", "root", "frontend", "when", "clips")  # what `show` returns
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The sources of a page.
+
+    Attributes:
+        run: Folder of the run.
+        config: All its options, as plain values.
+        store: Its usable clips; or why there are none, for the page to say.
+        label: The column that the run watched.
+        seed: Of the sample and of the map.
+        downstream: More folders to look for results in.
+        network: The class of the encoder's network, where it is not one of decar's.
+    """
+
+    run: Path
+    config: Mapping[str, Any]
+    store: LogMelStore | str
+    label: str | None = None
+    seed: int = 0
+    downstream: Sequence[Path] = ()
+    network: Callable[..., Any] | None = None
+
+
+def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep: bool = False) -> dict[str, Any]:
+    """All that the page shows, as plain values; `notes` has a line, by section, for what there is not.
+
+    Args:
+        source: The run.
+        device: Where the encoder runs.
+        progress: Show how far the embedding pass is.
+        keep: Write the clusters of the final embedding to the folder of the run.
+    """
+    notes: dict[str, str] = {}
+    run = source.run
+
+    def attempt(section: str, make: Callable[[], Any]) -> Any:
+        try:
+            return make()
+        except DecarError as error:
+            notes[section] = str(error)
+        except Exception as error:  # one section that cannot be made costs that section
+            log.warning("report: section %s could not be made", section, exc_info=True)
+            notes[section] = f"could not be made: {type(error).__name__}: {error}"
+        return None
+
+    assignments: list[of.Assignments] | None = attempt(
+        "clusters", lambda: of.read_assignments(run / "clusters.parquet")
+    )
+    if assignments and assignments[0].damaged:
+        notes["clusters"] = f"Damaged and left out: {', '.join(assignments[0].damaged)} of clusters.parquet."
+    elif assignments and assignments[0].skipped:
+        notes["clusters"] = f"The first {assignments[0].skipped} epochs of this long log of assignments are left out."
+    store = source.store if isinstance(source.store, LogMelStore) else None
+    known = attempt("map", lambda: made_of(source, store, assignments or [])) if store is not None else None
+    clips = kept_clips(run, known) if keep and known else None
+    clips = clips or attempt("map", lambda: look(source, assignments, device=device, progress=progress, keep=keep))
+    judged = attempt("results", lambda: results(source, notes)) or []
+    barred = attempt("results", lambda: bars(judged)) or []
+    sounds = attempt("summary", lambda: of_sounds(_lengths(store)) if store else {}) or {}
+    return {
+        "title": run.resolve().name,
+        "kind": "decar run",
+        "version": __version__,
+        "summary": {**sounds, **(attempt("summary", lambda: of_run(run)) or {}), "best": best(barred)},
+        "n_clips": len(store) if store else len(assignments[0].clips) if assignments else None,
+        "curves": attempt("curves", lambda: curves(run)),
+        "clusterings": [clustering(found) for found in assignments or []],
+        **(
+            {**clips, "made_of": known, "seal": seal(clips)} if clips else {"clips": None, "labels": [], "explorer": []}
+        ),
+        "results": judged,
+        "bars": barred,
+        "config": source.config,
+        "environment": attempt("environment", lambda: read_environment(run)),
+        "notes": notes,
+        "sections": tuple(SECTIONS),
+        "words": [],
+        "suggested": False,
+    }
+
+
+def made_of(source: RunFiles, store: LogMelStore, assignments: list[of.Assignments]) -> str:
+    """A digest of all that the clips on a page depend on."""
+    encoder = load_encoder(source.run, frontend=store.frontend, network=source.network)
+    facts = (
+        FORMAT, encoder.hash(), store.fingerprint, os.path.abspath(store.manifest.root), source.label, source.seed,
+        store.manifest.content_hash(), clustering_names(source.config, assignments),
+    )  # fmt: skip
+    digest = xxhash.xxh3_128(json.dumps(facts).encode())
+    for found in assignments:
+        digest.update(found.labels[-1].tobytes())
+    return digest.hexdigest()
+
+
+def kept_clips(run: Path, wanted: str) -> dict[str, Any] | None:
+    """The clips of the page that a run has, if they were made of the same, are undamaged, and the tables are there."""
+    if not all((run / name).is_file() for name in (FILE_NAME, TABLE, MODEL)):
+        return None
+    try:
+        data = read_page(run / FILE_NAME)
+        clips = {key: data[key] for key in OF_CLIPS}
+    except (OSError, ValueError, KeyError):
+        return None
+    same = (data.get("made_of"), data.get("seal")) == (wanted, seal(clips))
+    return clips if same else None
+
+
+def seal(clips: Mapping[str, Any]) -> str:
+    """A digest of the clips of a page, as they stand in it."""
+    return xxhash.xxh3_128_hexdigest(as_script({key: clips[key] for key in OF_CLIPS}).encode())
+
+
+def clustering(found: of.Assignments) -> dict[str, Any]:
+    """Sizes and flows of one clustering."""
+    return {"sizes": of.sizes(found), "flows": of.flows(found)}
+
+
+def look(
+    source: RunFiles, assignments: list[of.Assignments] | None, *, device: str, progress: bool, keep: bool
+) -> dict[str, Any]:
+    """The sampled clips with their places, labels and sounds, and the clusters with theirs.
+
+    Raises:
+        DecarError: There are no clips, or no encoder.
+    """
+    if not isinstance(source.store, LogMelStore):
+        raise DecarError(source.store)
+    encoder = load_encoder(source.run, frontend=source.store.frontend, network=source.network)
+    among = few(source.store, source.seed)
+    store = source.store.take(among)
+    named = zip(clustering_names(source.config, assignments or []), assignments or [], strict=True)
+    last = [(name, found.labels[-1][among]) for name, found in named if _same_clips(found, source.store)]
+    table = with_clock(_lengths(store), store.manifest.files)
+    final = cluster_store(encoder, store, seed=source.seed, device=device, progress=progress)
+    if keep:
+        write_run_clusters(source.run, table, final)
+    chosen, names = sample(len(store), source.seed), of.label_columns(table, source.label)[:MAX_COLUMNS]
+    return show(store.take(chosen), table, final.vectors, final.placed, chosen, names, source.seed, others=last)
+
+
+def _lengths(store: LogMelStore) -> pd.DataFrame:
+    """The clips of a store with `start` and `duration` (s) of each."""
+    return store.manifest.table.assign(start=[start for start, _ in store.manifest.stretches], duration=store.seconds)
+
+
+def clustering_names(config: Mapping[str, Any], assignments: Sequence[of.Assignments]) -> list[str]:
+    """What each clustering of a run is of: a descriptor, or the network's own vectors in an epoch.
+
+    Args:
+        config: The run's options; where they do not tell, as in those of an own `labels`, a number is the name.
+        assignments: The run's clusterings.
+    """
+    labels = config.get("labels")
+    labels = labels if isinstance(labels, Mapping) else {}
+    first = labels.get("first", labels)
+    found = first.get("descriptors") if isinstance(first, Mapping) else None
+    descriptors = [str(name) for name in found] if isinstance(found, list) else []
+    known = bool(descriptors) or "NetworkLabels" in str(labels.get("_target_"))
+    return [
+        descriptors[i]
+        if i < len(descriptors)
+        else f"own, epoch {one.epochs[-1] + 1}"
+        if known
+        else f"clustering {i + 1}"
+        for i, one in enumerate(assignments)
+    ]
+
+
+def results(source: RunFiles, notes: dict[str, str]) -> list[dict[str, Any]]:
+    """The downstream results of the run's encoder.
+
+    Raises:
+        DecarError: There is none.
+    """
+    found, note = results_of(
+        source.run, lambda: load_encoder(source.run, network=source.network).hash(), source.downstream
+    )
+    if note:
+        notes["results"] = note
+    return found
+
+
+def _same_clips(found: of.Assignments, store: LogMelStore) -> bool:
+    """Whether an assignment is of the clips of this store, in this order."""
+    same = len(found.clips) == len(store) and found.clips["clip"].tolist() == store.manifest.table["path"].tolist()
+    if not same:
+        log.warning("report: clusters.parquet is of other clips than the manifest lists now")
+    return same
