@@ -96,7 +96,7 @@ def write_atlas(points: Points, out: Path) -> int:
     places = tsne(standardised(points.vectors), seed=0)
     known = points.table(x=places[:, 0], y=places[:, 1], audio=None)
     table = pa.Table.from_pandas(known, preserve_index=False).replace_schema_metadata(None)
-    place, silent = table.schema.get_field_index("audio"), 0
+    place, silent, jobs = table.schema.get_field_index("audio"), 0, points.clips.jobs
     schema = table.schema.set(place, pa.field("audio", AUDIO))
     with (
         whole(out) as part, pq.ParquetWriter(part, schema) as writer, ThreadPoolExecutor(cpu_count()) as pool,
@@ -104,7 +104,7 @@ def write_atlas(points: Points, out: Path) -> int:
     ):  # fmt: skip
         for first in range(0, len(table), ROWS_AT_ONCE):
             sounds = []
-            for sound in pool.map(_sound, points.clips.jobs[first : first + ROWS_AT_ONCE]):
+            for sound in pool.map(_sound, jobs[first : first + ROWS_AT_ONCE]):
                 sounds.append(sound)
                 advance(1)
             silent += sounds.count(None)
@@ -172,12 +172,10 @@ def write_hoplite(points: Points, out: Path, column: str | None = None) -> int:
         OSError: It cannot be written.
     """
     sqlite, datatypes, config = _hoplite()
-    table, unit = points.clips.table, l2_normalize(points.vectors)
-    labels = _labels(table, column)
+    labels, unit = _labels(points.clips.table, column), l2_normalize(points.vectors)
     if any(seconds is None for _, seconds in points.clips.stretches):
         raise ExportError("the clips have no durations: embed with --segment auto or none")
     offsets = [[start, start + (seconds or 0.0)] for start, seconds in points.clips.stretches]
-    annotations = 0
     with whole_folder(out) as part:
         settings = sqlite.get_default_usearch_config(unit.shape[1])
         database = sqlite.SQLiteUSearchDB.create(db_path=str(part), usearch_cfg=settings)
@@ -186,16 +184,13 @@ def write_hoplite(points: Points, out: Path, column: str | None = None) -> int:
             rows = range(first, min(first + ROWS_AT_ONCE, len(unit)))
             windows = [{"recording_id": recordings[row], "offsets": offsets[row]} for row in rows]
             database.insert_windows_batch(windows, unit[rows.start : rows.stop], handle_duplicates="allow")
-        for row, cell in enumerate(labels):
-            for word in sorted({word.strip() for word in cell.split(",")} - {"", NOT}):
-                kind = datatypes.LabelType.NEGATIVE if word.startswith(NOT) else datatypes.LabelType.POSITIVE
-                database.insert_annotation(
-                    recordings[row], offsets[row], word.removeprefix(NOT), kind, "decar", handle_duplicates="allow"
-                )
-                annotations += 1
+        for row, word in labels:
+            kind = datatypes.LabelType.NEGATIVE if word.startswith(NOT) else datatypes.LabelType.POSITIVE
+            place = (recordings[row], offsets[row])
+            database.insert_annotation(*place, word.removeprefix(NOT), kind, "decar export", handle_duplicates="allow")
         database.commit()
         database.db.close()
-    return annotations
+    return len(labels)
 
 
 def _hoplite() -> tuple[Any, Any, Any]:
@@ -208,12 +203,15 @@ def _hoplite() -> tuple[Any, Any, Any]:
     return sqlite_usearch_impl, datatypes, config_dict.ConfigDict
 
 
-def _labels(table: pd.DataFrame, column: str | None) -> list[str]:
-    """A cell of labels for each row."""
+def _labels(table: pd.DataFrame, column: str | None) -> list[tuple[int, str]]:
+    """The labels of a column, each with its row."""
     found = find_column(table.columns, column or "label")
-    if found is None and column:
-        raise ExportError(f"{no_column(table.columns, column)}; name the column of the labels")
-    return [""] * len(table) if found is None else table[found].fillna("").astype(str).tolist()
+    if found is None:
+        if column:
+            raise ExportError(f"{no_column(table.columns, column)}; name the column of the labels")
+        return []
+    cells = table[found].fillna("").astype(str).str.split(",")
+    return [(row, word) for row, cell in enumerate(cells) for word in sorted({w.strip() for w in cell} - {"", NOT})]
 
 
 def _insert_recordings(database: Any, points: Points, config: Callable[..., Any]) -> list[int]:
