@@ -53,7 +53,7 @@ def test_embedding_atlas_gets_places_words_and_sounds(points, tmp_path):
     assert write_atlas(points, tmp_path / "atlas.parquet") == 4
     table = pd.read_parquet(tmp_path / "atlas.parquet")
     assert list(table) == [
-        "id", "name", "path", "start", "duration", "x", "y", "audio", "label", "table_id", "site", "recorded_at",
+        "id", "name", "audio", "x", "y", "path", "start", "duration", "label", "table_id", "site", "recorded_at",
         "cluster", "novelty",
     ]  # fmt: skip
     assert table["id"].tolist() == list(range(N))
@@ -78,7 +78,7 @@ def test_spotlight_gets_embeddings_files_and_windows(points, tmp_path):
     assert len(EmbeddingTable.open(tmp_path / "spot.parquet")) == N  # decar search opens it as well
     whole = Points(Manifest(points.clips.table[["path"]], points.clips.root), points.vectors, FACTS)
     write_spotlight(whole, tmp_path / "whole.parquet")
-    assert list(pd.read_parquet(tmp_path / "whole.parquet")) == ["id", "name", "path", "start", "audio", "embedding"]
+    assert list(pd.read_parquet(tmp_path / "whole.parquet")) == ["id", "name", "audio", "path", "start", "embedding"]
 
 
 def test_the_projector_gets_a_line_a_clip_whatever_is_in_the_names(points, tmp_path):

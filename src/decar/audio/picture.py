@@ -42,12 +42,7 @@ def image_uri(picture: NDArray[np.uint8], kind: str = "png", *, max_width: int |
 
 
 def opus_uri(waveform: NDArray[np.float32], sample_rate: int = SAMPLE_RATE, compression: float | None = None) -> str:
-    """A mono waveform `(T,)` as an Ogg Opus data URI; see `opus_bytes`."""
-    return data_uri("audio/ogg", opus_bytes(waveform, sample_rate, compression))
-
-
-def opus_bytes(waveform: NDArray[np.float32], sample_rate: int, compression: float | None) -> bytes:
-    """A mono waveform `(T,)` as an Ogg Opus file; `sample_rate` (Hz) is one that Opus has, as 16000.
+    """A mono waveform `(T,)` as an Ogg Opus data URI; `sample_rate` (Hz) is one that Opus has, as 16000.
 
     libsndfile makes `compression`, 0 to 1, a rate of (1 - compression) * 250 + 6 kbit/s; None is its own choice.
     """
@@ -55,7 +50,7 @@ def opus_bytes(waveform: NDArray[np.float32], sample_rate: int, compression: flo
     soundfile.write(
         file, np.clip(waveform, -1, 1), sample_rate, format="OGG", subtype="OPUS", compression_level=compression
     )
-    return file.getvalue()
+    return data_uri("audio/ogg", file.getvalue())
 
 
 def data_uri(kind: str, data: bytes) -> str:
