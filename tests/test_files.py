@@ -18,7 +18,7 @@ import pytest
 
 from decar import files
 from decar.errors import is_unicode, printable
-from decar.files import find_files, locked, whole, write_csv
+from decar.files import find_files, locked, whole, whole_folder, write_csv
 
 EVIL = "\x1b]0;evil\x07a.wav"  # retitles a terminal
 
@@ -149,6 +149,20 @@ def test_what_is_written_stands_where_it_should_and_is_readable_by_others(tmp_pa
     assert target.read_text() == "new"
     assert target.stat().st_mode & 0o777 == 0o644
     assert list(target.parent.iterdir()) == [target]
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    with whole_folder(tmp_path / "deep" / "made") as part:
+        (part / "a").write_text("1")
+        assert not (tmp_path / "deep" / "made").exists()
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["made"]
+    assert (tmp_path / "deep" / "made").stat().st_mode & 0o777 == 0o755
+    with pytest.raises(OSError, match=r"not empty|exists"), whole_folder(tmp_path / "deep" / "made") as part:
+        (part / "a").write_text("2")
+    with pytest.raises(RuntimeError, match="in between"), whole_folder(tmp_path / "deep" / "other") as part:
+        raise RuntimeError("in between")
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["made"]
+    assert (tmp_path / "deep" / "made" / "a").read_text() == "1"
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):

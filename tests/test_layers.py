@@ -24,6 +24,7 @@ FENCES = {
     "pytorch_lightning": {"pretrain", "downstream", "cli"},
     "faiss": {"clustering", "neighbours"},
     "timm": {"models"},
+    "perch_hoplite": {"report"},
     "wandb": set(),
 }
 

@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import re
+import shutil
 import socket
 import stat
 import tempfile
@@ -68,6 +69,28 @@ def whole(path: str | Path) -> Iterator[Path]:
             part.unlink()
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(target)  # a write to an open file does not know its name
+        raise
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to write files into, beside `path`; it becomes `path` when the block ends, as `whole` does.
+
+    Raises:
+        OSError: `path` is a folder with something in it or a file, cannot be made, or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield part
+        part.chmod(0o755)  # mkdtemp makes it private
+        for inside in (*part.iterdir(), part):
+            sync(inside)
+        os.rename(part, path)
+        with contextlib.suppress(OSError):
+            sync(path.parent)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
         raise
 
 

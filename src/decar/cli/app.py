@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from decar import __version__
-from decar.cli import bundles, classify, clusters, data, overview
+from decar.cli import bundles, classify, clusters, data, exports, overview
 from decar.cli.config import cache_home, named_class
 from decar.cli.terminal import command
 from decar.limits import Limits, set_limits
@@ -271,11 +271,22 @@ PAGE = [
     _file("--root", "the folder of the sounds, if they have been moved", metavar="DIR"),
 ]
 EXPORT = [
-    BUNDLE,
-    _option("--to", "onnx needs pip install 'decar[export]'", required=True, choices=("onnx", "torch")),
-    _file("--out", "usually .onnx or .pt2", required=True),
+    _option(
+        "source", "for onnx and torch encoder.safetensors, or a run; for the others a run, a folder of `decar "
+        "cluster`, or the embeddings.parquet of `decar embed`", metavar="SOURCE",
+    ),
+    _option(
+        "--to", "%(choices)s; onnx needs pip install 'decar[export]', hoplite 'decar[hoplite]'", required=True,
+        choices=(*exports.OF_ENCODERS, *exports.OF_EMBEDDINGS), metavar="FORMAT",
+    ),
+    _file(
+        "--out", "usually .onnx or .pt2; .parquet for embedding-atlas and spotlight; a folder for projector and "
+        "hoplite", required=True,
+    ),
+    _file("--root", "the folder that relative paths of embeddings start from, if not where they lay", metavar="DIR"),
+    _option("--column", "for hoplite: the column of the labels (default: label, if there is one)", metavar="NAME"),
     NETWORK,
-]
+]  # fmt: skip
 PUSH = [
     BUNDLE,
     _option("repo", "the repository; it is created if it does not exist", metavar="USER/NAME"),
@@ -300,7 +311,7 @@ COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, list[Option
     "compare": (overview.compare, "how two trainings differ: options, last figures, results", COMPARE),
     "report": (data.report, "make the HTML page of a run, which opens offline", REPORT),
     "page": (data.page, "open a page, or serve it on this computer to label its clips", PAGE),
-    "export": (bundles.export, "write the encoder with its front-end as ONNX or torch.export", EXPORT),
+    "export": (exports.export, "an encoder as ONNX or torch.export; embeddings for other programs", EXPORT),
     "push": (bundles.push, "put a bundle on the Hugging Face hub, with a model card", PUSH),
 }
 HYDRA = {  # commands with Hydra's grammar of options
@@ -320,6 +331,8 @@ ABOUT = {
     "table are kept. After a stop the same command continues, and writes the same bytes.",
     "cluster": "Nothing is trained. Recordings are cut into segments, embedded, whitened and clustered. DIR gets "
     "clusters.csv, labels for Audacity and Raven, report.html, and clusters.npz for --like.",
+    "export": "onnx and torch write an encoder with its front-end, waveform in, embedding out. The other formats take "
+    "embeddings, with clusters and labels, to Embedding Atlas, Spotlight, TensorFlow's projector or perch-hoplite.",
 }
 LIMITS = {
     "min_rate": "lowest rate of a sound, in Hz",

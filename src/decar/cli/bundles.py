@@ -1,4 +1,4 @@
-"""`decar embed`, `search`, `export`, `push`: what is done with a trained encoder."""
+"""`decar embed`, `search`, `push`: what is done with a trained encoder."""
 
 from __future__ import annotations
 
@@ -93,18 +93,6 @@ def search(args: argparse.Namespace) -> None:
             say(f"{clip['rank']:4d}  {clip['distance']:.4f}  {clip['path']}{begins}")
     if args.html:
         say(f"page: {args.html}")
-
-
-def export(args: argparse.Namespace) -> None:
-    """Write a bundle as one file that runs without decar."""
-    from decar.models import load_encoder
-    from decar.models.export import export_encoder
-
-    encoder = load_encoder(args.bundle, network=args.network)
-    worst = export_encoder(encoder, args.out, args.to)
-    size, rate = args.out.stat().st_size / 1e6, encoder.sample_rate
-    say(f"{args.out}: {size:.1f} MB, waveform (batch, samples) at {rate} Hz in, embedding (batch, {encoder.dim}) out")
-    say(f"read back and compared with the encoder: largest relative difference {worst:.1e}")
 
 
 def push(args: argparse.Namespace) -> None:

@@ -9,7 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio import LogMelStore
+from decar.audio.tables import read_text_table
 from decar.clustering import Clusters, Placed, make_clusters
+from decar.errors import DecarError, one_line
 from decar.files import whole, write_csv
 from decar.models import Encoder, embed_store
 from decar.report.clips import sample
@@ -63,9 +65,15 @@ def write_run_clusters(run: Path, table: pd.DataFrame, final: Final) -> None:
         final: Their clusters.
     """
     try:
-        write_clusters(run, table, final.placed, final.model)
+        write_clusters(run, with_places(store, table), final.placed, final.model)
     except OSError as error:
         log.warning("%s: the clusters of the run are not written (%s)", error.filename or run, error.strerror or error)
+
+
+def with_places(store: LogMelStore, table: pd.DataFrame) -> pd.DataFrame:
+    """The table of the clips of a store, with `start` and `duration` (s) for each."""
+    starts = [start for start, _ in store.manifest.stretches]
+    return table.drop(columns=[*PLACE[1:]], errors="ignore").assign(start=starts, duration=store.seconds)
 
 
 def write_clusters(out: Path, table: pd.DataFrame, placed: Placed, model: Clusters) -> pd.DataFrame:
@@ -89,3 +97,28 @@ def write_clusters(out: Path, table: pd.DataFrame, placed: Placed, model: Cluste
     with whole(out / TABLE) as part:
         write_csv(found, part)
     return found
+
+
+def read_clusters(folder: Path, table: pd.DataFrame, encoder: str) -> pd.DataFrame:
+    """What `write_clusters` wrote about some clips, and about no others: the table with the columns that it lacked.
+
+    Args:
+        folder: Where `clusters.csv` and `clusters.npz` lie.
+        table: The clips, with `path` and `start` (s), in the order of the file.
+        encoder: The hash of the encoder that embedded them.
+
+    Raises:
+        DecarError: A file is missing or damaged, or is about other clips or another encoder.
+    """
+    Clusters.load(folder / MODEL).require_encoder(encoder)
+    found, _ = read_text_table(folder / TABLE, lambda names: "path" in names)
+    try:
+        starts = found["start"].astype(float)
+        if found["path"].tolist() != table["path"].tolist() or not np.allclose(starts, table["start"], atol=1e-3):
+            raise ValueError(f"its {len(found)} rows are not the {len(table)} embedded clips in their order")
+        found = found.astype({"cluster": np.int64})
+        found[[*FOUND[1:]]] = found[[*FOUND[1:]]].replace("", np.nan).astype(float)  # noise has no distance
+    except (KeyError, ValueError) as error:
+        again = "make it again with decar cluster, or decar report for a run"
+        raise DecarError(f"{folder / TABLE}: {one_line(error)}; {again}") from error
+    return table.join(found[[name for name in found if name not in table]])
