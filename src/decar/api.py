@@ -16,6 +16,7 @@ import pandas as pd
 
 from decar.audio import Manifest
 from decar.audio.clips import Segment
+from decar.audio.remote import fetched
 from decar.audio.source import read_source
 from decar.clustering import Clusters, make_clusters
 from decar.clustering.model import Method
@@ -92,23 +93,28 @@ def embed(
     *,
     segment: Segment | None = None,
     windows: float | None = None,
+    fetch: bool = False,
     device: str | None = None,
     progress: bool = True,
 ) -> Embedded:
     """Embeddings of sounds, in memory.
 
     Args:
-        source: A folder, table, pattern or file, as for `decar embed`; a list of files, or a `Manifest`.
+        source: What `decar embed` takes: a folder, archive, table, Parquet with the sounds in it, pattern or file; or a
+            list of files, or a `Manifest`.
         bundle: An encoder, a run's folder, a bundle; None: the encoder that comes with decar.
         segment: Cut long recordings into segments, a row each; see `decar.embedder.Windows`.
         windows: Seconds: a row for each such window.
+        fetch: Whether to fetch the sounds of addresses, such as https://…; otherwise they are refused.
         device: Where the network runs; None: on a GPU if there is one.
         progress: Show progress.
 
     Returns:
         `table` with a row an embedding, `vectors` `(R, D)`, and `bad`, the clips without one.
     """
-    return Embedder(bundle, segment=segment, windows=windows, device=device).files(_clips(source), progress=progress)
+    clips = _clips(source)
+    embedder = Embedder(bundle, segment=segment, windows=windows, device=device)
+    return embedder.files(fetched(clips, progress=progress) if fetch else clips, progress=progress)
 
 
 def cluster(
@@ -120,6 +126,7 @@ def cluster(
     segment: Segment = "auto",
     like: str | Path | Clusters | None = None,
     seed: int = 0,
+    fetch: bool = False,
     device: str | None = None,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, Clusters]:
@@ -133,6 +140,7 @@ def cluster(
         segment: As of `embed`.
         like: Put the sounds into these clusters; a folder or file of `decar cluster`, or what this function returned.
         seed: Of all that is random.
+        fetch: As of `embed`.
         device: As of `embed`.
         progress: Show progress.
 
@@ -144,7 +152,7 @@ def cluster(
         ClusteringError: There are too few sounds, or those of `like` are of another encoder.
     """
     encoder = load_encoder(bundle) if bundle is None or isinstance(bundle, str | Path) else bundle
-    made = embed(source, encoder, segment=segment, device=device, progress=progress)
+    made = embed(source, encoder, segment=segment, fetch=fetch, device=device, progress=progress)
     if like is None:
         facts = {"encoder": encoder.hash(), "bundle": str(bundle or "small"), "segment": segment}
         recordings = made.table["path"].to_numpy()
