@@ -38,7 +38,7 @@ TRIES = 3
 THREADS = 8
 _BLOCK = 1 << 20
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_PLAIN = re.compile(r"\w+:/(/(?!\.)[\w.,;=@%+ ~()'!-]{1,200})+", re.ASCII)  # an address that can be a path
+_PLAIN = re.compile(r"\w+:/(/(?!\.)[\w.,:;=%+ ~()'!-]{1,200})+", re.ASCII)  # an address that can be a path
 
 
 def is_address(path: str) -> bool:
