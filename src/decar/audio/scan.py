@@ -67,9 +67,9 @@ def _report(folder: Path, passed_over: Counter[str]) -> None:
 def below_wrapper(paths: list[str]) -> list[str]:
     """Paths in an archive without the folder that wraps all others, as `zip -r sounds.zip sounds` makes one."""
     parts = [path.split("/") for path in paths]
-    first = {names[0] for names in parts if len(names) > 1}
-    wrapped = len(first) == 1 and min(map(len, parts)) > 1 and max(map(len, parts)) > 2
-    return ["/".join(names[1:]) for names in parts] if wrapped and not first & SPLIT_NAMES.keys() else paths
+    first = {names[0].lower() if len(names) > 1 else "" for names in parts}
+    wrapped = len(first) == 1 and max(map(len, parts)) > 2 and not first & SPLIT_NAMES.keys()
+    return ["/".join(names[1:]) for names in parts] if wrapped else paths
 
 
 def labels_from_folders(paths: list[str]) -> dict[str, list[str]]:

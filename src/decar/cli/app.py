@@ -273,7 +273,7 @@ PAGE = [
     _file("page", "the page, or the folder with its report.html", metavar="PAGE"),
     _flag("--serve", "on 127.0.0.1: every clip plays in full, and labels are saved to labels.csv beside the page"),
     _option("--port", "default: any that is free", type=int, default=0, metavar="N"),
-    _file("--root", "the folder of the sounds, if they have been moved", metavar="DIR"),
+    _file("--root", "the folder or archive of the sounds, if they have been moved", metavar="DIR"),
 ]
 EXPORT = [
     BUNDLE,
