@@ -297,6 +297,24 @@ def test_parquet_files_that_cannot_be_right(folder, cache):
     assert not cache.exists() or not any(entry.suffix == ".part" for entry in cache.iterdir())
 
 
+def test_a_pipe_is_not_waited_for(tmp_path):
+    for name in ("p.parquet", "p.zip"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(ManifestError, match=r"p\.parquet cannot be read: it is a folder, a pipe or a device"):
+        read_source(tmp_path / "p.parquet")
+    with pytest.raises(ManifestError, match=r"p\.zip is a file, not a folder"):
+        Manifest.from_folder(tmp_path / "p.zip")
+
+
+def test_a_sound_without_a_name_and_one_of_another_width(folder, encoder):
+    large = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
+    rows = pa.array([{"bytes": content, "path": None} for _, content in of(folder)], large)
+    pq.write_table(pa.table({"audio": rows}), folder.parent / "t.parquet")
+    clips = read_source(folder.parent / "t.parquet")
+    assert clips.table["path"].tolist() == ["sound", "sound~2", "sound~3"]
+    assert np.array_equal(Embedder(encoder).files(clips).vectors, Embedder(encoder).files(read_source(folder)).vectors)
+
+
 def test_damage_within_a_parquet_file_is_noticed(folder):
     """One byte of the sounds: checksums of pages, where there are some, or the file is another one for its digest."""
     file = folder.parent / "t.parquet"

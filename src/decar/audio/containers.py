@@ -27,7 +27,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from decar.audio.tables import MOST_BYTES, parquet_errors, read_parquet_table
+from decar.audio.tables import MOST_BYTES, check_file, parquet_errors, read_parquet_table
 from decar.digests import DamagedError, read_json, write_json
 from decar.errors import ManifestError
 from decar.files import advice, cache_home, locked, whole
@@ -178,13 +178,15 @@ def _measure(folder: Path, time: int) -> dict[str, int]:
 def _sound_column(file: Path, wanted: str) -> str | None:
     """The column that holds sounds, if there is one and no other one is wanted."""
     with parquet_errors(file):
+        check_file(file)
         schema = pq.read_schema(file)
     features = _features(schema)
     found = [
         field.name
         for field in schema
         if pa.types.is_struct(field.type)
-        and {"bytes", "path"} <= {child.name for child in field.type}
+        and {("bytes", "binary"), ("path", "string")}
+        <= {(child.name, str(child.type).removeprefix("large_")) for child in field.type}
         and features.get(field.name, {}).get("_type", "Audio") == "Audio"
     ]
     if wanted != "path":

@@ -67,8 +67,8 @@ def _report(folder: Path, passed_over: Counter[str]) -> None:
 def below_wrapper(paths: list[str]) -> list[str]:
     """Paths in an archive without the folder that wraps all others, as `zip -r sounds.zip sounds` makes one."""
     parts = [path.split("/") for path in paths]
-    first = {names[0].lower() if len(names) > 1 else "" for names in parts}
-    wrapped = len(first) == 1 and max(map(len, parts)) > 2 and not first & SPLIT_NAMES.keys()
+    first = {names[0] if len(names) > 1 else "" for names in parts}
+    wrapped = len(first) == 1 and max(map(len, parts)) > 2 and first.pop().lower() not in SPLIT_NAMES
     return ["/".join(names[1:]) for names in parts] if wrapped else paths
 
 
