@@ -315,6 +315,22 @@ def test_a_sound_without_a_name_and_one_of_another_width(folder, encoder):
     assert np.array_equal(Embedder(encoder).files(clips).vectors, Embedder(encoder).files(read_source(folder)).vectors)
 
 
+def test_memory_does_not_grow_with_a_parquet_file(folder, monkeypatch):
+    """64 MB of sounds in row groups of 2 MB."""
+    rng, file = np.random.default_rng(0), folder.parent / "t.parquet"
+    with pq.ParquetWriter(file, pa.schema([("audio", SOUND)])) as writer:
+        for i in range(32):
+            rows = [{"bytes": rng.bytes(10**6), "path": f"{i}-{j}.wav"} for j in range(2)]
+            writer.write_table(pa.table({"audio": pa.array(rows, SOUND)}))
+    rows, most = containers._rows, []
+    monkeypatch.setattr(
+        containers, "_rows", lambda *words: (most.append(pa.total_allocated_bytes()) or row for row in rows(*words))
+    )
+    before = pa.total_allocated_bytes()
+    assert len(read_source(file)) == 64
+    assert max(most) - before < 30e6
+
+
 def test_damage_within_a_parquet_file_is_noticed(folder):
     """One byte of the sounds: checksums of pages, where there are some, or the file is another one for its digest."""
     file = folder.parent / "t.parquet"
