@@ -79,7 +79,7 @@ def read_sounds(source: Path, path_column: str) -> tuple[pd.DataFrame, Path] | N
     for file in files:
         table = _with_class_names(read_parquet_table(file), file).drop(columns="path", errors="ignore")
         names.append([_unused(name, taken) for name in _names(file, column)])
-        if len(table) != len(names[-1]):
+        if len(table.columns) and len(table) != len(names[-1]):
             raise ManifestError(f"{file}: damaged: {len(names[-1])} sounds, but {len(table)} rows of other columns")
         tables.append(table.assign(path=names[-1]))
 
