@@ -17,6 +17,8 @@ import pandas as pd
 
 from decar.audio import Manifest
 from decar.audio.clips import Segment
+from decar.audio.containers import folder_of
+from decar.audio.remote import fetched
 from decar.audio.source import read_source
 from decar.clustering import Clusters, make_clusters
 from decar.clustering.model import Method
@@ -94,6 +96,7 @@ def embed(
     *,
     segment: Segment | None = None,
     windows: float | None = None,
+    fetch: bool = False,
     device: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
@@ -101,10 +104,12 @@ def embed(
     """Embeddings of sounds.
 
     Args:
-        source: A folder, table, pattern or file, as for `decar embed`; a list of files, or a `Manifest`.
+        source: What `decar embed` takes: a folder, archive, table, Parquet with the sounds in it, pattern or file; or a
+            list of files, or a `Manifest`.
         bundle: An encoder, a run's folder, a bundle; None: the encoder that comes with decar.
         segment: Cut long recordings into segments, a row each; see `decar.embedder.Windows`.
         windows: Seconds: a row for each such window.
+        fetch: Whether to fetch the sounds of addresses, such as https://…; otherwise they are refused.
         device: Where the network runs; None: on a GPU if there is one.
         out: Also write them to this .parquet or .npy file. A call that was stopped continues where it was.
         progress: Show progress.
@@ -115,7 +120,9 @@ def embed(
     Raises:
         DecarError: There is no such source or encoder, an embedding is not finite, or `out` cannot be written.
     """
-    embedder, clips = Embedder(bundle, segment=segment, windows=windows, device=device), _clips(source)
+    clips = _clips(source)
+    clips = fetched(clips, progress=progress) if fetch else clips
+    embedder = Embedder(bundle, segment=segment, windows=windows, device=device)
     if out is None:
         return embedder.files(clips, progress=progress)
     name = str(bundle or "small") if bundle is None or isinstance(bundle, str | Path) else ""
@@ -131,6 +138,7 @@ def cluster(
     segment: Segment = "auto",
     like: str | Path | Clusters | None = None,
     seed: int = 0,
+    fetch: bool = False,
     device: str | None = None,
     progress: bool = True,
 ) -> tuple[pd.DataFrame, Clusters]:
@@ -144,6 +152,7 @@ def cluster(
         segment: As of `embed`.
         like: Put the sounds into these clusters; a folder or file of `decar cluster`, or what this function returned.
         seed: Of all that is random.
+        fetch: As of `embed`.
         device: As of `embed`.
         progress: Show progress.
 
@@ -155,7 +164,7 @@ def cluster(
         ClusteringError: There are too few sounds, or those of `like` are of another encoder.
     """
     encoder = load_encoder(bundle) if bundle is None or isinstance(bundle, str | Path) else bundle
-    made = embed(source, encoder, segment=segment, device=device, progress=progress)
+    made = embed(source, encoder, segment=segment, fetch=fetch, device=device, progress=progress)
     if like is None:
         facts = {"encoder": encoder.hash(), "bundle": str(bundle or "small"), "segment": segment}
         recordings = made.table["path"].to_numpy()
@@ -185,7 +194,7 @@ def search(
         n: How many for each sound.
         bundle: The encoder that made the table; None: the one that the table names.
         measure: `cosine` of the embeddings as they are, `centred` on their mean, or `standardised`.
-        root: Where relative paths of the table start from; None: the folder that the table names.
+        root: The folder or archive that relative paths of the table start from; None: the folder that it names.
 
     Returns:
         For each sound a row of rank 0, the sound itself, and `n` rows: `query`, `rank`, `distance` (1 - cosine), `path`
@@ -199,7 +208,7 @@ def search(
 
     names = [sounds] if isinstance(sounds, str | Path) else sounds
     index = Index.from_parquet(table, measure)
-    encoder, start = str(bundle) if isinstance(bundle, Path) else bundle, None if root is None else Path(root)
+    encoder, start = str(bundle) if isinstance(bundle, Path) else bundle, None if root is None else folder_of(root)
     queries = find_queries(list(dict.fromkeys(map(str, names))), index.table, encoder, root=start)
     return neighbour_table(index, queries, n)
 

@@ -43,6 +43,23 @@ ADVICE = {
 }
 
 
+def cache_home() -> str:
+    """Where decar keeps what it can make again: `DECAR_CACHE`, else `decar` in the user's cache folder.
+
+    A user without a home, as in many containers, gets a folder of their own among the temporary files.
+    """
+    given, base = os.environ.get("DECAR_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if given or base:
+        return given or str(Path(str(base)) / "decar")
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and the user is in no list of users
+        home = Path()
+    if home in (Path(), Path("/")) or not home.is_dir():  # an empty HOME means "/"
+        return str(Path(tempfile.gettempdir()) / f"decar-{os.getuid() if hasattr(os, 'getuid') else 'cache'}")
+    return str(home / ".cache" / "decar")
+
+
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
     """A path to write to, in the same folder; it replaces `path` when the block ends, and is deleted when it raises.

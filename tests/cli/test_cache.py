@@ -1,5 +1,7 @@
 """`decar cache` lists and deletes what decar made, and nothing else."""
 
+import shutil
+
 import pytest
 
 from decar.audio import LogMelStore, Manifest
@@ -46,6 +48,18 @@ def test_a_store_that_is_being_built_is_kept_and_named(cache, capsys):
     assert f"kept: {part}" in capsys.readouterr().out
     assert run(cache, "--clear") == 0
     assert not part.exists()
+
+
+def test_unpacked_sounds_are_listed_and_deleted(sound_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DECAR_CACHE", str(tmp_path / "cache"))
+    archive = shutil.make_archive(str(tmp_path / "sounds"), "zip", sound_folder)
+    clips = Manifest.from_folder(archive)
+    size = sum(file.stat().st_size for file in clips.files) / 1e6
+    assert run(tmp_path / "cache", "--clear") == 0
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unpacked and fetched")]
+    assert abs(float(found[0].split()[-2]) - size) < 0.1
+    assert not any(file.exists() for file in clips.files)
+    assert all(file.exists() for file in Manifest.from_folder(archive).files)
 
 
 def test_no_cache_is_said_and_no_error(tmp_path, capsys):

@@ -11,7 +11,7 @@ import yaml
 import decar
 from decar.audio import FrontEnd, Manifest
 from decar.cli.runs import MAX_BYTES, read_config
-from decar.errors import ConfigError, SearchError
+from decar.errors import ConfigError, ManifestError, SearchError
 from decar.report.folder import cache_of, frontend_of, manifest_of
 from tests.audio.sounds import tone, write
 
@@ -162,3 +162,12 @@ def test_no_module_instantiates_what_it_found():
     # a child of a job loads what its parent has just written; the checks read decar's own conf/
     assert loads == {"launch", "checks"}
     assert makes == {"train", "eval", "config", "trainer"}, "modules whose configuration is the caller's own"
+
+
+def test_a_found_configuration_cannot_have_addresses_fetched(honest, tmp_path):
+    (tmp_path / "t.csv").write_text("path\nhttps://example.org/a.wav\n")
+    manifest = {"_target_": "decar.audio.Manifest.from_csv", "path": str(tmp_path / "t.csv")}
+    with pytest.raises(ConfigError, match=r"data.manifest.fetch is no option of decar.audio.Manifest.from_csv"):
+        manifest_of({**honest, "data": {"manifest": {**manifest, "fetch": True}}})
+    with pytest.raises(ManifestError, match=r"https://example.org/a.wav is an address, and nothing is fetched"):
+        manifest_of({**honest, "data": {"manifest": manifest}}).identity()

@@ -18,8 +18,8 @@ import pytest
 from decar.corpora import CORPORA, Archive
 from decar.corpora.download import download
 from decar.corpora.prepare import prepare
-from decar.corpora.unpack import Bounds
 from decar.errors import CorpusError
+from decar.unpack import Bounds
 from tests.faults.test_disk import no_room
 
 TABLE = b"itemid,hasbird\n" + b"".join(b"%d,%d\n" % (i, i % 2) for i in range(40_000))

@@ -15,8 +15,8 @@ import soundfile
 
 from decar.audio import Manifest
 from decar.errors import ExportError
+from decar.neighbours.index import EmbeddingTable
 from decar.report.tools import Points, write_atlas, write_hoplite, write_projector, write_spotlight
-from decar.search.index import EmbeddingTable
 
 FACTS = {"encoder": "abc", "bundle": "small", "sample_rate": 16_000, "window": 2.0}
 N, D = 12, 6

@@ -26,8 +26,14 @@ from decar.errors import one_line
 from decar.files import locked
 
 DAMAGE_FILE = "damaged.txt"  # why a store must not be used any more
-KINDS = {"logmel": "log-mel stores", "embeddings": "embeddings of tasks", "identity": "digests of sounds"}
+KINDS = {
+    "logmel": "log-mel stores",
+    "embeddings": "embeddings of tasks",
+    "identity": "digests of sounds",
+    "sources": "unpacked and fetched",
+}
 STORE_NAME = re.compile(r"[0-9a-f]{64}(\.partial)?")
+SOURCE_NAME = re.compile(r"[0-9a-f]{40}(\.part|\.json)?|fetched")  # see `containers` and `remote`
 WITHOUT_DIGESTS = {"format", "fingerprint", "frontend", "n_clips", "n_frames"}  # in a meta.json of an earlier version
 
 
@@ -127,27 +133,28 @@ def check_cache(cache_dir: str | os.PathLike[str]) -> Iterator[tuple[Path, str, 
 
 
 def cached(cache_dir: str | os.PathLike[str]) -> dict[str, list[Path]]:
-    """What decar has put into a cache and can compute again: for each of `KINDS`, folders of stores or files."""
+    """What decar has put into a cache and can make again: for each of `KINDS`, folders or files."""
     cache = Path(cache_dir).expanduser()
     found = {kind: sorted((cache / kind).glob(f"*{ARRAY_SUFFIX}")) for kind in KINDS}
-    found["logmel"] = sorted(path for path in (cache / "logmel").glob("*") if STORE_NAME.fullmatch(path.name))
+    for kind, name in (("logmel", STORE_NAME), ("sources", SOURCE_NAME)):
+        found[kind] = sorted(path for path in (cache / kind).glob("*") if name.fullmatch(path.name))
     return found
 
 
 def bytes_of(path: Path) -> int:
     """Bytes of a file, or of all files in a folder."""
-    return sum(file.stat().st_size for file in ([*path.iterdir()] if path.is_dir() else [path]))
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
 
 
 def delete(path: Path) -> None:
     """Delete something that `cached` found.
 
     Raises:
-        BlockingIOError: It is a store that another process is building.
+        BlockingIOError: Another process is making it.
         OSError: It cannot be deleted.
     """
     if not path.is_dir():
         path.unlink()
         return
-    with locked(path.with_name(f"{path.name.removesuffix('.partial')}.lock"), wait=0):
+    with locked(path.with_name(f"{path.name.partition('.')[0]}.lock"), wait=0):
         shutil.rmtree(path)

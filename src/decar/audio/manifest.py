@@ -22,10 +22,13 @@ import pandas as pd
 
 from decar.audio.columns import find_column, no_column, on_this_system, path_columns, with_path, with_stretches
 from decar.audio.conditions import matching
+from decar.audio.containers import folder_of, read_sounds
 from decar.audio.identity import WHOLE_BYTES, identify
-from decar.audio.scan import AUDIO_SUFFIXES, find_audio, labels_from_folders
-from decar.audio.tables import PARQUET_SUFFIXES, read_parquet_table, read_text_table
+from decar.audio.remote import refuse_addresses
+from decar.audio.scan import AUDIO_SUFFIXES, below_wrapper, find_audio, labels_from_folders
+from decar.audio.tables import is_parquet, read_parquet_table, read_text_table
 from decar.errors import ManifestError
+from decar.unpack import is_archive
 
 log = logging.getLogger(__name__)
 
@@ -85,19 +88,27 @@ class Manifest:
         named train, valid, val, validation, dev or test, they become column `split` and the second-level folder is
         the label.
 
+        `root` may be an archive (zip; tar, also compressed): its sounds are unpacked into the cache, see
+        `decar.audio.containers`. A folder in it that holds all its folders is no label.
+
         Raises:
             ManifestError: the folder is missing, or no audio lies in it.
+            CorpusError: the archive is damaged or refused.
         """
-        folder = Path(root).expanduser()
+        given, folder = Path(root).expanduser(), folder_of(root)
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.exists() else "does not exist"
-            raise ManifestError(f"the folder {folder} {what}: give a folder with audio files in it")
+            raise ManifestError(
+                f"the folder {folder} {what}: give a folder with audio files in it, or a zip or tar archive of them; "
+                "tables are read by data=csv and data=parquet"
+            )
         paths = find_audio(folder, recursive=recursive)
         if not paths:
             kinds = " ".join(suffix[1:] for suffix in AUDIO_SUFFIXES)
             below = "" if recursive else " directly"
-            raise ManifestError(f"no audio found{below} in {folder}: files that end in {kinds} are read")
-        return cls(pd.DataFrame({"path": paths, **labels_from_folders(paths)}), folder)
+            raise ManifestError(f"no audio found{below} in {given}: files that end in {kinds} are read")
+        named = paths if folder == given else below_wrapper(paths)
+        return cls(pd.DataFrame({"path": paths, **labels_from_folders(named)}), folder)
 
     @classmethod
     def from_csv(
@@ -114,7 +125,7 @@ class Manifest:
 
         Args:
             path: the table.
-            root: the folder under which relative paths lie; the folder of the table when None.
+            root: the folder or archive under which relative paths lie; the folder of the table when None.
             path_column: the column that names the files; it is called `path` from here on. Where there is no `path`,
                 the only column of a usual name (`file`, `filename`, `audio` and so on) is taken.
             where: only rows for which this holds; see the method `where`.
@@ -136,8 +147,14 @@ class Manifest:
         path_column: str = "path",
         where: str | None = None,
     ) -> Manifest:
-        """As `from_csv`; labels of any plain type become text, missing ones ""; columns of lists are left out."""
+        """As `from_csv`; labels of any plain type become text, missing ones ""; columns of lists are left out.
+
+        The sounds may be in the file, as `datasets` writes them; then `path` may be a pattern of several files, and
+        sounds are unpacked into the cache, see `decar.audio.containers`.
+        """
         source = Path(path).expanduser()
+        if sounds := read_sounds(source, path_column):
+            return cls._from_table(sounds[0], source, sounds[1], "path", []).where(where)
         table = read_parquet_table(source)
         return cls._from_table(table, source, root, path_column, []).where(where)
 
@@ -150,11 +167,11 @@ class Manifest:
         path_column: str = "path",
         where: str | None = None,
     ) -> Manifest:
-        """`from_folder` of a folder, which knows no options; `from_parquet` of .parquet and .pq, else `from_csv`."""
-        if Path(path).expanduser().is_dir():
+        """`from_folder` of a folder or archive (no options); `from_parquet` of .parquet and .pq, else `from_csv`."""
+        given = Path(path).expanduser()
+        if given.is_dir() or is_archive(given):
             return cls.from_folder(path)
-        parquet = Path(path).suffix.lower() in PARQUET_SUFFIXES
-        read = cls.from_parquet if parquet else cls.from_csv
+        read = cls.from_parquet if is_parquet(given) else cls.from_csv
         return read(path, root=root, path_column=path_column, where=where)
 
     @classmethod
@@ -166,7 +183,7 @@ class Manifest:
         path_column: str,
         notes: list[str],
     ) -> Manifest:
-        folder = Path(root).expanduser() if root is not None else source.parent
+        folder = folder_of(root) if root is not None else source.parent
         try:
             if len(table) == 0:
                 raise ManifestError("has no rows: one row a clip is expected")
@@ -189,7 +206,12 @@ class Manifest:
 
     @property
     def files(self) -> list[Path]:
-        """Absolute path of each clip's file; relative ones lie under `root`."""
+        """Absolute path of each clip's file; relative ones lie under `root`.
+
+        Raises:
+            ManifestError: a path is an address; see `decar.audio.remote`.
+        """
+        refuse_addresses(self.table["path"])
         root = Path(os.path.abspath(self.root))
         return [root / path for path in self.table["path"]]
 
@@ -243,6 +265,7 @@ class Manifest:
             cache_dir: where digests of files are remembered; None: every file is read.
         """
         codes, paths = pd.factorize(self.table["path"].to_numpy(object))  # many clips of one file: read it once
+        refuse_addresses(paths)
         root = os.path.abspath(self.root)
         files = [os.path.join(root, path) for path in paths.tolist()]  # text: two million Path objects take ten seconds
         records = identify(files, cache_dir)

@@ -64,6 +64,14 @@ def _report(folder: Path, passed_over: Counter[str]) -> None:
     log.log(logging.WARNING if sound else logging.INFO, "passed over in %s: %s%s", folder, ", ".join(named), cure)
 
 
+def below_wrapper(paths: list[str]) -> list[str]:
+    """Paths in an archive without the folder that wraps all others, as `zip -r sounds.zip sounds` makes one."""
+    parts = [path.split("/") for path in paths]
+    first = {names[0] if len(names) > 1 else "" for names in parts}
+    wrapped = len(first) == 1 and max(map(len, parts)) > 2 and first.pop().lower() not in SPLIT_NAMES
+    return ["/".join(names[1:]) for names in parts] if wrapped else paths
+
+
 def labels_from_folders(paths: list[str]) -> dict[str, list[str]]:
     """Columns `label`, and `split` when every first-level folder is named like one.
 

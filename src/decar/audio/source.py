@@ -1,4 +1,4 @@
-"""What a user points at, as a manifest: a folder, a table, a pattern, one file, or a list of paths on stdin."""
+"""What a user points at, as a manifest: folder, archive, table, pattern, one file or address, a list on stdin."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from decar.audio.containers import folder_of
 from decar.audio.manifest import Manifest
+from decar.audio.remote import fetched, is_address
 from decar.audio.scan import only_unicode
-from decar.audio.tables import is_table
+from decar.audio.tables import is_parquet, is_table
 from decar.errors import ManifestError, is_unicode
 from decar.files import not_a_file, warn_left_out
+from decar.unpack import is_archive
 
 STDIN = "-"
 
@@ -26,37 +29,51 @@ def read_source(
     root: str | Path | None = None,
     path_column: str = "path",
     stdin: Iterable[str] | None = None,
+    fetch: bool = False,
+    progress: bool = False,
 ) -> Manifest:
     """The clips of a source.
 
     Args:
-        source: A folder; a table with a column of paths (.csv, .tsv, .txt, .parquet); a pattern with `*`, `?` or
-            `[]` (`**` for folders at any depth), whose files are all taken; one audio file; or "-": a path a line on
-            stdin.
-        root: Where relative paths of a table or of stdin start from; the table's folder, or this one.
+        source: A folder, or a zip or tar archive of one; a table with a column of paths (.csv, .tsv, .txt, .parquet);
+            .parquet files that hold the sounds, also by a pattern; a pattern with `*`, `?` or `[]` (`**` for folders
+            at any depth), whose files are all taken; one audio file; or "-": a path a line on stdin.
+        root: The folder or archive that relative paths of a table or of stdin start from; None: the table's folder, or
+            this one.
         path_column: The column of a table that names the files.
         stdin: What "-" reads.
+        fetch: Whether to fetch paths that are addresses, see `decar.audio.remote`; reading the sounds fails otherwise.
+        progress: Whether to show a bar while they are fetched.
 
     Raises:
         ManifestError: There is no such thing, or nothing in it.
+        CorpusError: An archive is damaged or refused.
     """
-    text = str(source)
+    clips = _read(str(source), root, path_column, stdin)
+    return fetched(clips, progress=progress) if fetch else clips
+
+
+def _read(text: str, root: str | Path | None, path_column: str, stdin: Iterable[str] | None) -> Manifest:
     if text == STDIN:
         lines = (line.rstrip("\r\n") for line in (_stdin() if stdin is None else stdin))
         return _listed(
             [line for line in lines if line.strip()], root, "no path came on stdin: a path a line is expected"
         )
+    if is_address(text):
+        return _listed([text], None, "")
     path = Path(text).expanduser()
-    if path.is_dir():
+    if path.is_dir() or is_archive(path):
         return Manifest.from_folder(path)
-    if is_table(path) and not (glob.has_magic(text) and not path.exists()):
+    if is_table(path) and (is_parquet(path) or path.exists() or not glob.has_magic(text)):
         return Manifest.from_path(path, root=root, path_column=path_column)
     if path.exists():
         return _listed([text if path == Path(text) else str(path)], None, "")
     if glob.has_magic(text):
         none = f"{text}: no file fits this pattern; is it quoted, so that decar sees it?"
         return _listed(only_unicode(_matching(str(path))), None, none)
-    raise ManifestError(f"{text} does not exist: give a folder, a table, an audio file, a pattern, or - for stdin")
+    raise ManifestError(
+        f"{text} does not exist: give a folder, an archive, a table, an audio file, a pattern, or - for stdin"
+    )
 
 
 def _stdin() -> Iterable[str]:
@@ -95,4 +112,4 @@ def _listed(paths: list[str], root: str | Path | None, none: str) -> Manifest:
     odd = next((path for path in paths if not is_unicode(path)), None)
     if odd is not None:
         raise ManifestError(f"{odd}: the name is not valid Unicode, which no table can hold: rename the file")
-    return Manifest(pd.DataFrame({"path": paths}), Path.cwd() if root is None else Path(root).expanduser())
+    return Manifest(pd.DataFrame({"path": paths}), Path.cwd() if root is None else folder_of(root))

@@ -11,7 +11,8 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from decar.audio.footer import column_sizes
 from decar.digests import check_parquet
 from decar.errors import ManifestError, one_line
 from decar.limits import limits
+from decar.unpack import is_archive
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 TEXT_SUFFIXES = (".csv", ".tsv", ".txt")
@@ -48,6 +50,11 @@ MOST_BYTES = 2**31  # of the cells of a Parquet table, which 60 kB can unfold to
 def is_table(path: Path) -> bool:
     """Whether a file is a table by its name, also one of a kind that is refused."""
     return path.suffix.lower() in (*TEXT_SUFFIXES, *PARQUET_SUFFIXES, *REFUSED)
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file, or what a pattern stands for, is Parquet by its name."""
+    return path.suffix.lower() in PARQUET_SUFFIXES
 
 
 def read_text_table(source: Path, has_path: Callable[[list[str]], bool]) -> tuple[pd.DataFrame, list[str]]:
@@ -104,13 +111,20 @@ def read_parquet_table(source: Path) -> pd.DataFrame:
     Raises:
         ManifestError: The file is missing, damaged, or unfolds to more than the limits allow.
     """
-    try:
+    with parquet_errors(source):
         check_file(source)
         check_parquet(source)
         names = [field.name for field in pq.read_schema(source) if not pa.types.is_nested(field.type)]
         table = read_flat(source, names)
         frame = table.to_pandas(types_mapper=pd.ArrowDtype)  # keeps integers with gaps integers: "3", not "3.0"
-        return pd.DataFrame({str(name): _as_text(frame[name]) for name in frame.columns})
+        return pd.DataFrame({str(name): _as_text(frame[name]) for name in frame.columns}, index=frame.index)
+
+
+@contextmanager
+def parquet_errors(source: Path) -> Iterator[None]:
+    """Turn what reading a Parquet file may raise into a ManifestError that names it."""
+    try:
+        yield
     except FileNotFoundError:
         raise ManifestError(f"the table {source} does not exist") from None
     except ManifestError:
@@ -203,6 +217,10 @@ def _encoding(source: Path) -> str:
     kind = REFUSED.get(source.suffix.lower())
     with open(source, "rb") as file:
         head = file.read(_HEAD)
+    if is_archive(source):
+        raise ManifestError(
+            f"{source} is an archive, not a table: its sounds are read by data=folder data.root={source}"
+        )
     kind = kind or next((what for magic, what in _MAGIC.items() if head.lstrip().startswith(magic)), None)
     if kind:
         raise ManifestError(f"the table {source} is {kind}: save it as 'CSV UTF-8'; .parquet is read too")

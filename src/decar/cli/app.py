@@ -12,8 +12,9 @@ from typing import Any
 
 from decar import __version__
 from decar.cli import bundles, classify, clusters, data, exports, overview
-from decar.cli.config import cache_home, named_class
+from decar.cli.config import named_class
 from decar.cli.terminal import command
+from decar.files import cache_home
 from decar.limits import Limits, set_limits
 
 Option = tuple[str, dict[str, Any]]
@@ -91,7 +92,10 @@ def as_k(text: str) -> int | str:
 RUNS = _option("runs", "folders that hold results, at any depth", nargs="+", metavar="RUNS")
 CSV = _file("--csv", "write the table as CSV too")
 CACHE = _file("--cache-dir", "default: %(default)s", default=CACHE_HOME, metavar="DIR")
-ROOT = _file("--root", "the folder that relative paths of the table or of stdin start from", metavar="DIR")
+ROOT = _file("--root", "the folder or archive that relative paths of the table or of stdin start from", metavar="DIR")
+FETCH = _flag(
+    "--fetch", "fetch paths that are addresses (https://…, s3://…) into the cache; without it they are refused"
+)
 PATHS = _option("--path-column", "the column of a table that names the files", default="path", metavar="NAME")
 BUNDLE = _option("bundle", "encoder.safetensors, or a run that holds it", metavar="BUNDLE")
 NETWORK = _option(
@@ -128,8 +132,9 @@ CACHED = [
     _flag("--clear", "delete what is listed; end trainings first, those that run need it"),
 ]
 SOURCE = _option(
-    "source", "a folder, a table with a column of paths (.csv, .tsv, .txt, .parquet; start and end or duration in "
-    "seconds select stretches), a quoted pattern, an audio file, or - for paths on stdin",
+    "source", "a folder, or a zip or tar archive of one; a table with a column of paths (.csv, .tsv, .txt, .parquet; "
+    "start and end or duration in seconds select stretches); .parquet files that hold the sounds; a quoted pattern; an "
+    "audio file; or - for paths on stdin",
     metavar="SOURCE",
 )  # fmt: skip
 ENCODER = (
@@ -150,6 +155,7 @@ EMBED = [
     ),
     ROOT,
     PATHS,
+    FETCH,
     _option("--windows", "one row for each such window, with start and duration", type=float, metavar="SECONDS"),
     _option("--hop", "from the start of a window to the next (default: end to end)", type=float, metavar="SECONDS"),
     _option(
@@ -180,6 +186,7 @@ CLUSTER = [
     ),
     ROOT,
     PATHS,
+    FETCH,
     SEED,
     *FORWARD,
     NETWORK,
@@ -220,6 +227,7 @@ PREDICT = [
     _option("--bundle", "the encoder, if the classifier does not say where it lies", metavar="NAME"),
     ROOT,
     PATHS,
+    FETCH,
     *FORWARD,
     NETWORK,
 ]
@@ -234,6 +242,7 @@ SUGGEST = [
     _option("--bundle", ENCODER, metavar="NAME"),
     ROOT,
     PATHS,
+    FETCH,
     SEED,
     *FORWARD,
     NETWORK,
@@ -268,7 +277,7 @@ PAGE = [
     _file("page", "the page, or the folder with its report.html", metavar="PAGE"),
     _flag("--serve", "on 127.0.0.1: every clip plays in full, and labels are saved to labels.csv beside the page"),
     _option("--port", "default: any that is free", type=int, default=0, metavar="N"),
-    _file("--root", "the folder of the sounds, if they have been moved", metavar="DIR"),
+    _file("--root", "the folder or archive of the sounds, if they have been moved", metavar="DIR"),
 ]
 EXPORT = [
     _option(

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from decar.cli.terminal import say, start_log
 from decar.errors import BundleError, check_whole, printable
 
 if TYPE_CHECKING:
+    from decar.audio import Manifest
     from decar.audio.clips import Segment
     from decar.embedder import Embedder
     from decar.models import Encoder
@@ -24,19 +26,26 @@ if TYPE_CHECKING:
 def embed(args: argparse.Namespace) -> None:
     """Exit status: 0 where anything was embedded, 2 where nothing could be."""
     from decar.audio.clips import as_segment
-    from decar.audio.source import read_source
     from decar.embedder.output import beside, check_out
 
     start_log(logging.INFO)
     check_out(args.out)
     check_numbers(args)
-    clips = read_source(args.source, root=args.root, path_column=args.path_column)
+    clips = source_of(args)
     segment = as_segment(args.segment) if args.segment else None
     embedder = embedder_of(args, args.bundle, segment, windows=args.windows, hop=args.hop)
     made = embedder.write(clips, args.out, name=args.bundle)
     rows, dim = made.vectors.shape
     left_out = f", {len(made.bad)} clips left out ({beside(args.out, 'bad')})" if len(made.bad) else ""
     say(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")
+
+
+def source_of(args: argparse.Namespace) -> Manifest:
+    """The clips that SOURCE and the options beside it name."""
+    from decar.audio.source import read_source
+
+    options = {"root": args.root, "path_column": args.path_column, "fetch": args.fetch}
+    return read_source(args.source, **options, progress=sys.stderr.isatty())
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -73,16 +82,18 @@ def encoder_of(bundle: str, network: Callable[..., Any] | None) -> Encoder:
 
 def search(args: argparse.Namespace) -> None:
     """Print the nearest clips to each sound."""
+    from decar.audio.containers import folder_of
     from decar.neighbours.index import Index
     from decar.neighbours.page import write_page
     from decar.neighbours.query import find_queries, neighbour_table
 
     index = Index.from_parquet(args.embeddings, args.measure)
+    folder = folder_of(args.root) if args.root else None
     sounds = list(dict.fromkeys(args.sounds))
-    queries = find_queries(sounds, index.table, args.bundle, in_table=args.row, root=args.root, network=args.network)
+    queries = find_queries(sounds, index.table, args.bundle, in_table=args.row, root=folder, network=args.network)
     found, origin = neighbour_table(index, queries, args.n), {query.name: query.origin for query in queries}
     if args.html:  # files come before anything is printed: `| head` ends the process at its second block
-        root = args.root or Path(index.table.facts.get("root") or args.embeddings.parent)
+        root = folder or Path(index.table.facts.get("root") or args.embeddings.parent)
         write_page(args.html, found, root, args.measure)
     write_table(found[found["rank"] > 0], args.csv)
     for name, clips in found.groupby("query", sort=False):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.bundles import as_text, check_numbers, embedder_of
+from decar.cli.bundles import as_text, check_numbers, embedder_of, source_of
 from decar.cli.clusters import bundle_named, embedded, may_load, recordings_of, writing
 from decar.cli.data import write_table
 from decar.cli.terminal import say, say_lines, start_log
@@ -171,12 +171,14 @@ def _examples(args: argparse.Namespace) -> Examples:
     import pandas as pd
 
     from decar.audio import Manifest
+    from decar.audio.remote import refuse_addresses
     from decar.downstream.classifier import read_examples
     from decar.errors import TaskError
 
     parts = []
     for source in args.labels:
         clips = Manifest.from_path(source, root=args.root, path_column=args.path_column)
+        refuse_addresses(clips.table["path"])
         parts.append(clips.table.assign(path=recordings_of(clips, clips.table)))
     try:
         return read_examples(Manifest(pd.concat(parts, ignore_index=True), Path.cwd()), args.column)
@@ -214,7 +216,6 @@ def _segments(
     SOURCE may be what `decar embed` or `decar cluster` has written: its embeddings are taken.
     """
     from decar.audio.clips import as_segment
-    from decar.audio.source import read_source
 
     known = _written(args.source)
     if known is not None:
@@ -227,7 +228,7 @@ def _segments(
     embedder = embedder_of(args, bundle, segment)
     if classifier:
         classifier.require_encoder(embedder.encoder.hash())
-    clips = read_source(args.source, root=args.root, path_column=args.path_column)
+    clips = source_of(args)
     table, vectors = embedded(clips, embedder, folder, bundle)
     return table, recordings_of(clips, table), vectors, embedder.encoder.sample_rate
 

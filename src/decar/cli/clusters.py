@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.bundles import check_numbers, embedder_of
+from decar.cli.bundles import check_numbers, embedder_of, source_of
 from decar.cli.terminal import say, start_log
 from decar.errors import ConfigError, DecarError, check_whole
 from decar.files import advice
@@ -38,7 +38,6 @@ def cluster(args: argparse.Namespace) -> None:
     from decar.audio.clips import as_segment
     from decar.audio.progress import progress_bar
     from decar.audio.recorded import with_clock
-    from decar.audio.source import read_source
     from decar.clustering import make_clusters
     from decar.clustering.choose import plausible
     from decar.report.final import TABLE, write_clusters
@@ -52,7 +51,7 @@ def cluster(args: argparse.Namespace) -> None:
         raise ConfigError(f"-k {args.k}: {why}; leave it out")
     like, bundle = _clusters_of(args.like, args) if args.like else (None, args.bundle or "small")
     segment = as_segment(args.segment or (like.facts["segment"] if like else "auto"))
-    clips = read_source(args.source, root=args.root, path_column=args.path_column)
+    clips = source_of(args)
     embedder = embedder_of(args, bundle, segment)
     if like:
         like.require_encoder(embedder.encoder.hash())

@@ -8,7 +8,6 @@ import netrc
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import decar
 from decar.errors import ConfigError, require
+from decar.files import cache_home
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from decar.models import Encoder
@@ -38,23 +38,6 @@ def conf_dir() -> Path:
 def bundled(name: str = "") -> str:
     """Path of the bundled sounds, or of a file among them."""
     return str(_PACKAGE / "data" / "mini" / name)
-
-
-def cache_home() -> str:
-    """Where log-mel stores and embeddings are kept: `DECAR_CACHE`, else `decar` in the user's cache folder.
-
-    A user without a home, as in many containers, gets a folder of their own among the temporary files.
-    """
-    given, base = os.environ.get("DECAR_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if given or base:
-        return given or str(Path(str(base)) / "decar")
-    try:
-        home = Path.home()
-    except RuntimeError:  # no HOME, and the user is in no list of users
-        home = Path()
-    if home in (Path(), Path("/")) or not home.is_dir():  # an empty HOME means "/"
-        return str(Path(tempfile.gettempdir()) / f"decar-{os.getuid() if hasattr(os, 'getuid') else 'cache'}")
-    return str(home / ".cache" / "decar")
 
 
 def wandb_offline() -> bool:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from decar.cli.config import cache_home, own_network
+from decar.cli.config import own_network
 from decar.cli.runs import read_config
 from decar.cli.terminal import say, say_lines, start_log
 from decar.errors import ConfigError, CorpusError, DecarError, PreemptedError, check_positive
-from decar.files import whole, write_csv
+from decar.files import cache_home, whole, write_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,8 +31,8 @@ def prepare(args: argparse.Namespace) -> None:
     from decar.corpora.download import download
     from decar.corpora.prepare import prepare as list_clips
     from decar.corpora.prepare import table1 as compare
-    from decar.corpora.unpack import Bounds
     from decar.downstream import to_markdown
+    from decar.unpack import Bounds
 
     check_positive("--max-unpacked", args.max_unpacked)
     corpus = find_corpus(args.corpus)
@@ -172,6 +172,7 @@ def page(args: argparse.Namespace) -> None:
     """Show a page; with `--serve` from a server on this computer, until Ctrl-C."""
     import contextlib
 
+    from decar.audio.containers import folder_of
     from decar.report import FILE_NAME
     from decar.report.serve import PageServer
 
@@ -187,7 +188,7 @@ def page(args: argparse.Namespace) -> None:
             f"{file}: open it in a browser" + ("" if show(file.absolute().as_uri()) else "; none could be started here")
         )
         return
-    with PageServer(file, args.port, args.root) as server:
+    with PageServer(file, args.port, folder_of(args.root) if args.root else None) as server:
         say(f"{server.url}")
         say(f"labels are saved to {server.labels.file}; Ctrl-C ends this")
         sys.stdout.flush()

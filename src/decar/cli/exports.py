@@ -87,9 +87,9 @@ def points_of(args: argparse.Namespace) -> Points:
     from decar.audio import Manifest
     from decar.audio.recorded import with_clock
     from decar.cli.clusters import EMBEDDINGS
+    from decar.neighbours.index import EmbeddingTable
     from decar.report.final import read_clusters
     from decar.report.tools import Points
-    from decar.search.index import EmbeddingTable
 
     source = Path(args.source)
     if (source / "config.yaml").is_file():
@@ -140,7 +140,7 @@ def _root_of(file: Path, paths: pd.Series, *, needed: bool) -> Path:
     Raises:
         ConfigError: It does not, and it is needed.
     """
-    from decar.report.folder import read_page
+    from decar.report.payload import read_page
 
     if not needed or all(map(os.path.isabs, paths)):
         return Path.cwd()

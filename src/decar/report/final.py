@@ -65,7 +65,7 @@ def write_run_clusters(run: Path, table: pd.DataFrame, final: Final) -> None:
         final: Their clusters.
     """
     try:
-        write_clusters(run, with_places(store, table), final.placed, final.model)
+        write_clusters(run, table, final.placed, final.model)
     except OSError as error:
         log.warning("%s: the clusters of the run are not written (%s)", error.filename or run, error.strerror or error)
 

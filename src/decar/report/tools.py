@@ -34,7 +34,7 @@ from decar.errors import AudioError, ExportError, printable
 from decar.files import whole, whole_folder
 from decar.report.clips import RATE, loud, standardised, tsne
 from decar.report.final import PLACE
-from decar.report.page import clip_names
+from decar.report.when import clip_names
 
 log = logging.getLogger(__name__)
 

@@ -8,18 +8,20 @@ destination and renamed, so that a killed process leaves no half file under a fi
 like it. Members are read one by one and written here, so permissions, owners and links never reach the disk.
 """
 
+import bz2
 import contextlib
 import gzip
+import lzma
 import os
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from decar.errors import CorpusError, one_line
 
@@ -29,8 +31,13 @@ _SMALL = 1 << 20  # bytes; below, the ratio means nothing: an empty tar compress
 _BY_HAND = "if you trust it, unpack it by hand"
 _DAMAGES = (  # what zipfile, tarfile and the decompressors raise on damaged bytes
     OSError, EOFError, ValueError, RuntimeError, LookupError, ArithmeticError, zipfile.BadZipFile, tarfile.TarError,
-    zlib.error, struct.error,
+    zlib.error, lzma.LZMAError, struct.error,
 )  # fmt: skip
+_TARS: dict[bytes, Callable[[IO[bytes]], Any]] = {  # how a tar is compressed, by its first bytes
+    b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open,
+}  # fmt: skip
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+Member = tuple[str, IO[bytes] | None]  # its name and content; None for a folder
 
 
 class _LimitError(Exception):
@@ -39,6 +46,10 @@ class _LimitError(Exception):
 
 class DamagedError(CorpusError):
     """An archive is not what was published: cut, changed, or another kind of file."""
+
+
+class UnwritableError(CorpusError):
+    """A file cannot be written; the cause is the system's error."""
 
 
 @dataclass(frozen=True)
@@ -68,19 +79,41 @@ def saving(path: Path) -> Iterator[None]:
     """Report that `path` cannot be written; used around writes alone, so that no other OSError is taken for one.
 
     Raises:
-        CorpusError: A write in the block failed.
+        UnwritableError: A write in the block failed.
     """
     try:
         yield
     except OSError as error:
-        raise CorpusError(
+        raise UnwritableError(
             f"{error.filename or path}: cannot be written ({error.strerror or error}); free some space or choose "
             "another folder, then run the same command again: it goes on from here"
         ) from error
 
 
+def is_archive(path: Path) -> bool:
+    """Whether there is a file of this path, and it is an archive by its name."""
+    return path.name.lower().endswith(ARCHIVES) and path.is_file()
+
+
 def unpack(file: Path, folder: Path, bounds: Bounds) -> None:
-    """Write the files of a zip, tar or tar.gz archive under `folder`, over those of the same name.
+    """Write the files of a zip or tar archive, which may be compressed, under `folder`, over those of the same name.
+
+    Raises:
+        DamagedError: The archive is cut or damaged, empty, or no archive.
+        CorpusError: As `write_members`.
+    """
+    kind = _zip_members if _head(file, 2) == b"PK" else _tar_members
+    write_members(file, kind(file, bounds.limit(file)), folder, bounds)
+
+
+def write_members(file: Path, members: Iterable[Member], folder: Path, bounds: Bounds) -> None:
+    """Write what is in a file under a folder.
+
+    Args:
+        file: Where the members come from.
+        members: They; what is raised while one is read says that `file` is damaged.
+        folder: Where to.
+        bounds: Limits of all of them together.
 
     Raises:
         DamagedError: The archive is cut or damaged, empty, or no archive.
@@ -88,9 +121,8 @@ def unpack(file: Path, folder: Path, bounds: Bounds) -> None:
             been written.
     """
     limit, count, size = bounds.limit(file), 0, 0
-    kind = _zip_members if _head(file, 2) == b"PK" else _tar_members
     try:
-        for count, (name, content) in enumerate(kind(file, limit), 1):
+        for count, (name, content) in enumerate(members, 1):
             if count > bounds.members:
                 raise CorpusError(f"{file}: has more than {bounds.members:,} members; {_BY_HAND}")
             target = folder.joinpath(*_inside(name, file))
@@ -146,7 +178,7 @@ def _write(content: IO[bytes], target: Path, room: int) -> int:
     return size
 
 
-def _zip_members(file: Path, _limit: int) -> Iterator[tuple[str, IO[bytes] | None]]:
+def _zip_members(file: Path, _limit: int) -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             name, kind = member.orig_filename, stat.S_IFMT(member.external_attr >> 16)
@@ -161,8 +193,9 @@ def _zip_members(file: Path, _limit: int) -> Iterator[tuple[str, IO[bytes] | Non
                     yield name, content
 
 
-def _tar_members(file: Path, limit: int) -> Iterator[tuple[str, IO[bytes] | None]]:
-    with file.open("rb") as plain, gzip.open(plain) if _head(file, 2) == b"\x1f\x8b" else plain as content:
+def _tar_members(file: Path, limit: int) -> Iterator[Member]:
+    opened = _TARS.get(_head(file, 2), contextlib.nullcontext)
+    with file.open("rb") as plain, opened(plain) as content:
         stream = _Forward(cast(IO[bytes], content), limit)
         archive = tarfile.TarFile(fileobj=stream)  # type: ignore[arg-type]
         while (member := archive.next()) is not None:
@@ -178,7 +211,7 @@ def _tar_members(file: Path, limit: int) -> Iterator[tuple[str, IO[bytes] | None
         stream.seek(archive.offset)  # tarfile takes a damaged header for the end
         if any(stream.read(tarfile.BLOCKSIZE)):
             raise tarfile.ReadError(f"no member begins at byte {archive.offset:,}")
-        while stream.read(_BLOCK):  # the checksum of gzip stands at its end
+        while stream.read(_BLOCK):  # the checksum of what is compressed stands at its end
             pass
 
 

@@ -11,8 +11,8 @@ import zipfile
 
 import pytest
 
-from decar.corpora.unpack import BOUNDS, Bounds, DamagedError, unpack
 from decar.errors import CorpusError
+from decar.unpack import BOUNDS, Bounds, DamagedError, unpack
 from tests.faults.test_disk import no_room
 
 
