@@ -11,7 +11,7 @@ from decar.cli.data import run_files
 from decar.clustering import make_clusters
 from decar.embedder.output import write_rows
 from decar.models import save_bundle
-from decar.report.final import cluster_store, write_clusters, write_run_clusters
+from decar.report.final import cluster_store, with_places, write_clusters, write_run_clusters
 from tests.conftest import make_encoder
 
 
@@ -43,7 +43,7 @@ def run(sound_folder, tmp_path):
     save_bundle(encoder, folder / "encoder.safetensors")
     store = run_files(folder).store
     final = cluster_store(encoder, store, seed=0, device="cpu", progress=False)
-    write_run_clusters(folder, store, store.manifest.table, final)
+    write_run_clusters(folder, with_places(store), final)
     return folder
 
 

@@ -127,7 +127,7 @@ def _points_of_run(args: argparse.Namespace, run: Path) -> Points:
     if len(store) < len(source.store):
         log.info("%d of %d clips, those that the run has clusters for", len(store), len(source.store))
     encoder = load_encoder(run, frontend=store.frontend, network=args.network)
-    table = with_clock(with_places(store, store.manifest.table), store.manifest.files)
+    table = with_clock(with_places(store), store.manifest.files)
     table = read_clusters(run, table, encoder.hash())
     vectors = embed_store(encoder, store, device="cuda" if torch.cuda.is_available() else "cpu")
     facts = {"encoder": encoder.hash(), "bundle": str(run.resolve()), "sample_rate": encoder.sample_rate}

@@ -70,10 +70,10 @@ def write_run_clusters(run: Path, table: pd.DataFrame, final: Final) -> None:
         log.warning("%s: the clusters of the run are not written (%s)", error.filename or run, error.strerror or error)
 
 
-def with_places(store: LogMelStore, table: pd.DataFrame) -> pd.DataFrame:
-    """The table of the clips of a store, with `start` and `duration` (s) for each."""
+def with_places(store: LogMelStore) -> pd.DataFrame:
+    """The table of the clips of a store, with `start` and `duration` (s) of each."""
     starts = [start for start, _ in store.manifest.stretches]
-    return table.drop(columns=[*PLACE[1:]], errors="ignore").assign(start=starts, duration=store.seconds)
+    return store.manifest.table.assign(start=starts, duration=store.seconds)
 
 
 def write_clusters(out: Path, table: pd.DataFrame, placed: Placed, model: Clusters) -> pd.DataFrame:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import xxhash
 
 from decar import __version__
@@ -19,7 +18,7 @@ from decar.models import load_encoder
 from decar.report import clusters as of
 from decar.report.clips import sample
 from decar.report.explorer import MAX_COLUMNS, show
-from decar.report.final import MODEL, TABLE, cluster_store, few, write_run_clusters
+from decar.report.final import MODEL, TABLE, cluster_store, few, with_places, write_run_clusters
 from decar.report.folder import curves, read_environment, results_of
 from decar.report.payload import FILE_NAME, as_script, read_page
 from decar.report.summary import bars, best, of_run, of_sounds
@@ -92,7 +91,7 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep
     clips = clips or attempt("map", lambda: look(source, assignments, device=device, progress=progress, keep=keep))
     judged = attempt("results", lambda: results(source, notes)) or []
     barred = attempt("results", lambda: bars(judged)) or []
-    sounds = attempt("summary", lambda: of_sounds(_lengths(store)) if store else {}) or {}
+    sounds = attempt("summary", lambda: of_sounds(with_places(store)) if store else {}) or {}
     return {
         "title": run.resolve().name,
         "kind": "decar run",
@@ -166,17 +165,12 @@ def look(
     store = source.store.take(among)
     named = zip(clustering_names(source.config, assignments or []), assignments or [], strict=True)
     last = [(name, found.labels[-1][among]) for name, found in named if _same_clips(found, source.store)]
-    table = with_clock(_lengths(store), store.manifest.files)
+    table = with_clock(with_places(store), store.manifest.files)
     final = cluster_store(encoder, store, seed=source.seed, device=device, progress=progress)
     if keep:
         write_run_clusters(source.run, table, final)
     chosen, names = sample(len(store), source.seed), of.label_columns(table, source.label)[:MAX_COLUMNS]
     return show(store.take(chosen), table, final.vectors, final.placed, chosen, names, source.seed, others=last)
-
-
-def _lengths(store: LogMelStore) -> pd.DataFrame:
-    """The clips of a store with `start` and `duration` (s) of each."""
-    return store.manifest.table.assign(start=[start for start, _ in store.manifest.stretches], duration=store.seconds)
 
 
 def clustering_names(config: Mapping[str, Any], assignments: Sequence[of.Assignments]) -> list[str]:
