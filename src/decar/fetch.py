@@ -100,7 +100,7 @@ def _receive(url: str, part: Path, timeout: float, most: int | None) -> None:
             target = part.open("r+b" if start else "wb")
             target.seek(start)
         with target:
-            _copy(source, target, part, total, most)
+            copy(source, target, part, total=total, most=most)
     if total is not None and _size(part) != total:
         raise UnreachableError(f"the connection ended after {_size(part):,} of {total:,} bytes")
     with part.open("rb") as written:
@@ -141,10 +141,22 @@ def _extent(source: Any, start: int, version: str) -> tuple[int, int | None]:
     return 0, None
 
 
-def _copy(source: Any, target: BinaryIO, part: Path, total: int | None, most: int | None) -> None:
-    """Write what arrives at once, so that a connection that is cut or stalls loses nothing."""
-    logged = time.monotonic()
-    while block := source.read1(_BLOCK):
+def copy(source: Any, target: BinaryIO, part: Path, *, total: int | None = None, most: int | None = None) -> None:
+    """Write what arrives at once, so that a connection that is cut or stalls loses nothing.
+
+    Args:
+        source: What is read; by `read1`, if it has that.
+        target: `part`, opened.
+        part: For messages.
+        total: Bytes that are expected, for the log.
+        most: As of `fetch`.
+
+    Raises:
+        UnreachableError: There are more bytes than `most`.
+        CorpusError: The part cannot be written.
+    """
+    read, logged = getattr(source, "read1", source.read), time.monotonic()
+    while block := read(_BLOCK):
         if most is not None and target.tell() + len(block) > most:
             raise UnreachableError(f"it has more than {most:,} bytes", final=True, useless=True)
         with saving(part):

@@ -31,6 +31,11 @@ def last_figures(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {name: float(value) for row in rows for name, value in row.items() if name not in ("epoch", "step")}
 
 
+def epochs_of(rows: Iterable[Mapping[str, Any]]) -> int:
+    """How many epochs have ended, by the rows of a metrics file."""
+    return max((int(float(row.get("epoch", 0))) + 1 for row in rows if "loss_epoch" in row), default=0)
+
+
 def read_lines(path: Path) -> tuple[list[str], str]:
     """The lines of a metrics file and what is wrong with it, "" for nothing.
 

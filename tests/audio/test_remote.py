@@ -1,4 +1,4 @@
-"""Addresses in place of paths: fetched only where the caller says so, once, and whole."""
+"""Addresses in place of paths: fetched only if the caller asks for it, once, and whole."""
 
 import fsspec
 import numpy as np
@@ -8,6 +8,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 import decar
 from decar.audio import Manifest, remote
+from decar.audio.cache import cached, delete
 from decar.audio.source import read_source
 from decar.errors import CorpusError, ManifestError
 from tests.audio.sounds import tone, write
@@ -68,6 +69,22 @@ def test_nothing_is_fetched_unasked(tmp_path, monkeypatch, names):
     for door in doors:
         with pytest.raises(ManifestError, match=rf"{names[-1]} is an address, and nothing is fetched .* pass --fetch"):
             door()
+
+
+def test_the_cache_is_not_cleared_while_sounds_are_fetched(server, sounds, cache, monkeypatch):
+    kept, get = [], remote._get
+
+    def get_and_clear(address, file):
+        with pytest.raises(BlockingIOError):
+            delete(cache)
+        kept.append(cached(cache.parents[1])["sources"])
+        return get(address, file)
+
+    monkeypatch.setattr(remote, "_get", get_and_clear)
+    [file] = read_source(f"{server.url}/b.flac", fetch=True).files
+    assert kept == [[cache]]
+    delete(cache)
+    assert not file.exists()
 
 
 def test_one_address_is_a_source(server, sounds):

@@ -57,7 +57,9 @@ def test_unpacked_sounds_are_listed_and_deleted(sound_folder, tmp_path, monkeypa
     size = sum(file.stat().st_size for file in clips.files) / 1e6
     assert run(tmp_path / "cache", "--clear") == 0
     found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("unpacked and fetched")]
+    assert found[0].split()[-3] == "1"
     assert abs(float(found[0].split()[-2]) - size) < 0.1
+    assert not list((tmp_path / "cache" / "sources").iterdir())
     assert not any(file.exists() for file in clips.files)
     assert all(file.exists() for file in Manifest.from_folder(archive).files)
 

@@ -74,7 +74,7 @@ def test_addresses_are_fetched_where_the_command_says_so(decar, train, server, s
     pd.DataFrame({"path": [f"{server.url}/{i}.wav" for i in (0, 3)]}).to_csv(tmp_path / "t.csv", index=False)
     (tmp_path / "t.csv").write_text((tmp_path / "t.csv").read_text().replace("path", "address"))
     words = ["t.csv", "--path-column", "address"]
-    told = f"{server.url}/0.wav is an address, and nothing is fetched"
+    refusal = f"{server.url}/0.wav is an address, and nothing is fetched"
     for outcome in (
         decar("embed", *words),
         decar("cluster", *words, "-k", "2"),
@@ -82,7 +82,7 @@ def test_addresses_are_fetched_where_the_command_says_so(decar, train, server, s
         train(*FAST, "data=csv", f"data.path={tmp_path / 't.csv'}", "data.path_column=address", "hydra.run.dir=run"),
     ):
         assert (outcome.code, len(outcome.errors), server.asked) == (2, 1, [])
-        assert told in outcome.errors[0]
+        assert refusal in outcome.errors[0]
     outcome = decar("embed", *words, "--fetch")
     assert outcome.code == 0, outcome.err
     assert pd.read_parquet(tmp_path / "embeddings.parquet")["url"].tolist() == [f"{server.url}/{i}.wav" for i in (0, 3)]

@@ -44,10 +44,10 @@ def test_a_page_of_clusters_has_what_it_shows_and_nothing_else(visit, clusters, 
     assert seen.js(column) == ["0", "1", "2", "noise"], "by size, and noise last"
     assert seen.js("document.documentElement.scrollWidth <= innerWidth")
     seen.js("showClip(CLIPS.name.indexOf('<b>.wav · 0:10'))")
-    told = seen.js("document.getElementById('clip').textContent")
-    assert "cluster2" in told
-    assert "from 10 s" in told
-    assert "novelty2.00" in told
+    shown = seen.js("document.getElementById('clip').textContent")
+    assert "cluster2" in shown
+    assert "from 10 s" in shown
+    assert "novelty2.00" in shown
 
 
 def test_the_stretch_that_is_shown_is_the_one_that_plays(visit, clusters):

@@ -33,7 +33,7 @@ KINDS = {
     "sources": "unpacked and fetched",
 }
 STORE_NAME = re.compile(r"[0-9a-f]{64}(\.partial)?")
-SOURCE_NAME = re.compile(r"[0-9a-f]{40}(\.part|\.json)?|fetched")  # see `containers` and `remote`
+SOURCE_NAME = re.compile(r"[0-9a-f]{40}(\.part)?|fetched")  # see `containers` and `remote`
 WITHOUT_DIGESTS = {"format", "fingerprint", "frontend", "n_clips", "n_frames"}  # in a meta.json of an earlier version
 
 
@@ -158,3 +158,4 @@ def delete(path: Path) -> None:
         return
     with locked(path.with_name(f"{path.name.partition('.')[0]}.lock"), wait=0):
         shutil.rmtree(path)
+        path.with_suffix(".json").unlink(missing_ok=True)  # of unpacked sounds, see `containers`

@@ -1,7 +1,7 @@
-"""Sounds at addresses, such as https://example.org/owl.wav, in place of paths: fetched only where the caller says so.
+"""Sounds at addresses, such as https://example.org/owl.wav, in place of paths: fetched only if the caller asks for it.
 
 A table is data, and may come from anybody: one that names an address makes no request. `fetched`, which `--fetch` of
-`decar` calls, keeps the sounds in `CACHE/sources/fetched`. There an address is fetched once, whatever becomes of it.
+`decar` calls, keeps the sounds in `CACHE/sources/fetched`. An address whose file is there is not requested again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from decar.audio.containers import PATIENCE, SOURCES
 from decar.audio.parallel import in_order
 from decar.audio.progress import progress_bar
 from decar.errors import CorpusError, ManifestError, reason_of
-from decar.fetch import UnreachableError, fetch, tag_of
+from decar.fetch import UnreachableError, copy, fetch, tag_of
 from decar.files import cache_home, locked, warn_left_out
 from decar.unpack import saving
 
@@ -36,7 +36,6 @@ HTTP, OTHERS = ("http", "https"), ("s3", "gs", "gcs", "az", "abfs", "hf")  # oth
 MOST_BYTES = 20 * 10**9  # of a sound
 TRIES = 3
 THREADS = 8
-_BLOCK = 1 << 20
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _PLAIN = re.compile(r"\w+:/(/(?!\.)[\w.,:;=%+ ~()'!-]{1,200})+", re.ASCII)  # an address that can be a path
 
@@ -101,7 +100,7 @@ def _fetch_all(wanted: dict[str, Path], home: Path, progress: bool) -> dict[str,
     with saving(home):
         home.mkdir(parents=True, exist_ok=True)
     failed = {}
-    with locked(home / ".lock", PATIENCE), progress_bar("fetch", len(wanted), enabled=progress) as advance:
+    with locked(f"{home}.lock", PATIENCE), progress_bar("fetch", len(wanted), enabled=progress) as advance:
         for address, reason in in_order(lambda job: [(job[0], _get(*job))], wanted.items(), THREADS):
             advance(1)
             if reason:
@@ -143,12 +142,7 @@ def _copy_remote(address: str, part: Path) -> None:
             with saving(part):
                 target = part.open("wb")
             with target:
-                while block := source.read(_BLOCK):
-                    if target.tell() + len(block) > MOST_BYTES:
-                        raise UnreachableError(f"it has more than {MOST_BYTES:,} bytes")
-                    with saving(part):
-                        target.write(block)
-                        target.flush()
+                copy(source, target, part, most=MOST_BYTES)
     except (UnreachableError, CorpusError):
         raise
     except Exception as error:  # each of those packages raises its own

@@ -249,7 +249,6 @@ def _written(source: str) -> EmbeddingTable | None:
 def _taken(
     known: EmbeddingTable, args: argparse.Namespace, classifier: Classifier | None
 ) -> tuple[pd.DataFrame, pd.Series, NDArray[np.float32], int]:
-    import numpy as np
     import pandas as pd
 
     from decar.audio import Manifest
@@ -262,7 +261,7 @@ def _taken(
         raise ConfigError(f"{known.file}: its paths are relative: pass --root, the folder that they start from")
     rate = known.facts.get("sample_rate")
     files = recordings_of(Manifest(pd.DataFrame({"path": known.rows["path"]}), args.root or Path.cwd()), known.rows)
-    vectors = np.concatenate([block for _, block in known.blocks()])
+    vectors = known.vectors()
     return known.rows, files, vectors, rate if isinstance(rate, int) else 16_000
 
 

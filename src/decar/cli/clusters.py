@@ -151,8 +151,6 @@ def writing(out: Path) -> Iterator[None]:
 
 def embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tuple[pd.DataFrame, NDArray[np.float32]]:
     """A row a segment, with `start` and `duration`, and the vectors; of the last call, where nothing has changed."""
-    import numpy as np
-
     from decar.errors import SearchError
     from decar.neighbours.index import EmbeddingTable
 
@@ -161,7 +159,7 @@ def embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tup
         try:
             known = EmbeddingTable.open(file)
             if known.facts.get("key") == embedder.key(clips):
-                vectors = np.concatenate([block for _, block in known.blocks()])
+                vectors = known.vectors()
                 log.info("%s: of these sounds, taken again", file)
                 return known.rows, vectors
         except SearchError as error:

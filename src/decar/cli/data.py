@@ -102,7 +102,7 @@ def cache(args: argparse.Namespace) -> None:
             except OSError as error:
                 kept += 1
                 say(f"kept: {thing}: {error.strerror or error}")
-    say(f"{args.folder}: " + ("deleted" if args.clear else "--clear deletes this; it is computed anew when needed"))
+    say(f"{args.folder}: " + ("deleted" if args.clear else "--clear deletes this; it is made again when needed"))
     sys.exit(int(kept > 0))
 
 

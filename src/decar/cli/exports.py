@@ -82,8 +82,6 @@ def points_of(args: argparse.Namespace) -> Points:
     Raises:
         DecarError: It is none of them, or its parts contradict one another.
     """
-    import numpy as np
-
     from decar.audio import Manifest
     from decar.audio.recorded import with_clock
     from decar.cli.clusters import EMBEDDINGS
@@ -103,18 +101,16 @@ def points_of(args: argparse.Namespace) -> Points:
     if source.is_dir():
         table = read_clusters(source, table, str(known.facts.get("encoder")))
     root = args.root or _root_of(file, table["path"], needed=args.to != "projector")
-    vectors = np.concatenate([block for _, block in known.blocks()])
     facts = {key: known.facts.get(key) for key in ("encoder", "bundle", "sample_rate", "window")}
-    return Points(Manifest(with_clock(table, Manifest(table, root).files), root), vectors, facts)
+    return Points(Manifest(with_clock(table, Manifest(table, root).files), root), known.vectors(), facts)
 
 
 def _points_of_run(args: argparse.Namespace, run: Path) -> Points:
     """A run keeps its clusters, not its vectors: the clips that its page was made from are embedded again."""
-    import torch
-
     from decar.audio import Manifest
     from decar.audio.recorded import with_clock
     from decar.cli.data import run_files
+    from decar.cli.eval import device_of
     from decar.models import embed_store, load_encoder
     from decar.report.final import few, read_clusters, with_places
     from decar.report.tools import Points
@@ -129,7 +125,7 @@ def _points_of_run(args: argparse.Namespace, run: Path) -> Points:
     encoder = load_encoder(run, frontend=store.frontend, network=args.network)
     table = with_clock(with_places(store), store.manifest.files)
     table = read_clusters(run, table, encoder.hash())
-    vectors = embed_store(encoder, store, device="cuda" if torch.cuda.is_available() else "cpu")
+    vectors = embed_store(encoder, store, device=device_of("auto"))
     facts = {"encoder": encoder.hash(), "bundle": str(run.resolve()), "sample_rate": encoder.sample_rate}
     return Points(Manifest(table, args.root or store.manifest.root), vectors, facts)
 

@@ -14,7 +14,7 @@ from decar.cli.terminal import say, say_lines, start_log
 from decar.digests import DamagedError, read_json
 from decar.errors import ConfigError, DecarError
 from decar.files import find_files, locked
-from decar.metrics import last_figures, read_rows
+from decar.metrics import epochs_of, last_figures, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,8 +127,7 @@ def read_run(folder: Path) -> Run | None:
         ended = {}
     try:
         rows = read_rows(folder / "metrics.csv")
-        figures = last_figures(rows)
-        epochs = max((int(float(row.get("epoch", 0))) + 1 for row in rows if "loss_epoch" in row), default=0)
+        figures, epochs = last_figures(rows), epochs_of(rows)
     except (OSError, ValueError):
         figures, epochs = {}, 0
     facts: Any = ended.get("run", {})

@@ -296,6 +296,7 @@ def _create(name: str, pretrained: bool = False, **options: object) -> Any:  # t
     """
     import timm
 
+    # first without weights: what fails here is not for want of them
     network = timm.create_model(name, pretrained=False, in_chans=1, **options)
     if not pretrained:
         return network

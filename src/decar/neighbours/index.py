@@ -103,6 +103,10 @@ class EmbeddingTable:
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(self.file, error) from error
 
+    def vectors(self) -> NDArray[np.float32]:
+        """All embeddings, `(N, D)`, in memory."""
+        return np.concatenate([block for _, block in self.blocks()])
+
     def _checked(self, start: int, column: Any) -> NDArray[np.float32]:
         vectors = _matrix(column, self.dim)
         if vectors is None:

@@ -197,12 +197,12 @@ class PageServer(ThreadingHTTPServer):
 
     def _sound(self, index: int) -> bytes:
         """Clip `index` as a WAV file, scaled to a peak of 0.9."""
-        start, seconds = self.clips.stretches[index]
+        [(file, start, seconds)] = self.clips.take([index]).jobs  # of all clips would take as long as decoding one
         length = min(LONGEST, seconds) if seconds is not None else LONGEST
-        wave = decode(self.clips.files[index], start=start, duration=length, sample_rate=RATE, note=lambda _: None)
-        file = io.BytesIO()
-        soundfile.write(file, loud(wave), RATE, format="WAV", subtype="PCM_16")
-        return file.getvalue()
+        wave = decode(file, start=start, duration=length, sample_rate=RATE, note=lambda _: None)
+        sound = io.BytesIO()
+        soundfile.write(sound, loud(wave), RATE, format="WAV", subtype="PCM_16")
+        return sound.getvalue()
 
     def picture(self, index: int) -> bytes:
         """The first seconds of clip `index` as a WebP."""

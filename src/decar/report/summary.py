@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from decar.metrics import last_figures, read_rows
+from decar.metrics import epochs_of, last_figures, read_rows
 from decar.report.folder import ENCODERS
 
 OWN = ENCODERS["decar"]
@@ -27,10 +27,10 @@ def of_run(run: Path) -> dict[str, Any]:
     try:
         rows = read_rows(run / "metrics.csv")
         found["figures"] = last_figures(rows)
-        found["epochs"] = max((int(float(row["epoch"])) + 1 for row in rows if "loss_epoch" in row), default=None)
+        found["epochs"] = epochs_of(rows) or None
         times = _EPOCH.findall((run / LOG).read_text(encoding="utf-8", errors="replace"))
         found["trained"] = sum(map(int, times)) if times else None
-    except (OSError, ValueError, KeyError):  # the section of the curves says what is wrong with the figures
+    except (OSError, ValueError):  # the section of the curves says what is wrong with the figures
         pass
     return found
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from decar.errors import AudioError, ExportError, printable
 from decar.files import whole, whole_folder
 from decar.report.clips import RATE, loud, standardised, tsne
 from decar.report.final import PLACE
-from decar.report.when import clip_names
+from decar.report.when import began, clip_names, texts_of
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +161,7 @@ def write_hoplite(points: Points, out: Path, column: str | None = None) -> int:
     """A database of perch-hoplite: a deployment a site, recordings, windows with embeddings, annotations.
 
     Embeddings have length 1, so that its score, the inner product, is the cosine; it keeps them as float16. Names of
-    files start from a folder that it is told, and from which its own tools read the sounds.
+    files are relative to the folder in its metadata, from which its own tools read the sounds.
 
     Args:
         points: The clips, with durations.
@@ -231,8 +230,7 @@ def _insert_recordings(database: Any, points: Points, config: Callable[..., Any]
     if not all(file.is_relative_to(root) for file in files):
         root = Path(os.path.commonpath([file.parent for file in files]))
     project = root.name or "decar"
-    sites = table[SITE].fillna("").astype(str) if SITE in table else [""] * len(table)
-    begun = table[AT].fillna("").astype(str) if AT in table else [""] * len(table)
+    sites, begun = texts_of(table, SITE), texts_of(table, AT)
     deployments, recordings = dict[str, int](), dict[Path, int]()
     for file, site, at, (start, _) in zip(files, sites, begun, points.clips.stretches, strict=True):
         if file not in recordings:
@@ -240,18 +238,10 @@ def _insert_recordings(database: Any, points: Points, config: Callable[..., Any]
             site = site or (name.split("/")[0] if "/" in name else project)
             if site not in deployments:
                 deployments[site] = database.insert_deployment(name=site, project=project)
-            recordings[file] = database.insert_recording(name, _time(at, start), deployments[site])
+            recordings[file] = database.insert_recording(name, began(at, start), deployments[site])
     sources = {"dataset_name": project, "base_path": str(root), "file_glob": "**/*"}
     model = {"window_size_s" if key == "window" else key: value for key, value in points.facts.items() if value}
     about = {"model_key": "decar", "embedding_dim": points.vectors.shape[1], "model_config": model}
     database.insert_metadata("audio_sources", config({"audio_globs": (config(sources),)}))
     database.insert_metadata("model_config", config(about))
     return [recordings[file] for file in files]
-
-
-def _time(text: str, start: float) -> datetime | None:
-    """When a recording began whose clip at `start` (s) begins at this time in ISO 8601."""
-    try:
-        return datetime.fromisoformat(text) - timedelta(seconds=start)
-    except ValueError:
-        return None

@@ -20,9 +20,14 @@ MAX_RECORDINGS, MAX_SEGMENTS = 1000, 100_000  # that have a time line, all toget
 Runs = list[list[int]]  # values that follow one another, as pairs of a value and how often it is repeated
 
 
+def texts_of(table: pd.DataFrame, column: str) -> pd.Series:
+    """The texts of a column, "" where there is none."""
+    return table[column].fillna("").astype(str) if column in table else pd.Series("", table.index)
+
+
 def hours_of(table: pd.DataFrame) -> list[int]:
     """The hour of the recorder's clock in which each clip begins; -1 where that is not known."""
-    texts = table[AT].fillna("").astype(str) if AT in table else pd.Series("", table.index)
+    texts = texts_of(table, AT)
     return [int(text[11:13]) if text[10:11] == "T" and text[11:13].isdecimal() else -1 for text in texts]
 
 
@@ -37,7 +42,7 @@ def hours_and_sites(table: pd.DataFrame, labels: NDArray[np.int64]) -> dict[str,
     clusters = clusters[np.argsort(-counts, kind="stable")][:MAX_ROWS]
     hours = np.array(hours_of(table))
     known = bool((hours >= 0).any())
-    sites = table[SITE].fillna("").astype(str) if SITE in table else pd.Series("", table.index)
+    sites = texts_of(table, SITE)
     names = sites[sites != ""].value_counts().index[:MAX_SITES].sort_values().tolist()
     return {
         "clusters": clusters.tolist(),
@@ -77,18 +82,19 @@ def time_lines(table: pd.DataFrame, labels: NDArray[np.int64]) -> dict[str, Any]
 
 def _line(path: str, part: pd.DataFrame) -> dict[str, Any]:
     starts, lengths = ((part[name].to_numpy(float) * 1000).round().astype(np.int64) for name in ("start", "duration"))
+    begun = began(str(part["at"].iloc[0])[:19], float(part["start"].iloc[0]))
     return {
-        "path": path, "begun": _begun(str(part["at"].iloc[0]), float(part["start"].iloc[0])),
+        "path": path, "begun": begun.isoformat(timespec="seconds") if begun else "",
         "starts": _runs(np.diff(starts, prepend=0)), "lengths": _runs(lengths), "clusters": part["cluster"].tolist(),
     }  # fmt: skip
 
 
-def _begun(at: str, start: float) -> str:
-    """When a recording begins whose clip from `start` (s) on begins `at`; "" where that is no time."""
+def began(at: str, start: float) -> datetime | None:
+    """When a recording began whose clip at `start` (s) begins `at` (ISO 8601); None where that is no time."""
     try:
-        return (datetime.fromisoformat(at[:19]) - timedelta(seconds=start)).isoformat(timespec="seconds")
+        return datetime.fromisoformat(at) - timedelta(seconds=start)
     except (ValueError, OverflowError):
-        return ""
+        return None
 
 
 def _runs(values: NDArray[np.int64]) -> Runs:
