@@ -86,3 +86,17 @@ def test_a_damaged_checkpoint_does_not_replace_a_good_one(tmp_path: Path) -> Non
     writer.save_checkpoint(state(0), tmp_path / "best.ckpt")
     writer.save_checkpoint(state(1), tmp_path / "best.ckpt")
     assert not previous_of(tmp_path / "best.ckpt").exists()
+
+
+def test_what_was_loaded_from_a_checkpoint_does_not_change_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    moments = {"state": {0: {"exp_avg": torch.randn(300, 300)}}}
+    saved = {"state_dict": {"w": torch.randn(300, 300)}, "optimizer_states": [moments], "means": [torch.ones(9)]}
+    AtomicCheckpointIO().save_checkpoint(saved, path)
+    found = AtomicCheckpointIO().load_checkpoint(path)
+    weights = found.pop("state_dict")["w"].clone()  # what the network's `load_state_dict` does
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(weights, saved["state_dict"]["w"])
+    assert torch.equal(found["optimizer_states"][0]["state"][0]["exp_avg"], moments["state"][0]["exp_avg"])
+    assert torch.equal(found["means"][0], torch.ones(9))
