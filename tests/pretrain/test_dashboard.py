@@ -3,7 +3,6 @@
 import csv
 import json
 import logging
-import multiprocessing
 import os
 import socket
 
@@ -19,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from decar.pretrain import Dashboard
 from decar.pretrain.boards import TensorBoardBoard
 from tests.cli.test_train import wandb_records
+from tests.conftest import FORK
 from tests.pretrain.helpers import build, fit
 
 LENGTHS = [20, 40, 33, 64] * 4
@@ -229,9 +229,8 @@ def test_two_processes_one_shows_and_its_failure_holds_nobody_up(make_store, tmp
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    told = context.Queue()
-    jobs = [context.Process(target=one_rank, args=(r, port, make_store(LENGTHS), tmp_path, told)) for r in range(2)]
+    told = FORK.Queue()
+    jobs = [FORK.Process(target=one_rank, args=(r, port, make_store(LENGTHS), tmp_path, told)) for r in range(2)]
     for job in jobs:
         job.start()
     assert {told.get(timeout=120) for _ in jobs} == {(0, 3), (1, 3)}

@@ -1,7 +1,6 @@
 """The probe on labelled sounds of its own: what it says, when, in several processes and over a resume."""
 
 import csv
-import multiprocessing
 import os
 import socket
 
@@ -17,6 +16,7 @@ from decar.errors import ConfigError
 from decar.models import embed_store
 from decar.pretrain import EmbeddingHealth, OnlineProbe, ResumableCSVLogger
 from decar.pretrain.logger import read_rows
+from tests.conftest import FORK
 from tests.pretrain.helpers import build, fit
 
 LENGTHS = [20, 40, 33, 64] * 4
@@ -139,9 +139,8 @@ def test_two_processes_find_the_same(make_store, table, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    told, store = context.Queue(), make_store(LENGTHS)
-    jobs = [context.Process(target=one_rank, args=(r, 2, port, store, table, tmp_path, told)) for r in range(2)]
+    told, store = FORK.Queue(), make_store(LENGTHS)
+    jobs = [FORK.Process(target=one_rank, args=(r, 2, port, store, table, tmp_path, told)) for r in range(2)]
     for job in jobs:
         job.start()
     found = {rank: (values, hand) for rank, values, hand in (told.get(timeout=120) for _ in jobs)}

@@ -1,7 +1,6 @@
 """One, two and three processes (gloo): the same labels, every clip once, and all ranks the same to the bit."""
 
 import copy
-import multiprocessing
 import os
 import socket
 from pathlib import Path
@@ -25,7 +24,7 @@ from decar.pretrain import vectors as vectors_module
 from decar.pretrain.datamodule import share_of_batch
 from decar.pretrain.ranks import average_gradients, deal_batch, mean_over_ranks
 from decar.pretrain.sync import SyncedLayer, SyncLayers
-from tests.conftest import make_encoder
+from tests.conftest import FORK, make_encoder
 from tests.pretrain.helpers import build
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5 + [77]  # 41 clips: not a multiple of 2 or 3
@@ -104,8 +103,7 @@ def run(size, store, folder, *, pic=False, batch=12, sync=False, sample=None, fe
         one_rank(0, 1, port, store, str(folder), options)
         vectors_module.run_pass = run_pass
         return [torch.load(folder / "rank0of1.pt", weights_only=False)]
-    context = multiprocessing.get_context("spawn")
-    jobs = [context.Process(target=one_rank, args=(r, size, port, store, str(folder), options)) for r in range(size)]
+    jobs = [FORK.Process(target=one_rank, args=(r, size, port, store, str(folder), options)) for r in range(size)]
     for job in jobs:
         job.start()
     for job in jobs:
