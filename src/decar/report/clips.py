@@ -9,9 +9,11 @@ few sounds and many pictures. Letters: `N` clips, `D` embedding, `M` mel bands, 
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -19,9 +21,11 @@ from numpy.typing import NDArray
 
 from decar.audio import FrontEnd, Manifest, decode
 from decar.audio.logmel import waveforms_to_frames
+from decar.audio.parallel import in_order
 from decar.audio.picture import image_uri, opus_uri
 from decar.clustering import l2_normalize
 from decar.clustering.base import row_blocks
+from decar.cores import cpu_count
 from decar.errors import AudioError, one_line
 from decar.models.embed import standardiser
 
@@ -194,31 +198,30 @@ def sounds(store: Clips, turns: Sequence[int], budget: int = BYTES, most: int = 
 
     A file that no longer exists or cannot be read has its picture, and the reason in place of the sound.
     """
-    found: dict[int, Sound] = {}
-    left = budget
-    for index, sound in _made(store, turns, most):
-        if sound.size > left:
-            break
-        found[index], left = sound, left - sound.size
-    return found
-
-
-def _made(store: Clips, turns: Sequence[int], most: int) -> Iterator[tuple[int, Sound]]:
     files, stretches = store.manifest.files, store.manifest.stretches
     low, high = loudness(store, turns)
     frames = round(SECONDS * store.frontend.sample_rate / store.frontend.hop_length)
-    for place, index in enumerate(turns):
-        start, duration = stretches[index]
+
+    def make(job: tuple[int, int]) -> list[tuple[int, Sound]]:
+        place, index = job
         picture = spectrogram(store[index], low, high, frames)
-        if place >= most:
-            yield index, Sound("", picture)
-            continue
-        try:
-            length = SECONDS if duration is None else min(duration, SECONDS)
-            wave = decode(files[index], start=start, duration=length, sample_rate=RATE)
-            yield index, Sound(opus(wave), picture)
-        except (AudioError, OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
-            yield index, Sound("", picture, one_line(error))
+        return [(index, _heard(files[index], *stretches[index], picture) if place < most else Sound("", picture))]
+
+    found, left = dict[int, Sound](), budget
+    with closing(in_order(make, enumerate(turns), cpu_count())) as made:
+        for index, sound in made:
+            if sound.size > left:
+                break
+            found[index], left = sound, left - sound.size
+    return found
+
+
+def _heard(file: Path, start: float, duration: float | None, picture: str) -> Sound:
+    try:
+        length = SECONDS if duration is None else min(duration, SECONDS)
+        return Sound(opus(decode(file, start=start, duration=length, sample_rate=RATE)), picture)
+    except (AudioError, OSError, RuntimeError) as error:  # soundfile's errors are RuntimeErrors
+        return Sound("", picture, one_line(error))
 
 
 def loudness(store: Clips, turns: Sequence[int]) -> tuple[float, float]:
