@@ -21,6 +21,7 @@ COMMAND = f"'{sys.executable}' -m decar.cli.app"
         (f"{COMMAND} --version >&-", 0, ""),
         (f"{COMMAND} embed - <&-", 2, "no path came on stdin"),
         (f"({COMMAND} --help; echo status $? >&2) | true", 0, "status 0\n"),
+        (f"(PYTHONUNBUFFERED=1 {COMMAND} --help; echo status $? >&2) | true", 0, "status 0\n"),
     ],
 )
 def test_closed_streams(tmp_path: Path, command: str, code: int, told: str) -> None:

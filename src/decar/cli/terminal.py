@@ -10,6 +10,7 @@ import io
 import logging
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Iterator
@@ -96,6 +97,16 @@ def command(config_name: str, go_on: str = "run the same command with resume=aut
         sys.exit(error.status if isinstance(error, DecarError) else DecarError.status)
 
 
+def _reader_has_exited() -> bool:
+    """Whether standard output is a pipe that nobody reads. With PYTHONUNBUFFERED nothing is left to flush."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError):  # no POSIX, or no file
+        return False
+
+
 @contextmanager
 def terminal() -> Iterator[None]:
     """Around a command: what it prints and raises is escaped, and what it has printed is out when the block ends.
@@ -109,7 +120,7 @@ def terminal() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:  # of a library's own print, such as the text of --help; else of some other pipe
-        if _flush():
+        if _flush() and not _reader_has_exited():
             raise
     finally:
         _flush()

@@ -67,7 +67,10 @@ def effective_rank(features: NDArray[Any]) -> float:
     Returns:
         1.0 (all on one line) to `min(N, d)` (all directions alike); 0.0 when all features are zero.
     """
-    values = np.sqrt(np.clip(np.linalg.eigvalsh(scatter(check_table(features))), 0.0, None))
+    table = check_table(features)
+    # the same squares from either side; 1,000 vectors of 3,072 numbers: a twentieth of the time by rows
+    products = scatter(table.T if len(table) < table.shape[1] else table)
+    values = np.sqrt(np.clip(np.linalg.eigvalsh(products), 0.0, None))
     values = values[values > 1e-7 * values[-1]]  # the others are rounding of the squares
     return float(np.exp(_entropy(values))) if len(values) else 0.0
 
