@@ -19,6 +19,21 @@ def test_plain_lines_when_it_is_no_terminal(
     assert len(lines) == 4  # one line in 10 s, none for the end
 
 
+def test_the_first_steps_which_load_things_do_not_count(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0, 400, 412, 424, 430])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with progress_bar("log-mels", 10) as advance:
+        for steps in (1, 2, 2, 5):
+            advance(steps)
+    assert capsys.readouterr().err.splitlines() == [
+        "log-mels: 1 of 10 (10%)",
+        "log-mels: 3 of 10 (30%), about 42 s left",  # 2 in 12 s
+        "log-mels: 5 of 10 (50%), about 30 s left",
+    ]
+
+
 def test_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
     with progress_bar("log-mels", 3) as advance:

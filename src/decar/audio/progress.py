@@ -37,17 +37,17 @@ def progress_bar(title: str, total: int, *, enabled: bool = True) -> Iterator[Ad
 
 def _plain_lines(title: str, total: int) -> Advance:
     """A bar as lines: tqdm would write its carriage returns into the log file."""
-    begin = printed = time.monotonic()
-    done = 0
+    printed = time.monotonic()
+    first, warm, done = printed, 0, 0  # after the first steps, which have loaded networks and opened files
 
     def advance(steps: int) -> None:
-        nonlocal done, printed
-        done += steps
-        now = time.monotonic()
+        nonlocal done, printed, first, warm
+        done, now = done + steps, time.monotonic()
+        if not warm:
+            first, warm = now, done
         if now - printed >= LINE_SECONDS and done < total:
             printed = now
-            left = (now - begin) / done * (total - done) if done else float("nan")
-            line = f"{title}: {done} of {total} ({done / total:.0%}), about {left:.0f} s left"
-            print(printable(line), file=sys.stderr, flush=True)
+            left = f", about {(now - first) / (done - warm) * (total - done):.0f} s left" if done > warm else ""
+            print(printable(f"{title}: {done} of {total} ({done / total:.0%}){left}"), file=sys.stderr, flush=True)
 
     return advance
