@@ -77,7 +77,7 @@ def test_a_failure_of_another_rank_in_the_pass_is_raised_on_all(make_store, tmp_
     store, encoder = make_store([40, 20] * 6), TinyEncoder()
     trainer = SimpleNamespace(
         precision_plugin=SimpleNamespace(forward_context=nullcontext),
-        strategy=SimpleNamespace(batch_to_device=lambda batch: batch),
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
 
     def play(rank, size):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Generic, TypeVar
@@ -26,7 +26,7 @@ def in_order(
     *,
     size: Callable[[Result], int] = lambda _: 0,
     room: int = ROOM,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """All results of all jobs, in the order of the jobs; what a job yields can be taken before the job is over.
 
     Args:

@@ -80,9 +80,9 @@ def embed_dataset(
         title: Of the progress bar.
     """
 
-    def on_device(clips: Tensor) -> Tensor:
+    def in_precision(clips: Tensor) -> Tensor:
         with trainer.precision_plugin.forward_context():
-            vectors: Tensor = module(trainer.strategy.batch_to_device(clips))
+            vectors: Tensor = module(clips)
         return vectors
 
     batch_size = min(batch_size, PIECES_AT_ONCE)
@@ -94,8 +94,9 @@ def embed_dataset(
         index = np.concatenate([index[:0], *batches])
     with evaluating(module), failing_together():
         rows = run_pass(
-            on_device, store, encoder, dim=dim, batch_size=batch_size, title=title, progress=rank == 0, batches=batches
-        )
+            in_precision, store, encoder, dim=dim, batch_size=batch_size, title=title,
+            device=trainer.strategy.root_device, progress=rank == 0, batches=batches,
+        )  # fmt: skip
     return Vectors(rows, index)
 
 
