@@ -24,7 +24,7 @@ import os
 import random
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -51,29 +51,45 @@ MISSING = (-1, 0, 0, 0)
 Records = npt.NDArray[np.void]
 
 
-def identify(files: Sequence[str], cache_dir: str | os.PathLike[str] | None = None) -> Records:
+def identify(
+    files: Sequence[str],
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    known_elsewhere: Callable[[], Records | None] = lambda: None,
+) -> Records:
     """Size, times (ns) and digest of each file, `(N,)` of `RECORD`; a missing file has the size -1.
 
     Args:
         files: Absolute paths, each once.
         cache_dir: Where digests are remembered, in its folder `identity`; None: every file is read.
+        known_elsewhere: Called where these files are not remembered: what is remembered of them as part of others.
     """
     now = time.time_ns()
     found = _stats(files)
-    memory = None if cache_dir is None else Path(cache_dir).expanduser() / "identity" / f"{_key(files)}{ARRAY_SUFFIX}"
-    known = None if memory is None else _recall(memory, len(files))
+    memory = None if cache_dir is None else _memory(files, cache_dir)
+    own = None if memory is None else _recall(memory, len(files))
+    known = known_elsewhere() if own is None else own
     unread = found["size"] >= 0 if known is None else _changed(files, found, known)
     if known is not None:
         found["digest"] = known["digest"]
     _read(files, found, np.flatnonzero(unread))
     if known is not None:
         _tell(found, known, unread)
-    if memory is not None and (known is None or unread.any()):
+    if memory is not None and (own is None or unread.any()):
         fresh = np.maximum(found["ctime"], found["mtime"]) > now - FRESH_NS
         kept = found.copy()
         kept["ctime"][fresh] = -1
         _remember(memory, kept)
     return found
+
+
+def remembered(files: Sequence[str], cache_dir: str | os.PathLike[str]) -> Records | None:
+    """What `identify` last found of these files, without a look at them; None where it is not known."""
+    return _recall(_memory(files, cache_dir), len(files))
+
+
+def _memory(files: Sequence[str], cache_dir: str | os.PathLike[str]) -> Path:
+    return Path(cache_dir).expanduser() / "identity" / f"{_key(files)}{ARRAY_SUFFIX}"
 
 
 def _stats(files: Sequence[str]) -> Records:

@@ -31,7 +31,7 @@ from decar.audio.build import FORMAT, build_store, first_reasons
 from decar.audio.cache import mark_damaged, read_store
 from decar.audio.clips import SEGMENT_SECONDS, WHOLE_SECONDS, Segment
 from decar.audio.logmel import FrontEnd
-from decar.audio.manifest import Manifest, positions
+from decar.audio.manifest import Identity, Manifest, positions
 from decar.digests import DamagedError
 from decar.errors import ConfigError, StoreError
 from decar.limits import limits
@@ -76,18 +76,23 @@ class LogMelStore:
         frontend: FrontEnd | None = None,
         cache_dir: str | os.PathLike[str] = DEFAULT_CACHE,
         *,
+        identity: Identity | None = None,
         num_workers: int | None = None,
         progress: bool = True,
     ) -> LogMelStore:
         """The store of `manifest`, from the cache when it is there, else built; bad clips are named in the log.
 
         A killed build goes on where it stopped. Of two processes that want one store at once, one builds, the other
-        waits. A damaged store is built anew.
+        waits. A damaged store is built anew. Of a manifest that is part of another (`Manifest.where`), the store of
+        all of it serves where there is one.
+
+        Each file is looked at once (`stat`): an exchanged sound has another store. `identity` saves it.
 
         Args:
             manifest: the clips.
             frontend: the numbers; the paper's when None.
             cache_dir: stores lie in `logmel/` under it.
+            identity: of the clips, as just found by another process of this job; None: found here.
             num_workers: threads; as many as there are cores when None.
             progress: show how far it is, on stderr.
 
@@ -97,11 +102,13 @@ class LogMelStore:
         spec = frontend or FrontEnd()
         if len(manifest) == 0:
             raise StoreError("the manifest has no clips: nothing to store")
-        identity = manifest.identity(cache_dir)
-        fingerprint = _sha256(f"{FORMAT} {identity.fingerprint} {spec.hash()}{limits().changed()}")
-        folder = Path(cache_dir).expanduser() / "logmel" / fingerprint
-        wanted = folder, manifest, spec, fingerprint
+        identity = identity or manifest.identity(cache_dir)
+        folder = _folder(identity, spec, cache_dir)
+        fingerprint = folder.name
+        wanted = folder, replace(manifest, part_of=None), spec, fingerprint
         store = cls._open(*wanted)
+        if store is None:
+            store = cls._open_part(manifest, identity, spec, cache_dir)
         if store is None:
             try:
                 with _lock(folder):
@@ -115,8 +122,8 @@ class LogMelStore:
                 if manifest.identity(cache_dir) != identity:
                     shutil.rmtree(folder)
                     raise StoreError(
-                        f"files below {manifest.root} were changed while their log-mels were computed: run it again "
-                        "when nothing writes to them"
+                        f"files below {manifest.root} were changed while their log-mels were computed, or are not "
+                        "those of the job's first process: run it again when nothing writes to them"
                     )
             except (OSError, NotImplementedError) as error:  # the second is a file system without locks
                 raise _cannot_write(folder.parent, error) from error
@@ -145,6 +152,22 @@ class LogMelStore:
             return None
         arrays = files.mel, files.offsets, files.lengths, files.reasons
         return cls(manifest, spec, *arrays, fingerprint, blocks=files.blocks)
+
+    @classmethod
+    def _open_part(
+        cls, manifest: Manifest, identity: Identity, spec: FrontEnd, cache_dir: str | os.PathLike[str]
+    ) -> LogMelStore | None:
+        """The clips of a part of a manifest from the finished store of all of it, None where there is none."""
+        all_of_them = manifest.identity_of_whole(identity, cache_dir)
+        if all_of_them is None or manifest.part_of is None:
+            return None
+        whole, rows = manifest.part_of
+        folder = _folder(all_of_them, spec, cache_dir)
+        store = cls._open(folder, whole, spec, folder.name)
+        if store is None:
+            return None
+        log.info("%d clips of the log-mel store %s", len(rows), folder)
+        return replace(store.take(rows), fingerprint=_folder(identity, spec, cache_dir).name)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -315,6 +338,12 @@ class LogMelStore:
             filename, shape = state["mel"]
             state = {**state, "mel": np.memmap(filename, np.float16, "r", shape=shape)}
         self.__dict__.update(state)
+
+
+def _folder(identity: Identity, spec: FrontEnd, cache_dir: str | os.PathLike[str]) -> Path:
+    """Where the store of some clips lies; its name is the fingerprint."""
+    fingerprint = _sha256(f"{FORMAT} {identity.fingerprint} {spec.hash()}{limits().changed()}")
+    return Path(cache_dir).expanduser() / "logmel" / fingerprint
 
 
 def _sha256(text: str, data: bytes = b"") -> str:
