@@ -16,7 +16,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -198,16 +198,22 @@ class LogMelStore:
         return found
 
     def advise(self, use: Literal["random", "sequential"]) -> None:
-        """Tell the kernel how this process is going to read: without reading ahead, or with more of it."""
-        if isinstance(self.mel, np.memmap) and hasattr(mmap, "MADV_RANDOM"):
-            self.mel._mmap.madvise(mmap.MADV_RANDOM if use == "random" else mmap.MADV_SEQUENTIAL)
+        """Say how this process is going to read: the kernel then reads nothing ahead, or more than it would."""
+        self._advise("MADV_RANDOM" if use == "random" else "MADV_SEQUENTIAL")
 
     def _want(self, begin: int, rows: int) -> None:
-        """Have the kernel start to read some rows."""
-        if isinstance(self.mel, np.memmap) and hasattr(mmap, "MADV_WILLNEED") and rows:
-            row_bytes = self.mel.shape[1] * self.mel.itemsize
-            start = begin * row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
-            self.mel._mmap.madvise(mmap.MADV_WILLNEED, start, (begin + rows) * row_bytes - start)
+        """Have the kernel begin to read some rows."""
+        row_bytes = self.mel.shape[1] * self.mel.itemsize
+        start = begin * row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        if rows:
+            self._advise("MADV_WILLNEED", start, (begin + rows) * row_bytes - start)
+
+    def _advise(self, name: str, *stretch: int) -> None:
+        """Advise the kernel about the map, or a stretch of its bytes; nothing for a store in memory, or on Windows."""
+        pages, option = getattr(self.mel, "_mmap", None), getattr(mmap, name, None)
+        if pages is not None and option is not None:
+            with suppress(OSError):  # a file system may not follow it
+                pages.madvise(option, *stretch)
 
     def _rows(self, begin: int, rows: int) -> npt.NDArray[np.float16]:
         end = begin + rows

@@ -254,7 +254,7 @@ def _leaving(vectors: Tensor) -> Callable[[], Tensor]:
         return wide.cpu
     there = torch.empty(wide.shape, dtype=wide.dtype, pin_memory=True)
     there.copy_(wide, non_blocking=True)
-    copied = torch.cuda.Event()
+    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
     copied.record()
 
     def wait() -> Tensor:
