@@ -14,9 +14,10 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from decar.audio import LogMelStore
+from decar.audio.blocks import Blocks
 from decar.models import Encoder
 from decar.models.embed import PIECES_AT_ONCE, batches_by_length, evaluating, run_pass
-from decar.pretrain.ranks import failing_together, gather_rows, rank_and_size, share_buffers
+from decar.pretrain.ranks import failing_together, gather_rows, gather_values, rank_and_size, share_buffers
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -97,7 +98,21 @@ def embed_dataset(
             in_precision, store, encoder, dim=dim, batch_size=batch_size, title=title,
             device=trainer.strategy.root_device, progress=rank == 0, batches=batches,
         )  # fmt: skip
+    if size > 1:
+        _share_checks(store.blocks)
     return Vectors(rows, index)
+
+
+def _share_checks(blocks: Blocks | None) -> None:
+    """Give each rank the list of blocks that others on its machine have compared with their digests. Collective.
+
+    A rank's pass reads its share of the store; its crops come from all of it. It would read the rest again, in blocks
+    of 1 MiB for crops of 12 KiB.
+    """
+    own = None if blocks is None else (blocks.file_id(), blocks.checked)
+    for found in gather_values(own):
+        if blocks is not None and found is not None and found[0] == blocks.file_id():
+            blocks.trust(found[1])
 
 
 class FeatureBank:
