@@ -181,6 +181,18 @@ def test_a_lost_or_damaged_side_file_is_one_line(make_store, tmp_path, harm):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
 
 
+def test_arrays_of_equal_bytes_are_not_one_file_and_an_exchanged_file_is_noticed(tmp_path):
+    bank = {"rows": torch.zeros(2, 2), "newer": [[torch.zeros(2, dtype=torch.int64), torch.zeros(1, 4)]]}
+    AtomicCheckpointIO().save_checkpoint({"bank": bank}, tmp_path / "last.ckpt")
+    found = AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt", weights_only=True)["bank"]
+    for value, expected in zip(tree_leaves(found), tree_leaves(bank), strict=True):
+        assert (value.dtype, value.shape) == (expected.dtype, expected.shape)
+    first, second, _ = sorted((tmp_path / "bank").iterdir())
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(TrainingError, match="is damaged .it is another file."):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt", weights_only=True)
+
+
 def test_a_run_that_began_with_passes_can_go_on_with_a_bank(make_store, tmp_path, passes):
     store = make_store(LENGTHS)
     model, data = build(store)

@@ -127,7 +127,7 @@ def stack(pieces: Sequence[Frames], frames: int, *, pin: bool = False) -> tuple[
     for row, piece in zip(batch.numpy(), pieces, strict=True):
         row[: len(piece)] = piece
         row[len(piece) :] = 0
-    return batch, torch.tensor([len(piece) for piece in pieces])
+    return batch, torch.tensor([len(piece) for piece in pieces], pin_memory=pin)
 
 
 def as_input(mels: torch.Tensor, frames: torch.Tensor, silence: float) -> torch.Tensor:

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
 from decar.digests import DamagedError, check_array, load_array, save_array
@@ -38,11 +40,18 @@ def _put(tree: Any, folder: Path) -> Any:
     if isinstance(tree, list):
         return [_put(value, folder) for value in tree]
     array = tree.contiguous().numpy()
-    name = f"{xxhash.xxh3_128_hexdigest(array.reshape(-1).view('u1').data)}{_SUFFIX}"
+    name = _name(array)
     if not (folder / name).is_file():
         with whole(folder / name) as part:
             save_array(part, array)
     return name
+
+
+def _name(array: NDArray[Any]) -> str:
+    """The name of an array's file: a digest of all that it is."""
+    digest = xxhash.xxh3_128(f"{array.dtype} {array.shape}")
+    digest.update(array.reshape(-1).view(np.uint8).data)
+    return f"{digest.hexdigest()}{_SUFFIX}"
 
 
 def bring_back(checkpoint: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -62,7 +71,10 @@ def _bring(tree: Any, folder: Path) -> Any:
     if isinstance(tree, Tensor):  # of an earlier version, or written without `AtomicCheckpointIO`
         return tree
     try:
-        return torch.from_numpy(load_array(folder / tree))
+        array = load_array(folder / tree)
+        if _name(array) != tree:
+            raise DamagedError("it is another file")
+        return torch.from_numpy(array)
     except (OSError, ValueError) as error:
         raise TrainingError(
             f"{_fault(folder / tree, error)}: resume from best.ckpt beside it, or start anew"
