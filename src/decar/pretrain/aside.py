@@ -49,7 +49,7 @@ def _put(tree: Any, folder: Path) -> Any:
 
 def _name(array: NDArray[Any]) -> str:
     """The name of an array's file: a digest of all that it is."""
-    digest = xxhash.xxh3_128(f"{array.dtype} {array.shape}")
+    digest = xxhash.xxh3_128(f"{array.dtype} {array.shape}".encode())
     digest.update(array.reshape(-1).view(np.uint8).data)
     return f"{digest.hexdigest()}{_SUFFIX}"
 
