@@ -2,7 +2,7 @@
 
 Everything computed from sounds (log-mel stores, embeddings, judgements, checkpoints) is keyed on what is made here.
 Size and modification time alone do not identify a sound: `cp -p`, `rsync -t` and `tar` set both to those of another
-file. Three rules:
+file. Four rules:
 
 1. *Identity is content.* A file's digest covers its size and its content: all of it up to `WHOLE_BYTES`, beyond that
    `BLOCKS` blocks spread evenly. The fingerprint of a manifest is made of digests, stretches and paths as the source
@@ -14,6 +14,9 @@ file. Three rules:
    A file that changed within `FRESH_NS` before it was read is read again next time: clocks of file systems are coarse.
 3. *A few files are read at every open*, chosen at random, in case a file system does not keep ctime. If one of them
    differs, all are read again.
+4. *Of a job of several processes the first one looks*, at every start, and at every file: `stat` is never replaced by
+   what is remembered, not even of folders, whose times stay when a file in them is overwritten. The others are given its
+   result and open the store of that name; one that has to build it compares its own files.
 """
 
 from __future__ import annotations
