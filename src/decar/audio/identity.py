@@ -14,9 +14,9 @@ file. Four rules:
    A file that changed within `FRESH_NS` before it was read is read again next time: clocks of file systems are coarse.
 3. *A few files are read at every open*, chosen at random, in case a file system does not keep ctime. If one of them
    differs, all are read again.
-4. *Of a job of several processes the first one looks*, at every start, and at every file: `stat` is never replaced by
-   what is remembered, not even of folders, whose times stay when a file in them is overwritten. The others are given its
-   result and open the store of that name; one that has to build it compares its own files.
+4. *Of a job of several processes the first one looks*, at every start and at every file. `stat` is never replaced by
+   what is remembered, not even of folders: their times stay when a file in them is overwritten. The others are given
+   the result and open the store of that name; one that has to build it compares its own files.
 """
 
 from __future__ import annotations

@@ -226,7 +226,7 @@ def _vectors_of(
         yield parts, [len(piece) for piece in every], owner
 
     begun: deque[Callable[[], Tensor]] = deque()
-    with closing(in_order(read, batches, 1, room=READ_AHEAD, size=lambda read: _bytes(read[0]))) as ready:
+    with closing(in_order(read, batches, 1, room=READ_AHEAD, size=lambda found: _bytes(found[0]))) as ready:
         for parts, lengths, owner in ready:
             leaving = [(part.rows, _leaving(forward(part.on(device, padding.frontend.silence)))) for part in parts]
             begun.append(partial(_arrived, leaving, lengths, owner))
@@ -254,8 +254,7 @@ def _leaving(vectors: Tensor) -> Callable[[], Tensor]:
         return wide.cpu
     there = torch.empty(wide.shape, dtype=wide.dtype, pin_memory=True)
     there.copy_(wide, non_blocking=True)
-    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-    copied.record()
+    copied = torch.cuda.current_stream(wide.device).record_event()  # not of the current device, which may be another
 
     def wait() -> Tensor:
         copied.synchronize()
