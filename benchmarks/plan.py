@@ -1,7 +1,7 @@
 """How long a pre-training takes, and what it needs: hours, disk and memory of each phase, from measured costs.
 
     python benchmarks/plan.py --clips 200000 --seconds 10 experiment=paper k=512           # on this machine's CPU
-    python benchmarks/plan.py --clips 2000000 --seconds 10 --gpus 8 experiment=paper       # on H100s
+    python benchmarks/plan.py --clips 200000 2000000 --gpus 1 8 experiment=paper           # four plans, on H100s
     python benchmarks/plan.py --clips 10000 --seconds 1 --check labels=network k=64 sampler.every_n_steps=60
 
 Without `--gpus` all costs are measured here, in about a minute: decoding and log-mels, the pass, whitening and
@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,7 @@ def clustering_of(cfg: DictConfig, n: int) -> float:
     return min(seconds(once) for _ in range(2))
 
 
-def on_h100(cfg: DictConfig, clip_seconds: float, gpus: int) -> Costs:
+def on_h100(cfg: DictConfig, clip_seconds: float, gpus: int, here: Costs) -> Costs:
     """Costs of a GPU from `results-cuda.json`; sounds become log-mels, and files are written, on this machine."""
     parts = json.loads(ON_GPU.read_text())
     took = {x["name"]: x["ours"] for part in parts.values() for x in part["lines"]}
@@ -209,14 +210,16 @@ def on_h100(cfg: DictConfig, clip_seconds: float, gpus: int) -> Costs:
     clips = 256 if cfg.encoder.name == "conv" else 48  # of the 10 s pass, see `speed_train`
     short, long = took[f"pass, bundled sounds, {name}"] / 1_991, took[f"pass, 10 s clips, {name}"] / clips
     share = (min(max(clip_seconds, SHORT), LONG) - SHORT) / (LONG - SHORT)
-    batch, here = int(cfg.loader.batch_size) // gpus, calibrate(cfg, clip_seconds)
+    embedding = (short + share * (long - short)) * max(1.0, clip_seconds / LONG)
+    batch = int(cfg.loader.batch_size) // gpus
     whole = min(value for key, value in took.items() if key.startswith("step of 512 crops"))
-    step = took[f"step, {name}"] * max(1.0, batch / 64) if batch < 512 else whole * batch / 512
+    large = batch >= 512 and name == "EfficientNet-B0"
+    step = whole * batch / 512 if large else took[f"step, {name}"] * max(1.0, batch / 64)
     kmeans = took["K-Means"] / (50_000 * 1_024) * int(cfg.k)
     whiten = here.cluster[1] - clustering_share(cfg)
     return Costs(
         f"{gpus} x {parts['train']['machine'].split(',')[0]}, files and log-mels: {machine()}", here.log_mel,
-        short + share * (long - short), (0.0, kmeans + max(0.0, whiten)), step, here.save, here.checkpoint,
+        embedding, (0.0, kmeans + max(0.0, whiten)), step, here.save, here.checkpoint,
         5.8 * 2**30 * batch / 512,
     )  # fmt: skip
 
@@ -272,22 +275,24 @@ def check(cfg: DictConfig, n: int, clip_seconds: float, plan: Sequence[Phase]) -
 def main(words: Sequence[str] | None = None) -> None:
     """Print the plan, and with `--check` what it is worth."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, required=True, metavar="N")
+    parser.add_argument("--clips", type=int, nargs="+", required=True, metavar="N")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip (default: 10)")
-    parser.add_argument("--gpus", type=int, default=0, help="H100s; 0: this machine's CPU (default)")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[0], help="H100s; 0: this machine's CPU (default)")
     parser.add_argument("--check", action="store_true", help="do it too, two epochs, on this machine")
     parser.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="as of train.py")
     args = parser.parse_args(words)
-    if args.check and args.gpus:
+    if args.check and any(args.gpus):
         parser.error("--check is for this machine's CPU: leave out --gpus")
     cfg = settings("labels=network", *args.options)
     if cfg.k is None:
         parser.error("say how many clusters, such as k=512")
-    costs = on_h100(cfg, args.seconds, args.gpus) if args.gpus else calibrate(cfg, args.seconds)
-    plan = phases(args.clips, args.seconds, cfg, costs, max(1, args.gpus))
-    print(show(plan, f"{args.clips:,} clips of {args.seconds:g} s; {' '.join(args.options)}; {costs.where}"))
-    if args.check:
-        print(f"\n{check(cfg, args.clips, args.seconds, plan)}")
+    here = calibrate(cfg, args.seconds)
+    for gpus, n in product(args.gpus, args.clips):
+        costs = on_h100(cfg, args.seconds, gpus, here) if gpus else here
+        plan = phases(n, args.seconds, cfg, costs, max(1, gpus))
+        print(show(plan, f"\n{n:,} clips of {args.seconds:g} s; {' '.join(args.options)}; {costs.where}"))
+        if args.check:
+            print(f"\n{check(cfg, n, args.seconds, plan)}")
 
 
 if __name__ == "__main__":
