@@ -21,6 +21,7 @@ from decar.files import whole
 HERE = Path(__file__).parent
 PARTS = {  # module of this folder: what its lines are about
     "train": ("speed_train", "Pass and step"),
+    "read": ("speed_read", "Reading and loading"),
     "epoch": ("speed_epoch", "An epoch"),
     "clusterers": ("clusterers", "Clusterers"),
     "store": ("speed_store", "Log-mels, probes, start-up"),
@@ -28,7 +29,7 @@ PARTS = {  # module of this folder: what its lines are about
     "scale": ("speed_scale", "Up to two million clips"),
     "paper": ("speed_paper", "The paper's batch of 512"),
 }
-ON_CPU = ("train", "epoch", "clusterers", "store", "open", "scale")  # parts that have figures of each
+ON_CPU = ("train", "read", "epoch", "clusterers", "store", "open", "scale")  # parts that have figures of each
 ON_GPU = ("train", "epoch", "clusterers", "paper")
 Parts = dict[str, dict[str, object]]
 INTRODUCTION = (

@@ -60,7 +60,7 @@ def trained(precision: str, workers: int, batch: int, runs: int, device: str) ->
 def measure(runs: int = 5, device: str = "cuda", batch: int = 512) -> list[Line]:
     """A line for each precision and number of loader workers; the reference is float32 with the same workers."""
     lines = []
-    for workers in (0, 8):
+    for workers in (0, 2, 8):
         plain: list[float] = []
         for precision in PRECISIONS:
             ours, memory = trained(precision, workers, batch, runs, device)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from decar.audio import FrontEnd, LogMelStore, Manifest
-from decar.audio.crops import padded_frames, stack
+from decar.audio.crops import as_input, padded_frames, stack
 from decar.cli.config import conf_dir
 from decar.cli.train import BAR_RATE, all_clips, build_module
 from decar.models import Encoder
@@ -115,7 +115,8 @@ def bare_pass(encoder: Encoder, store: LogMelStore, device: torch.device) -> Cal
     ready = []
     for batch in batches:
         frames = padded_frames(int(store.lengths[batch[0]]), **sizes)
-        ready.append(stack([store[int(i)] for i in batch], frames, encoder.frontend.silence).to(device))
+        clips = stack([store[int(i)] for i in batch], frames)
+        ready.append(as_input(*clips, encoder.frontend.silence).to(device))
 
     def forward() -> None:
         with evaluating(encoder), torch.inference_mode():

@@ -115,3 +115,23 @@ def test_damage_that_nobody_noticed_is_a_fault_of_the_table():
     assert [trial.fault for trial in (well, idle, silent, lost, left_out)] == ["", "", "not noticed", "labels", ""]
     line = chaos.row(chaos.ARMS["store"], [well, idle, silent, lost, left_out])
     assert line.endswith("| 5 | 1 | 3 | 1 | 2 |")  # done, no effect, noticed, recovered, lost
+
+
+def test_a_plan_is_counts_times_costs():
+    load("rig")
+    load("speed_train")
+    plan = load("plan")
+    cfg = plan.settings("labels=network", "experiment=paper", "k=512", "trainer.max_epochs=3")
+    costs = plan.Costs("here", 0.01, 0.02, (5.0, 0.001), 0.5, 2.0, 10**8)
+    found = {phase.name: phase for phase in plan.phases(20_000, 10.0, cfg, costs, gpus=8)}
+    once = {name: phase.seconds for name, phase in found.items()}
+    assert once == pytest.approx(
+        {
+            "log-mel store": 200.0, "pass over all clips": 50.0, "whitening and K-Means": 25.0,
+            "training epoch": 20_000 // 64 * 0.5, "checkpoint": 2.0,
+        }
+    )  # fmt: skip
+    assert [phase.times for phase in found.values()] == [1, 3, 3, 3, 3]
+    assert found["log-mel store"].disk == 20_000 * 998 * 64 * 2
+    assert found["pass over all clips"].memory == 20_000 * 512 * 4
+    assert "| all | | | " in plan.show(list(found.values()), "x")

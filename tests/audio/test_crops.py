@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from decar.audio.crops import collate, length_batches, padded_frames, pieces, random_crop, stack
+from decar.audio.crops import as_input, collate, length_batches, padded_frames, pieces, random_crop, stack
 
 SILENCE = -11.5
 
@@ -41,7 +41,8 @@ def test_random_crop_is_a_function_of_its_generator() -> None:
 @pytest.mark.parametrize("frames", [0, 3, 5])
 def test_short_clips_are_padded_with_silence_at_the_end(frames: int) -> None:
     rng = np.random.default_rng(0)
-    for crop in (random_crop(ramp(frames), 5, rng, silence=SILENCE), stack([ramp(frames)], 5, SILENCE)[0, 0].numpy().T):
+    stacked = as_input(*stack([ramp(frames)], 5), SILENCE)[0, 0].numpy().T
+    for crop in (random_crop(ramp(frames), 5, rng, silence=SILENCE), stacked):
         assert crop.dtype == np.float32
         assert crop.shape == (5, 4)
         assert crop[:, 0].tolist() == [*range(frames), *[SILENCE] * (5 - frames)]
@@ -70,6 +71,22 @@ def test_length_batches(lengths: list[int], batch_size: int) -> None:
 def test_length_batches_refuses_size_zero() -> None:
     with pytest.raises(ValueError, match="batch_size"):
         length_batches(np.array([1]), 0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_batch_is_shipped_as_stored_and_becomes_float32_later(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    clips = [rng.normal(size=(n, 4)).astype(dtype) for n in (7, 3, 0, 7)]
+    mels, frames = stack(clips, 7)
+    assert (mels.shape, mels.numpy().dtype, frames.tolist()) == ((4, 7, 4), dtype, [7, 3, 0, 7])
+    before = mels.clone()
+    made = as_input(mels, frames, SILENCE)
+    assert made.dtype == torch.float32
+    assert made.is_contiguous()
+    assert torch.equal(mels, before)
+    for row, clip in zip(made, clips, strict=True):
+        np.testing.assert_array_equal(row[0, :, : len(clip)].numpy(), clip.T.astype(np.float32))
+        assert (row[0, :, len(clip) :] == SILENCE).all()
 
 
 def test_collate() -> None:

@@ -172,3 +172,93 @@ def test_files_that_change_during_a_build_are_no_store(
         peaks(root, tmp_path / "cache")
     monkeypatch.undo()
     assert peaks(root, tmp_path / "cache")[0] > peaks(root, tmp_path / "cache")[1]
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_process_that_is_given_the_identity_looks_at_no_file(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = Manifest.from_folder(root)
+    first = LogMelStore.open_or_build(clips, cache_dir=tmp_path, progress=False)
+    found = clips.identity(tmp_path)
+    looked: list[str] = []
+    monkeypatch.setattr(identity, "_stat", lambda file: looked.append(file) or (1, 1, 1, 1))
+    monkeypatch.setattr(identity, "_digest", None)
+    other = LogMelStore.open_or_build(clips, cache_dir=tmp_path, identity=found)
+    assert not looked
+    assert (other.fingerprint, other.content) == (first.fingerprint, first.content)
+
+
+def test_a_process_with_other_sounds_than_the_first_is_refused(root: Path, tmp_path: Path) -> None:
+    """On another machine, whose cache has no store of the identity it is given."""
+    found = Manifest.from_folder(root).identity()
+    exchange_content(root)
+    with pytest.raises(StoreError, match="are not those of the job's first process"):
+        LogMelStore.open_or_build(Manifest.from_folder(root), cache_dir=tmp_path, identity=found, progress=False)
+    assert not [path for path in (tmp_path / "logmel").iterdir() if path.is_dir()]
+
+
+def part_of(root: Path) -> Manifest:
+    """Clips a and c of the three."""
+    table = Manifest.from_folder(root).table.assign(used=["yes", "no", "yes"])
+    return Manifest(table, root).where("used=yes")
+
+
+def stores(cache: Path) -> int:
+    return sum(path.is_dir() for path in (cache / "logmel").iterdir())
+
+
+@pytest.fixture
+def whole_store(root: Path, tmp_path: Path) -> Path:
+    """A cache with the store of all three clips."""
+    LogMelStore.open_or_build(Manifest.from_folder(root), cache_dir=tmp_path / "cache", progress=False)
+    return tmp_path / "cache"
+
+
+@pytest.mark.usefixtures("settled")
+def test_part_of_a_manifest_is_taken_from_the_store_of_all_of_it(
+    root: Path, whole_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = LogMelStore.open_or_build(part_of(root), cache_dir=tmp_path / "own", progress=False)
+    read: list[str] = []
+    real = identity._digest
+    monkeypatch.setattr(identity, "_digest", lambda file, size: read.append(file) or real(file, size))
+    monkeypatch.setattr(identity, "SPOT_CHECKS", 0)
+    monkeypatch.setattr("decar.audio.clips.decode_blocks", None)
+    shared = LogMelStore.open_or_build(part_of(root), cache_dir=whole_store, progress=False)
+    assert stores(whole_store) == 1
+    assert not read, "the files are known"
+    assert (shared.fingerprint, shared.content) == (own.fingerprint, own.content), "whatever store it lies in"
+    assert shared.manifest.part_of is None
+    assert shared.manifest.table["path"].tolist() == ["a.wav", "c.wav"]
+    for mine, theirs in zip((shared[0], shared[1]), (own[0], own[1]), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize(("exchanged", "built"), [("a", 2), ("b", 1)], ids=["of the part", "not of the part"])
+@pytest.mark.parametrize("seen", [False, True], ids=["", "found again by the whole"])
+def test_an_exchanged_sound_of_the_part_is_noticed(
+    root: Path, whole_store: Path, exchanged: str, built: int, seen: bool
+) -> None:
+    write(root / f"{exchanged}.wav", tone(0.5, hz=2_000))
+    os.utime(root / f"{exchanged}.wav", ns=(10**18, 10**18))
+    if seen:
+        Manifest.from_folder(root).identity(whole_store)
+    store = LogMelStore.open_or_build(part_of(root), cache_dir=whole_store, progress=False)
+    fresh = LogMelStore.open_or_build(part_of(root), cache_dir=whole_store.parent / "fresh", progress=False)
+    assert stores(whole_store) == (2 if seen else built)  # of other files the store's name is forgotten
+    for mine, theirs in zip((store[0], store[1]), (fresh[0], fresh[1]), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.usefixtures("settled")
+def test_an_edit_between_the_blocks_of_a_large_sound_of_the_part_is_noticed(root: Path, tmp_path: Path) -> None:
+    write(root / "a.wav", tone(4.0))
+    assert (root / "a.wav").stat().st_size > identity.WHOLE_BYTES
+    LogMelStore.open_or_build(Manifest.from_folder(root), cache_dir=tmp_path, progress=False)
+    data = bytearray((root / "a.wav").read_bytes())
+    data[identity.BLOCK_BYTES + 1000] ^= 1
+    (root / "a.wav").write_bytes(data)
+    LogMelStore.open_or_build(part_of(root), cache_dir=tmp_path, progress=False)
+    assert stores(tmp_path) == 2

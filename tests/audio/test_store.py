@@ -3,6 +3,7 @@ import json
 import logging
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -194,6 +195,46 @@ def test_take_shares_the_map_and_has_its_own_fingerprint(root: Path) -> None:
     assert len(prints) == 5
     assert store.take([3, 1, 4]).fingerprint == taken.fingerprint
     assert store.take(np.ones(5, bool)).fingerprint == store.usable().fingerprint == store.fingerprint
+
+
+def test_crops_are_stretches_of_their_clips(root: Path) -> None:
+    store = open_store(root).take([3, 0, 4])
+    places = [(0, 5), (2, 0), (1, int(store.lengths[1]) - 3), (0, 0)]
+    for (index, first), crop in zip(places, store.crops(places, 20), strict=True):
+        np.testing.assert_array_equal(crop, store[index][first : first + 20])
+    assert [len(crop) for crop in store.crops(places, 20)] == [20, 20, 3, 20]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system has no page cache to be emptied")
+def test_crops_from_a_cold_disk_read_little_else(tmp_path: Path) -> None:
+    """Read around as kernels do by default, a crop of 12 KiB costs some 500."""
+    file = tmp_path / "mel.f16"
+    n, frames = 400, 1000
+    np.random.default_rng(0).integers(0, 255, (n * frames, 128), np.uint8).tofile(file)
+    mel = np.memmap(file, np.float16, "r", shape=(n * frames, 64))
+    manifest, lengths = Manifest(pd.DataFrame({"path": ["a"] * n}), tmp_path), np.full(n, frames)
+    store = LogMelStore(manifest, FrontEnd(), mel, np.arange(n) * frames, lengths, [""] * n, "f")
+    places = list(zip(range(0, n, 4), np.random.default_rng(0).integers(frames - 98, size=n).tolist(), strict=False))
+
+    def read_by(work: Callable[[], object]) -> int:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+        before = bytes_read()
+        work()
+        return bytes_read() - before
+
+    def bytes_read() -> int:
+        lines = Path("/proc/self/io").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+
+    if not read_by(lambda: np.array(store[0])):
+        pytest.skip("this file system does not give up its pages")
+    read = read_by(lambda: [np.array(crop) for crop in store.crops(places, 98)])
+    assert 12 * 1024 * len(places) <= read <= 20 * 1024 * len(places)
+    store.advise("sequential")
+    assert read_by(lambda: [np.array(store[i]) for i in range(n)]) <= 1.1 * mel.nbytes
 
 
 def test_pickling_does_not_copy_the_data(root: Path) -> None:

@@ -30,6 +30,14 @@ def test_what_is_prepared_is_found_again(replica, tmp_path):
         prepared_manifest(tmp_path, "nsynth")
 
 
+def test_the_tenth_of_audioset_is_taken_from_the_store_that_prepare_made(replica, tmp_path):
+    prepare(CORPORA["audioset"], replica("audioset"), tmp_path, progress=False)
+    store = LogMelStore.open_or_build(prepared_manifest(tmp_path, "audioset", "tenth=yes"), cache_dir=tmp_path)
+    assert 0 < len(store) < len(load_prepared(tmp_path, "audioset").manifest)
+    assert set(store.manifest.column("tenth")) == {"yes"}
+    assert sum(path.is_dir() for path in (tmp_path / "logmel").iterdir()) == 1
+
+
 def test_a_damaged_manifest_is_named(replica, tmp_path):
     made = prepare(CORPORA["esc50"], replica("esc50"), tmp_path, store=False)
     made.file.with_name("facts.json").write_text("{")

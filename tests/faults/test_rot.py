@@ -332,7 +332,7 @@ def test_damage_found_by_a_loader_worker_is_told_in_one_line(tmp_path: Path, mon
     (file,) = folder.glob("logmel/*/mel.f16")
     damage(file, np.random.default_rng(0), "zeros")
     crops = CropDataset(LogMelStore.open_or_build(sounds(folder), cache_dir=folder, progress=False), 10)
-    loader = DataLoader(crops, batch_sampler=[[(0, 1), (3, 2)]], collate_fn=lambda x: x, num_workers=1)
+    loader = DataLoader(crops, batch_sampler=[np.array([[0, 0], [3, 0]])], collate_fn=lambda x: x, num_workers=1)
     batches: Any = iter(loader)
     with pytest.raises(StoreError) as caught:
         next(batches)

@@ -21,7 +21,7 @@ from decar.models import load_encoder
 ROOT = Path(__file__).resolve().parents[2]
 DETERMINISTIC = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # asked for by torch's deterministic kernels
 QUICK = ["protocol.max_epochs=2", "protocol.learning_rates=[1.0e-3]"]
-SMALL = ["debug=fast", "sampler.every_n_steps=20", "trainer=gpu", "loader.pin_memory=true"]
+SMALL = ["debug=fast", "sampler.every_n_steps=20", "trainer=gpu"]  # two loader workers, pinned memory
 
 pytestmark = [
     pytest.mark.gpu,
@@ -88,6 +88,16 @@ def test_the_gpu_embeds_as_the_cpu_does(seconds):
     here, there = (load_encoder("small").to(device).embed(sound).cpu() for device in ("cpu", "cuda"))
     assert torch.nn.functional.cosine_similarity(here, there, dim=-1).min() > 0.9999
     torch.testing.assert_close(there, here, rtol=2e-3, atol=2e-3 * float(here.std()))
+
+
+def test_the_pass_on_the_gpu_has_the_vectors_of_the_cpu(make_store):
+    """Read ahead, copied from pinned memory, and fetched while later batches are computed."""
+    from decar.models import embed_store
+
+    store = make_store(np.random.default_rng(0).integers(1, 2300, 150).tolist())
+    here, there = (embed_store(load_encoder("small"), store, device=d, progress=False) for d in ("cpu", "cuda"))
+    cosine = (here * there).sum(1) / np.linalg.norm(here, axis=1) / np.linalg.norm(there, axis=1)
+    assert cosine.min() > 0.9999
 
 
 def test_decar_embed_writes_on_the_gpu_what_it_writes_on_the_cpu(tmp_path):

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import threading
 
 import numpy as np
 import pytest
+import torch
 
 from decar.models import embed, embed_store
-from decar.models.embed import room_for
+from decar.models.embed import batches_by_length, embed_clips, evaluating, room_for, run_pass
 from tests.conftest import make_encoder
 
 LENGTHS = [20, 140, 33, 164, 100, 98, 131]
@@ -53,3 +55,50 @@ def test_a_full_disk_leaves_them_in_memory(make_store, encoder, monkeypatch, cap
     assert made.shape == (5, 3)
     assert "no room for them on disk" in caplog.text
     assert "No space left" in caplog.text
+
+
+def passed(encoder, store, forward=None):
+    """A pass in batches of two pieces."""
+    return run_pass(forward or encoder, store, encoder, dim=encoder.dim, batch_size=2, title="", progress=False)
+
+
+def test_reading_ahead_changes_no_bit(make_store, encoder):
+    encoder.max_frames = 140  # so that some clips have several pieces
+    store = make_store(LENGTHS * 3)
+    with evaluating(encoder):
+        expected = np.empty((len(store), encoder.dim), np.float32)
+        for batch in batches_by_length(store, np.arange(len(store)), encoder, 2):
+            expected[batch] = embed_clips(encoder, [store[i] for i in batch], encoder, 2).numpy()
+        np.testing.assert_array_equal(passed(encoder, store), expected)
+
+
+def test_no_batch_is_waited_for_that_has_only_just_begun(make_store, encoder, monkeypatch):
+    """On a GPU, vectors are taken when later batches have been given to it, so that it is never without work."""
+    events = []
+
+    def leaving(vectors):
+        number = sum(kind == "begun" for kind, _ in events)
+        events.append(("begun", number))
+        return lambda: events.append(("waited", number)) or vectors
+
+    monkeypatch.setattr(embed, "_leaving", leaving)
+    with evaluating(encoder):
+        passed(encoder, make_store([100] * 12))
+    last = 5
+    assert [number for kind, number in events if kind == "waited"] == list(range(last + 1))
+    for number in range(last + 1):
+        before = events[: events.index(("waited", number))]
+        assert ("begun", min(number + embed.BEGUN, last)) in before
+        assert ("begun", number + embed.BEGUN + 1) not in before, "vectors must not pile up"
+
+
+def test_a_pass_that_fails_leaves_no_thread_waiting(make_store, encoder, monkeypatch):
+    monkeypatch.setattr(embed, "READ_AHEAD", 1)
+
+    def full(logmel):
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        passed(encoder, make_store([100] * 40), full)
+    assert caught.traceback
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]

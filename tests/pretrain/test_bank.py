@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from decar.clustering import KMeans, prepare
-from decar.errors import ConfigError
-from decar.pretrain import BothLabels, DescriptorLabels, NetworkLabels
+from decar.errors import ConfigError, TrainingError
+from decar.pretrain import AtomicCheckpointIO, BothLabels, DescriptorLabels, NetworkLabels
 from decar.pretrain import vectors as vectors_module
+from decar.pretrain.checkpoint import last_good, readable
 from decar.pretrain.vectors import FeatureBank
 from tests.pretrain.helpers import SpyModule, build, fit
 from tests.pretrain.test_loop import LENGTHS
@@ -96,6 +98,99 @@ def test_a_resumed_run_has_the_same_bank(make_store, tmp_path, passes, steps):
     assert torch.equal(again.bank.state_dict()["rows"], model.bank.state_dict()["rows"])
     for epoch in rest.labels:
         np.testing.assert_array_equal(rest.labels[epoch], whole.labels[epoch])
+
+
+LAST = "epoch=1-step=13.ckpt"
+
+
+def saved(make_store, folder, **kwargs):
+    """A bank's run with a checkpoint every three steps, of ten an epoch, as train.py writes them."""
+    model, data = build(make_store(LENGTHS), features="bank")
+    return fit(model, data, folder, epochs=2, every_n_steps=3, plugins=[AtomicCheckpointIO()], **kwargs)
+
+
+def side_files(folder):
+    return {file.name: file.stat().st_size for file in (folder / "bank").iterdir()}
+
+
+def test_checkpoints_do_not_hold_the_vectors(make_store, tmp_path):
+    saved(make_store, tmp_path)
+    checkpoints = sorted(tmp_path.glob("*.ckpt"))
+    assert len(checkpoints) == 6
+    held = {path: torch.load(path, weights_only=True)["bank"] for path in checkpoints}
+    names = {name for bank in held.values() for name in tree_leaves(bank)}
+    assert names == side_files(tmp_path).keys(), "in place of the tensors"
+    by_step = {int(path.stem.rpartition("=")[2]): bank for path, bank in held.items()}
+    assert by_step[3]["rows"] == by_step[6]["rows"] == by_step[9]["rows"], "the rows of the epoch's clustering"
+    assert by_step[9]["newer"][:2] == by_step[6]["newer"], "what was written is not written again"
+    sizes = side_files(tmp_path)
+    assert all(sizes[rows] < 3 * 8 * 8 * 4 + 200 for _, rows in by_step[9]["newer"]), "three steps of 8 crops, 8 wide"
+    rows = {bank["rows"] for bank in held.values()}
+    assert len(rows) == 2, "once an epoch"
+
+
+def test_side_files_that_no_checkpoint_names_are_deleted(make_store, tmp_path):
+    saved(make_store, tmp_path)
+    before = side_files(tmp_path)
+    (tmp_path / "epoch=0-step=3.ckpt").unlink()
+    (tmp_path / "epoch=0-step=6.ckpt").unlink()
+    (tmp_path / "epoch=0-step=9.ckpt").unlink()
+    AtomicCheckpointIO().save_checkpoint({"bank": {"rows": torch.zeros(2, 2)}}, tmp_path / "x.ckpt")
+    gone = before.keys() - side_files(tmp_path).keys()
+    assert len(gone) == 1 + 2 * 3
+    damage = tmp_path / LAST.replace("13", "12")
+    damage.write_bytes(damage.read_bytes()[:100])
+    left = side_files(tmp_path)
+    AtomicCheckpointIO().save_checkpoint({"bank": {"rows": torch.ones(2, 2)}}, tmp_path / "x.ckpt")
+    assert left.keys() < side_files(tmp_path).keys(), "nothing is deleted beside a checkpoint that cannot be read"
+
+
+@pytest.mark.parametrize("step", [6, 15])
+def test_a_run_resumed_from_side_files_is_exact(make_store, tmp_path, step):
+    model, whole = saved(make_store, tmp_path / "whole")
+    again, data = build(make_store(LENGTHS), features="bank")
+    epoch = step // 10
+    _, rest = fit(
+        again, data, tmp_path / "rest", epochs=2, plugins=[AtomicCheckpointIO()],
+        ckpt_path=tmp_path / "whole" / f"epoch={epoch}-step={step}.ckpt",
+    )  # fmt: skip
+    assert rest.losses == whole.losses[step:]
+    expected = model.lightning_module.bank.state_dict()["rows"]
+    assert torch.equal(again.bank.state_dict()["rows"], expected)
+
+
+@pytest.mark.parametrize("harm", ["lost", "damaged"])
+def test_a_lost_or_damaged_side_file_is_one_line(make_store, tmp_path, harm):
+    saved(make_store, tmp_path)
+    last, previous = (tmp_path / f"epoch=1-step={step}.ckpt" for step in (18, 15))
+    last.rename(tmp_path / "last.ckpt")
+    previous.rename(tmp_path / "last.previous.ckpt")
+    name = torch.load(tmp_path / "last.ckpt", weights_only=True)["bank"]["newer"][-1][1]
+    file = tmp_path / "bank" / name
+    if harm == "lost":
+        file.unlink()
+    else:
+        data = bytearray(file.read_bytes())
+        data[200] ^= 1
+        file.write_bytes(data)
+    reason = "is missing" if harm == "lost" else r"is damaged \(its checksum is wrong\)"
+    with pytest.raises(ConfigError, match=rf"last\.ckpt: not a readable checkpoint \(bank/{name}, .* {reason}\)"):
+        readable(tmp_path / "last.ckpt")
+    assert last_good(tmp_path / "last.ckpt") == str(tmp_path / "last.previous.ckpt")
+    with pytest.raises(TrainingError, match=f"bank/{name}, which holds its vectors, {reason}: resume from"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_arrays_of_equal_bytes_are_not_one_file_and_an_exchanged_file_is_noticed(tmp_path):
+    bank = {"rows": torch.zeros(2, 2), "newer": [[torch.zeros(2, dtype=torch.int64), torch.zeros(1, 4)]]}
+    AtomicCheckpointIO().save_checkpoint({"bank": bank}, tmp_path / "last.ckpt")
+    found = AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt", weights_only=True)["bank"]
+    for value, expected in zip(tree_leaves(found), tree_leaves(bank), strict=True):
+        assert (value.dtype, value.shape) == (expected.dtype, expected.shape)
+    first, second, _ = sorted((tmp_path / "bank").iterdir())
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(TrainingError, match=r"is damaged \(it is another file\)"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt", weights_only=True)
 
 
 def test_a_run_that_began_with_passes_can_go_on_with_a_bank(make_store, tmp_path, passes):

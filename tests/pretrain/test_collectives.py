@@ -1,6 +1,7 @@
 """Collective operations between forked processes (gloo), and means that go into checkpoints."""
 
 import multiprocessing
+import pickle
 import socket
 from contextlib import nullcontext
 from datetime import timedelta
@@ -11,8 +12,9 @@ import pytest
 import torch
 from torch import distributed, nn
 
+from decar.audio import LogMelStore, Manifest, blocks
 from decar.errors import ClusteringError
-from decar.pretrain import Vectors, ranks
+from decar.pretrain import Vectors, ranks, vectors
 from decar.pretrain.ranks import EpochMeans, gather_rows, max_over_ranks, on_rank_zero, rank_zero_first
 from decar.pretrain.vectors import embed_dataset
 from tests.pretrain.helpers import TinyEncoder
@@ -62,6 +64,12 @@ def test_a_failure_on_rank_0_is_raised_on_all(tmp_path, error, line):
     assert others == [f"TrainingError: rank 0 failed: {line}"] * 2
 
 
+CPU_TRAINER = SimpleNamespace(
+    precision_plugin=SimpleNamespace(forward_context=nullcontext),
+    strategy=SimpleNamespace(root_device=torch.device("cpu")),
+)
+
+
 class FailsOn(nn.Module):
     def __init__(self, rank):
         super().__init__()
@@ -75,13 +83,9 @@ class FailsOn(nn.Module):
 
 def test_a_failure_of_another_rank_in_the_pass_is_raised_on_all(make_store, tmp_path):
     store, encoder = make_store([40, 20] * 6), TinyEncoder()
-    trainer = SimpleNamespace(
-        precision_plugin=SimpleNamespace(forward_context=nullcontext),
-        strategy=SimpleNamespace(batch_to_device=lambda batch: batch),
-    )
 
     def play(rank, size):
-        z = embed_dataset(trainer, FailsOn(1), encoder, store, dim=64, batch_size=2)
+        z = embed_dataset(CPU_TRAINER, FailsOn(1), encoder, store, dim=64, batch_size=2)
         return on_rank_zero(lambda: len(z.gather()))
 
     found = together(play, tmp_path)
@@ -168,3 +172,38 @@ def test_another_number_of_processes_takes_the_mean():
     means.load_state_dict({"sums": torch.tensor([[2.0], [4.0]]), "steps": 2})
     means.add(torch.tensor(3.0))
     assert float(means.take()["a"]) == 2.0
+
+
+def test_ranks_share_what_their_passes_have_compared(sound_folder, tmp_path, monkeypatch):
+    """Each reads half of the store in the pass; a crop from the other half must not read its block again."""
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2**10)
+    monkeypatch.setattr("decar.audio.store.CHECKED_AT_OPEN", 0)
+    sounds = Manifest.from_folder(sound_folder)
+    store = LogMelStore.open_or_build(sounds, cache_dir=tmp_path / "cache", progress=False)
+    assert len(store.blocks) > 20
+    encoder = TinyEncoder()
+
+    def play(rank, size):
+        mine = pickle.loads(pickle.dumps(store))  # forked processes share one list, ranks have their own
+        read = []
+        compare = mine.blocks._compare
+        mine.blocks._compare = lambda number: read.append(number) or compare(number)
+        embed_dataset(CPU_TRAINER, FailsOn(None), encoder, mine, dim=64, batch_size=2)
+        in_pass = len(read)
+        for i in range(len(mine)):
+            mine[i]
+        return in_pass, len(read) - in_pass
+
+    (first, after), (second, later) = together(play, tmp_path, 2)
+    assert after == later == 0
+    assert max(first, second) < 0.8 * len(store.blocks)
+    assert first + second >= len(store.blocks)
+
+
+def test_ranks_on_other_machines_compare_for_themselves(sound_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("decar.audio.store.CHECKED_AT_OPEN", 0)
+    store = LogMelStore.open_or_build(Manifest.from_folder(sound_folder), cache_dir=tmp_path / "cache", progress=False)
+    there = ("elsewhere", *store.blocks.file_id()[1:])
+    monkeypatch.setattr(vectors, "gather_values", lambda own: [own, (there, b"\1" * len(own[1]))])
+    vectors._share_checks(store.blocks)
+    assert store.blocks.checked == b"\0" * len(store.blocks)

@@ -1,6 +1,7 @@
 """The clustering loop as a whole: labels never stale, resume exact, heads renewed, the mathematics of the step."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,7 +173,10 @@ def test_each_batch_is_drawn_evenly_over_another_clustering(make_store):
     assert np.ptp(np.bincount(labels[drawn[0::2], 1].ravel())) > 50, (
         "the other half is balanced by the other clustering"
     )
-    assert len({seed for batch in batches for _, seed in batch}) == 400
+    room = np.array(LENGTHS)[drawn] - data.crop_frames
+    firsts = batches[..., 1]
+    assert ((firsts >= 0) & (firsts <= np.maximum(room, 0))).all()
+    assert np.bincount(firsts[room == 8]).min() > 0, "each place of a clip of 40 frames occurs"
 
 
 def test_the_distance_between_clusterings_in_steps(make_store):
@@ -186,7 +190,7 @@ def test_loss_is_the_mean_cross_entropy_over_heads(make_store, tmp_path):
     model, data = build(make_store(LENGTHS), clusterers=[KMeans(k=4), KMeans(k=6, seed=1)])
     fit(model, data, tmp_path, epochs=1)
     model.eval()  # no augmentation, no batch statistics
-    x, index = data.train_dataloader().__iter__().__next__()
+    x, index = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     with torch.no_grad():
         scores = model.heads(model.projection(model.encoder(x))[0])
         expected = (
@@ -302,22 +306,42 @@ class TestPretrainData:
         data = PretrainData(make_store([200] * 16), batch_size=8, crop_frames=50)
         data.set_labels(EpochLabels(np.zeros((16, 1), np.int64), [1], 0))
         loader = data.train_dataloader()
-        first = torch.cat([x for x, _ in loader])
-        again = torch.cat([x for x, _ in data.train_dataloader()])
+        first = torch.cat([x for x, *_ in loader])
+        again = torch.cat([x for x, *_ in data.train_dataloader()])
         assert torch.equal(first, again)
         data.current_epoch = lambda: 1
-        assert not torch.equal(first, torch.cat([x for x, _ in loader]))
+        assert not torch.equal(first, torch.cat([x for x, *_ in loader]))
 
     def test_a_crop_is_a_stretch_of_its_clip(self, make_store):
         store = make_store([200, 30])
         data = PretrainData(store, batch_size=4, crop_frames=50)
         data.set_labels(EpochLabels(np.array([[0], [1]]), [2], 0))
-        for x, index in data.train_dataloader():
+        for batch in data.train_dataloader():
+            x, index = data.on_after_batch_transfer(batch, 0)
+            assert batch[0].dtype == torch.float16, "half the bytes go to the device"
             for crop, i in zip(x[:, 0].numpy(), index.tolist(), strict=True):
                 clip = store[i].astype(np.float32).T
                 windows = range(max(1, clip.shape[1] - 49))
                 assert any(np.array_equal(crop[:, : clip.shape[1]], clip[:, s : s + 50]) for s in windows)
                 assert (crop[:, clip.shape[1] :] == np.float32(math.log(1e-5))).all()
+
+    def test_two_workers_and_pinned_memory_where_a_gpu_trains(self, make_store, monkeypatch):
+        made = {}
+        monkeypatch.setattr("decar.pretrain.datamodule.DataLoader", lambda *a, **options: made.update(options))
+        for given, gpu, expected in (
+            ({}, True, (2, True, True, 300)),
+            ({}, False, (0, False, False, 0)),
+            ({"num_workers": 0, "pin_memory": False}, True, (0, False, False, 0)),
+            ({"num_workers": 3, "persistent_workers": False}, False, (3, False, False, 300)),
+        ):
+            data = PretrainData(make_store([40] * 4), **given)
+            monkeypatch.setattr(data, "on_gpu", lambda gpu=gpu: gpu)
+            data.train_dataloader()
+            names = ("num_workers", "pin_memory", "persistent_workers", "timeout")
+            assert tuple(made[name] for name in names) == expected
+        assert not PretrainData(make_store([40] * 4)).on_gpu()
+        data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 1)))
+        assert PretrainData.on_gpu(data)
 
     def test_labels_of_another_set_and_no_clips_are_refused(self, make_store):
         data = PretrainData(make_store([40] * 4))

@@ -41,7 +41,8 @@ def padded_frames(
 
 def random_crop(mel: Frames, frames: int, rng: np.random.Generator, *, silence: float) -> npt.NDArray[np.float32]:
     """(F, M) → (frames, M) float32 from a uniformly random place; a shorter clip gets `silence` at its end."""
-    return _padded(random_piece(mel, frames, rng), frames, silence)
+    first = int(rng.integers(max(len(mel) - frames, 0) + 1))
+    return _padded(mel[first : first + frames], frames, silence)
 
 
 def pieces(frames: int, max_frames: int) -> list[slice]:
@@ -108,19 +109,34 @@ def collate(crops: Sequence[Frames]) -> torch.Tensor:
     shapes = {crop.shape for crop in crops}
     if len(shapes) != 1:
         raise ValueError(f"a batch needs crops of one shape, got {sorted(shapes)}")
-    return stack(crops, shapes.pop()[0], 0.0)
+    return as_input(*stack(crops, shapes.pop()[0]), 0.0)
 
 
-def random_piece(mel: Frames, frames: int, rng: np.random.Generator) -> Frames:
-    """A view of `frames` frames at a uniformly random place, or of all there are: `random_crop` before its padding."""
-    first = int(rng.integers(max(len(mel) - frames, 0) + 1))
-    return mel[first : first + frames]
+def stack(pieces: Sequence[Frames], frames: int, *, pin: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """B pieces of (F, M), F up to `frames` → (B, frames, M) of their own type, and (B,) the frames that each has.
+
+    What lies behind a short piece is for `as_input` to fill.
+
+    Args:
+        pieces: at least one, of one type.
+        frames: of the batch.
+        pin: in page-locked memory, from which a GPU copies while the CPU goes on.
+    """
+    kind = torch.from_numpy(np.empty(0, np.asarray(pieces[0]).dtype)).dtype  # loaders make tensors of arrays
+    batch = torch.empty(len(pieces), frames, pieces[0].shape[1], dtype=kind, pin_memory=pin)
+    for row, piece in zip(batch.numpy(), pieces, strict=True):
+        row[: len(piece)] = piece
+        row[len(piece) :] = 0
+    return batch, torch.tensor([len(piece) for piece in pieces], pin_memory=pin)
 
 
-def stack(pieces: Sequence[Frames], frames: int, silence: float) -> torch.Tensor:
-    """B pieces of (F, M), F up to `frames` → (B, 1, M, frames) float32, `silence` behind short ones; copied once."""
-    batch = np.empty((len(pieces), 1, pieces[0].shape[1], frames), np.float32)
-    for row, piece in zip(batch, pieces, strict=True):
-        row[0, :, : len(piece)] = piece.T
-        row[0, :, len(piece) :] = silence
-    return torch.from_numpy(batch)
+def as_input(mels: torch.Tensor, frames: torch.Tensor, silence: float) -> torch.Tensor:
+    """What `stack` has made → (B, 1, M, F) float32 as the encoder takes it, `silence` behind short pieces.
+
+    It is computed where `mels` is: a GPU gets half the bytes, and converts them faster than a CPU core.
+    """
+    wide = mels.transpose(1, 2).contiguous().to(torch.float32, copy=True)  # in this order: half the bytes to turn over
+    if wide.is_cuda or bool((frames < wide.shape[2]).any()):  # on a GPU, looking would make the CPU wait for it
+        places = torch.arange(wide.shape[2], device=wide.device)
+        wide.masked_fill_((places >= frames[:, None].to(wide.device))[:, None], silence)
+    return wide[:, None]

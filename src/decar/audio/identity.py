@@ -2,7 +2,7 @@
 
 Everything computed from sounds (log-mel stores, embeddings, judgements, checkpoints) is keyed on what is made here.
 Size and modification time alone do not identify a sound: `cp -p`, `rsync -t` and `tar` set both to those of another
-file. Three rules:
+file. Four rules:
 
 1. *Identity is content.* A file's digest covers its size and its content: all of it up to `WHOLE_BYTES`, beyond that
    `BLOCKS` blocks spread evenly. The fingerprint of a manifest is made of digests, stretches and paths as the source
@@ -14,6 +14,9 @@ file. Three rules:
    A file that changed within `FRESH_NS` before it was read is read again next time: clocks of file systems are coarse.
 3. *A few files are read at every open*, chosen at random, in case a file system does not keep ctime. If one of them
    differs, all are read again.
+4. *Of a job of several processes the first one looks*, at every start and at every file. `stat` is never replaced by
+   what is remembered, not even of folders: their times stay when a file in them is overwritten. The others are given
+   the result and open the store of that name; one that has to build it compares its own files.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import os
 import random
 import stat
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
@@ -51,29 +54,45 @@ MISSING = (-1, 0, 0, 0)
 Records = npt.NDArray[np.void]
 
 
-def identify(files: Sequence[str], cache_dir: str | os.PathLike[str] | None = None) -> Records:
+def identify(
+    files: Sequence[str],
+    cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    known_elsewhere: Callable[[], Records | None] = lambda: None,
+) -> Records:
     """Size, times (ns) and digest of each file, `(N,)` of `RECORD`; a missing file has the size -1.
 
     Args:
         files: Absolute paths, each once.
         cache_dir: Where digests are remembered, in its folder `identity`; None: every file is read.
+        known_elsewhere: Called where these files are not remembered: what is remembered of them as part of others.
     """
     now = time.time_ns()
     found = _stats(files)
-    memory = None if cache_dir is None else Path(cache_dir).expanduser() / "identity" / f"{_key(files)}{ARRAY_SUFFIX}"
-    known = None if memory is None else _recall(memory, len(files))
+    memory = None if cache_dir is None else _memory(files, cache_dir)
+    own = None if memory is None else _recall(memory, len(files))
+    known = known_elsewhere() if own is None else own
     unread = found["size"] >= 0 if known is None else _changed(files, found, known)
     if known is not None:
         found["digest"] = known["digest"]
     _read(files, found, np.flatnonzero(unread))
     if known is not None:
         _tell(found, known, unread)
-    if memory is not None and (known is None or unread.any()):
+    if memory is not None and (own is None or unread.any()):
         fresh = np.maximum(found["ctime"], found["mtime"]) > now - FRESH_NS
         kept = found.copy()
         kept["ctime"][fresh] = -1
         _remember(memory, kept)
     return found
+
+
+def remembered(files: Sequence[str], cache_dir: str | os.PathLike[str]) -> Records | None:
+    """What `identify` last found of these files, without a look at them; None where it is not known."""
+    return _recall(_memory(files, cache_dir), len(files))
+
+
+def _memory(files: Sequence[str], cache_dir: str | os.PathLike[str]) -> Path:
+    return Path(cache_dir).expanduser() / "identity" / f"{_key(files)}{ARRAY_SUFFIX}"
 
 
 def _stats(files: Sequence[str]) -> Records:

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ import pandas as pd
 from decar.audio.columns import find_column, no_column, on_this_system, path_columns, with_path, with_stretches
 from decar.audio.conditions import matching
 from decar.audio.containers import folder_of, read_sounds
-from decar.audio.identity import WHOLE_BYTES, identify
+from decar.audio.identity import WHOLE_BYTES, Records, identify, remembered
 from decar.audio.remote import refuse_addresses
 from decar.audio.scan import AUDIO_SUFFIXES, below_wrapper, find_audio, labels_from_folders
 from decar.audio.tables import is_parquet, read_parquet_table, read_text_table
@@ -59,10 +59,13 @@ class Manifest:
             from the beginning, to the end), `split`, and label columns of text. Other names of times are understood
             where they are clear; see `decar.audio.columns`.
         root: the folder under which relative paths lie.
+        part_of: where `where` made it: the manifest that it took the clips from, and their rows there. A store of all
+            of them serves for some.
     """
 
     table: pd.DataFrame
     root: Path
+    part_of: tuple[Manifest, npt.NDArray[np.int64]] | None = None
 
     def __post_init__(self) -> None:
         table = self.table.reset_index(drop=True)  # a copy: the caller's table is never changed
@@ -241,7 +244,7 @@ class Manifest:
         keep = matching(self.table, condition)
         if not keep.any():
             raise ManifestError(f"where={condition}: holds for none of {len(self)} clips")
-        return self.take(keep)
+        return replace(self.take(keep), part_of=(self, np.flatnonzero(keep)))
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer | np.bool_]) -> Manifest:
         """The clips at `indices` (or where a mask is True), in that order."""
@@ -264,16 +267,57 @@ class Manifest:
         Args:
             cache_dir: where digests of files are remembered; None: every file is read.
         """
-        codes, paths = pd.factorize(self.table["path"].to_numpy(object))  # many clips of one file: read it once
+        codes, files = self._distinct_files()
+        records = identify(files, cache_dir, known_elsewhere=lambda: self._known_to_whole(files, cache_dir))
+        return self._identity_of(records[codes])
+
+    def identity_of_whole(self, identity: Identity, cache_dir: str | os.PathLike[str]) -> Identity | None:
+        """The identity of all clips of `part_of` when it was last found, if the sounds of these clips are still those.
+
+        No file is looked at. What `identity` has found of the files of these clips is compared with what was found of
+        them then, so that an exchanged one is noticed; files of other clips do not matter.
+
+        Args:
+            identity: Of these clips, now.
+            cache_dir: Where digests of files are remembered.
+
+        Returns:
+            None where this is no part, files are not remembered, or one of these clips has changed since.
+        """
+        if self.part_of is None:
+            return None
+        whole, rows = self.part_of
+        (codes, files), (own_codes, own_files) = whole._distinct_files(), self._distinct_files()
+        known, own = remembered(files, cache_dir), remembered(own_files, cache_dir)
+        if known is None or own is None or self._identity_of(now := own[own_codes]) != identity:
+            return None
+        then = known[codes[rows]]
+        large = now["size"] > WHOLE_BYTES
+        same = (now["digest"] == then["digest"]).all() and (now["mtime"] == then["mtime"])[large].all()
+        return whole._identity_of(known[codes]) if same else None
+
+    def _distinct_files(self) -> tuple[npt.NDArray[np.intp], list[str]]:
+        """The number of each clip's file, and the files: one with many clips is read once."""
+        codes, paths = pd.factorize(self.table["path"].to_numpy(object))
         refuse_addresses(paths)
         root = os.path.abspath(self.root)
-        files = [os.path.join(root, path) for path in paths.tolist()]  # text: two million Path objects take ten seconds
-        records = identify(files, cache_dir)
+        return codes, [os.path.join(root, path) for path in paths.tolist()]  # text: 2 M Path objects take ten seconds
+
+    def _known_to_whole(self, files: Sequence[str], cache_dir: str | os.PathLike[str] | None) -> Records | None:
+        """What is remembered of these files as part of those of `part_of`."""
+        if self.part_of is None or cache_dir is None:
+            return None
+        _, others = self.part_of[0]._distinct_files()
+        known = remembered(others, cache_dir)
+        return None if known is None else known[pd.Index(others).get_indexer(pd.Index(files))]
+
+    def _identity_of(self, records: Records) -> Identity:
+        """The hashes, from the record of each clip's file."""
         stretches = np.stack([np.nan_to_num(self._seconds_of(name), nan=-1.0) for name in STRETCH_COLUMNS], axis=1)
-        content = hashlib.sha256(np.ascontiguousarray(records["digest"][codes]).tobytes() + stretches.tobytes())
+        content = hashlib.sha256(np.ascontiguousarray(records["digest"]).tobytes() + stretches.tobytes())
         named = hashlib.sha256(content.digest())
         named.update("\0".join(self.table["path"].tolist()).encode("utf-8", "surrogatepass"))
-        named.update(np.where(records["size"] > WHOLE_BYTES, records["mtime"], 0)[codes].tobytes())
+        named.update(np.where(records["size"] > WHOLE_BYTES, records["mtime"], 0).tobytes())
         return Identity(named.hexdigest(), content.hexdigest(), len(self))
 
     def fingerprint(self, cache_dir: str | os.PathLike[str] | None = None) -> str:

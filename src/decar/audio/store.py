@@ -12,13 +12,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import mmap
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import filelock
 import numpy as np
@@ -30,7 +31,7 @@ from decar.audio.build import FORMAT, build_store, first_reasons
 from decar.audio.cache import mark_damaged, read_store
 from decar.audio.clips import SEGMENT_SECONDS, WHOLE_SECONDS, Segment
 from decar.audio.logmel import FrontEnd
-from decar.audio.manifest import Manifest, positions
+from decar.audio.manifest import Identity, Manifest, positions
 from decar.digests import DamagedError
 from decar.errors import ConfigError, StoreError
 from decar.limits import limits
@@ -75,18 +76,23 @@ class LogMelStore:
         frontend: FrontEnd | None = None,
         cache_dir: str | os.PathLike[str] = DEFAULT_CACHE,
         *,
+        identity: Identity | None = None,
         num_workers: int | None = None,
         progress: bool = True,
     ) -> LogMelStore:
         """The store of `manifest`, from the cache when it is there, else built; bad clips are named in the log.
 
         A killed build goes on where it stopped. Of two processes that want one store at once, one builds, the other
-        waits. A damaged store is built anew.
+        waits. A damaged store is built anew. Of a manifest that is part of another (`Manifest.where`), the store of
+        all of it serves where there is one.
+
+        Each file is looked at once (`stat`): an exchanged sound has another store. `identity` saves it.
 
         Args:
             manifest: the clips.
             frontend: the numbers; the paper's when None.
             cache_dir: stores lie in `logmel/` under it.
+            identity: of the clips, as just found by another process of this job; None: found here.
             num_workers: threads; as many as there are cores when None.
             progress: show how far it is, on stderr.
 
@@ -96,11 +102,13 @@ class LogMelStore:
         spec = frontend or FrontEnd()
         if len(manifest) == 0:
             raise StoreError("the manifest has no clips: nothing to store")
-        identity = manifest.identity(cache_dir)
-        fingerprint = _sha256(f"{FORMAT} {identity.fingerprint} {spec.hash()}{limits().changed()}")
-        folder = Path(cache_dir).expanduser() / "logmel" / fingerprint
-        wanted = folder, manifest, spec, fingerprint
+        identity = identity or manifest.identity(cache_dir)
+        folder = _folder(identity, spec, cache_dir)
+        fingerprint = folder.name
+        wanted = folder, replace(manifest, part_of=None), spec, fingerprint
         store = cls._open(*wanted)
+        if store is None:
+            store = cls._open_part(manifest, identity, spec, cache_dir)
         if store is None:
             try:
                 with _lock(folder):
@@ -114,8 +122,8 @@ class LogMelStore:
                 if manifest.identity(cache_dir) != identity:
                     shutil.rmtree(folder)
                     raise StoreError(
-                        f"files below {manifest.root} were changed while their log-mels were computed: run it again "
-                        "when nothing writes to them"
+                        f"files below {manifest.root} were changed while their log-mels were computed, or are not "
+                        "those of the job's first process: run it again when nothing writes to them"
                     )
             except (OSError, NotImplementedError) as error:  # the second is a file system without locks
                 raise _cannot_write(folder.parent, error) from error
@@ -145,6 +153,22 @@ class LogMelStore:
         arrays = files.mel, files.offsets, files.lengths, files.reasons
         return cls(manifest, spec, *arrays, fingerprint, blocks=files.blocks)
 
+    @classmethod
+    def _open_part(
+        cls, manifest: Manifest, identity: Identity, spec: FrontEnd, cache_dir: str | os.PathLike[str]
+    ) -> LogMelStore | None:
+        """The clips of a part of a manifest from the finished store of all of it, None where there is none."""
+        all_of_them = manifest.identity_of_whole(identity, cache_dir)
+        if all_of_them is None or manifest.part_of is None:
+            return None
+        whole, rows = manifest.part_of
+        folder = _folder(all_of_them, spec, cache_dir)
+        store = cls._open(folder, whole, spec, folder.name)
+        if store is None:
+            return None
+        log.info("%d clips of the log-mel store %s", len(rows), folder)
+        return replace(store.take(rows), fingerprint=_folder(identity, spec, cache_dir).name)
+
     def __len__(self) -> int:
         return len(self.lengths)
 
@@ -154,8 +178,45 @@ class LogMelStore:
         Raises:
             StoreError: the clip lies in a block that is damaged; the store is built anew when it is opened next.
         """
-        begin = int(self.offsets[index])
-        end = begin + int(self.lengths[index])
+        return self._rows(int(self.offsets[index]), int(self.lengths[index]))
+
+    def crops(self, places: Iterable[tuple[int, int]], frames: int) -> list[npt.NDArray[np.float16]]:
+        """Views of up to `frames` frames of some clips, each at a place (index, first frame of the clip).
+
+        From a cold disk the pages of all of them are read at once, and no others: reading around each page that is
+        missing, as kernels do by default, brings fifty times as much.
+
+        Raises:
+            StoreError: As `store[index]`.
+        """
+        self.advise("random")
+        found = []
+        for index, first in places:
+            begin = int(self.offsets[index]) + first
+            found.append(self._rows(begin, min(frames, int(self.lengths[index]) - first)))
+            self._want(begin, len(found[-1]))
+        return found
+
+    def advise(self, use: Literal["random", "sequential"]) -> None:
+        """Say how this process is going to read: the kernel then reads nothing ahead, or more than it would."""
+        self._advise("MADV_RANDOM" if use == "random" else "MADV_SEQUENTIAL")
+
+    def _want(self, begin: int, rows: int) -> None:
+        """Have the kernel begin to read some rows."""
+        row_bytes = self.mel.shape[1] * self.mel.itemsize
+        start = begin * row_bytes // mmap.PAGESIZE * mmap.PAGESIZE
+        if rows:
+            self._advise("MADV_WILLNEED", start, (begin + rows) * row_bytes - start)
+
+    def _advise(self, name: str, *stretch: int) -> None:
+        """Advise the kernel about the map, or a stretch of its bytes; nothing for a store in memory, or on Windows."""
+        pages, option = getattr(self.mel, "_mmap", None), getattr(mmap, name, None)
+        if pages is not None and option is not None:
+            with suppress(OSError):  # a file system may not follow it
+                pages.madvise(option, *stretch)
+
+    def _rows(self, begin: int, rows: int) -> npt.NDArray[np.float16]:
+        end = begin + rows
         if self.blocks is not None:
             try:
                 self.blocks.check_rows(begin, end)
@@ -283,6 +344,12 @@ class LogMelStore:
             filename, shape = state["mel"]
             state = {**state, "mel": np.memmap(filename, np.float16, "r", shape=shape)}
         self.__dict__.update(state)
+
+
+def _folder(identity: Identity, spec: FrontEnd, cache_dir: str | os.PathLike[str]) -> Path:
+    """Where the store of some clips lies; its name is the fingerprint."""
+    fingerprint = _sha256(f"{FORMAT} {identity.fingerprint} {spec.hash()}{limits().changed()}")
+    return Path(cache_dir).expanduser() / "logmel" / fingerprint
 
 
 def _sha256(text: str, data: bytes = b"") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import signal
@@ -25,6 +26,8 @@ from decar.files import locked
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from pytorch_lightning import Trainer
+
+    from decar.audio.manifest import Identity
 
 log = logging.getLogger(__name__)
 
@@ -126,13 +129,16 @@ def _require_same_group(trainer: Trainer) -> None:
 
 
 @contextmanager
-def child_processes(trainer: Trainer, config: Path, checkpoint: str | None, stall_timeout: float) -> Iterator[None]:
+def child_processes(
+    trainer: Trainer, config: Path, checkpoint: str | None, sounds: Identity, stall_timeout: float
+) -> Iterator[None]:
     """Start the other ranks of a job, unless torchrun or SLURM did, and make sure that all end together.
 
     Args:
         trainer: Knows their number.
         config: `config.yaml` of the run, no option left open.
         checkpoint: To resume from.
+        sounds: Which they are: the others do not look at every file again.
         stall_timeout: Seconds that one of them may hang before the job ends.
     """
     from lightning_fabric.plugins.environments.lightning import find_free_network_port
@@ -150,7 +156,8 @@ def child_processes(trainer: Trainer, config: Path, checkpoint: str | None, stal
     if trainer.strategy.root_device.type == "cpu":  # each would take all cores
         share = str(max(1, cpu_count() // trainer.world_size))
         settings["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", share)
-    command = [sys.executable, "-m", "decar.cli.launch", str(config), checkpoint or "", str(trainer.world_size)]
+    known = json.dumps(sounds)
+    command = [sys.executable, "-m", "decar.cli.launch", str(config), checkpoint or "", str(trainer.world_size), known]
     with _environment({**settings, "LOCAL_RANK": "0"}), threads(settings.get("OMP_NUM_THREADS")):
         children = [
             subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())})
@@ -245,9 +252,10 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def main() -> None:
-    """Train in a child process: `python -m decar.cli.launch CONFIG CHECKPOINT SIZE`; exit with 2 on a user's error."""
+    """`python -m decar.cli.launch CONFIG CHECKPOINT SIZE SOUNDS`: train in a child process; 2 is a user's error."""
     from omegaconf import DictConfig, OmegaConf
 
+    from decar.audio.manifest import Identity
     from decar.cli.main import quiet
     from decar.cli.train import all_clips, train
     from decar.pretrain.liveness import heartbeat, peers_named
@@ -262,7 +270,7 @@ def main() -> None:
     try:
         # Ctrl-C goes to all processes: rank 0 decides when the job stops
         with signals.stoppable(leads=False), peers_named(), heartbeat(rank, int(sys.argv[3]), cfg.stall_timeout):
-            train(cfg, config.parent, checkpoint, all_clips(cfg))
+            train(cfg, config.parent, checkpoint, all_clips(cfg, Identity(*json.loads(sys.argv[4]))))
     except PreemptedError as error:
         sys.exit(error.status)
     except Exception as error:

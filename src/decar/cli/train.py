@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from pytorch_lightning.loggers import Logger
 
     from decar.audio import LogMelStore
+    from decar.audio.manifest import Identity
     from decar.pretrain import DecarModule
 
 log = logging.getLogger(__name__)
@@ -63,34 +65,36 @@ def pretrain(cfg: DictConfig) -> float:
         trainer = stack.enter_context(process_group(cfg))
         signals.follow(leads())
         on_rank_zero(lambda: stack.enter_context(folder_lock(output, "hydra.run.dir")))
-        done, checkpoint = on_rank_zero(lambda: find_earlier_run(cfg, output, trainer.world_size))
+        sounds = cache(partial(identity_of, cfg))
+        done, checkpoint = on_rank_zero(lambda: find_earlier_run(cfg, output, trainer.world_size, sounds))
         if not done:
+            found = on_rank_zero(sounds)  # one process looks at the files: with two million it takes long
             with rank_zero_first():
-                clips = all_clips(cfg)
+                clips = all_clips(cfg, found)
             done, text = on_rank_zero(lambda: prepare_run(cfg, clips, checkpoint, output, trainer.world_size))
         if done:
             log.info("%s: done already, nothing to do", output)
             return objective(cfg, done["metrics"])
         settled = OmegaConf.create(text)
         assert isinstance(settled, DictConfig)
-        with child_processes(trainer, output / "config.yaml", checkpoint, cfg.stall_timeout):
+        with child_processes(trainer, output / "config.yaml", checkpoint, found, cfg.stall_timeout):
             metrics = train(settled, output, checkpoint, clips)
     log.info("the run lies in %s", output)
     log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
     return objective(cfg, metrics)
 
 
-def find_earlier_run(cfg: DictConfig, output: Path, processes: int) -> tuple[dict[str, Any] | None, str | None]:
+def find_earlier_run(
+    cfg: DictConfig, output: Path, processes: int, identity: Callable[[], Identity]
+) -> tuple[dict[str, Any] | None, str | None]:
     """The figures of this very job if it is finished, and the checkpoint to resume from.
 
     Raises:
         TrainingError: The checkpoint was made with other options or sounds.
     """
-    from hydra.utils import instantiate
-
     checkpoint, done = find_checkpoint(cfg.resume, output), None
     if cfg.resume is not None and (checkpoint is not None or (output / FINISHED).is_file()):
-        sounds = instantiate(cfg.data.manifest).identity(cfg.cache_dir)
+        sounds = identity()
         if checkpoint is not None:
             refuse_other_run(cfg, Path(checkpoint), sounds.content, sounds.n_clips, processes)
         done = complete(cfg, output, sounds.content, checkpoint)
@@ -225,8 +229,21 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     )
 
 
-def all_clips(cfg: DictConfig) -> LogMelStore:
-    """The log-mels of all clips, computed when they are not there."""
+def identity_of(cfg: DictConfig) -> Identity:
+    """Which sounds the clips are: looks at every file once."""
+    from hydra.utils import instantiate
+
+    found: Identity = instantiate(cfg.data.manifest).identity(cfg.cache_dir)
+    return found
+
+
+def all_clips(cfg: DictConfig, identity: Identity | None = None) -> LogMelStore:
+    """The log-mels of all clips, computed when they are not there.
+
+    Args:
+        cfg: All options.
+        identity: Of the sounds, where another process of the job has looked at the files; None: looked at here.
+    """
     from hydra.utils import instantiate
 
     from decar.audio import LogMelStore
@@ -234,7 +251,9 @@ def all_clips(cfg: DictConfig) -> LogMelStore:
 
     set_limits(Limits(**cfg.limits))  # a further process of the job comes here first
     segment = as_segment(cfg.data.get("segment"), "data.segment")
-    store = LogMelStore.open_or_build(instantiate(cfg.data.manifest), instantiate(cfg.frontend), cfg.cache_dir)
+    store = LogMelStore.open_or_build(
+        instantiate(cfg.data.manifest), instantiate(cfg.frontend), cfg.cache_dir, identity=identity
+    )
     return store.segmented(segment)
 
 

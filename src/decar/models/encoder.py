@@ -176,8 +176,8 @@ def embed_store(
     encoder.to(device)
     with evaluating(encoder):
         out = run_pass(
-            lambda x: encoder(x.to(device)), store, encoder,
-            dim=encoder.dim, batch_size=batch_size, title="embed", progress=progress,
+            encoder, store, encoder, dim=encoder.dim, batch_size=batch_size, title="embed", device=device,
+            progress=progress,
         )  # fmt: skip
     encoder.to(home)
     return out

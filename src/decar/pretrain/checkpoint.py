@@ -26,7 +26,8 @@ from decar import signals
 from decar.digests import check_zip, seal_zip
 from decar.errors import ConfigError, TrainingError, require
 from decar.files import advice
-from decar.pretrain.ranks import max_over_ranks
+from decar.pretrain.aside import bring_back, lost_aside, put_aside, sweep
+from decar.pretrain.ranks import max_over_ranks, rank_and_size
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +65,16 @@ def last_good(last: Path) -> str:
     Raises:
         ConfigError: See `readable`.
     """
-    reason, previous = damage_of(last), previous_of(last)
-    if reason and previous.is_file() and not damage_of(previous):
+    reason, previous = _fault_of(last), previous_of(last)
+    if reason and previous.is_file() and not _fault_of(previous):
         log.warning("%s is damaged (%s): going on from the one before, %s", last, reason, previous.name)
         return readable(previous, "")
     return readable(last, reason)
+
+
+def _fault_of(path: Path) -> str:
+    """What is wrong with a checkpoint, or with the files beside it that hold a part of it."""
+    return damage_of(path) or lost_aside(path)
 
 
 def readable(path: Path, reason: str | None = None) -> str:
@@ -76,12 +82,12 @@ def readable(path: Path, reason: str | None = None) -> str:
 
     Args:
         path: The checkpoint.
-        reason: What `damage_of` has said of it; None: it is asked.
+        reason: What is wrong with it, where that is known.
 
     Raises:
         ConfigError: It is damaged, or not a checkpoint of decar.
     """
-    reason = damage_of(path) if reason is None else reason
+    reason = _fault_of(path) if reason is None else reason
     whole = "is best.ckpt beside it whole?"
     require(not reason, f"{path}: not a readable checkpoint ({reason}): it is damaged or something else; {whole}")
     try:
@@ -95,7 +101,7 @@ def readable(path: Path, reason: str | None = None) -> str:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write beside the target, sync to disk, rename; the previous `last.ckpt` is kept."""
+    """Write beside the target, sync, rename; the previous `last.ckpt` is kept. See `aside` for large tensors."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write one checkpoint.
@@ -107,8 +113,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         part = target.with_name(f".{target.name}.part")  # the run folder is locked: no other job writes it
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
+            lean = put_aside(checkpoint, target.parent)
             with open(part, "w+b") as file:
-                torch.save(checkpoint, file)
+                torch.save(lean, file)
                 seal_zip(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -122,6 +129,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
         finally:
             part.unlink(missing_ok=True)
+        if lean is not checkpoint:
+            sweep(target.parent)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read one checkpoint, and on rank 0 what lies beside it.
+
+        Raises:
+            TrainingError: A file beside it is missing or damaged.
+        """
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+        return checkpoint if rank_and_size()[0] else bring_back(checkpoint, Path(path).parent)
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Read one checkpoint, without running code that it may hold.

@@ -6,7 +6,7 @@ which comes after the hook. The data set yields `(crop, index)`; the label of an
 so no worker can hold a stale one.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from decar.audio import LogMelStore
-from decar.audio.crops import random_piece, stack
+from decar.audio.crops import as_input, stack
 from decar.errors import ConfigError, StoreError, TrainingError
 from decar.pretrain.labels import EpochLabels
 from decar.pretrain.ranks import rank_and_size
 from decar.pretrain.sampler import Stream, UniformClusterSampler, derive_seed
 from decar.signals import leave_to_parent
 
-Draw = tuple[int, int]  # dataset index, seed of its crop
+Draws = NDArray[np.int64]  # (…, 2): dataset index, first frame of its crop
+Stored = tuple[Tensor, Tensor, Tensor]  # crops (B, F, M) float16, frames (B,) that each has, dataset indices (B,)
 Batch = tuple[Tensor, Tensor]  # (B, 1, M, F), (B,)
+GPU_WORKERS = 2  # processes that read crops where a GPU trains
 
 
-class CropDataset(Dataset[Batch]):
-    """Random crops of stored clips, one batch at a time; a crop's position depends only on the seed of its draw."""
+class CropDataset(Dataset[Stored]):
+    """Crops of stored clips, one batch at a time, as they are stored: they become float32 on the device."""
 
     def __init__(self, store: LogMelStore, crop_frames: int) -> None:
         self.store, self.crop_frames = store, crop_frames
@@ -37,11 +39,10 @@ class CropDataset(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.store)
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
-        """The crops `(B, 1, M, F)` and dataset indices `(B,)` of a batch."""
-        pieces = [random_piece(self.store[i], self.crop_frames, np.random.default_rng(seed)) for i, seed in draws]
-        crops = stack(pieces, self.crop_frames, self.store.frontend.silence)
-        return crops, torch.tensor([i for i, _ in draws])
+    def __getitems__(self, draws: Draws) -> Stored:
+        """The batch of some draws `(B, 2)`."""
+        crops = self.store.crops(draws.tolist(), self.crop_frames)
+        return *stack(crops, self.crop_frames), torch.from_numpy(draws[:, 0].copy())
 
 
 class EpochLoader:
@@ -52,28 +53,30 @@ class EpochLoader:
 
     def __init__(self, data: "PretrainData") -> None:
         self._data = data
-        self._pending: list[list[Draw]] = []  # batches still to come; always this list, which the loader iterates over
+        self._pending: list[Draws] = []  # batches still to come; always this list, which the loader iterates over
         self.epoch, self.done = -1, 0
-        self._loader: DataLoader[Batch] = DataLoader(
+        on_gpu = data.on_gpu()
+        workers = data.num_workers if data.num_workers is not None else GPU_WORKERS * on_gpu
+        self._loader: DataLoader[Stored] = DataLoader(
             CropDataset(data.store, data.crop_frames),
-            batch_sampler=self._pending,
+            batch_sampler=self._pending,  # type: ignore[arg-type]
             collate_fn=_as_is,
-            num_workers=data.num_workers,
-            persistent_workers=data.persistent_workers and data.num_workers > 0,
-            pin_memory=data.pin_memory,
-            timeout=data.timeout if data.num_workers else 0,
+            num_workers=workers,
+            persistent_workers=data.persistent_workers and workers > 0,
+            pin_memory=data.pin_memory if data.pin_memory is not None else on_gpu,
+            timeout=data.timeout if workers else 0,
             worker_init_fn=leave_to_parent,
         )
 
     def __len__(self) -> int:
         return self._data.steps_per_epoch
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Stored]:
         epoch = self._data.current_epoch()
         self._data.need_labels()  # the hook does not run in the epoch after a checkpoint of a last batch
         self.done = self.done if self.epoch == epoch else 0
         self.epoch = epoch
-        self._pending[:] = self._data.batches(epoch)[self.done :]
+        self._pending[:] = [*self._data.batches(epoch)[self.done :]]
         for batch in self._loader:
             self.done += 1
             yield batch
@@ -122,10 +125,11 @@ class PretrainData(LightningDataModule):
         draws_per_clip: An epoch is `N × draws_per_clip` crops: the distance between two clusterings. The paper passes
             once over the data; on a small set that is too few steps for a fresh head to learn anything.
         every_n_steps: Length of an epoch in steps; overrides `draws_per_clip`.
-        num_workers: Processes that read crops; 0 is fastest while the store fits in memory.
+        num_workers: Processes that read crops; None: 2 where a GPU trains, otherwise 0, which is fastest while the
+            store fits in memory.
         seed: With the epoch it determines order and crops.
         persistent_workers: Keep workers over epochs; forking anew each epoch hung under DDP (gh-112275).
-        pin_memory: Use pinned memory for faster copies to a GPU.
+        pin_memory: Use pinned memory for faster copies to a GPU; None: where a GPU trains.
         timeout: Seconds after which a worker that has not returned its batch is considered stuck.
     """
 
@@ -137,9 +141,9 @@ class PretrainData(LightningDataModule):
         batch_size: int = 64,
         draws_per_clip: float = 1.0,
         every_n_steps: int | None = None,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         persistent_workers: bool = True,
-        pin_memory: bool = False,
+        pin_memory: bool | None = None,
         timeout: float = 300,
         seed: int = 0,
     ) -> None:
@@ -169,6 +173,10 @@ class PretrainData(LightningDataModule):
         """The trainer's epoch, or 0 when the loader is used without one."""
         return self.trainer.current_epoch if self.trainer is not None else 0
 
+    def on_gpu(self) -> bool:
+        """Whether the trainer trains on a CUDA device; without a trainer, no."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
     def set_labels(self, labels: EpochLabels) -> None:
         """Use these labels from the next batch on."""
         if labels.labels.shape[0] != len(self.store):
@@ -181,11 +189,12 @@ class PretrainData(LightningDataModule):
             self._targets = self._targets.to(index.device)
         return self._targets[index]
 
-    def batches(self, epoch: int) -> list[list[Draw]]:
-        """This rank's share of the batches of an epoch, which are a pure function of seed, epoch and labels.
+    def batches(self, epoch: int) -> Draws:
+        """This rank's share `(steps, B / size, 2)` of the draws of an epoch: a pure function of seed, epoch and labels.
 
-        Batch `b` is balanced over the clusters of clustering `b mod H`. Several ranks divide the batch that one process
-        would train on: the crop at place `p` goes to rank `p mod size`.
+        Batch `b` is balanced over the clusters of clustering `b mod H`. One generator draws the places of all crops of
+        the epoch and all ranks, so a crop depends on its place in the epoch alone. Several ranks divide the batch that
+        one process would train on: the crop at place `p` goes to rank `p mod size`.
         """
         if self.labels is None:
             raise StoreError("batches were asked for before there were labels")
@@ -193,12 +202,10 @@ class PretrainData(LightningDataModule):
         steps, rounds = self.steps_per_epoch, -(-self.steps_per_epoch // len(columns))
         drawn = [self._draw(column, h, epoch, rounds) for h, column in enumerate(columns)]
         indices = np.stack(drawn, axis=1).reshape(-1, self.batch_size)[:steps]
-        seeds: NDArray[np.int64] = np.random.default_rng(derive_seed(Stream.CROPS, self.seed, epoch)).integers(
-            2**62, size=indices.shape
-        )
+        room = np.maximum(self.store.lengths[indices] - self.crop_frames, 0)
+        firsts = np.random.default_rng(derive_seed(Stream.CROPS, self.seed, epoch)).integers(room + 1)
         rank, size = rank_and_size()
-        dealt = zip(indices[:, rank::size].tolist(), seeds[:, rank::size].tolist(), strict=True)
-        return [list(zip(i, s, strict=True)) for i, s in dealt]
+        return np.stack([indices, firsts], axis=-1)[:, rank::size]
 
     def _draw(self, column: NDArray[np.int64], h: int, epoch: int, n_batches: int) -> NDArray[np.int64]:
         """Indices `(n_batches, batch_size)`, balanced over the clusters of one clustering."""
@@ -210,6 +217,11 @@ class PretrainData(LightningDataModule):
     def train_dataloader(self) -> EpochLoader:
         """The loader of all epochs."""
         return EpochLoader(self)
+
+    def on_after_batch_transfer(self, batch: Stored, dataloader_idx: int) -> Batch:
+        """The crops as the encoder takes them, computed on the device, and their dataset indices."""
+        crops, frames, index = batch
+        return as_input(crops, frames, self.store.frontend.silence), index
 
     def state_dict(self) -> dict[str, Any]:
         """Labels and their epoch, as plain tensors and numbers (loadable with `weights_only=True`)."""

@@ -16,7 +16,7 @@ from decar.audio import LogMelStore
 from decar.clustering import faiss_on
 from decar.errors import ConfigError, TrainingError
 from decar.models import Encoder, Projection, PseudoLabelHeads
-from decar.pretrain.checkpoint import ends_within_epoch
+from decar.pretrain.checkpoint import ends_within_epoch, epoch_is_whole
 from decar.pretrain.datamodule import Batch, PretrainData
 from decar.pretrain.labels import LabelSource, Situation
 from decar.pretrain.ranks import (
@@ -265,7 +265,7 @@ class DecarModule(LightningModule):
         checkpoint["decar"] = self._recipe()
         checkpoint["means"] = self.means.state_dict()
         if self.bank is not None:
-            checkpoint["bank"] = self.bank.state_dict()
+            checkpoint["bank"] = self.bank.state_dict(within_epoch=not epoch_is_whole(self.trainer))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the number and shapes of the heads: they change with the clusterings of an epoch.

@@ -49,11 +49,7 @@ def failing_together() -> Iterator[None]:
 
 def _failures(own: str) -> list[str]:
     """The message of each rank; empty where it did not fail."""
-    size = rank_and_size()[1]
-    messages: list[Any] = [own] * size
-    if size > 1:
-        distributed.all_gather_object(messages, own)
-    return messages
+    return gather_values(own)
 
 
 def on_rank_zero(make: Callable[[], Result]) -> Result:
@@ -89,6 +85,15 @@ def _wait() -> None:
     """Take part in the turn of other ranks."""
     with failing_together():
         pass
+
+
+def gather_values(own: Result) -> list[Result]:
+    """The value of each rank, small objects that can be pickled, on all ranks."""
+    size = rank_and_size()[1]
+    values: list[Any] = [own] * size
+    if size > 1:
+        distributed.all_gather_object(values, own)
+    return values
 
 
 def broadcast(value: Result) -> Result:

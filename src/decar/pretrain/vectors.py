@@ -14,9 +14,10 @@ from pytorch_lightning import Trainer
 from torch import Tensor, nn
 
 from decar.audio import LogMelStore
+from decar.audio.blocks import Blocks
 from decar.models import Encoder
 from decar.models.embed import PIECES_AT_ONCE, batches_by_length, evaluating, run_pass
-from decar.pretrain.ranks import failing_together, gather_rows, rank_and_size, share_buffers
+from decar.pretrain.ranks import failing_together, gather_rows, gather_values, rank_and_size, share_buffers
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -80,9 +81,9 @@ def embed_dataset(
         title: Of the progress bar.
     """
 
-    def on_device(clips: Tensor) -> Tensor:
+    def in_precision(clips: Tensor) -> Tensor:
         with trainer.precision_plugin.forward_context():
-            vectors: Tensor = module(trainer.strategy.batch_to_device(clips))
+            vectors: Tensor = module(clips)
         return vectors
 
     batch_size = min(batch_size, PIECES_AT_ONCE)
@@ -94,9 +95,24 @@ def embed_dataset(
         index = np.concatenate([index[:0], *batches])
     with evaluating(module), failing_together():
         rows = run_pass(
-            on_device, store, encoder, dim=dim, batch_size=batch_size, title=title, progress=rank == 0, batches=batches
-        )
+            in_precision, store, encoder, dim=dim, batch_size=batch_size, title=title,
+            device=trainer.strategy.root_device, progress=rank == 0, batches=batches,
+        )  # fmt: skip
+    if size > 1:
+        _share_checks(store.blocks)
     return Vectors(rows, index)
+
+
+def _share_checks(blocks: Blocks | None) -> None:
+    """Give each rank the list of blocks that others on its machine have compared with their digests. Collective.
+
+    A rank's pass reads its share of the store; its crops come from all of it. It would read the rest again, in blocks
+    of 1 MiB for crops of 12 KiB.
+    """
+    own = None if blocks is None else (blocks.file_id(), blocks.checked)
+    for found in gather_values(own):
+        if blocks is not None and found is not None and found[0] == blocks.file_id():
+            blocks.trust(found[1])
 
 
 class FeatureBank:
@@ -106,7 +122,9 @@ class FeatureBank:
     clustering makes a pass. After that each step leaves the `z` of its crops in the bank, and the next epoch clusters
     those: vectors of augmented crops, by weights up to an epoch old; a clip that was not drawn keeps its older vector.
 
-    Rank 0 holds all vectors; the other ranks hold what they have seen until `merge`.
+    Rank 0 holds all vectors; the other ranks hold what they have seen until it is brought there. Within an epoch the
+    rows stay as they were when it began, and what has been seen is kept beside them, so that a checkpoint within the
+    epoch has nothing new but that.
 
     Args:
         dim: `P`, the width of `z`.
@@ -117,6 +135,7 @@ class FeatureBank:
         self._rows: Floats = np.empty((0, dim), np.float32)
         self._waiting: list[tuple[Tensor, Tensor]] = []  # on the device
         self._seen: list[tuple[Rows, Floats]] = [(np.empty(0, np.int64), self._rows)]
+        self._newer: list[tuple[Rows, Floats]] = []  # on rank 0: of all ranks, in the order of the draw
 
     def fill(self, rows: Floats) -> None:
         """Start with the vectors of a pass, as `Vectors.gather` returns them."""
@@ -137,29 +156,48 @@ class FeatureBank:
             self._seen.append((index.cpu().numpy(), vectors.float().cpu().numpy()))
             self._waiting.clear()
 
-    def merge(self) -> None:
-        """Bring what all ranks have seen to rank 0; the result does not depend on when. Collective."""
+    def _collect(self) -> None:
+        """Bring what all ranks have seen to rank 0. Collective."""
         self._fetch()
         index, vectors = (np.concatenate(part) for part in zip(*self._seen, strict=True))
         del self._seen[1:]
         rank, size = rank_and_size()
         drawn = np.arange(len(index)) * size + rank  # places in the draw of all ranks, dealt out as by `deal_batch`
         clips, latest = gather_rows(index[:, None], drawn)[:, 0], gather_rows(vectors, drawn)
-        self._rows[clips] = latest  # of several vectors of one clip the last stays
+        if len(clips):
+            self._newer.append((clips, latest))
+
+    def merge(self) -> None:
+        """Put what all ranks have seen into the rows; the result does not depend on when. Collective."""
+        self._collect()
+        for clips, latest in self._newer:
+            self._rows[clips] = latest  # of several vectors of one clip the last stays
+        self._newer.clear()
 
     def vectors(self) -> Vectors:
         """All vectors, on rank 0. Collective."""
         self.merge()
         return Vectors(self._rows, np.arange(len(self._rows)))
 
-    def state_dict(self) -> dict[str, Any]:
-        """The vectors, for a checkpoint. Collective."""
+    def state_dict(self, *, within_epoch: bool = False) -> dict[str, Any]:
+        """The vectors, for a checkpoint. Collective.
+
+        Args:
+            within_epoch: Leave the rows as they are, and add what has been seen since, in pieces that stay the same
+                from one checkpoint to the next.
+        """
         if not self.filled:
             return {}
-        self.merge()
-        return {"rows": torch.from_numpy(self._rows)}
+        if within_epoch:
+            self._collect()
+        else:
+            self.merge()
+        newer = [[torch.from_numpy(part) for part in pair] for pair in self._newer]
+        return {"rows": torch.from_numpy(self._rows), "newer": newer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from there, on rank 0 alone, since the vectors may be gigabytes."""
         if state:
-            self.fill(state["rows"].numpy() if rank_and_size()[0] == 0 else self._rows)
+            leads = rank_and_size()[0] == 0
+            self.fill(state["rows"].numpy() if leads else self._rows)
+            self._newer = [(clips.numpy(), rows.numpy()) for clips, rows in state.get("newer", ())] if leads else []
