@@ -319,6 +319,24 @@ class TestPretrainData:
                 assert any(np.array_equal(crop[:, : clip.shape[1]], clip[:, s : s + 50]) for s in windows)
                 assert (crop[:, clip.shape[1] :] == np.float32(math.log(1e-5))).all()
 
+    def test_whole_clips_are_padded_with_silence_and_long_ones_cut(self, make_store):
+        lengths = [30, 200, 400, 30]
+        store = make_store(lengths)
+        data = PretrainData(store, batch_size=4, draws_per_clip=3, crop_frames=None, min_frames=98, max_frames=300)
+        data.set_labels(EpochLabels(np.arange(4)[:, None], [4], 0))
+        cuts = set()
+        for x, index in data.train_dataloader():
+            assert x.shape == (4, 1, 64, 300)
+            for row, i in zip(x[:, 0].numpy(), index.tolist(), strict=True):
+                clip = store[i].astype(np.float32).T
+                starts = range(max(1, lengths[i] - 299))
+                [first] = [s for s in starts if np.array_equal(row[:, : lengths[i]], clip[:, s : s + 300])]
+                cuts |= {first} if lengths[i] > 300 else set()
+                assert (row[:, lengths[i] :] == np.float32(math.log(1e-5))).all()
+        assert len(cuts) > 1, "pieces of the long clip are drawn"
+        short = PretrainData(make_store([30, 40]), batch_size=2, crop_frames=None)
+        assert short.crop_frames == 98, "as the pass pads them"
+
     def test_labels_of_another_set_and_no_clips_are_refused(self, make_store):
         data = PretrainData(make_store([40] * 4))
         with pytest.raises(StoreError, match="do not fit"):
