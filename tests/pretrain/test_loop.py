@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from decar.audio import SpecAugment
 from decar.clustering import PIC, KMeans
 from decar.errors import StoreError
+from decar.models import Projection
 from decar.pretrain import (
     BothLabels,
     DescriptorLabels,
@@ -21,6 +23,7 @@ from decar.pretrain import (
     UniformClusterSampler,
 )
 from decar.pretrain.logger import read_rows
+from tests.conftest import SMALL, make_encoder
 from tests.pretrain.helpers import SameClusters, build, fit
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5
@@ -74,6 +77,25 @@ def test_resume_repeats_the_run_exactly(make_store, tmp_path, num_workers, persi
     assert rest.losses == whole.losses[done:]
     for (_, a, _), (_, b, _) in zip(whole.pairs[done:], rest.pairs, strict=True):
         assert torch.equal(a, b)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+def test_resume_is_exact_with_the_readings_of_the_released_code(make_store, tmp_path):
+    """Whole clips, dropped blocks and the code's mask widths: all that is drawn in a step follows from its place."""
+
+    def start():
+        model, _ = build(make_store(LENGTHS))
+        model.encoder = make_encoder(SMALL, seed=0, drop_path=0.5)
+        model.projection, model.augment = Projection(model.encoder.dim, 8, seed=0), SpecAugment(released=True)
+        return model, PretrainData(make_store(LENGTHS), batch_size=8, draws_per_clip=2.0, crop_frames=None)
+
+    model, data = start()
+    assert data.crop_frames == 100, "the longest"
+    _, whole = fit(model, data, tmp_path / "whole", epochs=2, every_n_steps=13)
+    again, data = start()
+    _, rest = fit(again, data, tmp_path / "rest", epochs=2, ckpt_path=tmp_path / "whole" / "epoch=1-step=13.ckpt")
+    assert rest.losses == whole.losses[13:]
     for key, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
 

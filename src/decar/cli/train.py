@@ -174,8 +174,10 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
 
     clips = store.usable()
     module = build_module(cfg, clips)
-    bounds = {"min_frames": module.encoder.min_frames, "max_frames": module.encoder.max_frames}
-    data = PretrainData(clips, **cfg.loader, **cfg.sampler, **bounds, seed=cfg.seed)
+    encoder = module.encoder
+    data = PretrainData(
+        clips, **cfg.loader, **cfg.sampler, min_frames=encoder.min_frames, max_frames=encoder.max_frames, seed=cfg.seed
+    )
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
     record = RunRecord(flat_options(cfg), store.content, len(store))
     callbacks.append(record)
