@@ -116,6 +116,17 @@ def test_jobs_that_differ_only_in_what_plays_no_part_are_one(train, sound_folder
     assert len(list((tmp_path / "s").glob("*/finished.json"))) == 4
 
 
+@pytest.mark.slow  # two processes that import torch
+def test_side_by_side_they_are_one_too(train, sound_folder, tmp_path):
+    words = ["-m", *FAST, "data=folder", f"data.root={sound_folder}", "clusterer=pic", "k=2,3,4", "hydra.sweep.dir=s",
+             "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]  # fmt: skip
+    done = train(*words)
+    assert done.code == 0, done.err
+    assert len(list((tmp_path / "s").glob("*/encoder.safetensors"))) == 1
+    logs = [path.read_text() for path in (tmp_path / "s").glob("*/train.log")]
+    assert sum("which is not used" in text and "done already in" in text for text in logs) == 2
+
+
 def test_another_seed_or_other_sounds_are_another_job(train, sound_folder, tmp_path):
     words = ["-m", *FAST, "data=folder", f"data.root={sound_folder}", "clusterer=pic", "hydra.sweep.dir=s"]
     assert train(*words, "k=2").code == 0

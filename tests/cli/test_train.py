@@ -104,6 +104,8 @@ def test_a_run_leaves_what_the_design_says(train, sound_folder, tmp_path):
     assert [bool(row["nmi"]) for row in ended] == [False, True], "nothing came before the first assignment"
     assert not (run / "bad_files.csv").exists()
     torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    best, last = (decar_package.load_encoder(folder) for folder in (run / "best", run))
+    assert best.hash() == last.hash(), "the second of two epochs is the only one with an NMI"
 
 
 def test_the_same_seed_gives_the_same_numbers_and_resume_goes_on(train, sound_folder, tmp_path):
