@@ -128,6 +128,13 @@ def test_the_papers_tables_have_its_protocol_and_readings():
             assert corpus.paper is not None
 
 
+def test_table2_can_take_the_best_epoch():
+    cfg = composed("eval", "experiment=table2", "pretrain.encoders.decar=${pretrain.run}/best", "seed=3")
+    assert (cfg.bundle, cfg.beside) == ("runs/table3/encoders/pic-seed3/best", "runs/table3/encoders/pic-seed3")
+    assert composed("eval", "experiment=table2", "pretrain.encoder=random").bundle == "random"
+    check(composed("eval", "experiment=table2", "mode=finetune"))
+
+
 def test_k_reaches_kmeans_and_presets_do_not_leak_into_pic():
     assert composed("train", "experiment=paper", "k=33").labels.clusterers[0].k == 33
     both = composed("train", "k=33").labels
