@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rig import Line, line
-from speed_train import TEN_SECONDS, noise_store, settings, settled
+from speed_train import PAPER, TEN_SECONDS, noise_store, settings, settled
 
 from decar.cli.train import build_module
 from decar.pretrain import PretrainData
@@ -40,7 +40,7 @@ class Times(Callback):
 
 def trained(precision: str, workers: int, batch: int, runs: int, device: str) -> "tuple[list[float], float]":
     """Seconds a step, and GiB of the device's memory that tensors took at most."""
-    cfg = settings("experiment=paper", "k=64", f"loader.batch_size={batch}", f"loader.num_workers={workers}")
+    cfg = settings(*PAPER, f"loader.batch_size={batch}", f"loader.num_workers={workers}")
     times = Times(runs)
     with tempfile.TemporaryDirectory() as folder:
         clips = noise_store(4 * batch, TEN_SECONDS, Path(folder))

@@ -33,7 +33,7 @@ from decar.models.embed import batches_by_length, evaluating
 from decar.pretrain import DecarModule, PretrainData, ResumableCSVLogger
 from decar.pretrain.vectors import embed_dataset
 
-PAPER = ["experiment=paper", "k=64"]
+PAPER = ["experiment=paper", "loader.crop_frames=98", "k=64"]  # crops, to compare with figures of before
 SMALL = [
     "experiment=small", "budget=null", "k=64", "sampler.every_n_steps=155", "trainer.max_epochs=4",
     "labels.network_from=2",

@@ -1,3 +1,5 @@
+import random
+
 import pytest
 import torch
 
@@ -37,6 +39,26 @@ def test_widths_and_places_are_uniform(axis: str, size: int) -> None:
     begins = torch.bincount(torch.tensor([run[0][0] for run in found if run and run[0][1] == 3]), minlength=size - 2)
     assert len(begins) == size - 2  # every place where it fits, the last one included
     assert begins.min() > 0.5 * begins.float().mean()
+
+
+def test_widths_of_the_released_code() -> None:
+    """Against its rule in loops: width f up to F - 1, then an end within it; nothing more after a width of 0."""
+    wide, size, n = 6, 10, 20_000
+    augment = SpecAugment(2, wide, 0, 0, released=True)
+    x = torch.arange(size * 4).float().reshape(1, 1, size, 4).repeat(n, 1, 1, 1) * 10
+    changed = (augment(x, torch.Generator().manual_seed(0)) != x)[:, 0].any(dim=2)
+    rng, expected = random.Random(0), torch.zeros(n, size, dtype=torch.bool)
+    for line in expected:
+        for _ in range(2):
+            f = rng.randrange(wide)
+            begin = rng.randrange(size - f)
+            if f == 0:
+                break
+            line[begin : rng.randrange(begin, begin + f)] = True
+    for found, wanted in ((changed.sum(1), expected.sum(1)), (changed.nonzero()[:, 1], expected.nonzero()[:, 1])):
+        shares = [torch.bincount(part, minlength=size + 1) / n for part in (found, wanted)]
+        torch.testing.assert_close(*shares, atol=0.015, rtol=0)  # 5 standard deviations of a share of a half: 0.018
+    assert changed.sum(1).max() <= 2 * (wide - 2)
 
 
 def test_masked_cells_are_the_mean_of_the_clip_and_others_are_kept() -> None:
@@ -89,6 +111,8 @@ def test_no_masks_and_half_precision() -> None:
 
 
 def test_negative_numbers() -> None:
+    with pytest.raises(ConfigError, match="released=half: give true or false"):
+        SpecAugment(released="half")  # type: ignore[arg-type]
     with pytest.raises(ConfigError):
         SpecAugment(freq_width=-1)
 

@@ -145,3 +145,24 @@ def test_several_at_once_are_bit_for_bit_what_each_gives_alone(monkeypatch: pyte
 def test_one_that_is_too_short_among_several() -> None:
     with pytest.raises(AudioError, match=r"too short: 0\.025 s"):
         waveforms_to_frames(LogMel(), [np.zeros(16_000, np.float32), np.zeros(399, np.float32)])
+
+
+def test_without_l2_the_numbers_are_those_of_before() -> None:
+    assert "l2" not in FrontEnd().as_dict()
+    assert FrontEnd(l2=True).hash() != FrontEnd().hash() == FrontEnd(l2=False).hash()
+    assert FrontEnd(**FrontEnd(l2=True).as_dict()) == FrontEnd(l2=True)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="l2=yes: give true or false"):
+        FrontEnd(l2="yes")  # type: ignore[arg-type]
+
+
+def test_l2_divides_a_clip_by_its_norm_whatever_its_blocks() -> None:
+    rng = np.random.default_rng(0)
+    wave = rng.normal(size=40_000).astype(np.float32)
+    expected = wave / np.linalg.norm(wave.astype(np.float64))
+    for cuts in ([], [17], [400, 16_000]):
+        blocks = [*FrontEnd(l2=True).levelled(np.split(wave, cuts))]
+        assert [len(block) for block in blocks] == [len(block) for block in np.split(wave, cuts)]
+        np.testing.assert_allclose(np.concatenate(blocks), expected, rtol=1e-6)
+    silent = np.zeros(500, np.float32)
+    assert not np.concatenate([*FrontEnd(l2=True).levelled([silent])]).any()
+    assert next(FrontEnd().levelled([wave])) is wave

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 
 from decar.audio import FrontEnd, LogMel, LogMelStore, Manifest, decode
@@ -329,3 +330,18 @@ def test_what_is_cut_otherwise_has_another_fingerprint_and_what_is_not_cut_is_th
 def recordings_whole(store: LogMelStore) -> LogMelStore:
     """The part of a store that `auto` leaves as it is."""
     return store.take(store.seconds <= 15)
+
+
+def test_with_l2_level_does_not_matter_and_frames_are_those_of_the_normalised_clip(tmp_path):
+    """Also of a clip that is read in several pieces, and of a stretch of a file: the norm is that of the clip."""
+    rng = np.random.default_rng(0)
+    wave = (0.1 * rng.normal(size=16_000 * 25)).astype(np.float32)
+    for name, level in (("loud.wav", 1.0), ("quiet.wav", 0.02)):
+        soundfile.write(tmp_path / name, level * wave, 16_000, subtype="FLOAT")
+    table = pd.DataFrame({"path": ["loud.wav", "quiet.wav", "loud.wav"], "start": [0, 0, 2], "duration": [25, 25, 1]})
+    store = LogMelStore.open_or_build(Manifest(table, tmp_path), FrontEnd(l2=True), tmp_path / "cache")
+    for i, part in enumerate((wave, wave, wave[32_000:48_000])):
+        normalised = torch.from_numpy(part / np.linalg.norm(part.astype(np.float64))).float()
+        np.testing.assert_allclose(store[i], LogMel()(normalised[None])[0].T.numpy(), atol=0.01)
+    plain = LogMelStore.open_or_build(Manifest(table, tmp_path), FrontEnd(), tmp_path / "cache")
+    assert np.abs(plain[0].astype(float) - plain[1].astype(float)).mean() > 3, "ln 50"

@@ -59,6 +59,8 @@ OWN = "labels.clusterer={_target_: decar.clustering.KMeans, k: 3}"
         ("eval", "+task.labels=x", "did you mean label"),
         ("eval", "+protocol.max_epoch=3", "did you mean max_epochs"),
         ("eval", "+protocol.lr=3", "protocol has"),
+        ("eval", "+protocol.refit=true", "protocol has"),
+        ("train", "+loader.max_frames=300", "loader.max_frames"),
     ],
 )
 def test_an_unknown_key_is_named_with_the_nearest(root, option, near):
@@ -107,6 +109,8 @@ def test_what_has_an_effect_passes(words):
         ("train", ["encoder=efficientnet_b0", "encoder.widths=[8]"], ["encoder.widths=[8]", "encoder=conv"]),
         ("eval", ["bundle=/run", "encoder=conv"], ["encoder=conv is not used", "bundle=/run"]),
         ("eval", ["bundle=logmel", "encoder.pool=max"], ["encoder.pool=max", "bundle=random"]),
+        ("train", ["encoder.drop_path=0.2"], ["encoder.drop_path=0.2", "encoder.name=tf_efficientnet_b0"]),
+        ("eval", ["protocol=paper", "protocol.refit=true", "task.shots=5"], ["protocol.refit=true", "task.shots=5"]),
         ("eval", ["precision=16-mixed"], ["precision=16-mixed", "mode=finetune"]),
         ("eval", ["protocol.max_epochs=3"], ["protocol.max_epochs=3", "mode=finetune"]),
         ("eval", ["mode=finetune", "protocol.strengths=[1]"], ["protocol.strengths", "mode=frozen"]),

@@ -31,7 +31,7 @@ GROUPS = {
               "trainer", "callbacks", "logger", "experiment", "debug"],
     "eval": ["frontend", "encoder", "task", "mode", "protocol", "experiment"],
 }  # fmt: skip
-OF_EVAL = ("table3",)  # experiments
+OF_EVAL = ("table2", "table3")  # experiments
 CHOICES = [
     (root, group, path.stem)
     for root, groups in GROUPS.items()
@@ -97,7 +97,8 @@ def test_the_papers_setting_is_in_full():
         "torch.optim.SGD", 0.05, 0.9, 1e-5,
     )  # fmt: skip
     assert cfg.head_optimizer == {"momentum": 0.0}
-    assert (cfg.schedule, cfg.sampler.draws_per_clip, cfg.loader.crop_frames) == ("constant", 1.0, 98)
+    assert (cfg.schedule, cfg.sampler.draws_per_clip, cfg.loader.crop_frames) == ("constant", 1.0, None)
+    assert (cfg.augment.released, cfg.encoder.drop_path) == (False, None), "as the paper, not its released code"
     assert (cfg.augment.n_freq_masks, cfg.augment.freq_width, cfg.augment.n_time_masks, cfg.augment.time_width) == (
         2,
         30,
@@ -110,6 +111,28 @@ def test_the_papers_setting_is_in_full():
     )  # fmt: skip
     pic = composed("train", "experiment=paper", "clusterer=pic").clusterer
     assert (pic.n_neighbors, pic.sigma, pic.alpha, pic.n_iter) == (5, 0.2, 0.001, 200)
+
+
+def test_the_papers_tables_have_its_protocol_and_readings():
+    for name in ("table2", "table3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("eval", overrides=[f"experiment={name}"], return_hydra_config=True)
+        assert (cfg.protocol._target_, cfg.protocol.lr, cfg.protocol.batch_size, cfg.protocol.max_epochs) == (
+            "decar.downstream.PaperProtocol", 1e-3, 64, 50,
+        )  # fmt: skip
+        assert cfg.protocol.refit is True
+        tasks = cfg.hydra.sweeper.params.task.split(",")
+        assert len(tasks) == 9
+        for task in tasks:
+            corpus = CORPORA[OmegaConf.load(CONF / "task" / f"{task}.yaml").corpus]
+            assert corpus.paper is not None
+
+
+def test_table2_can_take_the_best_epoch():
+    cfg = composed("eval", "experiment=table2", "pretrain.encoders.decar=${pretrain.run}/best", "seed=3")
+    assert (cfg.bundle, cfg.beside) == ("runs/table3/encoders/pic-seed3/best", "runs/table3/encoders/pic-seed3")
+    assert composed("eval", "experiment=table2", "pretrain.encoder=random").bundle == "random"
+    check(composed("eval", "experiment=table2", "mode=finetune"))
 
 
 def test_k_reaches_kmeans_and_presets_do_not_leak_into_pic():

@@ -19,7 +19,8 @@ BUNDLED = Path(package.__file__).parent / "data" / "mini"
 PAGES = ("README.md", "docs/tutorial.md", "docs/cluster.md", "docs/classify.md", "docs/report.md", "docs/encoder.md")
 ELSEWHERE = {  # a part of a command: why it is not run here
     "prepare esc50": "tests/corpora has a copy of its layout", "task=esc50": "the same", "audioset": "the same",
-    "table1": "tests/cli/test_corpora.py", "table3": "tests/cli/test_sweep.py", "push": "tests/models/test_hub.py",
+    "table1": "tests/cli/test_corpora.py", "table3": "tests/cli/test_done.py",
+    "experiment=table2": "tests/cli/test_table2.py", "runs/table2": "the same", "push": "tests/models/test_hub.py",
     "experiment=paper": "tests/cli/test_train.py", "--to hoplite": "tests/report/test_tools.py",
     "devices=": "tests/cli/test_ddp.py", "trainer=ddp": "the same", "hear21passt": "is not installed",
     "runs/pretrain/A": "the sweep of README: tests/cli/test_sweep.py",

@@ -90,6 +90,53 @@ def test_a_sweep_again_does_only_what_is_new(train, sound_folder, tmp_path):
     assert "done already" not in longer.out
 
 
+def test_jobs_that_differ_only_in_what_plays_no_part_are_one(train, sound_folder, tmp_path):
+    """PIC has no `k`: of a sweep over both it is trained once, and known as done when the sweep is repeated."""
+    words = ["-m", *FAST, "data=folder", f"data.root={sound_folder}", "clusterer=pic,kmeans", "k=2,3",
+             "hydra.sweep.dir=s"]  # fmt: skip
+    first = train(*words)
+    assert first.code == 0, first.err
+    finished = sorted(path.parent.name for path in (tmp_path / "s").glob("*/finished.json"))
+    assert [name[: name.index(",data")] for name in finished] == [
+        "clusterer=kmeans",
+        "clusterer=kmeans",
+        "clusterer=pic",
+    ]
+    assert first.out.count("from which only k=3 differs, which is not used") == 1
+    again = train(*words[:-2], "k=5,3,2", "clusterer=pic", "hydra.sweep.dir=s", "resume=auto")
+    assert again.code == 0, again.err
+    assert again.out.count("done already") == 3
+    assert sorted(path.parent.name for path in (tmp_path / "s").glob("*/finished.json")) == finished
+    bundle = next((tmp_path / "s").glob("clusterer=pic*/encoder.safetensors"))
+    damage(bundle, np.random.default_rng(0), "zeros")
+    anew = train(*words[:-3], "clusterer=pic", "k=7", "hydra.sweep.dir=s", "resume=auto")
+    assert anew.code == 0, anew.err
+    assert "is not used" in anew.out
+    assert "done already" not in anew.out, "without its bundle the other job is of no use"
+    assert len(list((tmp_path / "s").glob("*/finished.json"))) == 4
+
+
+@pytest.mark.slow  # two processes that import torch
+def test_side_by_side_they_are_one_too(train, sound_folder, tmp_path):
+    words = ["-m", *FAST, "data=folder", f"data.root={sound_folder}", "clusterer=pic", "k=2,3,4", "hydra.sweep.dir=s",
+             "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]  # fmt: skip
+    done = train(*words)
+    assert done.code == 0, done.err
+    assert len(list((tmp_path / "s").glob("*/encoder.safetensors"))) == 1
+    logs = [path.read_text() for path in (tmp_path / "s").glob("*/train.log")]
+    assert sum("which is not used" in text and "done already in" in text for text in logs) == 2
+
+
+def test_another_seed_or_other_sounds_are_another_job(train, sound_folder, tmp_path):
+    words = ["-m", *FAST, "data=folder", f"data.root={sound_folder}", "clusterer=pic", "hydra.sweep.dir=s"]
+    assert train(*words, "k=2").code == 0
+    assert "done already" not in train(*words, "k=3", "seed=1").out
+    exchange(sound_folder)
+    assert "done already" not in train(*words, "k=4").out
+    exchange(sound_folder)
+    assert "done already" in train(*words, "k=5").out
+
+
 def test_a_run_goes_on_only_with_its_own_options_and_sounds(train, sound_folder, tmp_path):
     common = [*FAST, "data=folder", f"data.root={sound_folder}", f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]
     assert train(*common, "k=3").code == 0

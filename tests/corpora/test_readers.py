@@ -9,6 +9,7 @@ import pytest
 from decar.corpora import CORPORA
 from decar.corpora.base import draw
 from decar.corpora.prepare import check_split
+from decar.corpora.speech import _VOXCELEB_VERIFIED, even_share
 from tests.corpora.replicas import PARTIAL, REPLICAS, split_of
 
 
@@ -55,6 +56,15 @@ def test_voxceleb1_finds_the_audio_of_both_archives(replica):
     assert counts(clips, "split") == {"train": 18, "valid": 6, "test": 6}
     tops = {re.sub(r"/id.*", "", path) for path in clips.table["path"]}
     assert tops == {"vox1_dev_wav/wav", "vox1_test_wav/wav", "wav"}
+
+
+def test_voxceleb1_without_the_speakers_of_the_verification_test(replica):
+    table = CORPORA["voxceleb1"].read(replica("voxceleb1")).table
+    verified = table["speaker"] == "id10270"
+    assert set(table["split_1211"][verified]) == {""}
+    assert (table["split_1211"][~verified] == table["split"][~verified]).all()
+    assert len(_VOXCELEB_VERIFIED) == 1251 - 1211
+    assert len(range(10001, 11252)) == 1251, "ids run without a gap"
 
 
 def test_speech_commands_lists_follow_from_the_hash(replica):
@@ -121,6 +131,49 @@ def test_voxforge_keeps_speakers_apart_and_does_not_merge_the_anonymous(replica)
     assert set(counts(clips, "language")) == {"de", "en", "es", "fr", "it", "ru"}
     assert clips.column("speaker").nunique() == 6 * (3 + 5)
     assert all(set(part["split"]) == {"train", "valid", "test"} for _, part in clips.table.groupby("language"))
+
+
+@pytest.mark.parametrize("sizes", [[30, 30, 30], [2, 40, 11], [1, 1, 1], [5000, 3, 3000]])
+def test_an_even_share_by_loops(sizes):
+    """The slow form: one clip of each class in turn, until there are enough."""
+    labels = [str(c) for c, size in enumerate(sizes) for _ in range(size)]
+    taken = even_share(labels, 20)
+    left, counts = list(sizes), [0] * len(sizes)
+    while sum(counts) < min(20, len(labels)):
+        rest = [c for c in range(len(sizes)) if left[c]]
+        least = min(counts[c] for c in rest)
+        for c in rest:
+            if counts[c] == least and sum(counts) < 20:
+                counts[c] += 1
+                left[c] -= 1
+    found = [sum(take for take, label in zip(taken, labels, strict=True) if label == str(c)) for c in range(len(sizes))]
+    assert sorted(found) == sorted(counts)
+    assert even_share(labels, 20) == taken
+
+
+def test_voxforge_has_the_paper_s_number_of_clips(tmp_path):
+    """Twelve thousand clips: 8,803 of them, with their split, as even over the languages as they can be."""
+    for c, language in enumerate(("de", "english", "es", "fr", "it", "ru")):
+        for speaker in range(20):
+            folder = tmp_path / language / f"p{speaker}-20080326-abc" / "wav"
+            folder.mkdir(parents=True)
+            for i in range((100, 100, 100, 100, 100, 40)[c]):
+                (folder / f"{i}.wav").touch()
+    table = CORPORA["voxforge"].read(tmp_path).table
+    chosen = table[table["split_8803"] != ""]
+    assert len(chosen) == CORPORA["voxforge"].paper.clips == 8803
+    assert sorted(chosen.groupby("language").size()) == [800, 1600, 1600, 1601, 1601, 1601]
+    assert (chosen["split"] == chosen["split_8803"]).all()
+    assert {part["split_8803"].nunique() for _, part in chosen.groupby("language")} == {3}
+
+
+def test_nsynth_as_the_paper_counts_it(replica):
+    table = CORPORA["nsynth"].read(replica("nsynth")).table
+    assert set(zip(table["split"], table["split_train_valid"], strict=True)) == {
+        ("train", "train"), ("valid", "test"), ("test", ""),
+    }  # fmt: skip
+    published = CORPORA["nsynth"].published
+    assert published["split=train"] + published["split=valid"] == CORPORA["nsynth"].paper.clips
 
 
 def test_nsynth(replica):

@@ -166,3 +166,31 @@ def test_a_real_network(sounds: Sounds, small_encoder: Encoder, monkeypatch: pyt
     assert outcome.confusion.sum() == 12
     assert kept  # the encoder's own memory layout, that is the fast one
     assert all(kept)
+
+
+def test_refit_is_the_same_training_on_both_splits(sounds: Sounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slow form: a task whose validation clips are training clips, and a loop over its batches."""
+    tested: list[FineTuner] = []
+    test = finetune._test
+    monkeypatch.setattr(finetune, "_test", lambda t, *a: (tested.append(t.module), test(t, *a))[1])
+    plain = run(sounds, PAPER, seed=2)
+    outcome = run(sounds, replace(PAPER, refit=True), seed=2)
+    assert (outcome.chosen, outcome.history) == (plain.chosen, plain.history)
+    task, store = sounds
+    union = replace(task, split=np.where(task.split == "valid", "train", task.split))
+    data = TaskData(union, store, batch_size=16, seed=2)
+    torch.manual_seed(2)
+    module = FineTuner(TinyEncoder(), 4, PAPER.lr).train()  # type: ignore[arg-type]
+    adam, loader = module.configure_optimizers(), data.train_dataloader()
+    for epoch in range(int(plain.chosen["epoch"]) + 1):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        for x, y in loader:
+            loss = torch.nn.functional.cross_entropy(module(x), y)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+    for (key, one), other in zip(tested[1].state_dict().items(), module.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, msg=key)
+    assert not torch.equal(tested[0].head.weight, tested[1].head.weight)
+    few = replace(task, spec=replace(task.spec, shots=9)), store
+    assert run(few, replace(PAPER, refit=True), seed=2).confusion.tolist() == plain.confusion.tolist(), "of few shots"

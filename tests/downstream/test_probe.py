@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
+from sklearn.metrics import confusion_matrix, log_loss
 from sklearn.preprocessing import StandardScaler
 
 from decar.downstream import probe
@@ -15,8 +15,12 @@ from decar.errors import TaskError
 from decar.models.embed import standardiser
 from tests.downstream.helpers import blob_task, make_task
 
-PROTOCOLS = [PaperProtocol(lr=0.02, max_epochs=15), SearchProtocol(strengths=(0.01, 0.1, 1.0, 10.0))]
-both = pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: p.name)
+PROTOCOLS = [
+    PaperProtocol(lr=0.02, max_epochs=15),
+    PaperProtocol(lr=0.02, max_epochs=15, refit=True),
+    SearchProtocol(strengths=(0.01, 0.1, 1.0, 10.0)),
+]
+both = pytest.mark.parametrize("protocol", PROTOCOLS, ids=["paper", "paper, refit", "search"])
 
 
 def same(a: object, b: object) -> bool:
@@ -170,6 +174,33 @@ def test_paper_takes_the_first_best_epoch_and_raw_embeddings() -> None:
     assert np.array_equal(cut.confusion, outcome.confusion)  # the weights are those of that epoch
     tiny = fit_frozen(1e-4 * x, task, PaperProtocol(max_epochs=30, lr=0.01), seed=0)
     assert tiny.valid_value < outcome.valid_value  # nobody standardised them
+
+
+def test_refit_is_the_probe_of_train_and_validation_for_the_chosen_epochs() -> None:
+    """The slow form: one loop over both splits, for as many epochs as validation chose."""
+    x, task = blob_task(noise=1.5)
+    protocol = PaperProtocol(max_epochs=30, lr=0.01, batch_size=16)
+    plain = fit_frozen(x, task, protocol, seed=3)
+    again = fit_frozen(x, task, replace(protocol, refit=True), seed=3)
+    assert (again.chosen, again.valid_value, again.history) == (plain.chosen, plain.valid_value, plain.history)
+    rows = np.concatenate([task.indices("train"), task.indices("valid")])
+    torch.manual_seed(3)
+    layer = torch.nn.Linear(x.shape[1], 3)
+    adam = torch.optim.Adam(layer.parameters(), lr=0.01)
+    for epoch in range(int(plain.chosen["epoch"]) + 1):
+        order = np.random.default_rng([3, epoch]).permutation(len(rows))
+        for start in range(0, len(rows), 16):
+            batch = rows[order[start : start + 16]]
+            loss = torch.nn.functional.cross_entropy(layer(torch.from_numpy(x[batch])), torch.from_numpy(task.y[batch]))
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+    test = task.indices("test")
+    answers = layer(torch.from_numpy(x[test])).argmax(1).numpy()
+    assert (again.confusion == confusion_matrix(task.y[test], answers)).all()
+    assert (again.confusion != plain.confusion).any(), "else the refit says nothing here"
+    few = replace(task, spec=replace(task.spec, shots=5))
+    assert same(fit_frozen(x, few, replace(protocol, refit=True), seed=3), fit_frozen(x, few, protocol, seed=3))
 
 
 def test_search_does_not_mind_scale_shift_or_dead_columns() -> None:

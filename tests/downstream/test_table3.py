@@ -45,6 +45,16 @@ def test_seeds_are_averaged_other_k_and_tasks_come_last():
     assert table.loc["nsynth", "kmeans_512"].startswith("50.0 ± 127.1 / ")
 
 
+def test_readings_of_the_papers_tasks():
+    table = table3(
+        [cell(task="librispeech", value=0.5), cell(task="nsynth_train_valid", value=0.5)], "paper", "finetune"
+    )
+    theirs = paper_cells(3)
+    assert table.loc["librispeech_585", "kmeans_512"] == f"– / {theirs['librispeech', 'kmeans_512']:.1f}"
+    assert table.loc["librispeech", "kmeans_512"] == "50.0"
+    assert table.loc["nsynth_train_valid", "kmeans_512"] == f"50.0 / {theirs['nsynth', 'kmeans_512']:.1f}"
+
+
 def test_the_cells_as_numbers():
     [row] = table3_cells([cell(value=0.25), make_result()]).to_dict("records")
     assert math.isnan(row.pop("interval"))

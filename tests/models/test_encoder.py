@@ -1,11 +1,15 @@
+import numpy as np
 import pytest
+import soundfile
 import timm
 import torch
 
 from decar.audio import FrontEnd
-from decar.errors import ConfigError
+from decar.embedder import Embedder
+from decar.errors import BundleError, ConfigError
 from decar.models import embed_store, load_encoder, save_bundle
 from decar.models.embed import evaluating
+from decar.models.export import WaveformEncoder
 from tests.conftest import SMALL, make_encoder
 
 
@@ -133,3 +137,23 @@ def test_weights_that_are_not_published_or_cannot_be_fetched_are_refused(monkeyp
     for stride in (None, 4):
         with pytest.raises(ConfigError, match=rf"^encoder\.pretrained=true: no weights of {SMALL} \(no network\)$"):
             make_encoder(SMALL, stride=stride, pretrained=True)
+
+
+def test_an_encoder_with_l2_hears_no_level_and_every_way_in_agrees(tmp_path):
+    encoder = make_encoder("conv", widths=(2, 3), hidden=4, seed=0, frontend=FrontEnd(l2=True))
+    wave = (0.1 * np.random.default_rng(0).normal(size=(2, 20_000))).astype(np.float32)
+    wave[1] *= 3
+    vectors = encoder.embed(wave)
+    torch.testing.assert_close(encoder.embed(wave * np.float32([[7], [0.1]])), vectors, rtol=1e-3, atol=1e-4)
+    for i, clip in enumerate(wave):
+        soundfile.write(tmp_path / f"{i}.wav", clip, 16_000, subtype="FLOAT")
+    embedded = Embedder(save_and_load(encoder, tmp_path)).files([tmp_path / "0.wav", tmp_path / "1.wav"])
+    torch.testing.assert_close(torch.from_numpy(embedded.vectors), vectors, rtol=1e-4, atol=1e-5)
+    exported = WaveformEncoder(encoder).eval()
+    torch.testing.assert_close(exported(torch.from_numpy(wave)), vectors, rtol=1e-2, atol=1e-3)
+    with pytest.raises(BundleError, match=r"l2=True; asked for l2=False\): pass frontend\.l2=True"):
+        load_encoder(tmp_path / "l2.safetensors", frontend=FrontEnd())
+
+
+def save_and_load(encoder, folder):
+    return load_encoder(save_bundle(encoder, folder / "l2.safetensors"))

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from timm.layers import DropPath
 from torch.nn import functional
 
 from decar.audio import FrontEnd
@@ -236,9 +237,40 @@ def test_settings_tell_what_matters_and_nothing_else():
     assert cut.settings() == {"name": SMALL, **common, "stride": 16, **mlp}
 
 
+@pytest.mark.parametrize("options", [{}, {"stride": 16, "hidden": 8}], ids=["whole", "cut"])
+def test_drop_path_is_in_training_alone_and_in_the_settings(options, tmp_path):
+    plain, dropping = (make_encoder(SMALL, seed=0, drop_path=rate, **options) for rate in (None, 0.5))
+    assert "drop_path" not in plain.settings()
+    assert dropping.settings() == {**plain.settings(), "drop_path": 0.5}
+    x = torch.randn(8, 1, 64, 98)
+    assert torch.equal(plain.eval()(x), dropping.eval()(x)), "the same weights"
+    rates = [part.drop_prob for part in dropping.modules() if isinstance(part, DropPath)]
+    assert rates == sorted(rates)
+    assert 0 < max(rates) < 0.5
+    assert not [part for part in plain.modules() if isinstance(part, DropPath)]
+    loaded = load_encoder(save_bundle(dropping, tmp_path / "encoder.safetensors"))
+    assert loaded.hash() == dropping.hash()
+    assert sum(isinstance(part, DropPath) for part in loaded.modules()) == len(rates)
+
+
+def test_the_network_of_the_released_code_is_timms_tf_efficientnet_b0():
+    """Drop path 0.2 times the share of blocks before, and a BatchNorm epsilon of 1e-3."""
+    encoder = make_encoder("tf_efficientnet_b0", drop_path=0.2)
+    assert {part.eps for part in encoder.modules() if isinstance(part, torch.nn.BatchNorm2d)} == {1e-3}
+    blocks = [block for stage in encoder.network.blocks for block in stage]
+    for i, block in enumerate(blocks):
+        rate = block.drop_path.drop_prob if isinstance(block.drop_path, DropPath) else 0.0
+        assert rate == pytest.approx(0.2 * i / len(blocks)), i
+    ours = make_encoder("efficientnet_b0")
+    assert {part.eps for part in ours.modules() if isinstance(part, torch.nn.BatchNorm2d)} == {1e-5}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"name": "efficientnet_b0", "drop_path": 1.0}, r"encoder\.drop_path=1\.0: not allowed"),
+        ({"name": "vgg11", "drop_path": 0.1}, r"encoder\.drop_path=0\.1: encoder\.name=vgg11 has no such option"),
+        ({"name": "vgg11", "drop_path": 0.1, "stride": 8}, r"encoder\.name=vgg11 has no such option"),
         ({"name": SMALL, "stride": 6}, r"encoder\.stride=6: .* it offers 2, 4, 8, 16, 32"),
         ({"name": SMALL, "stride": "8"}, r"encoder\.stride=8: .*whole number"),
         ({"name": "vit_tiny_patch16_224", "stride": 8}, "it offers 16$"),

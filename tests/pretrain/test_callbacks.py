@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -5,9 +7,11 @@ from pytorch_lightning import Callback
 
 from decar.clustering import KMeans
 from decar.errors import TrainingError
-from decar.pretrain import AtomicCheckpointIO, ClusterLog, EpochCheckpoint, StopOnNMI
+from decar.models import Projection, load_encoder, read_facts
+from decar.pretrain import AtomicCheckpointIO, BestBundle, ClusterLog, EpochCheckpoint, StopOnNMI
 from decar.pretrain.checkpoint import is_finished
-from tests.pretrain.helpers import SameClusters, build, fit
+from tests.conftest import make_encoder
+from tests.pretrain.helpers import SameClusters, SpyModule, build, fit
 
 LENGTHS = [40, 64] * 20
 
@@ -29,6 +33,57 @@ def test_cluster_log_tells_clips_of_one_file_apart(make_store, tmp_path):
     model, data = build(store)
     fit(model, data, tmp_path / "run", epochs=1, callbacks=[ClusterLog(tmp_path / "clusters.parquet")])
     assert pd.read_parquet(tmp_path / "clusters.parquet")["start"].tolist() == list(range(len(store)))
+
+
+class Weights(Callback):
+    """The encoder's weights at the end of each epoch."""
+
+    def __init__(self):
+        self.of = {}
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        network = pl_module.encoder.network.state_dict()
+        self.of[trainer.current_epoch] = {key: value.clone() for key, value in network.items()}
+
+
+@pytest.mark.parametrize("killed_after", [None, 1, 2, 3, 4])
+def test_the_best_bundle_is_the_encoder_of_the_epoch_with_the_highest_nmi(make_store, tmp_path, killed_after):
+    """Also where the run is killed after an epoch, its bundle written and its checkpoint not, and goes on."""
+
+    def run(folder, epochs=6, **kwargs):
+        model, data = build(make_store(LENGTHS), module=NamedNmi)
+        model.encoder = make_encoder("conv", widths=(2, 2), hidden=4, seed=0, min_frames=32, max_frames=96)
+        model.projection = Projection(model.encoder.dim, 8, seed=0)
+        best, weights = BestBundle(tmp_path / "best" / "encoder.safetensors", {"data": "x"}), Weights()
+        fit(model, data, folder, epochs=epochs, callbacks=[best, weights], **kwargs)
+        return best, weights
+
+    best, weights = run(tmp_path / "a")
+    of = weights.of
+    if killed_after is not None:
+        (tmp_path / "best" / "encoder.safetensors").unlink()
+        run(tmp_path / "b", epochs=killed_after + 1)
+        before = next((tmp_path / "b").glob(f"epoch={killed_after - 1}-*.ckpt"))
+        best, _ = run(tmp_path / "c", ckpt_path=before)
+    assert best.best == max(NMI.values())
+    found = load_encoder(tmp_path / "best" / "encoder.safetensors").network.state_dict()
+    for key, value in found.items():
+        assert torch.equal(value, of[3][key]), key
+    assert not all(torch.equal(found[key], of[5][key]) for key in found)
+    assert read_facts(tmp_path / "best") == {"data": "x", "clips": len(LENGTHS), "epoch": 3, "step": 40}
+
+
+NMI = {1: 0.4, 2: 0.2, 3: 0.7, 4: 0.7, 5: 0.6}  # none in the first epoch; the first of equals counts
+
+
+class NamedNmi(SpyModule):
+    """Labels whose NMI is a given one."""
+
+    def ensure_labels(self):
+        super().ensure_labels()
+        labels, epoch = self.data.labels, self.current_epoch
+        health = {key: value for key, value in labels.health.items() if key != "nmi"}
+        self.data.labels = replace(labels, health=health | ({"nmi": NMI[epoch]} if epoch in NMI else {}))
 
 
 def test_after_a_resume_the_patience_asked_for_now_counts():

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from decar.audio import SpecAugment
 from decar.clustering import PIC, KMeans
 from decar.errors import StoreError
+from decar.models import Projection
 from decar.pretrain import (
     BothLabels,
     DescriptorLabels,
@@ -22,6 +24,7 @@ from decar.pretrain import (
     UniformClusterSampler,
 )
 from decar.pretrain.logger import read_rows
+from tests.conftest import SMALL, make_encoder
 from tests.pretrain.helpers import SameClusters, build, fit
 
 LENGTHS = [20, 40, 33, 64, 100, 50, 31, 32] * 5
@@ -75,6 +78,25 @@ def test_resume_repeats_the_run_exactly(make_store, tmp_path, num_workers, persi
     assert rest.losses == whole.losses[done:]
     for (_, a, _), (_, b, _) in zip(whole.pairs[done:], rest.pairs, strict=True):
         assert torch.equal(a, b)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+def test_resume_is_exact_with_the_readings_of_the_released_code(make_store, tmp_path):
+    """Whole clips, dropped blocks and the code's mask widths: all that is drawn in a step follows from its place."""
+
+    def start():
+        model, _ = build(make_store(LENGTHS))
+        model.encoder = make_encoder(SMALL, seed=0, drop_path=0.5)
+        model.projection, model.augment = Projection(model.encoder.dim, 8, seed=0), SpecAugment(released=True)
+        return model, PretrainData(make_store(LENGTHS), batch_size=8, draws_per_clip=2.0, crop_frames=None)
+
+    model, data = start()
+    assert data.crop_frames == 100, "the longest"
+    _, whole = fit(model, data, tmp_path / "whole", epochs=2, every_n_steps=13)
+    again, data = start()
+    _, rest = fit(again, data, tmp_path / "rest", epochs=2, ckpt_path=tmp_path / "whole" / "epoch=1-step=13.ckpt")
+    assert rest.losses == whole.losses[13:]
     for key, value in model.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
 
@@ -342,6 +364,24 @@ class TestPretrainData:
         assert not PretrainData(make_store([40] * 4)).on_gpu()
         data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 1)))
         assert PretrainData.on_gpu(data)
+
+    def test_whole_clips_are_padded_with_silence_and_long_ones_cut(self, make_store):
+        lengths = [30, 200, 400, 30]
+        store = make_store(lengths)
+        data = PretrainData(store, batch_size=4, draws_per_clip=3, crop_frames=None, min_frames=98, max_frames=300)
+        data.set_labels(EpochLabels(np.arange(4)[:, None], [4], 0))
+        cuts = set()
+        for x, index in data.train_dataloader():
+            assert x.shape == (4, 1, 64, 300)
+            for row, i in zip(x[:, 0].numpy(), index.tolist(), strict=True):
+                clip = store[i].astype(np.float32).T
+                starts = range(max(1, lengths[i] - 299))
+                [first] = [s for s in starts if np.array_equal(row[:, : lengths[i]], clip[:, s : s + 300])]
+                cuts |= {first} if lengths[i] > 300 else set()
+                assert (row[:, lengths[i] :] == np.float32(math.log(1e-5))).all()
+        assert len(cuts) > 1, "pieces of the long clip are drawn"
+        short = PretrainData(make_store([30, 40]), batch_size=2, crop_frames=None)
+        assert short.crop_frames == 98, "as the pass pads them"
 
     def test_labels_of_another_set_and_no_clips_are_refused(self, make_store):
         data = PretrainData(make_store([40] * 4))

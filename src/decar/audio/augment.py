@@ -24,18 +24,29 @@ class SpecAugment(nn.Module):
         freq_width: F, mel bands, the widest such mask.
         n_time_masks: masks over frames, of each clip.
         time_width: T, frames, the widest such mask.
+        released: whether widths are drawn as in DECAR's released code, not uniformly up to F or T: the mask ends at a
+            random place within one that is 0 to F - 1 wide, so that half as much is masked, and after one of width 0 no
+            further mask of its kind is drawn.
     """
 
     def __init__(
-        self, n_freq_masks: int = 2, freq_width: int = 30, n_time_masks: int = 2, time_width: int = 40
+        self,
+        n_freq_masks: int = 2,
+        freq_width: int = 30,
+        n_time_masks: int = 2,
+        time_width: int = 40,
+        released: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(released, bool):
+            raise ConfigError(f"SpecAugment: released={released}: give true or false")
         if min(n_freq_masks, freq_width, n_time_masks, time_width) < 0:
             raise ConfigError("SpecAugment: numbers and widths of masks must be 0 or more")
         self.n_freq_masks = n_freq_masks
         self.freq_width = freq_width
         self.n_time_masks = n_time_masks
         self.time_width = time_width
+        self._mask = _released_mask if released else _mask
 
     def forward(self, x: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """(B, 1, M, F) → the same shape, masked, as a new tensor; in eval mode x itself.
@@ -47,8 +58,8 @@ class SpecAugment(nn.Module):
         if not self.training:
             return x
         n_clips, _, n_mels, n_frames = x.shape
-        bands = _mask(n_clips, n_mels, self.n_freq_masks, self.freq_width, x.device, generator)
-        times = _mask(n_clips, n_frames, self.n_time_masks, self.time_width, x.device, generator)
+        bands = self._mask(n_clips, n_mels, self.n_freq_masks, self.freq_width, x.device, generator)
+        times = self._mask(n_clips, n_frames, self.n_time_masks, self.time_width, x.device, generator)
         mean = x.float().mean(dim=(1, 2, 3), keepdim=True).to(x.dtype)
         return torch.where(bands[:, None, :, None] | times[:, None, None, :], mean, x)
 
@@ -118,5 +129,22 @@ def _mask(
     draws = torch.rand(2, n_clips, n_masks, 1, generator=generator, device=source).to(device)
     widths = (draws[0] * (min(width, size) + 1)).floor()  # uniform in {0, …, W}
     begins = (draws[1] * (size - widths + 1)).floor()  # uniform in {0, …, size − w}
-    place = torch.arange(size, device=device)
+    return _covered(begins, widths, size)
+
+
+def _released_mask(
+    n_clips: int, size: int, n_masks: int, width: int, device: torch.device, generator: torch.Generator | None
+) -> torch.Tensor:
+    """As `_mask`, with the widths of the released code."""
+    source = generator.device if generator is not None else device
+    draws = torch.rand(3, n_clips, n_masks, 1, generator=generator, device=source).to(device)
+    most = (draws[0] * min(width, size)).floor()  # uniform in {0, …, W − 1}
+    begins = (draws[1] * (size - most)).floor()  # uniform in {0, …, size − most − 1}
+    widths = (draws[2] * most).floor()  # uniform in {0, …, most − 1}
+    return _covered(begins, widths * (most > 0).cumprod(dim=1), size)
+
+
+def _covered(begins: torch.Tensor, widths: torch.Tensor, size: int) -> torch.Tensor:
+    """(B, size) bool, True from one of the (B, n, 1) `begins` on for its width."""
+    place = torch.arange(size, device=begins.device)
     return ((place >= begins) & (place < begins + widths)).any(dim=1)

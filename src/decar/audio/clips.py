@@ -151,6 +151,7 @@ class Windows:
 
     def rows(self, blocks: Iterator[Waveform]) -> Iterator[Iterator[Waveform]]:
         """The rows of a clip, each as the waveforms of its pieces; exhaust a row before taking the next."""
+        blocks = self.frontend.levelled(blocks)
         if self.size is None or self.hop is None:
             yield self._pieces(blocks)
             return

@@ -40,8 +40,8 @@ OURS = {  # arguments that train.py and eval.py pass themselves, over those of t
     "projection": {"dim"},
     "optimizer": {"params"},
     "head_optimizer": {"params"},
-    "loader": {"store", "seed"},
-    "sampler": {"store", "seed"},
+    "loader": {"store", "seed", "min_frames", "max_frames"},
+    "sampler": {"store", "seed", "min_frames", "max_frames"},
     "trainer": {"logger", "callbacks", "default_root_dir",
                 # no validation, test or prediction loop is run
                 "limit_val_batches", "limit_test_batches", "limit_predict_batches", "val_check_interval",
@@ -136,7 +136,7 @@ def _keys_by_name(raw: dict[Any, Any]) -> dict[str, set[str]]:
         return {
             "mode": {"name", *fine},
             "limits": limits,
-            "pretrain": {"options"},
+            "pretrain": {"options", "run"},
             "task": (task | {"corpus"}) - {"crop_frames"},
         }
     crops = _parameters("loader", "decar.pretrain.PretrainData") or set()
@@ -174,18 +174,25 @@ def _parameters(path: str, target: Any) -> set[str] | None:
 
 def _refuse_idle(cfg: DictConfig) -> None:
     """Refuse what was given on the command line and changes nothing beside the other options; null is no such."""
+    for word, why in idle_words(cfg).items():
+        line = f"{word.lstrip('+')} is not used: {why}"
+        require(HydraConfig.get().mode == RunMode.MULTIRUN, line)
+        log.warning("%s", line)
+
+
+def idle_words(cfg: DictConfig) -> dict[str, str]:
+    """The options of the command line that change nothing beside the others, as typed, and why."""
     if not HydraConfig.initialized():
-        return
+        return {}
     conf: Any = HydraConfig.get()
     idle = (_idle_in_eval if "bundle" in cfg else _idle_in_training)(cfg)
+    found = {}
     for word in conf.overrides.task:
         key, _, value = word.lstrip("+").partition("=")
-        for option, why in idle.items():
-            if value in ("", "null") or not f"{key}.".startswith(f"{option}."):
-                continue
-            line = f"{key}={value} is not used: {why}"
-            require(conf.mode == RunMode.MULTIRUN, line)
-            log.warning("%s", line)
+        why = next((why for option, why in idle.items() if f"{key}.".startswith(f"{option}.")), None)
+        if why is not None and value not in ("", "null"):
+            found[word] = why
+    return found
 
 
 def _idle_in_training(cfg: DictConfig) -> dict[str, str]:
@@ -235,8 +242,10 @@ def _clusterers(raw: dict[Any, Any]) -> Iterator[dict[Any, Any]]:
 
 def _idle_of_encoder(cfg: DictConfig) -> dict[str, str]:
     encoder, idle = cfg.get("encoder") or {}, {}
-    if encoder.get("name") == "conv" or encoder.get("_target_") != OUR_NETWORK:
+    if encoder.get("_target_") != OUR_NETWORK:
         return {}
+    if encoder.get("name") == "conv":
+        return {"encoder.drop_path": "encoder.name=conv has no residual blocks; pass encoder.name=tf_efficientnet_b0"}
     idle["encoder.widths"] = f"encoder.name={encoder.get('name')} has widths of its own; pass encoder=conv"
     if encoder.get("stride") is None:
         whole = f"encoder.name={encoder.get('name')} is taken whole (encoder.stride=null) and has no such MLP"
@@ -250,6 +259,10 @@ def _idle_in_eval(cfg: DictConfig) -> dict[str, str]:
     idle = _idle_of_encoder(cfg)
     if cfg.bundle not in ("random", None) and cfg.encoder.get("_target_") == OUR_NETWORK:
         idle["encoder"] = f"the network comes from bundle={cfg.bundle}; leave it out, or pass bundle=random"
+    elif cfg.bundle == "random" and cfg.beside and cfg.encoder.get("_target_") == OUR_NETWORK:
+        idle["encoder"] = f"the network comes from beside={cfg.beside}; leave one of the two out"
+    if cfg.bundle != "random" and HydraConfig.get().mode != RunMode.MULTIRUN:  # sweeps give it to all jobs
+        idle["beside"] = "it says which network bundle=random has"
     frozen = OmegaConf.select(cfg, "mode.name") == "frozen"
     if frozen:
         idle["precision"] = "it is of fine-tuning; pass mode=finetune"
@@ -258,6 +271,8 @@ def _idle_in_eval(cfg: DictConfig) -> dict[str, str]:
         idle[f"protocol.{key}"] = "protocol=search uses it for fine-tuning only; pass mode=finetune, or protocol=paper"
     if search and not frozen:
         idle["protocol.strengths"] = "protocol=search uses it for frozen embeddings only; pass mode=frozen"
+    if OmegaConf.select(cfg, "task.shots") is not None:
+        idle["protocol.refit"] = f"task.shots={cfg.task.shots}: of few shots, validation clips are not learned from"
     return idle | _idle_of_task(cfg)
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
 log = logging.getLogger(__name__)
 
 OUR_NETWORK = "decar.models.build_network"  # `_target_` of the `encoder` group, unless it is a user's network
+WHOLE_MIN_FRAMES = 98  # 1 s: that a shortest clip is padded to where training has no crops (loader.crop_frames=null)
+Groups = tuple[dict[str, Any], dict[str, Any]]
 _PACKAGE = Path(decar.__file__).parent
 _PLAIN = re.compile(r"(\.{0,2}/)?[A-Za-z_][\w./-]*", re.ASCII)  # needs no quotes, neither in Hydra nor in a shell
 _WORDS = ("null", "true", "false", "nan", "inf")  # to Hydra no text
@@ -72,7 +74,8 @@ def job_name(overrides: Iterable[str]) -> str:
     >>> job_name(["k=512", "data.root=/my sounds/birds"])
     'data.root=birds,k=512-b06a23f4'
     """
-    options = sorted(word for word in overrides if not word.startswith(("resume=", "cache_dir=", "progress=")))
+    aside = ("resume=", "cache_dir=", "progress=", "beside=")
+    options = sorted(word for word in overrides if not word.startswith(aside))
     short = [re.sub(r"^([^=/]*=).*/(?=[^/]+/?$)", r"\1", word) for word in options]
     name = re.sub(r"[^\w=,.+-]", "_", ",".join(short))[:160] or "job"
     return name if name == ",".join(options) else f"{name}-{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}"
@@ -88,6 +91,7 @@ def build_encoder(cfg: DictConfig) -> Encoder:
     options: Any = OmegaConf.to_container(cfg.encoder, resolve=True)
     seed = options.pop("seed")
     sizes = {key: options.pop(key) for key in ("min_frames", "max_frames")}
+    sizes["min_frames"] = sizes["min_frames"] or WHOLE_MIN_FRAMES
     with seeded(seed):
         network = instantiate(options, _convert_="all")
     del options["_target_"]
@@ -112,13 +116,7 @@ def take_over(cfg: DictConfig, typed: Iterable[str] = ()) -> None:
         return
     require(not is_other(cfg.init), f"init={cfg.init}: only encoders of decar's own kind can be trained on")
     encoder = load_encoder(cfg.init, network=own_network(cfg))
-    settings: dict[str, Any] = encoder.settings()
-    frontend = settings.pop("frontend")
-    if "network" in settings:  # the user's own, with the arguments of its YAML
-        settings = {**settings.pop("arguments"), **settings}
-        settings["_target_"] = settings.pop("network")
-    else:
-        settings["_target_"] = OUR_NETWORK
+    settings, frontend = groups_of(encoder)
     wrong = [
         word
         for word in typed
@@ -129,11 +127,56 @@ def take_over(cfg: DictConfig, typed: Iterable[str] = ()) -> None:
         or (re.match(r"\+*(encoder|frontend)=", word) and settings["_target_"] == OUR_NETWORK)
     ]
     require(not wrong, f"{' '.join(wrong)}: init={cfg.init} brings its own network and log-mel settings; leave it out")
+    _adopt(cfg, settings, frontend)
+    cfg.init_hash = encoder.hash()
+    log.info("init=%s: %s", cfg.init, encoder.description)
+
+
+def stand_beside(cfg: DictConfig) -> None:
+    """With `beside`, give `bundle=random` the network and log-mel settings of the encoders that it is compared with.
+
+    Raises:
+        ConfigError: Their networks or settings differ; names the first difference.
+        BundleError: There is no such bundle, or it is damaged.
+    """
+    from decar.models import load_encoder
+
+    names = [cfg.beside] if isinstance(cfg.beside, str) else list(cfg.beside or ())
+    found = [groups_of(load_encoder(name, network=own_network(cfg))) for name in names]
+    for name, groups in zip(names[1:], found[1:], strict=True):
+        first, other = _flat(found[0]), _flat(groups)
+        for key in sorted(first.keys() | other.keys()):
+            require(
+                first.get(key) == other.get(key),
+                f"bundle=random: {names[0]} has {key}={first.get(key)}, {name} has {other.get(key)}; pass "
+                "beside=BUNDLE, the one whose network random weights should have",
+            )
+    if found:
+        _adopt(cfg, *found[0])
+
+
+def _flat(groups: Groups) -> dict[str, Any]:
+    named = zip(("encoder", "frontend"), groups, strict=True)
+    return {f"{group}.{key}": value for group, settings in named for key, value in settings.items()}
+
+
+def groups_of(encoder: Encoder) -> Groups:
+    """The groups `encoder`, without its seed, and `frontend` that describe an encoder."""
+    settings: dict[str, Any] = encoder.settings()
+    frontend = settings.pop("frontend") | {"l2": encoder.frontend.l2}
+    if "network" in settings:  # the user's own, with the arguments of its YAML
+        settings = {**settings.pop("arguments"), **settings}
+        settings["_target_"] = settings.pop("network")
+    else:
+        settings["_target_"] = OUR_NETWORK
+    return settings, frontend
+
+
+def _adopt(cfg: DictConfig, settings: Mapping[str, Any], frontend: Mapping[str, Any]) -> None:
+    """Replace the groups `encoder`, but for its seed, and `frontend`."""
     with open_dict(cfg):
         cfg.encoder = {"seed": cfg.encoder.seed, **settings}
         cfg.frontend.update(frontend)
-    cfg.init_hash = encoder.hash()
-    log.info("init=%s: %s", cfg.init, encoder.description)
 
 
 def _agrees(word: str, settings: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from decar.cli.checks import check
-from decar.cli.config import build_encoder, hydra_value, own_network
+from decar.cli.config import build_encoder, hydra_value, own_network, stand_beside
 from decar.cli.launch import folder_lock
 from decar.cli.main import SKIP, run_hydra
 from decar.cli.runs import FINISHED, same_job, write_config
@@ -60,6 +60,8 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     from decar.models import read_facts
 
     obtain(cfg)
+    if cfg.bundle == "random":
+        stand_beside(cfg)
     frontend = instantiate(cfg.frontend)
     encoder = choose_encoder(cfg, frontend)
     fine = cfg.mode if cfg.mode.name == "finetune" else {"crop_frames": 98, "num_workers": 0}
@@ -100,7 +102,7 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
 
 
 def obtain(cfg: DictConfig) -> None:
-    """Run `train.py` with `pretrain.options` into the folder `bundle`, which leaves a finished run of these as it is.
+    """Run `train.py` with `pretrain.options` into `pretrain.run`, which leaves a finished run of these as it is.
 
     A run that was stopped goes on where it was; one of other options or sounds is refused by name. Of several jobs
     that want one encoder the first makes it, the others wait.
@@ -109,7 +111,7 @@ def obtain(cfg: DictConfig) -> None:
         ConfigError: The pre-training failed; what it said stands in its folder's train.log.
     """
     if cfg.get("pretrain"):
-        _obtain(Path(cfg.bundle).expanduser().absolute(), cfg.pretrain.options)
+        _obtain(Path(cfg.pretrain.run).expanduser().absolute(), cfg.pretrain.options)
 
 
 @functools.cache  # the jobs of a sweep share their encoders: it takes seconds to see that one is there
@@ -134,13 +136,18 @@ def has_source(cfg: DictConfig, choice: str, *, skip: bool) -> bool:
         skip: Whether an unknown source is a line in the log.
 
     Raises:
-        ConfigError: They are not known and the task is not to be skipped.
+        ConfigError: They are not known and the task is not to be skipped, or lack a column of the task.
     """
+    from decar.audio.columns import no_column
     from decar.corpora import load_prepared
 
     corpus = cfg.task.corpus
     if corpus and cfg.task.path is None and (prepared := load_prepared(cfg.cache_dir, corpus)):
         cfg.task.path, cfg.task.root = str(prepared.file), str(prepared.root)
+        columns = prepared.manifest.table.columns
+        lost = next((name for name in (cfg.task.label, cfg.task.split) if name and name not in columns), None)
+        again = f"run `decar prepare {corpus} {prepared.root}` again if an earlier version made this list of clips"
+        require(lost is None, f"task={choice}: {prepared.file} has {no_column(columns, str(lost))}; {again}")
     cure = f"run `decar prepare {corpus} ROOT` first" if corpus else "pass task.path=…, a table or a folder of classes"
     if cfg.task.path is None and skip:
         log.info("task=%s: skipped, it has no source: %s", choice, cure)

@@ -13,6 +13,9 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -26,6 +29,7 @@ from decar.signals import active, go_on_by, stoppable
 log = logging.getLogger(__name__)
 
 SKIP = "DECAR_SKIP_TASKS"  # in hydra.job.env_set: the one place that a job in another process is handed, and no option
+FOREIGN = ("hear:", "torch:")  # bundles that have no network of decar's; `models.other` would import torch
 FAILED = "failed.txt"  # in the folder of a job, which may run on another machine: its options, and why it failed
 
 _failures: list[str] = []  # a line for each failed job of the sweep that has just ended
@@ -69,7 +73,7 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
         return None
 
     with command(config_name):
-        sys.argv[1:] = expand_tasks(sys.argv[1:])
+        sys.argv[1:] = name_neighbours(expand_tasks(sys.argv[1:]))
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
     lines = [*_failures]
     _failures.clear()
@@ -106,6 +110,7 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*callbacks used to create the checkpoint.*",
         ".*Found .* module.s. in eval mode.*",
+        ".*validation_step. but have no .val_dataloader.*",
         ".*when logging on epoch level in distributed setting.*",
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -134,6 +139,26 @@ def expand_tasks(arguments: list[str]) -> list[str]:
     require(bool(names), f"task.name={pattern}: no such table in {folder}; DIR/tasks/NAME.csv is looked for")
     require(several, f"task.name={pattern} means {len(names)} tasks: add -m")
     return [f"task.name={','.join(names)}" if word.startswith("task.name=") else word for word in arguments]
+
+
+def name_neighbours(arguments: list[str]) -> list[str]:
+    """In a sweep over `random` and bundles, add `beside`, the list of these bundles.
+
+    Options that choose a network for `random` themselves keep their effect.
+    """
+    given = [word for word in arguments if word.startswith("bundle=")]
+    chosen = any(word.lstrip("+").startswith(("encoder", "frontend", "beside", "experiment")) for word in arguments)
+    if len(given) != 1 or chosen or not {"-m", "--multirun"} & set(arguments):
+        return arguments
+    try:
+        sweep = OverridesParser.create().parse_override(given[0]).value()
+    except HydraException:  # of which Hydra itself tells
+        return arguments
+    names = [str(getattr(entry, "text", entry)) for entry in sweep.list] if isinstance(sweep, ChoiceSweep) else []
+    beside = [name for name in names if name not in ("random", "logmel") and not name.startswith(FOREIGN)]
+    if "random" not in names or not beside:
+        return arguments
+    return [*arguments, f"beside=[{','.join(map(hydra_value, beside))}]"]
 
 
 def note_failure(line: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,11 +39,12 @@ MAX_DEPTH = 50
 FINISHED = "finished.json"  # of a pre-training run that came to its end
 # by the run itself, where they were left open
 PICKED = ("k", "sampler.every_n_steps", "trainer.max_epochs", "labels.network_from")
-# do not change what comes out of a run that came to its end
-ASIDE = ("resume", "progress", "report", "objective", "cache_dir", "stall_timeout", "trainer.enable_progress_bar",
-         "trainer.max_time")  # fmt: skip
+# do not change what comes out of a run that came to its end; `beside` only serves to set `encoder`
+ASIDE = ("resume", "beside", "progress", "report", "objective", "cache_dir", "stall_timeout",
+         "trainer.enable_progress_bar", "trainer.max_time")  # fmt: skip
 OF_DATA = ("${data.", "${oc.select:data.")  # an option that follows `data`
-OF_FOLDER = ("${cache_dir}", "${hydra:runtime.output_dir}")  # or only says where a file lies
+# or only says where a file lies, or how the folder is called
+OF_FOLDER = ("${cache_dir}", "${hydra:runtime.output_dir}", "${basename:${hydra:runtime.output_dir}}")
 
 SEGMENT = "data.segment"  # says which clips there are; earlier versions had no such option
 OLD_ENCODER = "decar.models.Encoder"  # named before networks had names; `DecarModule` compares what was built
@@ -201,24 +203,24 @@ def same_job(cfg: DictConfig, output: Path) -> bool:
     return _same(cfg, _options_in(output))
 
 
-def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False) -> bool:
+def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False, idle: Iterable[str] = ()) -> bool:
     """Whether a job with these options would make what the one with the options `before` has made.
 
     An option that is left open now equals what was picked for it, and `budget` only serves to pick. Where the sounds
-    are known to be the same, their place does not matter.
+    are known to be the same, their place does not matter. Options in `idle` have no effect beside the others.
     """
     from omegaconf import OmegaConf
 
     now, raw = flat_options(cfg), dict(flat(OmegaConf.to_container(cfg)))
-    aside = [*ASIDE, *left_open(now), *(["data"] if same_sounds else [])]
+    aside = [*ASIDE, *left_open(now), *idle, *(["data"] if same_sounds else [])]
     if "trainer.max_epochs" in now and now["trainer.max_epochs"] is not None:
         aside.append("budget")
-    follows = OF_FOLDER + (OF_DATA if same_sounds else ())
+    follows = OF_FOLDER + (OF_DATA if same_sounds else ()) + tuple(f"${{{option}}}" for option in idle)
     keys = {key for key in before.keys() | now.keys() if not str(raw.get(key)).startswith(follows)}
     if "k" in aside:  # what refers to it was picked with it
         keys = {key for key in keys if not key.endswith(".k")}
     keys = {key for key in keys if key == SEGMENT or not below(key, tuple(aside))}
-    return bool(before) and all(before.get(key) == now.get(key) for key in keys)  # a missing option means null
+    return bool(before) and all(_unset(before.get(key)) == _unset(now.get(key)) for key in keys)
 
 
 def write_finished(output: Path, metrics: dict[str, float], epochs: int, steps: int, run: dict[str, Any]) -> None:
@@ -227,10 +229,14 @@ def write_finished(output: Path, metrics: dict[str, float], epochs: int, steps: 
         write_json(part, {"metrics": metrics, "epochs": epochs, "steps": steps, "run": run})
 
 
-def read_finished(cfg: DictConfig, output: Path, content: str) -> dict[str, Any] | None:
+def read_finished(cfg: DictConfig, output: Path, content: str, idle: Iterable[str] = ()) -> dict[str, Any] | None:
     """The last figures of the run in this folder; None when it was another one, is unfinished or damaged.
 
-    `content` is the `Identity.content` of the sounds now.
+    Args:
+        cfg: What is asked for now.
+        output: The folder.
+        content: `Identity.content` of the sounds now.
+        idle: Options without effect, in which the run may differ.
     """
     file = output / FINISHED
     try:
@@ -243,7 +249,28 @@ def read_finished(cfg: DictConfig, output: Path, content: str) -> dict[str, Any]
     run = found["run"]
     if run["content"] and run["content"] != content:
         return None
-    return found if _same(cfg, run["options"], same_sounds=bool(run["content"])) else None
+    return found if _same(cfg, run["options"], same_sounds=bool(run["content"]), idle=tuple(idle)) else None
+
+
+def finished_twin(cfg: DictConfig, sweep: Path, idle: Iterable[str]) -> tuple[Path, dict[str, Any]] | None:
+    """The folder and last figures of a job of this sweep that is finished and differs only in options without effect.
+
+    Args:
+        cfg: What is asked for now.
+        sweep: The folder of the sweep.
+        idle: Options without effect.
+    """
+    from hydra.utils import instantiate
+
+    from decar.models import read_facts
+
+    others = [file.parent for file in sorted(sweep.glob(f"*/{FINISHED}"))]
+    content = instantiate(cfg.data.manifest).identity(cfg.cache_dir).content if others else ""
+    for folder in others:
+        done = read_finished(cfg, folder, content, idle)
+        if done and not unreadable(folder / "encoder.safetensors", read_facts):
+            return folder, done
+    return None
 
 
 def lost_outputs(cfg: DictConfig, output: Path, epochs: int) -> dict[Path, str]:
@@ -309,7 +336,7 @@ def clear(output: Path) -> None:
     """Delete leftovers of a run that was killed before its first checkpoint."""
     for name in (
         FINISHED, "metrics.csv", ".metrics.sealed", "bad_files.csv", "report.html", "environment.json", "clusters.csv",
-        "clusters.npz",
+        "clusters.npz", "best/encoder.safetensors",
     ):  # fmt: skip
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "clusters.parquet", ignore_errors=True)

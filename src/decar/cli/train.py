@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar import signals
-from decar.cli.checks import check
-from decar.cli.config import build_encoder, own_network, take_over
+from decar.cli.checks import check, idle_words
+from decar.cli.config import build_encoder, job_name, own_network, take_over
 from decar.cli.data import report_run
 from decar.cli.launch import child_processes, folder_lock, leads, process_group
 from decar.cli.main import run_hydra
@@ -20,6 +20,7 @@ from decar.cli.runs import (
     FINISHED,
     clear,
     find_checkpoint,
+    finished_twin,
     flat_options,
     lost_outputs,
     read_finished,
@@ -29,7 +30,7 @@ from decar.cli.runs import (
 )
 from decar.cli.trainer import pick_open_options, trainer_options
 from decar.errors import require
-from decar.files import write_csv
+from decar.files import locked, write_csv
 from decar.limits import Limits, set_limits
 from decar.metrics import last_figures, read_rows
 
@@ -65,6 +66,8 @@ def pretrain(cfg: DictConfig) -> float:
         trainer = stack.enter_context(process_group(cfg))
         signals.follow(leads())
         on_rank_zero(lambda: stack.enter_context(folder_lock(output, "hydra.run.dir")))
+        if twin := on_rank_zero(lambda: find_twin(stack, cfg)):
+            return objective(cfg, twin["metrics"])
         sounds = cache(partial(identity_of, cfg))
         done, checkpoint = on_rank_zero(lambda: find_earlier_run(cfg, output, trainer.world_size, sounds))
         if not done:
@@ -82,6 +85,28 @@ def pretrain(cfg: DictConfig) -> float:
     log.info("the run lies in %s", output)
     log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
     return objective(cfg, metrics)
+
+
+def find_twin(stack: ExitStack, cfg: DictConfig) -> dict[str, Any] | None:
+    """The figures of a finished job of this sweep that differs from this one only in options without effect.
+
+    So PIC is not trained once for each `k`. Jobs of the same kind that run side by side do so one after the other: the
+    lock is held until this job has ended.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    conf: Any = HydraConfig.get()
+    idle = idle_words(cfg)
+    if conf.mode != RunMode.MULTIRUN or not idle:
+        return None
+    sweep, name = Path(conf.sweep.dir), job_name(word for word in conf.overrides.task if word not in idle)
+    stack.enter_context(locked(sweep / f".{name}.lock", wait=math.inf))
+    twin = finished_twin(cfg, sweep, [word.lstrip("+").partition("=")[0] for word in idle])
+    if twin is None:
+        return None
+    log.info("done already in %s, from which only %s differs, which is not used", twin[0], " ".join(idle))
+    return twin[1]
 
 
 def find_earlier_run(
@@ -153,7 +178,10 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
 
     clips = store.usable()
     module = build_module(cfg, clips)
-    data = PretrainData(clips, **cfg.loader, **cfg.sampler, seed=cfg.seed)
+    encoder = module.encoder
+    data = PretrainData(
+        clips, **cfg.loader, **cfg.sampler, min_frames=encoder.min_frames, max_frames=encoder.max_frames, seed=cfg.seed
+    )
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
     record = RunRecord(flat_options(cfg), store.content, len(store))
     callbacks.append(record)

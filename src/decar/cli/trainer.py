@@ -217,7 +217,8 @@ def _time(cfg: DictConfig, processes: int) -> dict[str, Any]:
     encoder = build_encoder(cfg)
     share = share_of_batch(cfg.loader.batch_size, processes)
     with threads(max(1, torch.get_num_threads() // processes)):  # each process of several takes its share of the cores
-        cost = measure_step(encoder, share, cfg.loader.crop_frames, "cuda" if on_gpu else "cpu")
+        frames = cfg.loader.crop_frames or encoder.max_frames  # whole clips: at most these
+        cost = measure_step(encoder, share, frames, "cuda" if on_gpu else "cpu")
     return {"seconds": seconds, "step_seconds": cost}
 
 

@@ -12,7 +12,9 @@ _NOTE = ("instrument_family_str", "pitch", "instrument_str")
 
 
 def nsynth(root: Path) -> Iterator[Row]:
-    """Columns `family` (11), `pitch` (MIDI note), `instrument`, `split`.
+    """Columns `family` (11), `pitch` (MIDI note), `instrument`, `split`; `split_train_valid`.
+
+    The last has the clips of the paper's Table 1: it trains on the train part and tests on the valid part.
 
     `nsynth-{train,valid,test}/examples.json` with an entry a note, and `audio/NAME.wav` beside it. No instrument of
     train is in valid or test; no note of a synth lead is outside train.
@@ -27,6 +29,7 @@ def nsynth(root: Path) -> Iterator[Row]:
                 "pitch": str(pitch),
                 "instrument": instrument,
                 "split": split,
+                "split_train_valid": {"train": "train", "valid": "test"}.get(split, ""),
             }
 
 
@@ -43,7 +46,7 @@ NSYNTH = Corpus(
     paper=Size(11, 301883, 4.00),
     published={"split=train": 289205, "split=valid": 12678, "split=test": 4096},
     official=(305979, 11),
-    differs="the paper's number is train and valid; with test there are 305,979",
+    differs="the paper's number is train and valid (task=nsynth_train_valid); with test there are 305,979",
 )
 
 

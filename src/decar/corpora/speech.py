@@ -1,10 +1,12 @@
 """Corpora of speech and of voices: speakers, words, languages, emotions, sounds that are not speech."""
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import soundfile
 
 from decar.corpora.base import Archive, Corpus, Row, Size, entries, find, known, lines, with_split
@@ -20,6 +22,8 @@ LANGUAGES = {
 SOUNDS = ("laughter", "sigh", "cough", "throatclearing", "sneeze", "sniff")
 _VOXCELEB_SPLITS = {"1": "train", "2": "valid", "3": "test"}
 _VOXCELEB_TOPS = ("wav", "vox1_dev_wav/wav", "vox1_test_wav/wav", "dev/wav", "test/wav")
+_VOXCELEB_VERIFIED = range(10270, 10310)  # the 40 speakers of the verification test, whose names begin with E
+VOXFORGE_PAPER = 8803  # clips in the paper's Table 1
 _IEMOCAP = {"neu": "neutral", "ang": "angry", "sad": "sad", "hap": "happy"}
 _IEMOCAP_LINE = re.compile(r"^\[[\d.]+ - [\d.]+\]\t(\S+)\t(\w+)\t")
 _CREMA_D = {
@@ -65,7 +69,9 @@ LIBRISPEECH = Corpus(
 
 
 def voxceleb1(root: Path) -> Iterator[Row]:
-    """Columns `speaker` (1,251), `video` and `split`: that of `iden_split.txt`, for identification.
+    """Columns `speaker` (1,251), `video` and `split`: that of `iden_split.txt`, for identification; `split_1211`.
+
+    The last is the same split without the 40 speakers of the verification test: the 1,211 of the paper's Table 1.
 
     `wav/SPEAKER/VIDEO/NUMBER.wav` and `iden_split.txt`, a line a clip: 1, 2 or 3 (train, valid, test) and its path
     under `wav`. The publishers divide the audio into a dev and a test archive; both may be unpacked anywhere below the
@@ -77,13 +83,15 @@ def voxceleb1(root: Path) -> Iterator[Row]:
     for line in lines(listed):
         number, _, path = line.partition(" ")
         speaker, _, rest = path.partition("/")
-        if number not in _VOXCELEB_SPLITS or rest.count("/") != 1:
+        if number not in _VOXCELEB_SPLITS or rest.count("/") != 1 or not re.fullmatch(r"id\d+", speaker):
             raise CorpusError(f"{listed} has the line '{line}'; expected 1, 2 or 3 and SPEAKER/VIDEO/FILE")
+        verified = int(speaker.removeprefix("id")) in _VOXCELEB_VERIFIED
         yield {
             "path": tops.get(speaker, root / "wav" / speaker) / rest,
             "speaker": speaker,
             "video": f"{speaker}/{rest.partition('/')[0]}",
             "split": _VOXCELEB_SPLITS[number],
+            "split_1211": "" if verified else _VOXCELEB_SPLITS[number],
         }
 
 
@@ -99,7 +107,8 @@ VOXCELEB1 = Corpus(
     paper=Size(1211, 153397, 8.20),
     published={"split=train": 138361, "split=valid": 6904, "split=test": 8251},
     official=(153516, 1251),
-    differs="1,211 is the number of speakers of the verification split's dev part; identification has 1,251",
+    differs="1,211 is the number of speakers of the verification split's dev part (task=voxceleb1_1211), with 148,642 "
+    "clips; identification has 1,251",
 )
 
 
@@ -169,7 +178,10 @@ SPEECH_COMMANDS_V2 = _speech_commands(2, "af14739ee7dc311471de98f5f9d2c9191b18ae
 
 
 def voxforge(root: Path) -> list[Row]:
-    """Columns `language` (6), `speaker`, `split`: 70:10:20 of the speakers of each language.
+    """Columns `language` (6), `speaker`, `split`: 70:10:20 of the speakers of each language; `split_8803`.
+
+    The last is the same split for 8,803 clips, the number in the paper's Table 1, as even over the languages as they
+    can be, drawn by a fixed seed. Which ones the paper took is not published.
 
     `LANGUAGE/SPEAKER-DATE-ID/wav/*.wav` (or flac), as the tarballs of the six repositories unpack. Each submission of
     "anonymous" counts as a speaker of its own, since the speaker is unknown.
@@ -186,7 +198,20 @@ def voxforge(root: Path) -> list[Row]:
             if speaker.lower() == "anonymous":
                 speaker = submission
             clips.append({"path": path, "language": language, "speaker": f"{language}/{speaker}"})
-    return with_split(clips, {"train": 0.7, "valid": 0.1, "test": 0.2}, groups="speaker", within="language")
+    clips = with_split(clips, {"train": 0.7, "valid": 0.1, "test": 0.2}, groups="speaker", within="language")
+    taken = even_share([clip["language"] for clip in clips], VOXFORGE_PAPER)
+    return [{**clip, "split_8803": clip["split"] if take else ""} for clip, take in zip(clips, taken, strict=True)]
+
+
+def even_share(labels: Sequence[str], n: int) -> list[bool]:
+    """A mask of `n` clips, or all if there are fewer, in which classes are as even as they can be; a fixed seed."""
+    order = np.random.default_rng(0).permutation(len(labels)).tolist()
+    rank, seen = [0] * len(labels), Counter[str]()
+    for i in order:
+        rank[i] = seen[labels[i]]
+        seen[labels[i]] += 1
+    chosen = set(sorted(order, key=lambda i: rank[i])[:n])
+    return [i in chosen for i in range(len(labels))]
 
 
 VOXFORGE = Corpus(
@@ -199,7 +224,7 @@ VOXFORGE = Corpus(
     by_hand="unpack the tarballs of each language's repository (http://www.repository.voxforge1.org/downloads/) into a "
     "folder a language: de, en, es, fr, it, ru",
     paper=Size(6, 8803, 6.68),
-    differs="the repositories grow; which submissions the paper took is not published",
+    differs="the repositories grow; which clips the paper took is not published (task=voxforge_8803 draws as many)",
 )
 
 

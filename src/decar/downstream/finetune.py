@@ -127,9 +127,10 @@ class TaskData:
         self.batch_size, self.crop_frames, self.seed, self.num_workers = batch_size, crop_frames, seed, num_workers
         self.min_frames, self.max_frames = min_frames, max_frames
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Random crops, every training clip once an epoch."""
-        order = EpochBatches(self.task.indices("train"), self.batch_size, self.seed)
+    def train_dataloader(self, *more: str) -> DataLoader[Batch]:
+        """Random crops, every clip of the training split, and of those in `more`, once an epoch."""
+        indices = np.flatnonzero(np.isin(self.task.split, ["train", *more]))
+        order = EpochBatches(indices, self.batch_size, self.seed)
         return self._loader(Crops(self.task, self.store, self.crop_frames, self.seed), order)
 
     def val_dataloader(self) -> DataLoader[WholeBatch]:
@@ -253,8 +254,10 @@ def fit_finetune(
         encoder: Where the weights start; left as it is.
         task: The classes and splits.
         store: Log-mels of the task's clips, in the task's order.
-        protocol: `PaperProtocol`: one learning rate. `SearchProtocol`: each of its learning rates from the same initial
-            weights, the best on validation kept (the first of equals). Its `max_epochs` replaces the trainer's.
+        protocol: `PaperProtocol`: one learning rate; with `refit`, the encoder is then tuned anew on train and
+            validation together, for as many epochs as were best. `SearchProtocol`: each of its learning rates from the
+            same initial weights, the best on validation kept (the first of equals). Its `max_epochs` replaces the
+            trainer's.
         seed: Seeds the head, the order, the crops and the network's own draws.
         crop_frames: Frames of a training crop.
         num_workers: Loader processes.
@@ -286,6 +289,8 @@ def fit_finetune(
         if winner is None or tuned.best.valid_value > winner.best.valid_value:
             winner = tuned
     assert winner is not None
+    if isinstance(protocol, PaperProtocol) and protocol.refit and task.spec.shots is None:
+        winner = _Tuned(_refit(encoder, data, winner, seed, kwargs), winner.best)
     with _seeded(seed):  # a loader draws a seed for its workers
         metrics, confusion = _test(winner, data, kwargs)
     best = winner.best
@@ -301,6 +306,16 @@ def _tune(encoder: Encoder, data: TaskData, lr: float, seed: int, kwargs: Mappin
         _trainer(kwargs, best).fit(module, data.train_dataloader(), data.val_dataloader())
     module.load_state_dict(best.weights)
     return _Tuned(module, best)
+
+
+def _refit(encoder: Encoder, data: TaskData, chosen: _Tuned, seed: int, kwargs: Mapping[str, Any]) -> FineTuner:
+    """Train another copy on train and validation for the epochs up to the chosen one, at the chosen learning rate."""
+    with _seeded(seed):
+        module = FineTuner(copy.deepcopy(encoder), len(data.task.classes), chosen.module.lr)
+        module.train()
+        epochs = chosen.best.epoch + 1
+        _trainer({**kwargs, "max_epochs": epochs}).fit(module, data.train_dataloader("valid"))
+    return module
 
 
 def _test(tuned: _Tuned, data: TaskData, kwargs: Mapping[str, Any]) -> tuple[dict[str, float], NDArray[np.int64]]:

@@ -7,6 +7,7 @@ after the choice. Letters: `N` clips, `D` embedding, `C` classes.
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def fit_frozen(x: Floats, task: Task, protocol: Protocol, seed: int) -> Outcome:
     Args:
         x: `(N, D)` embeddings of the task's clips, in the task's order.
         task: The classes and splits.
-        protocol: `PaperProtocol`: Adam on the raw embeddings, best epoch of validation.
+        protocol: `PaperProtocol`: Adam on the raw embeddings, best epoch of validation, refit if its `refit` is true.
             `SearchProtocol`: logistic regression on standardised embeddings, `C` by validation, refit on train + valid.
             `KnnProtocol`: votes of the nearest clips.
         seed: Seeds initial weights and order of the paper's probe; the others are deterministic.
@@ -82,21 +83,31 @@ def _check_embeddings(x: Floats, task: Task) -> None:
 
 def _fit_adam(known: Known, protocol: PaperProtocol, seed: int) -> Fitted:
     """One linear layer on raw embeddings (paper, section 4: Adam, 1e-3, batch 64, at most 50 epochs)."""
-    with seeded(seed):
-        layer = nn.Linear(known.x_train.shape[1], known.n_classes)
-    adam = torch.optim.Adam(layer.parameters(), lr=protocol.lr)
-    x, y = torch.as_tensor(known.x_train, dtype=torch.float32), torch.as_tensor(known.y_train)
-    best, best_layer, history = -1.0, layer, list[dict[str, float | int]]()
-    for epoch in range(protocol.max_epochs):
-        loss = 0.0
-        for rows in _shuffled(len(x), protocol.batch_size, seed, epoch):
-            loss += _step(layer, adam, x[rows], y[rows]) * len(rows) / len(x)
+    best, chosen, history = -1.0, 0, list[dict[str, float | int]]()
+    for epoch, (layer, loss) in enumerate(_epochs(known.x_train, known.y_train, known.n_classes, protocol, seed)):
         value = score(_scores(layer, known.x_valid), known.y_valid)
         history.append({"epoch": epoch, "train_loss": loss, "valid_value": value})
         if value > best:  # strictly: the first of equally good epochs
-            best, best_layer = value, copy.deepcopy(layer)
-    chosen = int(np.argmax([h["valid_value"] for h in history])) if history else 0
-    return Fitted(lambda z: _scores(best_layer, z), best, {"lr": protocol.lr, "epoch": chosen}, history)
+            best, chosen, final = value, epoch, copy.deepcopy(layer)
+    if protocol.refit:
+        again = _epochs(*known.final(), known.n_classes, protocol, seed)
+        final = [layer for layer, _ in islice(again, chosen + 1)][-1]
+    return Fitted(lambda z: _scores(final, z), best, {"lr": protocol.lr, "epoch": chosen}, history)
+
+
+def _epochs(
+    x: Floats, y: Truth, n_classes: int, protocol: PaperProtocol, seed: int
+) -> Iterator[tuple[nn.Linear, float]]:
+    """Train a linear layer; after each epoch the layer, always the same one, and the epoch's mean loss."""
+    with seeded(seed):
+        layer = nn.Linear(x.shape[1], n_classes)
+    adam = torch.optim.Adam(layer.parameters(), lr=protocol.lr)
+    inputs, truth = torch.as_tensor(x, dtype=torch.float32), torch.as_tensor(y)
+    for epoch in range(protocol.max_epochs):
+        loss = 0.0
+        for rows in _shuffled(len(x), protocol.batch_size, seed, epoch):
+            loss += _step(layer, adam, inputs[rows], truth[rows]) * len(rows) / len(x)
+        yield layer, loss
 
 
 def fit_knn(known: Known, protocol: KnnProtocol) -> Fitted:

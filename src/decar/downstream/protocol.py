@@ -27,6 +27,8 @@ class PaperProtocol:
         lr: Learning rate of Adam.
         batch_size: Clips a step.
         max_epochs: Epochs trained; the one that is best on validation counts (the released code took the best on test).
+        refit: Whether a new classifier is then trained for as many epochs on train and validation together; not with
+            few shots. The paper divides most data sets 80:20 into train and test and names no validation split.
 
     Raises:
         ConfigError: A number is none, or is out of range.
@@ -36,9 +38,12 @@ class PaperProtocol:
     lr: float = 1e-3
     batch_size: int = 64
     max_epochs: int = 50
+    refit: bool = False
 
     def __post_init__(self) -> None:
         check_positive("protocol.lr", self.lr)
+        if not isinstance(self.refit, bool):
+            raise ConfigError(f"protocol.refit={self.refit}: give true or false")
         check_whole("protocol.batch_size", self.batch_size, 1)
         check_whole("protocol.max_epochs", self.max_epochs, 1)
 
@@ -111,7 +116,7 @@ class Known(NamedTuple):
         x_valid: As `x_train`.
         y_valid: As `y_train`.
         n_classes: `C`.
-        refit: Whether the chosen setting is fitted again on train and validation together; not with few shots.
+        refit: Whether the chosen setting may be fitted again on train and validation together; not with few shots.
     """
 
     x_train: Floats

@@ -309,8 +309,8 @@ def _check_frontend(path: Path, ours: FrontEnd, theirs: FrontEnd | None) -> None
     if theirs is None or theirs == ours:
         return
     mine, other = ours.as_dict(), theirs.as_dict()
-    wrong = [key for key in mine if mine[key] != other[key]]
-    found = ", ".join(f"{key}={mine[key]}" for key in wrong)
-    asked = ", ".join(f"{key}={other[key]}" for key in wrong)
-    fix = " ".join(f"frontend.{key}={mine[key]}" for key in wrong)
+    wrong = [key for key in {**mine, **other} if mine.get(key, False) != other.get(key, False)]
+    found = ", ".join(f"{key}={mine.get(key, False)}" for key in wrong)
+    asked = ", ".join(f"{key}={other.get(key, False)}" for key in wrong)
+    fix = " ".join(f"frontend.{key}={mine.get(key, False)}" for key in wrong)
     raise BundleError(f"{path}: made for another front-end ({found}; asked for {asked}): pass {fix}")

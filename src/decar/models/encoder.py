@@ -103,6 +103,8 @@ class Encoder(nn.Module):
         samples = mono_batch(as_array(waveform), sample_rate, self.sample_rate)
         if not len(samples):
             return torch.zeros(0, self.dim, device=self.device)
+        if self.frontend.l2:
+            samples = np.stack([next(self.frontend.levelled([clip])) for clip in samples])
         short = max(0, self.frontend.win_length - samples.shape[1])
         with torch.no_grad():
             mel = self.logmel(functional.pad(torch.from_numpy(samples).to(self.device), (0, short)))

@@ -26,6 +26,7 @@ from torch.nn import functional
 
 import decar
 from decar.audio import FrontEnd, LogMel
+from decar.audio.logmel import LEAST_NORM
 from decar.errors import ConfigError, ExportError, reason_of
 from decar.files import advice, whole
 from decar.models.embed import evaluating
@@ -62,6 +63,8 @@ class WaveformEncoder(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """Embed `(B, T)` float32 as `(B, D)`."""
         spec = self.spec
+        if spec.l2:
+            waveform = waveform / waveform.norm(dim=1, keepdim=True).clamp_min(LEAST_NORM)
         have, want = self._frames(waveform.shape[1])
         # a size that depends on T alone, within these bounds; int() around it is what the exporter cannot follow
         n_frames: int = want.item()  # type: ignore[assignment]

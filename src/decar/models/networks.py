@@ -38,6 +38,7 @@ def build_network(
     local: bool = False,
     widths: Sequence[int] = (32, 64, 64),
     pretrained: bool = False,
+    drop_path: float | None = None,
 ) -> nn.Module:
     """Build one of decar's networks, `(B, 1, M, F)` to `(B, D)`: a whole or cut timm network, or `conv`.
 
@@ -56,6 +57,9 @@ def build_network(
         widths: See `conv_trunk`. Ignored by timm networks.
         pretrained: Start from the weights that timm has published, which are downloaded once; those of the first layer
             are summed over the colours. The MLP of a cut network starts from random weights all the same.
+        drop_path: Probability with which training leaves out the last residual block for a clip; it falls linearly to 0
+            at the first. Ignored by `conv`. The networks of the released code have 0.2, and a BatchNorm epsilon of
+            1e-3 as `tf_efficientnet_b0`; the paper names neither.
 
     Returns:
         A network with an attribute `decar_settings`: the arguments that it depends on, for `Encoder.settings`.
@@ -66,15 +70,18 @@ def build_network(
     """
     if pretrained:
         _check_published(name)
+    _check_share("drop_path", drop_path or 0.0)
     settings: dict[str, object] = {"name": name, "pool": pool}
+    if drop_path and name != CONV:  # bundles of before have no such entry
+        settings["drop_path"] = drop_path
     if name != CONV and stride is None:
-        network = timm_network(name, pool, pretrained)
+        network = timm_network(name, pool, pretrained, drop_path)
     else:
         if name == CONV:
             trunk: nn.Module = conv_trunk(widths, stride)
             settings |= {"stride": 2 ** len(widths), "widths": list(widths)}
         else:
-            trunk = CutTimm(name, cast(int, stride), pretrained)
+            trunk = CutTimm(name, cast(int, stride), pretrained, drop_path)
             settings |= {"stride": stride}
         network = FrequencyKeeping(trunk, n_mels, hidden, dropout, pool, local)
         settings |= {"hidden": hidden, "dropout": dropout, "local": local}
@@ -82,7 +89,7 @@ def build_network(
     return network
 
 
-def timm_network(name: str, pool: str, pretrained: bool = False) -> nn.Module:
+def timm_network(name: str, pool: str, pretrained: bool = False, drop_path: float | None = None) -> nn.Module:
     """Build a whole timm network with one input channel and global pooling.
 
     Raises:
@@ -90,7 +97,7 @@ def timm_network(name: str, pool: str, pretrained: bool = False) -> nn.Module:
     """
     _check_name(name)
     try:
-        network: nn.Module = _create(name, pretrained, num_classes=0, global_pool=pool)
+        network: nn.Module = _create(name, pretrained, drop_path, num_classes=0, global_pool=pool)
     except FAILURES as error:
         raise ConfigError(
             f"encoder.name={name} encoder.pool={pool}: this network cannot embed log-mels ({reason_of(error)}); "
@@ -106,12 +113,13 @@ class CutTimm(nn.Module):
         name: A timm network that offers its intermediate maps and takes images of any size.
         stride: Mel bands per row, and frames per column, of the map.
         pretrained: See `build_network`.
+        drop_path: See `build_network`.
 
     Raises:
         ConfigError: timm has no such network, or the network has no map of that stride.
     """
 
-    def __init__(self, name: str, stride: int, pretrained: bool = False) -> None:
+    def __init__(self, name: str, stride: int, pretrained: bool = False, drop_path: float | None = None) -> None:
         from timm.models.efficientnet import EfficientNetFeatures
         from timm.models.mobilenetv3 import MobileNetV3Features
 
@@ -123,7 +131,8 @@ class CutTimm(nn.Module):
             if stride not in strides:
                 offered = ", ".join(map(str, sorted(set(strides))))
                 raise ConfigError(f"encoder.stride={stride}: {name} has no map of that stride; it offers {offered}")
-            self.stages = _create(name, pretrained, features_only=True, out_indices=(strides.index(stride),))
+            at = (strides.index(stride),)
+            self.stages = _create(name, pretrained, drop_path, features_only=True, out_indices=at)
         except FAILURES as error:
             raise ConfigError(
                 f"encoder.name={name} encoder.stride={stride}: this network cannot be cut ({reason_of(error)}); "
@@ -288,16 +297,25 @@ def _frame_size(trunk: nn.Module, n_mels: int) -> int:
     return features.shape[1] * features.shape[2]
 
 
-def _create(name: str, pretrained: bool = False, **options: object) -> Any:  # timm has no types
+def _create(
+    name: str, pretrained: bool = False, drop_path: float | None = None, **options: Any
+) -> Any:  # timm has no types
     """A timm network with one input channel.
 
     Raises:
-        ConfigError: Its published weights cannot be loaded.
+        ConfigError: Its published weights cannot be loaded, or it has no blocks to leave out.
     """
     import timm
 
+    if drop_path:
+        options["drop_path_rate"] = drop_path
     # first without weights: what fails here is not for want of them
-    network = timm.create_model(name, pretrained=False, in_chans=1, **options)
+    try:
+        network = timm.create_model(name, pretrained=False, in_chans=1, **options)
+    except TypeError as error:
+        if drop_path and "drop_path_rate" in str(error):
+            raise ConfigError(f"encoder.drop_path={drop_path}: encoder.name={name} has no such option") from error
+        raise
     if not pretrained:
         return network
     try:
@@ -329,10 +347,14 @@ def _check_name(name: str) -> None:
     )
 
 
+def _check_share(key: str, value: float) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and 0 <= value < 1):
+        raise ConfigError(f"encoder.{key}={value}: not allowed; give a number from 0 to below 1")
+
+
 def _check_options(hidden: int, dropout: float, pool: str) -> None:
     check_whole("encoder.hidden", hidden, 1)
-    number = isinstance(dropout, int | float) and not isinstance(dropout, bool)
-    if not (number and math.isfinite(dropout) and 0 <= dropout < 1):
-        raise ConfigError(f"encoder.dropout={dropout}: not allowed; give a number from 0 to below 1")
+    _check_share("dropout", dropout)
     if pool not in get_args(Pool):
         raise ConfigError(f"encoder.pool={pool}: choose one of {', '.join(get_args(Pool))}")

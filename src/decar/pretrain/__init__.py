@@ -1,6 +1,6 @@
 """Pre-training: cluster the whole set, learn to predict the clusters, again."""
 
-from decar.pretrain.callbacks import BundleExport, ClusterLog, EpochLine, StopOnNMI
+from decar.pretrain.callbacks import BestBundle, BundleExport, ClusterLog, EpochLine, StopOnNMI
 from decar.pretrain.checkpoint import AtomicCheckpointIO, EpochCheckpoint, Safeguard
 from decar.pretrain.dashboard import Dashboard
 from decar.pretrain.datamodule import PretrainData
@@ -15,6 +15,7 @@ from decar.pretrain.vectors import Vectors
 
 __all__ = [
     "AtomicCheckpointIO",
+    "BestBundle",
     "BothLabels",
     "BundleExport",
     "ClusterLog",

@@ -46,6 +46,40 @@ class BundleExport(Callback):
             self.on_train_epoch_end(trainer, pl_module)
 
 
+class BestBundle(BundleExport):
+    """Write the encoder as a bundle after each epoch whose NMI is the highest so far: `bundle=RUN/best`.
+
+    The paper stops on the NMI and does not say which epoch's encoder it judges; `RUN` itself is the last one. Epochs
+    without an NMI do not count (`StopOnNMI`), nor do those that training leaves unfinished.
+    """
+
+    def __init__(self, path: str | Path, facts: Mapping[str, object] | None = None) -> None:
+        super().__init__(path, facts)
+        self.best = -1.0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare, and export the weights as they stand."""
+        assert isinstance(pl_module, DecarModule)
+        labels = pl_module.data.labels
+        nmi = labels.health.get("nmi", -1.0) if labels is not None else -1.0
+        if nmi > self.best and epoch_is_whole(trainer):  # strictly, as best.ckpt: the first of equals
+            self.best = nmi
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log that a bundle of an earlier epoch is gone: no checkpoint that is loaded here holds its weights."""
+        if self.best >= 0 and trainer.is_global_zero and (reason := unreadable(self.path, read_facts)):
+            log.warning("%s: %s; best.ckpt has its weights", self.path, reason)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The highest NMI."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from there."""
+        self.best = float(state_dict["best"])
+
+
 class ClusterLog(Callback):
     """Write `clusters.parquet`: a row for each clip, epoch and clustering, with its pseudo-label.
 

@@ -115,12 +115,24 @@ def steps_for(n_clips: int, draws_per_clip: float, batch_size: int) -> int:
     return max(1, int(n_clips * draws_per_clip) // batch_size)
 
 
+def whole_clip_frames(lengths: NDArray[np.int64], min_frames: int, max_frames: int) -> int:
+    """Frames that whole clips are padded to with silence: those of the longest, between the encoder's bounds.
+
+    One length for all batches, so that a clip's input depends neither on its batch nor on the number of processes. Of a
+    clip longer than `max_frames` a random piece of that length is taken.
+
+    >>> whole_clip_frames(np.array([48, 300]), 98, 998), whole_clip_frames(np.array([48, 5000]), 98, 998)
+    (300, 998)
+    """
+    return int(np.clip(lengths.max(), min_frames, max_frames))
+
+
 class PretrainData(LightningDataModule):
     """Balanced batches of crops, and their labels.
 
     Args:
         store: Log-mels of the `N` clips to learn from.
-        crop_frames: Length of a crop in frames (98 = 1 s).
+        crop_frames: Length of a crop in frames (98 = 1 s). None: whole clips, see `whole_clip_frames`.
         batch_size: Crops per step, over all processes.
         draws_per_clip: An epoch is `N × draws_per_clip` crops: the distance between two clusterings. The paper passes
             once over the data; on a small set that is too few steps for a fresh head to learn anything.
@@ -131,13 +143,15 @@ class PretrainData(LightningDataModule):
         persistent_workers: Keep workers over epochs; forking anew each epoch hung under DDP (gh-112275).
         pin_memory: Use pinned memory for faster copies to a GPU; None: where a GPU trains.
         timeout: Seconds after which a worker that has not returned its batch is considered stuck.
+        min_frames: Of whole clips, as of the encoder.
+        max_frames: See `min_frames`.
     """
 
     def __init__(
         self,
         store: LogMelStore,
         *,
-        crop_frames: int = 98,
+        crop_frames: int | None = 98,
         batch_size: int = 64,
         draws_per_clip: float = 1.0,
         every_n_steps: int | None = None,
@@ -145,12 +159,15 @@ class PretrainData(LightningDataModule):
         persistent_workers: bool = True,
         pin_memory: bool | None = None,
         timeout: float = 300,
+        min_frames: int = 98,
+        max_frames: int = 998,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not len(store):
             raise StoreError("no usable clip to learn from; see bad_files.csv for the reasons")
-        self.store, self.crop_frames, self.batch_size = store, crop_frames, batch_size
+        self.store, self.batch_size = store, batch_size
+        self.crop_frames = crop_frames or whole_clip_frames(store.lengths, min_frames, max_frames)
         self.draws_per_clip, self.num_workers, self.seed = draws_per_clip, num_workers, seed
         self.persistent_workers, self.pin_memory, self.every_n_steps = persistent_workers, pin_memory, every_n_steps
         self.timeout = timeout

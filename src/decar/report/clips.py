@@ -188,7 +188,7 @@ class Decoded:
         length = SECONDS if duration is None else min(duration, SECONDS)
         try:
             wave = decode(file, start=start, duration=length, sample_rate=self.frontend.sample_rate)
-            return waveforms_to_frames(self._log_mel, [wave])[0]
+            return waveforms_to_frames(self._log_mel, [*self.frontend.levelled([wave])])[0]
         except (AudioError, OSError, RuntimeError):  # `sounds` reads the clip again and reports it
             return np.empty((0, self.frontend.n_mels), np.float16)
 

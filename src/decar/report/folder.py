@@ -248,7 +248,7 @@ def frontend_of(config: Mapping[str, Any]) -> FrontEnd:
     numbers = config.get("frontend")
     made: FrontEnd = _call({FRONT_END: FrontEnd}, numbers, "frontend")
     for key, value in made.as_dict().items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if key != "l2" and (isinstance(value, bool) or not isinstance(value, int | float)):  # l2: FrontEnd looks itself
             raise ConfigError(f"config.yaml: frontend.{key}={value!r} is not a number; correct it")
     return made
 
