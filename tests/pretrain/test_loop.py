@@ -371,7 +371,8 @@ class TestPretrainData:
         data = PretrainData(store, batch_size=4, draws_per_clip=3, crop_frames=None, min_frames=98, max_frames=300)
         data.set_labels(EpochLabels(np.arange(4)[:, None], [4], 0))
         cuts = set()
-        for x, index in data.train_dataloader():
+        for batch in data.train_dataloader():
+            x, index = data.on_after_batch_transfer(batch, 0)
             assert x.shape == (4, 1, 64, 300)
             for row, i in zip(x[:, 0].numpy(), index.tolist(), strict=True):
                 clip = store[i].astype(np.float32).T

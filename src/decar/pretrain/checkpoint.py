@@ -132,24 +132,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if lean is not checkpoint:
             sweep(target.parent)
 
-    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read one checkpoint, and on rank 0 what lies beside it.
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        """Read one checkpoint, without running code that it may hold, and on rank 0 what lies beside it.
+
+        Weights stay in the file until they are copied into the network, which saves the time that `damage_of` takes.
+        What the optimizer and the callbacks keep is copied here: later changes of the file do not change it.
 
         Raises:
             TrainingError: A file beside it is missing or damaged.
         """
-        checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
-        return checkpoint if rank_and_size()[0] else bring_back(checkpoint, Path(path).parent)
-
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Read one checkpoint, without running code that it may hold.
-
-        Weights stay in the file until they are copied into the network, which saves the time that `damage_of` takes.
-        What the optimizer and the callbacks keep is copied here: later changes of the file do not change it.
-        """
         found = torch.load(path, map_location, mmap=True, weights_only=True)
         kept = {key: value for key, value in found.items() if key != "state_dict"}
-        return {**found, **apply_to_collection(kept, torch.Tensor, torch.clone)}
+        checkpoint = {**found, **apply_to_collection(kept, torch.Tensor, torch.clone)}
+        return checkpoint if rank_and_size()[0] else bring_back(checkpoint, Path(path).parent)
 
 
 def _keep(target: Path) -> None:
