@@ -8,6 +8,7 @@ from decar.pretrain.health import EmbeddingHealth
 from decar.pretrain.labels import BothLabels, DescriptorLabels, EpochLabels, LabelSource, NetworkLabels, Situation
 from decar.pretrain.logger import EpochRow, ResumableCSVLogger
 from decar.pretrain.module import DecarModule
+from decar.pretrain.online import OnlineLabels
 from decar.pretrain.probe import OnlineProbe
 from decar.pretrain.ranks import on_rank_zero
 from decar.pretrain.sampler import UniformClusterSampler, derive_seed
@@ -28,6 +29,7 @@ __all__ = [
     "EpochRow",
     "LabelSource",
     "NetworkLabels",
+    "OnlineLabels",
     "OnlineProbe",
     "PretrainData",
     "ResumableCSVLogger",

@@ -64,10 +64,10 @@ class ClusterLog(Callback):
             return
         table, epoch = data.store.manifest.table, data.labels.epoch
         stretch = {name: table[name] for name in ("start", "duration") if name in table}  # tell clips of one file apart
-        parts = [
-            pd.DataFrame({"clip": table["path"], **stretch, "epoch": epoch, "clustering": h, "pseudo_label": column})
-            for h, column in enumerate(data.labels.labels.T)
-        ]
+        key = pd.DataFrame({"clip": table["path"], **stretch, "epoch": epoch})
+        parts = [key.assign(clustering=h, pseudo_label=column) for h, column in enumerate(data.labels.labels.T)]
+        if (sample := data.labels.sample) is not None:
+            parts.append(key.iloc[sample[:, 0]].assign(clustering=len(parts), pseudo_label=sample[:, 1]))
         with whole(part_of(self.path, epoch)) as part:  # readers of the folder pass over dot files
             write_parquet(part, pd.concat(parts, ignore_index=True))
 

@@ -6,6 +6,7 @@ which comes after the hook. The data set yields `(crop, index)`; the label of an
 so no worker can hold a stale one.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -173,6 +174,11 @@ class PretrainData(LightningDataModule):
         """Use these labels from the next batch on."""
         if labels.labels.shape[0] != len(self.store):
             raise StoreError(f"labels of {labels.labels.shape[0]} clips do not fit a store of {len(self.store)}")
+        if self.batch_size % labels.views:
+            raise ConfigError(
+                f"loader.batch_size={self.batch_size}: {labels.views} crops of each clip are in a batch; pass "
+                f"loader.batch_size={self.batch_size + 1}"
+            )
         self.labels, self._targets = labels, torch.from_numpy(labels.labels)
 
     def targets(self, index: Tensor) -> Tensor:
@@ -184,15 +190,18 @@ class PretrainData(LightningDataModule):
     def batches(self, epoch: int) -> list[list[Draw]]:
         """This rank's share of the batches of an epoch, which are a pure function of seed, epoch and labels.
 
-        Batch `b` is balanced over the clusters of clustering `b mod H`. Several ranks divide the batch that one process
+        Batch `b` is balanced over the clusters of clustering `b mod H`. Where each clip has two crops in a batch, its
+        second half has the clips of the first, in their order. Several ranks divide the batch that one process
         would train on: the crop at place `p` goes to rank `p mod size`.
         """
         if self.labels is None:
             raise StoreError("batches were asked for before there were labels")
-        columns = self.labels.labels.T
+        columns, views = self.labels.labels.T, self.labels.views
+        if not len(columns):  # uniform over the clips
+            columns = np.zeros((1, len(self.store)), np.int64)
         steps, rounds = self.steps_per_epoch, -(-self.steps_per_epoch // len(columns))
-        drawn = [self._draw(column, h, epoch, rounds) for h, column in enumerate(columns)]
-        indices = np.stack(drawn, axis=1).reshape(-1, self.batch_size)[:steps]
+        drawn = [self._draw(column, h, epoch, (rounds, self.batch_size // views)) for h, column in enumerate(columns)]
+        indices = np.tile(np.stack(drawn, axis=1).reshape(-1, self.batch_size // views)[:steps], views)
         seeds: NDArray[np.int64] = np.random.default_rng(derive_seed(Stream.CROPS, self.seed, epoch)).integers(
             2**62, size=indices.shape
         )
@@ -200,12 +209,12 @@ class PretrainData(LightningDataModule):
         dealt = zip(indices[:, rank::size].tolist(), seeds[:, rank::size].tolist(), strict=True)
         return [list(zip(i, s, strict=True)) for i, s in dealt]
 
-    def _draw(self, column: NDArray[np.int64], h: int, epoch: int, n_batches: int) -> NDArray[np.int64]:
-        """Indices `(n_batches, batch_size)`, balanced over the clusters of one clustering."""
+    def _draw(self, column: NDArray[np.int64], h: int, epoch: int, shape: tuple[int, int]) -> NDArray[np.int64]:
+        """Indices `(batches, clips)`, balanced over the clusters of one clustering."""
         seed = derive_seed(Stream.ORDER, self.seed, h) if h else self.seed
-        sampler = UniformClusterSampler(column, n_batches * self.batch_size, seed=seed)
+        sampler = UniformClusterSampler(column, math.prod(shape), seed=seed)
         sampler.set_epoch(epoch)
-        return sampler.draw().reshape(n_batches, self.batch_size)
+        return sampler.draw().reshape(shape)
 
     def train_dataloader(self) -> EpochLoader:
         """The loader of all epochs."""
@@ -222,6 +231,8 @@ class PretrainData(LightningDataModule):
             "epoch": now.epoch,
             "health": now.health,
             "kept": now.kept,
+            "views": now.views,
+            "sample": None if now.sample is None else torch.from_numpy(now.sample),
             "clips": self._clips_hash(),
             "steps_per_epoch": self.steps_per_epoch,
             "batch_size": self.batch_size,
@@ -251,8 +262,10 @@ class PretrainData(LightningDataModule):
                 f"they have {self.batch_size}: give loader.batch_size={state['batch_size']}"
             )
         labels = state["labels"].numpy().astype(np.int64)
-        sizes, health, kept = list(state["sizes"]), dict(state["health"]), int(state.get("kept", 0))
-        self.set_labels(EpochLabels(labels, sizes, int(state["epoch"]), health, kept))
+        sizes, health, sample = list(state["sizes"]), dict(state["health"]), state.get("sample")
+        kept, views = int(state.get("kept", 0)), int(state.get("views", 1))
+        watched = None if sample is None else sample.numpy()
+        self.set_labels(EpochLabels(labels, sizes, int(state["epoch"]), health, kept, views, watched))
 
     def _clips_hash(self) -> str:
         table = self.store.manifest.table

@@ -42,6 +42,8 @@ class EpochLabels:
         health: Logged figures: number of clusters, entropy, effective rank, and `nmi` to the previous assignment where
             both were clustered for their own epoch.
         kept: The first `kept` columns are those of the previous epoch; their heads are not reset.
+        views: Crops of each clip in a batch.
+        sample: `(n, 2)` int64, clips and their clusters, where only those of a sample are known.
     """
 
     labels: NDArray[np.int64]
@@ -49,6 +51,8 @@ class EpochLabels:
     epoch: int
     health: dict[str, float] = field(default_factory=dict)
     kept: int = 0
+    views: int = 1
+    sample: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)

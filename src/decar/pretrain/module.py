@@ -18,13 +18,15 @@ from decar.errors import ConfigError, TrainingError
 from decar.models import Encoder, Projection, PseudoLabelHeads
 from decar.pretrain.checkpoint import ends_within_epoch
 from decar.pretrain.datamodule import Batch, PretrainData
-from decar.pretrain.labels import LabelSource, Situation
+from decar.pretrain.labels import EpochLabels, LabelSource, Situation
+from decar.pretrain.online import OnlineLabels, Prototypes
 from decar.pretrain.ranks import (
     EpochMeans,
     average_gradients,
     deal_batch,
     gather_batch,
     mean_over_ranks,
+    on_rank_zero,
     share_buffers,
 )
 from decar.pretrain.sampler import Stream, derive_seed
@@ -72,6 +74,7 @@ class DecarModule(LightningModule):
         super().__init__()
         self.encoder, self.projection, self.augment = encoder, projection, augment
         self.heads = PseudoLabelHeads(projection.out)  # replaced with the first labels
+        self.online = Prototypes(projection.out, source, seed) if isinstance(source, OnlineLabels) else None
         self.source, self.make_optimizer, self.head_optimizer = source, optimizer, dict(head_optimizer or {})
         self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
         self.means = EpochMeans("loss_epoch", "pseudo_accuracy")
@@ -132,6 +135,8 @@ class DecarModule(LightningModule):
         with faiss_on((device.index or 0) if device.type == "cuda" else None):
             z = self._vectors() if self.source.needs_vectors(epoch) else None
             labels = self.source.assign(z, situation)
+        if self.online is not None:
+            labels = self._with_sample(self.online, labels)
         data.set_labels(labels)
         self._renew_heads(labels.sizes, labels.kept)
 
@@ -153,6 +158,16 @@ class DecarModule(LightningModule):
             return z
         self.bank.fill(z.gather())
         return self.bank.vectors()
+
+    def _with_sample(self, online: Prototypes, labels: EpochLabels) -> EpochLabels:
+        """`labels` with the clusters of a fixed sample of clips, as the network stands. Collective."""
+        store, before = self.data.store, self.data.labels
+        clips = online.options.watched(len(store), self.seed)
+        z = embed_dataset(
+            self.trainer, self, self.encoder, store.take(clips), dim=self.projection.out,
+            batch_size=self.data.batch_size, title="cluster: embedding a sample",
+        ).gather()  # fmt: skip
+        return on_rank_zero(lambda: online.figures(z, clips, labels, before))
 
     def embed_store(self, store: LogMelStore, title: str) -> Floats:
         """Embeddings of the clips of a store: `(n, D)` on rank 0, `(0, D)` on the others. Collective."""
@@ -181,6 +196,9 @@ class DecarModule(LightningModule):
         logits = self.heads(projected)
         losses = [functional.cross_entropy(scores, targets[:, h]) for h, scores in enumerate(logits)]
         hits = [(scores.argmax(1) == targets[:, h]).float().mean() for h, scores in enumerate(logits)]
+        if self.online is not None:
+            swapped, right = self.online(z)
+            losses, hits = [*losses, swapped], [*hits, right]
         loss = torch.stack(losses).mean()
         last = batch_idx + 1 == self.trainer.num_training_batches
         if loss.device.type == "cpu" or last or (batch_idx + 1) % _CHECK_EVERY == 0:
@@ -236,6 +254,7 @@ class DecarModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimizer with two groups: the network, and the heads."""
         network = [*self.encoder.parameters(), *self.projection.parameters()]
+        network += [] if self.online is None else self.online.parameters()
         heads = {"params": list(self.heads.parameters()), **self.head_optimizer}
         optimizer = self.make_optimizer([{"params": network}, heads])
         if self.schedule == "constant" and not self.warmup_steps:
