@@ -20,6 +20,7 @@ from torch.nn import functional
 from decar.clustering import Clusterer, nmi
 from decar.clustering.stats import cluster_sizes, effective_rank, entropy
 from decar.errors import TrainingError, check_positive, check_whole
+from decar.models.embed import evaluating
 from decar.pretrain.labels import DescriptorLabels, EpochLabels, Situation
 from decar.pretrain.ranks import deal_batch, gather_batch
 from decar.pretrain.sampler import Stream, derive_seed
@@ -102,6 +103,8 @@ class OnlineLabels:
 class Prototypes(nn.Module):
     """`K` prototypes, and the queue of recent vectors, which is part of the state.
 
+    Vectors are standardised by the batch (BatchNorm without weights) before they are normalised to unit length: the
+    paper's `z` follows a ReLU, so all of them share a large part, and their cosines with a prototype hardly differ.
     Prototypes are trained by the optimizer as the network is, and compared by their direction alone.
 
     Args:
@@ -115,13 +118,9 @@ class Prototypes(nn.Module):
         self.options = options
         generator = torch.Generator().manual_seed(derive_seed(Stream.HEADS, seed))
         self.weight = nn.Parameter(functional.normalize(torch.randn(options.k, dim, generator=generator)))
-        # (n, P), the latest first; no buffer, which DistributedDataParallel would send in every step
+        self.standardise = nn.BatchNorm1d(dim, affine=False)
+        # (n, P), unit vectors, the latest first; no buffer, which DistributedDataParallel would send in every step
         self.queue = torch.empty(0, dim)
-
-    def scores(self, z: Tensor) -> Tensor:
-        """Cosines `(B, K)` of vectors `(B, P)` and prototypes, in float32 under autocast too."""
-        with torch.autocast(z.device.type, enabled=False):
-            return functional.linear(functional.normalize(z.float()), functional.normalize(self.weight))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each crop's prediction and the code of the other crop of its clip; share of right ones.
@@ -131,25 +130,38 @@ class Prototypes(nn.Module):
         Args:
             z: `(B / size, P)`, this rank's share of a batch, whose second half has the clips of the first.
         """
-        codes = self._codes(gather_batch(z.detach()))
-        wanted = deal_batch(codes.roll(len(codes) // VIEWS, 0))
-        scores = self.scores(z)
-        logs = torch.log_softmax(scores / self.options.temperature, 1)
+        with torch.autocast(z.device.type, enabled=False):
+            unit = self._unit(z)
+            codes = self._codes(gather_batch(unit.detach()))
+            wanted = deal_batch(codes.roll(len(codes) // VIEWS, 0))
+            scores = self._scores(unit)
+            logs = torch.log_softmax(scores / self.options.temperature, 1)
         hits = (scores.argmax(1) == wanted.argmax(1)).float().mean()
         return -(wanted * logs).sum(1).mean(), hits
 
-    @torch.no_grad()
-    def _codes(self, z: Tensor) -> Tensor:
-        """The codes `(B, K)` of a batch `(B, P)`, which then joins the queue."""
-        recent = torch.cat([z.float(), self.queue.to(z.device)])
-        self.queue = recent[: self.options.queue]
-        return sinkhorn(self.scores(recent), self.options.epsilon, self.options.n_iter)[: len(z)]
+    def _unit(self, z: Tensor) -> Tensor:
+        return functional.normalize(self.standardise(z.float()))
+
+    def _scores(self, unit: Tensor) -> Tensor:
+        """Cosines `(B, K)` of unit vectors `(B, P)` and prototypes."""
+        return functional.linear(unit, functional.normalize(self.weight))
 
     @torch.no_grad()
+    def _codes(self, unit: Tensor) -> Tensor:
+        """The codes `(B, K)` of a batch `(B, P)`, which then joins the queue."""
+        recent = torch.cat([unit, self.queue.to(unit.device)])
+        self.queue = recent[: self.options.queue]
+        return self._assign(recent)[: len(unit)]
+
+    def _assign(self, unit: Tensor) -> Tensor:
+        return sinkhorn(self._scores(unit), self.options.epsilon, self.options.n_iter)
+
     def clusters(self, z: Floats) -> NDArray[np.int64]:
         """The cluster `(n,)` of vectors `(n, P)`: the prototype with the largest part of each one's code."""
-        scores = self.scores(torch.from_numpy(z).to(self.weight.device))
-        return sinkhorn(scores, self.options.epsilon, self.options.n_iter).argmax(1).cpu().numpy()
+        with evaluating(self):
+            codes = self._assign(self._unit(torch.from_numpy(z).to(self.weight.device)))
+        found: NDArray[np.int64] = codes.argmax(1).cpu().numpy()
+        return found
 
     def figures(self, z: Floats, clips: Rows, labels: EpochLabels, before: EpochLabels | None) -> EpochLabels:
         """`labels` with the clusters of the sample, and their figures.
@@ -177,5 +189,7 @@ class Prototypes(nn.Module):
     def set_extra_state(self, state: Any) -> None:
         """Continue with this queue."""
         if state.ndim != 2 or state.shape[1] != self.weight.shape[1]:
-            raise TrainingError(f"the checkpoint's queue has shape {tuple(state.shape)}, not (n, {self.weight.shape[1]})")
+            raise TrainingError(
+                f"the checkpoint's queue has shape {tuple(state.shape)}, not (n, {self.weight.shape[1]})"
+            )
         self.queue = state

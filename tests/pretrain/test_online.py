@@ -1,0 +1,206 @@
+"""Clusters learned from batches: Sinkhorn-Knopp against plain loops, the queue, two crops a clip, resume, ranks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from decar.clustering import KMeans
+from decar.clustering.stats import entropy
+from decar.errors import ConfigError
+from decar.pretrain import DescriptorLabels, OnlineLabels
+from decar.pretrain.online import Prototypes, sinkhorn
+from tests.pretrain.helpers import build, fit
+from tests.pretrain.test_loop import LENGTHS, adamw
+from tests.pretrain.test_ranks import LENGTHS as ODD
+from tests.pretrain.test_ranks import run
+
+
+def by_loops(scores, epsilon, n_iter):
+    """Cuturi 2013, algorithm 1, in float64: `diag(u) exp(scores / epsilon) diag(v)`, an entry at a time."""
+    rows, columns = scores.shape
+    kernel = [[math.exp(s / epsilon) for s in row] for row in scores.tolist()]
+    u, v = [1.0] * rows, [1.0] * columns
+    for _ in range(n_iter):
+        for k in range(columns):
+            v[k] = (rows / columns) / sum(u[b] * kernel[b][k] for b in range(rows))
+        for b in range(rows):
+            u[b] = 1.0 / sum(kernel[b][k] * v[k] for k in range(columns))
+    return np.array([[u[b] * kernel[b][k] * v[k] for k in range(columns)] for b in range(rows)])
+
+
+@pytest.mark.parametrize("n_iter", [1, 3, 50])
+def test_codes_are_those_of_plain_loops(n_iter):
+    scores = torch.rand(17, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    np.testing.assert_allclose(sinkhorn(scores, 0.1, n_iter), by_loops(scores, 0.1, n_iter), rtol=1e-9)
+    found = sinkhorn(scores.float(), 0.1, n_iter)
+    np.testing.assert_allclose(found, by_loops(scores, 0.1, n_iter), rtol=1e-3, atol=1e-6)
+
+
+def test_codes_have_even_marginals_however_small_epsilon():
+    scores = torch.rand(40, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    for epsilon, n_iter in ((0.05, 300), (0.002, 20_000)):
+        codes = sinkhorn(scores, epsilon, n_iter)
+        torch.testing.assert_close(codes.sum(1), torch.ones(40))
+        torch.testing.assert_close(codes.sum(0), torch.full((8,), 5.0), rtol=1e-2, atol=1e-2)
+    assert torch.isfinite(sinkhorn(scores, 1e-6, 3)).all()
+
+
+def prototypes(k=4, dim=3, **options):
+    return Prototypes(dim, OnlineLabels(k, **options), seed=0)
+
+
+def vectors(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_a_crop_predicts_the_code_of_the_other_crop_of_its_clip():
+    online = prototypes(queue=6, temperature=0.2, epsilon=0.1, n_iter=3)
+    earlier, z = vectors(4, 3, seed=1), vectors(8, 3, seed=2)
+    online(earlier)
+    loss, _ = online(z)
+
+    def cosines(*batches):
+        rows = np.concatenate([(b - b.mean(0)) / b.std(0) for b in (batch.double().numpy() for batch in batches)])
+        weight = online.weight.detach().double().numpy()
+        return (rows @ weight.T) / np.linalg.norm(rows, axis=1)[:, None] / np.linalg.norm(weight, axis=1)
+
+    codes = by_loops(cosines(z, earlier), 0.1, 3)[:8]
+    expected = 0.0
+    for crop in range(8):
+        scores = cosines(z)[crop] / 0.2
+        chances = np.exp(scores) / np.exp(scores).sum()
+        expected -= (codes[(crop + 4) % 8] * np.log(chances)).sum() / 8
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_codes_have_no_gradient_and_both_networks_ends_have():
+    online, z = prototypes(), vectors(6, 3).requires_grad_()
+    online(z)[0].backward()
+    assert (online.weight.grad.abs().sum(1) > 0).all()
+    assert (z.grad.abs().sum(1) > 0).all()
+    assert not online.queue.requires_grad
+
+
+def test_the_queue_has_the_latest_vectors_and_no_more():
+    online, batches = prototypes(queue=10), [vectors(4, 3, seed=i) for i in range(4)]
+    for i, batch in enumerate(batches):
+        online(batch)
+        rows = [(batch - batch.mean(0)) / batch.std(0, unbiased=False) for batch in batches[i::-1]]
+        torch.testing.assert_close(online.queue, functional.normalize(torch.cat(rows))[:10], rtol=1e-3, atol=1e-3)
+    other = prototypes(queue=10)
+    other.load_state_dict(online.state_dict())
+    assert torch.equal(other.queue, online.queue)
+    assert online(batches[0])[0] == other(batches[0])[0]
+    empty = prototypes(queue=0)
+    empty(batches[0])
+    assert len(empty.queue) == 0
+
+
+def test_vectors_that_are_all_the_same_are_spread_over_all_prototypes():
+    """A network that maps everything to one point gains nothing by it: every code is uniform."""
+    codes = prototypes(k=5, queue=0)._codes(functional.normalize(vectors(1, 3)).expand(10, 3))
+    torch.testing.assert_close(codes, torch.full((10, 5), 0.2))
+
+
+@pytest.mark.parametrize("options", [{"k": 1}, {"temperature": 0}, {"epsilon": -1.0}, {"n_iter": 0}, {"queue": -1}])
+def test_numbers_that_make_no_sense(options):
+    with pytest.raises(ConfigError, match=f"labels.{next(iter(options))}"):
+        OnlineLabels(**{"k": 4, **options})
+
+
+def both():
+    return OnlineLabels(k=4, first=DescriptorLabels(KMeans(k=3), ("spectrum", "envelope"), dim=4), queue=20, sample=30)
+
+
+def alone():
+    return OnlineLabels(k=4, queue=20, sample=30)
+
+
+SOURCES = pytest.mark.parametrize("source", [both, alone], ids=["with descriptors", "alone"])
+
+
+@SOURCES
+def test_each_clip_has_two_crops_in_a_batch(make_store, tmp_path, source):
+    model, data = build(make_store(LENGTHS), source=source())
+    _, recorder = fit(model, data, tmp_path, epochs=2)
+    assert len(recorder.pairs) == 2 * data.steps_per_epoch
+    for epoch in range(2):
+        drawn = [index.numpy() for e, index, _ in recorder.pairs if e == epoch]
+        assert all((index[:4] == index[4:]).all() for index in drawn)
+        counts = np.bincount(np.concatenate(drawn), minlength=len(LENGTHS))
+        if source is alone:
+            assert counts.max() - counts.min() <= 2, "the draw is uniform over the clips"
+    crops, _ = next(iter(data.train_dataloader()))
+    assert (crops[:4] != crops[4:]).flatten(1).any(1).any()
+    assert model.heads.sizes == ([3, 3] if source is both else [])
+
+
+def test_an_odd_batch_is_refused(make_store, tmp_path):
+    model, data = build(make_store(LENGTHS), source=alone())
+    data.batch_size = 7
+    with pytest.raises(ConfigError, match=r"loader.batch_size=7: .*pass loader.batch_size=8"):
+        fit(model, data, tmp_path)
+
+
+@SOURCES
+def test_figures_are_of_one_sample_and_there_is_no_pass(make_store, tmp_path, source, monkeypatch):
+    seen = []
+    monkeypatch.setattr("decar.pretrain.module.embed_dataset", lambda *a, **k: pytest.fail("a pass over the set"))
+    from decar.pretrain import module
+    from decar.pretrain.vectors import embed_dataset
+
+    def spy(trainer, net, encoder, store, **options):
+        seen.append(store.manifest.table["path"].tolist())
+        return embed_dataset(trainer, net, encoder, store, **options)
+
+    monkeypatch.setattr(module, "embed_dataset", spy)
+    model, data = build(make_store(LENGTHS), source=source())
+    trainer, _ = fit(model, data, tmp_path, epochs=3)
+    assert len(seen) == 3
+    assert len(seen[0]) == 30 < len(LENGTHS)
+    assert seen[0] == seen[1] == seen[2]
+    assert 0 < float(trainer.callback_metrics["nmi"]) <= 1
+    assert data.labels.sample.shape == (30, 2)
+
+
+def test_training_keeps_the_clusters_even(make_store, tmp_path):
+    model, data = build(make_store(LENGTHS), source=alone(), optimizer=adamw, head_optimizer={})
+    fit(model, data, tmp_path, epochs=5)
+    sample = data.labels.sample[:, 1]
+    assert entropy(sample, 4) > 0.8
+    assert np.bincount(sample, minlength=4).min() > 0
+
+
+@SOURCES
+@pytest.mark.parametrize("done", [13, 20], ids=["mid-epoch", "last batch"])
+def test_resume_is_exact(make_store, tmp_path, source, done):
+    store = make_store(LENGTHS)
+    options = {"optimizer": adamw, "head_optimizer": {}, "schedule": "cosine", "warmup_steps": 3}
+    model, data = build(store, source=source(), **options)
+    _, whole = fit(model, data, tmp_path / "whole", epochs=3, every_n_steps=13 if done == 13 else 10)
+    again, data = build(store, source=source(), **options)
+    checkpoint = tmp_path / "whole" / f"epoch=1-step={done}.ckpt"
+    _, rest = fit(again, data, tmp_path / "rest", epochs=3, ckpt_path=checkpoint)
+    assert rest.losses == whole.losses[done:]
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+    np.testing.assert_array_equal(again.data.labels.sample, model.data.labels.sample)
+    assert again.data.labels.health == model.data.labels.health
+
+
+@SOURCES
+def test_two_processes_find_what_one_does(make_store, tmp_path, source):
+    one, two = (run(n, make_store(ODD), tmp_path / str(n), sync=True, source=source()) for n in (1, 2))
+    for e in range(3):
+        curve = np.mean([rank["epochs"][e]["loss"] for rank in two], axis=0)
+        np.testing.assert_allclose(curve, one[0]["epochs"][e]["loss"], rtol=1e-4)
+        for key, value in two[1]["epochs"][e]["state"].items():
+            assert torch.equal(value, two[0]["epochs"][e]["state"][key]), f"ranks differ: {key}"
+        np.testing.assert_array_equal(two[1]["epochs"][e]["sample"], two[0]["epochs"][e]["sample"])
+        np.testing.assert_array_equal(one[0]["epochs"][e]["sample"], two[0]["epochs"][e]["sample"])
+    queue = "online._extra_state"
+    last = [found[0]["epochs"][2]["state"][queue] for found in (one, two)]
+    torch.testing.assert_close(last[0], last[1], rtol=1e-3, atol=1e-5)
