@@ -12,6 +12,7 @@ from decar.pretrain.online import OnlineLabels
 from decar.pretrain.probe import OnlineProbe
 from decar.pretrain.ranks import on_rank_zero
 from decar.pretrain.sampler import UniformClusterSampler, derive_seed
+from decar.pretrain.stream import StreamData
 from decar.pretrain.vectors import Vectors
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Safeguard",
     "Situation",
     "StopOnNMI",
+    "StreamData",
     "UniformClusterSampler",
     "Vectors",
     "derive_seed",

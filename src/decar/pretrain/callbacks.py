@@ -37,7 +37,7 @@ class BundleExport(Callback):
         data = pl_module.data
         if not trainer.is_global_zero or data.labels is None:
             return
-        facts = {**self.facts, "clips": len(data.store), "epoch": data.labels.epoch, "step": trainer.global_step}
+        facts = {**self.facts, "clips": data.n_clips, "epoch": data.labels.epoch, "step": trainer.global_step}
         save_bundle(pl_module.encoder, self.path, facts)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -164,7 +164,16 @@ class PretrainData(LightningDataModule):
         """Whole batches in an epoch, at least one. Never changes during a run."""
         if self.every_n_steps is not None:
             return self.every_n_steps
-        return steps_for(len(self.store), self.draws_per_clip, self.batch_size)
+        return steps_for(self.n_clips, self.draws_per_clip, self.batch_size)
+
+    @property
+    def n_clips(self) -> int:
+        """Clips to learn from."""
+        return len(self.store)
+
+    def named(self, index: Tensor) -> str:
+        """The clips of dataset indices `(B,)`, for an error."""
+        return self.store.named(index.cpu().numpy())
 
     def current_epoch(self) -> int:
         """The trainer's epoch, or 0 when the loader is used without one."""

@@ -239,7 +239,7 @@ class DecarModule(LightningModule):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise TrainingError(
                 f"the loss is {float(loss.detach())} at epoch {self.current_epoch + 1}, in a batch of "
-                f"{self.data.store.named(index.cpu().numpy())}: pass a lower learning rate (optimizer.lr, now "
+                f"{self.data.named(index)}: pass a lower learning rate (optimizer.lr, now "
                 f"{rate:g}), or look at these clips with `decar doctor`; checkpoints and encoder of the last good "
                 "epoch are kept"
             )
