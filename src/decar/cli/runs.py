@@ -44,14 +44,14 @@ ASIDE = ("resume", "progress", "report", "objective", "cache_dir", "stall_timeou
 OF_DATA = ("${data.", "${oc.select:data.")  # an option that follows `data`
 OF_FOLDER = ("${cache_dir}", "${hydra:runtime.output_dir}")  # or only says where a file lies
 
-SEGMENT = "data.segment"  # says which clips there are; earlier versions had no such option
+WHICH = ("data.segment", "data.stream")  # say which clips there are; earlier versions had no such options
 OLD_ENCODER = "decar.models.Encoder"  # named before networks had names; `DecarModule` compares what was built
 # May change when a run goes on, but for TRAINING. `data` is compared by the sounds themselves.
 FREE = ("resume", "progress", "report", "objective", "cache_dir", "stall_timeout", "budget", "data", "limits", "logger",
         "callbacks", "trainer", "loader.num_workers", "loader.persistent_workers", "loader.pin_memory",
         "loader.timeout")  # fmt: skip
 TRAINING = ("callbacks.stop", "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
-            "trainer.gradient_clip_algorithm", "trainer.limit_train_batches", "data.segment")  # fmt: skip
+            "trainer.gradient_clip_algorithm", "trainer.limit_train_batches", *WHICH, "data.buffer")  # fmt: skip
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False)
     keys = {key for key in before.keys() | now.keys() if not str(raw.get(key)).startswith(follows)}
     if "k" in aside:  # what refers to it was picked with it
         keys = {key for key in keys if not key.endswith(".k")}
-    keys = {key for key in keys if key == SEGMENT or not below(key, tuple(aside))}
+    keys = {key for key in keys if key in WHICH or not below(key, tuple(aside))}
     return bool(before) and all(before.get(key) == now.get(key) for key in keys)  # a missing option means null
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from pytorch_lightning import Trainer
     from pytorch_lightning.loggers import Logger
 
-    from decar.audio import LogMelStore
+    from decar.audio import LogMelStore, Manifest
     from decar.pretrain import DecarModule
 
 log = logging.getLogger(__name__)
@@ -86,11 +86,9 @@ def find_earlier_run(cfg: DictConfig, output: Path, processes: int) -> tuple[dic
     Raises:
         TrainingError: The checkpoint was made with other options or sounds.
     """
-    from hydra.utils import instantiate
-
     checkpoint, done = find_checkpoint(cfg.resume, output), None
     if cfg.resume is not None and (checkpoint is not None or (output / FINISHED).is_file()):
-        sounds = instantiate(cfg.data.manifest).identity(cfg.cache_dir)
+        sounds = listed(cfg).identity(cfg.cache_dir)
         if checkpoint is not None:
             refuse_other_run(cfg, Path(checkpoint), sounds.content, sounds.n_clips, processes)
         done = complete(cfg, output, sounds.content, checkpoint)
@@ -127,7 +125,7 @@ def prepare_run(
     from omegaconf import OmegaConf
 
     log_clips(store, output)
-    n_clips = len(store.usable())
+    n_clips = length_of_stream(cfg) if cfg.data.get("stream") else len(store.usable())
     pick_open_options(cfg, n_clips, checkpoint, processes)
     check_k(cfg, n_clips)
     text = OmegaConf.to_yaml(cfg, resolve=True)
@@ -143,13 +141,19 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     from hydra.utils import instantiate
     from pytorch_lightning.callbacks import RichProgressBar
 
-    from decar.pretrain import PretrainData
+    from decar.pretrain import PretrainData, StreamData
     from decar.pretrain.checkpoint import RunRecord, TimeLimit, is_finished
     from decar.pretrain.liveness import training
 
     clips = store.usable()
     module = build_module(cfg, clips)
-    data = PretrainData(clips, **cfg.loader, **cfg.sampler, seed=cfg.seed)
+    options = {**cfg.loader, **cfg.sampler, "seed": cfg.seed}
+    if cfg.data.get("stream"):
+        label = getattr(module.source.first, "label", None)
+        stream = {"buffer": cfg.data.buffer, "label": label}
+        data: PretrainData = StreamData(instantiate(cfg.data.manifest), clips, **stream, **options)
+    else:
+        data = PretrainData(clips, **options)
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
     record = RunRecord(flat_options(cfg), store.content, len(store))
     callbacks.append(record)
@@ -211,10 +215,11 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
         encoder.network.load_state_dict(load_encoder(cfg.init, network=own_network(cfg)).weights())
     elif normalise:
         normalise(*input_statistics(clips))
+    source = instantiate(cfg.labels, _convert_="all")
     return DecarModule(
         encoder,
         instantiate(cfg.projection, dim=encoder.dim),
-        instantiate(cfg.labels, _convert_="all"),
+        source.for_stream(clips, cfg.seed) if cfg.data.get("stream") else source,
         instantiate(cfg.augment),
         instantiate(cfg.optimizer),
         head_optimizer=dict(cfg.head_optimizer),
@@ -225,8 +230,38 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     )
 
 
+def listed(cfg: DictConfig) -> Manifest:
+    """The clips of which there is a store: all, or of a stream the sample."""
+    from hydra.utils import instantiate
+
+    from decar.pretrain.stream import sample_of
+
+    made = instantiate(cfg.data.manifest)
+    return sample_of(made, cfg.labels.sample, cfg.seed) if cfg.data.get("stream") else made
+
+
+def length_of_stream(cfg: DictConfig) -> int:
+    """Clips of a pass; of a stream of unknown length, those of the sample.
+
+    Raises:
+        ConfigError: The length is not known, and an option is to be picked from it.
+    """
+    from collections.abc import Sized
+
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    made = instantiate(cfg.data.manifest)
+    if isinstance(made, Sized):
+        return len(made)
+    picked = ("k", "sampler.every_n_steps", "trainer.max_epochs")
+    needed = [key for key in picked if OmegaConf.select(cfg, key) is None]
+    require(not needed, f"{' and '.join(needed)} cannot be picked for a stream of unknown length: pass a number")
+    return int(cfg.labels.sample)
+
+
 def all_clips(cfg: DictConfig) -> LogMelStore:
-    """The log-mels of all clips, computed when they are not there."""
+    """The log-mels of all clips, or of the sample of a stream, computed when they are not there."""
     from hydra.utils import instantiate
 
     from decar.audio import LogMelStore
@@ -234,8 +269,8 @@ def all_clips(cfg: DictConfig) -> LogMelStore:
 
     set_limits(Limits(**cfg.limits))  # a further process of the job comes here first
     segment = as_segment(cfg.data.get("segment"), "data.segment")
-    store = LogMelStore.open_or_build(instantiate(cfg.data.manifest), instantiate(cfg.frontend), cfg.cache_dir)
-    return store.segmented(segment)
+    store = LogMelStore.open_or_build(listed(cfg), instantiate(cfg.frontend), cfg.cache_dir)
+    return store if cfg.data.get("stream") else store.segmented(segment)
 
 
 def log_clips(store: LogMelStore, output: Path) -> None:

@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from decar.clustering import Clusterer, nmi
+from decar.audio import FrontEnd, LogMelStore
+from decar.audio.clips import Frames
+from decar.audio.descriptors import DESCRIPTORS, describe
+from decar.clustering import Clusterer, KMeans, nmi
 from decar.clustering.stats import cluster_sizes, effective_rank, entropy
-from decar.errors import TrainingError, check_positive, check_whole
+from decar.errors import ConfigError, TrainingError, check_positive, check_whole
 from decar.models.embed import evaluating
-from decar.pretrain.labels import DescriptorLabels, EpochLabels, Situation
-from decar.pretrain.ranks import deal_batch, gather_batch
+from decar.pretrain.labels import DescriptorLabels, EpochLabels, FittedLabels, Situation
+from decar.pretrain.ranks import deal_batch, gather_batch, on_rank_zero
 from decar.pretrain.sampler import Stream, derive_seed
 from decar.pretrain.vectors import Floats, Rows, Vectors
 
@@ -47,6 +50,59 @@ def sinkhorn(scores: Tensor, epsilon: float, n_iter: int) -> Tensor:
 
 
 @dataclass(frozen=True)
+class FittedDescriptors:
+    """`DescriptorLabels` fitted to a sample: it labels clips that are met later. In its place as a label source.
+
+    Attributes:
+        names: The descriptors.
+        fitted: Whitening and centres of each.
+    """
+
+    names: Sequence[str]
+    fitted: Sequence[FittedLabels]
+    clusterers: Sequence[Clusterer] = ()
+
+    @classmethod
+    def fit(cls, labels: DescriptorLabels, store: LogMelStore, seed: int) -> "FittedDescriptors":
+        """Fit them to the clips of a store.
+
+        Raises:
+            ConfigError: The clusterer has no centres.
+        """
+        kmeans = labels.clusterer
+        if not isinstance(kmeans, KMeans):
+            raise ConfigError(
+                "labels.first labels the clips of a stream by their nearest centre: pass clusterer=kmeans"
+            )
+        seeds = [derive_seed(Stream.CLUSTERS, seed, 0, h) % 2**31 for h in range(len(labels.descriptors))]
+        fitted = [
+            FittedLabels.fit(features, [replace(kmeans, gpu=False, seed=number)], labels.dim)
+            for number, features in zip(seeds, describe(store, labels.descriptors).values(), strict=True)
+        ]
+        return cls(labels.descriptors, fitted)
+
+    def label(self, mels: Sequence[Frames], frontend: FrontEnd) -> NDArray[np.int64]:
+        """The labels `(B, H)` of `B` log-mels (F, M)."""
+        clips = [np.asarray(mel, np.float64) for mel in mels]
+        columns = [
+            fitted(np.stack([DESCRIPTORS[name](clip, frontend).astype(np.float32) for clip in clips]))[:, 0]
+            for name, fitted in zip(self.names, self.fitted, strict=True)
+        ]
+        return np.stack(columns, axis=1)
+
+    def needs_vectors(self, epoch: int) -> bool:
+        """Never."""
+        return False
+
+    def assign(self, z: Vectors | None, situation: Situation) -> EpochLabels:
+        """The labels of the store's clips, the same in every epoch."""
+        if situation.previous is not None:
+            return replace(situation.previous, epoch=situation.epoch, kept=len(self.names))
+        store, sizes = situation.store, [len(fitted.centres[0].points) for fitted in self.fitted]
+        return EpochLabels(self.label([store[i] for i in range(len(store))], store.frontend), sizes, situation.epoch)
+
+
+@dataclass(frozen=True)
 class OnlineLabels:
     """Prototypes learned with the network; beside them, if wanted, clusters of plain descriptors from the start.
 
@@ -65,7 +121,7 @@ class OnlineLabels:
     """
 
     k: int
-    first: DescriptorLabels | None = None
+    first: DescriptorLabels | FittedDescriptors | None = None
     temperature: float = 0.1
     epsilon: float = 0.05
     n_iter: int = 3
@@ -82,6 +138,16 @@ class OnlineLabels:
     def clusterers(self) -> Sequence[Clusterer]:
         """The one of the descriptors: prototypes need no clusterer."""
         return self.first.clusterers if self.first else []
+
+    def for_stream(self, store: LogMelStore, seed: int) -> "OnlineLabels":
+        """The same with descriptors fitted to the sample of a stream. Collective.
+
+        The sample is small: it is clustered on the CPU, where a resumed run finds the same centres.
+        """
+        first = self.first
+        if not isinstance(first, DescriptorLabels):
+            return self
+        return replace(self, first=on_rank_zero(lambda: FittedDescriptors.fit(first, store, seed)))
 
     def needs_vectors(self, epoch: int) -> bool:
         """Never."""

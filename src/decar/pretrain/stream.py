@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from decar.audio import LogMelStore, Manifest
@@ -38,6 +39,7 @@ NAMED_IN_LOG = 20  # clips that cannot be used
 _ROWS = 2**14  # of a manifest whose paths are made at once
 
 Item = TypeVar("Item")
+Label = Callable[[Sequence[Frames], FrontEnd], NDArray[np.int64]]
 
 
 def references(source: Manifest | Iterable[Job]) -> Iterable[Job]:
@@ -142,16 +144,18 @@ class StreamData(PretrainData):
             longer than 10 s each pass takes crops of one random stretch of 10 s.
         store: Log-mels of the sample.
         buffer: References that wait in random order.
+        label: From log-mels (F, M) to labels `(B, H)`, see `FittedDescriptors`; None: `H` is 0.
         options: As of `PretrainData`; `every_n_steps` is needed where `clips` has no length, and `num_workers` are
             threads, one at least.
     """
 
     def __init__(
-        self, clips: Manifest | Iterable[Job], store: LogMelStore, *, buffer: int = 10_000, **options: Any
-    ) -> None:
+        self, clips: Manifest | Iterable[Job], store: LogMelStore, *, buffer: int = 10_000, label: Label | None = None,
+        **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(store, **options)
         check_whole("data.buffer", buffer, 1)
-        self.clips, self.buffer = references(clips), buffer
+        self.clips, self.buffer, self.label = references(clips), buffer, label
         self.unusable = 0  # clips met so far
         if self.every_n_steps is None and not isinstance(self.clips, Sized):
             raise ConfigError("a stream of unknown length: give the length of an epoch in steps, sampler.every_n_steps")
@@ -185,15 +189,19 @@ class StreamData(PretrainData):
         jobs = ((clips[i], derive_seed(Stream.CROPS, self.seed, b, i)) for b, clips in batches for i in own)
         pieces = read_pieces(jobs, self.store.frontend, max(1, self.num_workers))
         for number in count(first):
-            mels = dict(zip(own, self._usable([next(pieces) for _ in own], number), strict=True))
+            read = self._usable([next(pieces) for _ in own], number)
             rng = np.random.default_rng(derive_seed(Stream.CROPS, self.seed, number))
             seeds = rng.integers(2**62, size=self.batch_size)
+            which = [own.index(place % per_batch) for place in places]
             crops = [
-                random_piece(mels[place % per_batch], self.crop_frames, np.random.default_rng(seeds[place]))
-                for place in places
+                random_piece(read[i], self.crop_frames, np.random.default_rng(seeds[place]))
+                for i, place in zip(which, places, strict=True)
             ]
-            labels = torch.empty(len(crops), 0, dtype=torch.int64)
-            yield stack(crops, self.crop_frames, self.store.frontend.silence), labels
+            labels = self._labels(read)[which]
+            yield stack(crops, self.crop_frames, self.store.frontend.silence), torch.from_numpy(labels)
+
+    def _labels(self, mels: Sequence[Frames]) -> NDArray[np.int64]:
+        return np.empty((len(mels), 0), np.int64) if self.label is None else self.label(mels, self.store.frontend)
 
     def _usable(self, read: Sequence[tuple[str, Frames | None]], number: int) -> list[Frames]:
         """The pieces of a batch, others in the place of those that are missing.
