@@ -52,19 +52,11 @@ def stream(manifest, store, **options):
 
 def test_the_buffer_gives_each_item_once_and_holds_no_more_than_its_size():
     for n, size in ((0, 3), (2, 5), (100, 1), (100, 10), (7, 7)):
-        taken = []
-        items = iter(lambda it=iter(range(n)): taken.append(1) or next(it), None)
-
-        def counted(n=n, taken=taken):
-            for i in range(n):
-                taken.append(i)
-                yield i
-
-        del items
-        out = []
-        for item in shuffled(counted(), size, seed=0):
+        coming, out = iter(range(n)), []
+        for item in shuffled(coming, size, seed=0):
             out.append(item)
-            assert len(taken) - len(out) <= size
+            taken = n - coming.__length_hint__()
+            assert taken - len(out) <= size
         assert sorted(out) == list(range(n))
     assert list(shuffled(range(100), 10, 0)) == list(shuffled(range(100), 10, 0)) != list(shuffled(range(100), 10, 1))
     assert list(shuffled(range(5), 1, 0)) == [0, 1, 2, 3, 4]
@@ -104,6 +96,14 @@ def test_the_sample(manifest):
     assert first.jobs == manifest.jobs[:5]
 
 
+def holding(store, crop):
+    """The only clip that a crop (M, F) is a stretch of."""
+    mels, n = [store[i].astype(np.float32).T for i in range(len(store))], crop.shape[1]
+    starts = [(i, s) for i, mel in enumerate(mels) for s in range(mel.shape[1] - n + 1)]
+    (clip,) = {i for i, s in starts if np.array_equal(crop, mels[i][:, s : s + n])}
+    return clip
+
+
 def test_crops_are_stretches_of_their_clips_and_each_file_is_read_once_a_pass(manifest, store, monkeypatch):
     read = Counter()
     decode = clips_module.decode_blocks
@@ -111,17 +111,9 @@ def test_crops_are_stretches_of_their_clips_and_each_file_is_read_once_a_pass(ma
     seen = Counter()
     for crops, labels in islice(stream(manifest, store).batches_from(0), 3):
         assert labels.shape == (8, 0)
-        for place, crop in enumerate(crops[:, 0].numpy()):
-            held = [
-                i for i in range(12)
-                if any(np.array_equal(crop, store[i][s : s + 20].astype(np.float32).T) for s in range(len(store[i]) - 19))
-            ]  # fmt: skip
-            assert len(held) == 1
-            seen.update(held)
-            if place >= 4:
-                assert held == first[place - 4]
-            else:
-                first = {**({} if place == 0 else first), place: held}
+        clips = [holding(store, crop) for crop in crops[:, 0].numpy()]
+        assert clips[:4] == clips[4:]
+        seen.update(clips)
         assert not torch.equal(crops[:4], crops[4:])
     assert seen == dict.fromkeys(range(12), 2)
     ahead = Counter(file.name for file, _, _ in manifest.jobs)
@@ -187,15 +179,13 @@ def test_descriptors_label_a_clip_by_its_nearest_centre(store):
     fitted = FittedDescriptors.fit(source, store, seed=0)
     mels = [store[i] for i in range(len(store))]
     found = fitted.label(mels, store.frontend)
-    assert np.array_equal(
-        found, np.concatenate([fitted.label(mels[:5], store.frontend), fitted.label(mels[5:], store.frontend)])
-    )
+    parts = [fitted.label(part, store.frontend) for part in (mels[:5], mels[5:])]
+    assert np.array_equal(found, np.concatenate(parts))
     for h, name in enumerate(("spectrum", "envelope")):
         whitening, (centres,) = fitted.fitted[h].whitening, fitted.fitted[h].centres
         for i, mel in enumerate(mels):
-            point = whitening.unit(DESCRIPTORS[name](mel.astype(np.float64), store.frontend).astype(np.float32)[None])[
-                0
-            ]
+            described = DESCRIPTORS[name](mel.astype(np.float64), store.frontend).astype(np.float32)
+            point = whitening.unit(described[None])[0]
             distances = [float(np.square(point - centre).sum()) for centre in centres.points]
             assert found[i, h] == int(np.argmin(distances))
     again = FittedDescriptors.fit(source, store, seed=0)

@@ -71,9 +71,7 @@ class FittedDescriptors:
         """
         kmeans = labels.clusterer
         if not isinstance(kmeans, KMeans):
-            raise ConfigError(
-                "labels.first labels the clips of a stream by their nearest centre: pass clusterer=kmeans"
-            )
+            raise ConfigError("labels.first labels clips of a stream by their nearest centre: pass clusterer=kmeans")
         seeds = [derive_seed(Stream.CLUSTERS, seed, 0, h) % 2**31 for h in range(len(labels.descriptors))]
         fitted = [
             FittedLabels.fit(features, [replace(kmeans, gpu=False, seed=number)], labels.dim)
