@@ -54,6 +54,13 @@ class EpochLabels:
     views: int = 1
     sample: NDArray[np.int64] | None = None
 
+    def last(self) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """The last clustering, the network's own where there is one: clips `(n,)`, their clusters `(n,)`, and `k`."""
+        if self.sample is not None:
+            clips, clusters = self.sample.T
+            return clips, clusters, int(clusters.max()) + 1
+        return np.arange(len(self.labels)), self.labels[:, -1], self.sizes[-1]
+
 
 @dataclass(frozen=True)
 class Situation:
