@@ -382,7 +382,8 @@ def test_debug_fast_runs_with_every_experiment_and_labels(train, sound_folder, t
 
 def test_a_stream_trains_without_a_store_of_all_clips_and_has_a_page(train, decar, sound_folder, tmp_path):
     words = ["debug=fast", "trainer=cpu", "data=folder", f"data.root={sound_folder}", "data.stream=true", "k=3",
-             "labels=online", "labels.sample=6", "loader.batch_size=4", "hydra.run.dir=run", "cache_dir=cache"]  # fmt: skip
+             "labels=online", "labels.sample=6", "loader.batch_size=4", "hydra.run.dir=run",
+             "cache_dir=cache"]  # fmt: skip
     outcome = train(*words)
     assert outcome.code == 0, outcome.err
     assert "6 clips" in outcome.err + outcome.out
