@@ -1,5 +1,6 @@
 """A stream: each clip is read once a pass, batches do not depend on resumes or ranks, and bad clips cost a line."""
 
+import threading
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -134,6 +135,21 @@ def test_ranks_share_the_batches_of_one_process_out(monkeypatch, manifest, store
         for (crops, labels), (mine, own) in zip(whole, batches(), strict=True):
             assert torch.equal(crops[rank::size], mine)
             assert torch.equal(labels[rank::size], own)
+
+
+def test_reading_ahead_ends_with_training(manifest, store, tmp_path):
+    before = threading.active_count()
+    model, _ = build(store, source=online(store, False))
+    data = stream(manifest, store, num_workers=2)
+    data.labels = None
+    _, recorder = fit(model, data, tmp_path / "whole", epochs=2)
+    assert threading.active_count() == before
+    model, _ = build(store, source=online(store, False))
+    data = stream(manifest, store, num_workers=2)
+    data.labels = None
+    _, short = fit(model, data, tmp_path / "short", epochs=2, limit_train_batches=3)
+    assert threading.active_count() == before
+    assert short.losses[:3] == recorder.losses[:3]
 
 
 def test_a_clip_that_cannot_be_used_is_named_and_another_takes_its_place(manifest, store, caplog):

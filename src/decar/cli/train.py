@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from pytorch_lightning.loggers import Logger
 
     from decar.audio import LogMelStore, Manifest
-    from decar.pretrain import DecarModule
+    from decar.pretrain import DecarModule, LabelSource, PretrainData
 
 log = logging.getLogger(__name__)
 
@@ -141,19 +141,12 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     from hydra.utils import instantiate
     from pytorch_lightning.callbacks import RichProgressBar
 
-    from decar.pretrain import PretrainData, StreamData
     from decar.pretrain.checkpoint import RunRecord, TimeLimit, is_finished
     from decar.pretrain.liveness import training
 
     clips = store.usable()
     module = build_module(cfg, clips)
-    options = {**cfg.loader, **cfg.sampler, "seed": cfg.seed}
-    if cfg.data.get("stream"):
-        label = getattr(module.source.first, "label", None)
-        stream = {"buffer": cfg.data.buffer, "label": label}
-        data: PretrainData = StreamData(instantiate(cfg.data.manifest), clips, **stream, **options)
-    else:
-        data = PretrainData(clips, **options)
+    data = build_data(cfg, clips, module.source)
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
     record = RunRecord(flat_options(cfg), store.content, len(store))
     callbacks.append(record)
@@ -230,13 +223,26 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     )
 
 
+def build_data(cfg: DictConfig, clips: LogMelStore, source: LabelSource) -> PretrainData:
+    """Batches of all clips, or with `data.stream` of a stream of which `clips` are a sample."""
+    from hydra.utils import instantiate
+
+    from decar.pretrain import OnlineLabels, PretrainData, StreamData
+
+    options = {**cfg.loader, **cfg.sampler, "seed": cfg.seed}
+    if not cfg.data.get("stream"):
+        return PretrainData(clips, **options)
+    label = getattr(source.first, "label", None) if isinstance(source, OnlineLabels) else None
+    return StreamData(instantiate(cfg.data.manifest), clips, buffer=cfg.data.buffer, label=label, **options)
+
+
 def listed(cfg: DictConfig) -> Manifest:
     """The clips of which there is a store: all, or of a stream the sample."""
     from hydra.utils import instantiate
 
     from decar.pretrain.stream import sample_of
 
-    made = instantiate(cfg.data.manifest)
+    made: Manifest = instantiate(cfg.data.manifest)
     return sample_of(made, cfg.labels.sample, cfg.seed) if cfg.data.get("stream") else made
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -157,6 +157,7 @@ class StreamData(PretrainData):
         check_whole("data.buffer", buffer, 1)
         self.clips, self.buffer, self.label = references(clips), buffer, label
         self.unusable = 0  # clips met so far
+        self._loader: StreamLoader | None = None
         if self.every_n_steps is None and not isinstance(self.clips, Sized):
             raise ConfigError("a stream of unknown length: give the length of an epoch in steps, sampler.every_n_steps")
 
@@ -175,9 +176,15 @@ class StreamData(PretrainData):
 
     def train_dataloader(self) -> StreamLoader:  # type: ignore[override]
         """The loader of all epochs."""
-        return StreamLoader(self)
+        self._loader = StreamLoader(self)
+        return self._loader
 
-    def batches_from(self, first: int) -> Iterator[Batch]:
+    def teardown(self, stage: str) -> None:
+        """End the threads."""
+        if self._loader is not None:
+            self._loader.close()
+
+    def batches_from(self, first: int) -> Generator[Batch, None, None]:
         """This rank's share of all batches from number `first` on: crops `(B, 1, M, F)` and labels `(B, H)`."""
         assert self.labels is not None
         rank, size = rank_and_size()
@@ -228,7 +235,7 @@ class StreamLoader:
     def __init__(self, data: StreamData) -> None:
         self._data = data
         self.epoch, self.done, self.taken = -1, 0, 0  # `taken` batches in all epochs
-        self._batches: Iterator[Batch] | None = None
+        self._batches: Generator[Batch, None, None] | None = None
 
     def __len__(self) -> int:
         return self._data.steps_per_epoch
@@ -239,10 +246,20 @@ class StreamLoader:
         self.done = self.done if self.epoch == epoch else 0
         self.epoch = epoch
         self._batches = self._batches or self._data.batches_from(self.taken)
-        for batch in islice(self._batches, len(self) - self.done):
-            self.done += 1
-            self.taken += 1
-            yield batch
+        try:
+            for batch in islice(self._batches, len(self) - self.done):
+                self.done += 1
+                self.taken += 1
+                yield batch
+        except GeneratorExit:  # the rest of the epoch is not trained on
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop reading ahead: a thread that waits for room would keep the process from ending."""
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
 
     def state_dict(self) -> dict[str, int]:
         """The position in the stream."""
@@ -251,4 +268,4 @@ class StreamLoader:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from a position."""
         self.epoch, self.done, self.taken = (int(state[key]) for key in ("epoch", "done", "taken"))
-        self._batches = None
+        self.close()
