@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from decar import signals
 from decar.cli.checks import check
-from decar.cli.config import build_encoder, own_network, take_over
+from decar.cli.config import build_encoder, length_of_stream, listed, own_network, take_over
 from decar.cli.data import report_run
 from decar.cli.launch import child_processes, folder_lock, leads, process_group
 from decar.cli.main import run_hydra
@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from pytorch_lightning import Trainer
     from pytorch_lightning.loggers import Logger
 
-    from decar.audio import LogMelStore, Manifest
+    from decar.audio import LogMelStore
     from decar.pretrain import DecarModule, LabelSource, PretrainData
 
 log = logging.getLogger(__name__)
@@ -234,36 +234,6 @@ def build_data(cfg: DictConfig, clips: LogMelStore, source: LabelSource) -> Pret
         return PretrainData(clips, **options)
     label = getattr(source.first, "label", None) if isinstance(source, OnlineLabels) else None
     return StreamData(instantiate(cfg.data.manifest), clips, buffer=cfg.data.buffer, label=label, **options)
-
-
-def listed(cfg: DictConfig) -> Manifest:
-    """The clips of which there is a store: all, or of a stream the sample."""
-    from hydra.utils import instantiate
-
-    from decar.pretrain.stream import sample_of
-
-    made: Manifest = instantiate(cfg.data.manifest)
-    return sample_of(made, cfg.labels.sample, cfg.seed) if cfg.data.get("stream") else made
-
-
-def length_of_stream(cfg: DictConfig) -> int:
-    """Clips of a pass; of a stream of unknown length, those of the sample.
-
-    Raises:
-        ConfigError: The length is not known, and an option is to be picked from it.
-    """
-    from collections.abc import Sized
-
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    made = instantiate(cfg.data.manifest)
-    if isinstance(made, Sized):
-        return len(made)
-    picked = ("k", "sampler.every_n_steps", "trainer.max_epochs")
-    needed = [key for key in picked if OmegaConf.select(cfg, key) is None]
-    require(not needed, f"{' and '.join(needed)} cannot be picked for a stream of unknown length: pass a number")
-    return int(cfg.labels.sample)
 
 
 def all_clips(cfg: DictConfig) -> LogMelStore:
