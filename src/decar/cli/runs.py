@@ -159,6 +159,8 @@ def changed_options(
     picked = set(left_open(now))
     if "k" in picked:
         picked |= {key for key in now if key.endswith(".k")}
+    if not now.get("data.stream"):
+        picked.add("data.buffer")
     other = {}
     for key in sorted((before.keys() | now.keys()) - picked):
         free = below(key, FREE) and not below(key, TRAINING)
@@ -218,7 +220,7 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False)
     if "k" in aside:  # what refers to it was picked with it
         keys = {key for key in keys if not key.endswith(".k")}
     keys = {key for key in keys if key in WHICH or not below(key, tuple(aside))}
-    return bool(before) and all(before.get(key) == now.get(key) for key in keys)  # a missing option means null
+    return bool(before) and all(_unset(before.get(key)) == _unset(now.get(key)) for key in keys)
 
 
 def write_finished(output: Path, metrics: dict[str, float], epochs: int, steps: int, run: dict[str, Any]) -> None:

@@ -127,7 +127,7 @@ def prepare_run(
     log_clips(store, output)
     n_clips = length_of_stream(cfg) if cfg.data.get("stream") else len(store.usable())
     pick_open_options(cfg, n_clips, checkpoint, processes)
-    check_k(cfg, n_clips)
+    check_k(cfg, len(store.usable()))
     text = OmegaConf.to_yaml(cfg, resolve=True)
     done = complete(cfg, output, store.content, checkpoint)
     if not done:
