@@ -28,9 +28,11 @@ from rig import machine
 
 from decar.audio import FrontEnd, LogMelStore, SpecAugment
 from decar.audio.clips import Job
+from decar.clustering import KMeans
 from decar.models import Encoder, Projection, build_network
 from decar.models.networks import seeded
-from decar.pretrain import DecarModule, OnlineLabels, StreamData
+from decar.pretrain import DecarModule, DescriptorLabels, OnlineLabels, StreamData
+from decar.pretrain.online import FittedDescriptors
 from decar.pretrain.stream import sample_of
 
 BUFFER, BATCH, SAMPLE = 1000, 64, 200
@@ -82,13 +84,17 @@ def train(clips: Generated, every: int, folder: Path) -> Memory:
     """One pass over the clips."""
     frontend = FrontEnd()
     store = LogMelStore.open_or_build(sample_of(clips, SAMPLE, 0), frontend, folder / "cache", progress=False)
+    first = DescriptorLabels(KMeans(k=8, n_init="auto"), ("spectrum", "envelope"), dim=8)
+    fitted = FittedDescriptors.fit(first, store, 0)
     steps = every * 2 // BATCH
-    data = StreamData(clips, store, buffer=BUFFER, crop_frames=28, batch_size=BATCH, every_n_steps=steps)
+    data = StreamData(
+        clips, store, buffer=BUFFER, label=fitted.label, crop_frames=28, batch_size=BATCH, every_n_steps=steps
+    )
     with seeded(0):
         network = build_network("conv", widths=[8, 8, 16], hidden=32)
     encoder = Encoder(network, frontend, min_frames=28)
     projection = Projection(encoder.dim, 64, "batchnorm", seed=0)
-    source = OnlineLabels(k=32, sample=SAMPLE)
+    source = OnlineLabels(k=32, first=fitted, sample=SAMPLE)
     augment = SpecAugment(freq_width=10, time_width=6)
     module = DecarModule(encoder, projection, source, augment, partial(torch.optim.AdamW, lr=1e-3))
     memory = Memory(every)

@@ -5,13 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
-from decar.clustering import KMeans
+from decar.clustering import KMeans, Whitening
 from decar.clustering.stats import entropy
 from decar.errors import ConfigError
 from decar.pretrain import DescriptorLabels, OnlineLabels
-from decar.pretrain.online import Prototypes, sinkhorn
+from decar.pretrain.online import Prototypes, principal_axes, sinkhorn
 from tests.pretrain.helpers import build, fit
 from tests.pretrain.test_loop import LENGTHS, adamw
 from tests.pretrain.test_ranks import LENGTHS as ODD
@@ -48,7 +47,20 @@ def test_codes_have_even_marginals_however_small_epsilon():
     assert torch.isfinite(sinkhorn(scores, 1e-6, 3)).all()
 
 
-def prototypes(k=4, dim=3, **options):
+def test_axes_are_those_of_the_clusterings_whitening():
+    z = vectors(600, 12, seed=3) * torch.arange(1.0, 13) + 7
+    mean, axes = principal_axes(z, 4)
+    whitening = Whitening.fit_exactly(z.numpy(), 4)
+    np.testing.assert_allclose(mean, whitening.mean, rtol=1e-5)
+    ours, theirs = (z - mean) @ axes.T, whitening(z.numpy())
+    np.testing.assert_allclose(ours.abs(), np.abs(theirs), rtol=1e-2, atol=1e-2)
+    for n, kept in ((600, 10), (60, 4), (4, 1)):  # an axis per 30 clips, of two crops each
+        axes = principal_axes(z[:n], 10)[1]
+        assert (axes.abs().sum(1) > 0).sum() == kept
+    assert (principal_axes(torch.ones(50, 3), 2)[1] == 0).all(), "no variance"
+
+
+def prototypes(k=4, dim=5, **options):
     return Prototypes(dim, OnlineLabels(k, **options), seed=0)
 
 
@@ -58,54 +70,71 @@ def vectors(*shape, seed=0):
 
 def test_a_crop_predicts_the_code_of_the_other_crop_of_its_clip():
     online = prototypes(queue=6, temperature=0.2, epsilon=0.1, n_iter=3)
-    earlier, z = vectors(4, 3, seed=1), vectors(8, 3, seed=2)
-    online(earlier)
-    loss, _ = online(z)
+    earlier, z = vectors(4, 5, seed=1) * 3 + 1, vectors(8, 5, seed=2) * torch.arange(1.0, 6)
+    online(earlier, 0)
+    loss, _ = online(z, 10)
 
-    def cosines(*batches):
-        rows = np.concatenate([(b - b.mean(0)) / b.std(0) for b in (batch.double().numpy() for batch in batches)])
-        weight = online.weight.detach().double().numpy()
-        return (rows @ weight.T) / np.linalg.norm(rows, axis=1)[:, None] / np.linalg.norm(weight, axis=1)
+    recent = torch.cat([z, earlier]).double().numpy()
+    variance, directions = np.linalg.eigh(np.cov(recent.T, bias=True))
+    assert online.queue.shape == (6, 5)
+    kept = directions[:, ::-1][:, :2]  # 6 clips: `affordable_dim`
 
-    codes = by_loops(cosines(z, earlier), 0.1, 3)[:8]
+    def cosines(rows):
+        white = (rows - recent.mean(0)) @ kept / np.sqrt(variance[::-1][:2])
+        weight = online.weight.detach().double().numpy() @ kept
+        return (white @ weight.T) / np.linalg.norm(white, axis=1)[:, None] / np.linalg.norm(weight, axis=1)
+
+    codes = by_loops(cosines(recent), 0.1, 3)[:8]
     expected = 0.0
     for crop in range(8):
-        scores = cosines(z)[crop] / 0.2
+        scores = cosines(recent[:8])[crop] / 0.2
         chances = np.exp(scores) / np.exp(scores).sum()
         expected -= (codes[(crop + 4) % 8] * np.log(chances)).sum() / 8
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_codes_have_no_gradient_and_both_networks_ends_have():
-    online, z = prototypes(), vectors(6, 3).requires_grad_()
-    online(z)[0].backward()
+    online, z = prototypes(), vectors(40, 5).requires_grad_()
+    online(z, 0)[0].backward()
     assert (online.weight.grad.abs().sum(1) > 0).all()
     assert (z.grad.abs().sum(1) > 0).all()
     assert not online.queue.requires_grad
 
 
 def test_the_queue_has_the_latest_vectors_and_no_more():
-    online, batches = prototypes(queue=10), [vectors(4, 3, seed=i) for i in range(4)]
+    online, batches = prototypes(queue=10), [vectors(4, 5, seed=i) for i in range(4)]
     for i, batch in enumerate(batches):
-        online(batch)
-        rows = [(batch - batch.mean(0)) / batch.std(0, unbiased=False) for batch in batches[i::-1]]
-        torch.testing.assert_close(online.queue, functional.normalize(torch.cat(rows))[:10], rtol=1e-3, atol=1e-3)
+        online(batch, i)
+        assert torch.equal(online.queue, torch.cat(batches[i::-1])[:10])
     other = prototypes(queue=10)
     other.load_state_dict(online.state_dict())
     assert torch.equal(other.queue, online.queue)
-    assert online(batches[0])[0] == other(batches[0])[0]
+    assert online(batches[0], 5)[0] == other(batches[0], 5)[0], "step 5 does not renew the axes"
     empty = prototypes(queue=0)
-    empty(batches[0])
+    empty(batches[0], 0)
     assert len(empty.queue) == 0
+
+
+def test_axes_are_renewed_in_every_tenth_step_once_the_queue_is_full():
+    online, renewed = prototypes(queue=8), []
+    for step in range(25):
+        before = online.axes
+        online(vectors(4, 5, seed=step), step)
+        if not torch.equal(before, online.axes):
+            renewed.append(step)
+    assert renewed == [0, 1, 10, 20]
 
 
 def test_vectors_that_are_all_the_same_are_spread_over_all_prototypes():
     """A network that maps everything to one point gains nothing by it: every code is uniform."""
-    codes = prototypes(k=5, queue=0)._codes(functional.normalize(vectors(1, 3)).expand(10, 3))
+    online = prototypes(k=5, queue=0)
+    codes = online._codes(vectors(1, 5).expand(10, 5), 0)
     torch.testing.assert_close(codes, torch.full((10, 5), 0.2))
 
 
-@pytest.mark.parametrize("options", [{"k": 1}, {"temperature": 0}, {"epsilon": -1.0}, {"n_iter": 0}, {"queue": -1}])
+@pytest.mark.parametrize(
+    "options", [{"k": 1}, {"dim": 0}, {"temperature": 0}, {"epsilon": -1.0}, {"n_iter": 0}, {"queue": -1}]
+)
 def test_numbers_that_make_no_sense(options):
     with pytest.raises(ConfigError, match=f"labels.{next(iter(options))}"):
         OnlineLabels(**{"k": 4, **options})

@@ -197,7 +197,7 @@ class DecarModule(LightningModule):
         losses = [functional.cross_entropy(scores, targets[:, h]) for h, scores in enumerate(logits)]
         hits = [(scores.argmax(1) == targets[:, h]).float().mean() for h, scores in enumerate(logits)]
         if self.online is not None:
-            swapped, right = self.online(z)
+            swapped, right = self.online(z, batch_idx)
             losses, hits = [*losses, swapped], [*hits, right]
         loss = torch.stack(losses).mean()
         last = batch_idx + 1 == self.trainer.num_training_batches

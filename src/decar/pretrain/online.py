@@ -20,16 +20,16 @@ from torch.nn import functional
 from decar.audio import FrontEnd, LogMelStore
 from decar.audio.clips import Frames
 from decar.audio.descriptors import DESCRIPTORS, describe
-from decar.clustering import Clusterer, KMeans, nmi
+from decar.clustering import Clusterer, KMeans, affordable_dim, nmi
 from decar.clustering.stats import cluster_sizes, effective_rank, entropy
-from decar.errors import ConfigError, TrainingError, check_positive, check_whole
-from decar.models.embed import evaluating
+from decar.errors import ConfigError, check_positive, check_whole
 from decar.pretrain.labels import DescriptorLabels, EpochLabels, FittedLabels, Situation
 from decar.pretrain.ranks import deal_batch, gather_batch, on_rank_zero
 from decar.pretrain.sampler import Stream, derive_seed
 from decar.pretrain.vectors import Floats, Rows, Vectors
 
 VIEWS = 2  # crops of a clip in a batch
+_RENEW_EVERY = 10  # steps; the axes of 512 numbers take 50 ms of a CPU
 
 
 def sinkhorn(scores: Tensor, epsilon: float, n_iter: int) -> Tensor:
@@ -110,24 +110,26 @@ class OnlineLabels:
     Attributes:
         k: Prototypes.
         first: The clusterings of descriptors, as in `BothLabels`; None: prototypes alone.
+        dim: `z` is reduced to at most this many whitened dimensions, one per 30 clips of queue and batch.
         temperature: Of the softmax over scores (SwAV: .1).
         epsilon: Of `sinkhorn` (SwAV: .05).
         n_iter: Of `sinkhorn` (SwAV: 3).
-        queue: Recent vectors `z` that take part in `sinkhorn`: a batch is smaller than what `k` clusters need (SwAV:
-            3,840 for batches of 256; 15 batches).
+        queue: Recent vectors `z` that take part in whitening and `sinkhorn`: a batch is smaller than what `k` clusters
+            need (SwAV: 3,840).
         sample: Clips, drawn once by the run's seed, whose clusters are compared from epoch to epoch (NMI).
     """
 
     k: int
     first: DescriptorLabels | FittedDescriptors | None = None
+    dim: int = 64
     temperature: float = 0.1
     epsilon: float = 0.05
     n_iter: int = 3
-    queue: int = 960
+    queue: int = 1920
     sample: int = 1000
 
     def __post_init__(self) -> None:
-        for name, least in (("k", 2), ("n_iter", 1), ("queue", 0), ("sample", 2)):
+        for name, least in (("k", 2), ("dim", 1), ("n_iter", 1), ("queue", 0), ("sample", 2)):
             check_whole(f"labels.{name}", getattr(self, name), least)
         for name in ("temperature", "epsilon"):
             check_positive(f"labels.{name}", getattr(self, name))
@@ -164,11 +166,25 @@ class OnlineLabels:
         return np.sort(rng.permutation(n_clips)[: self.sample])
 
 
-class Prototypes(nn.Module):
-    """`K` prototypes, and the queue of recent vectors, which is part of the state.
+def principal_axes(z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Mean `(P,)` of vectors `(n, P)`, and their leading principal axes `(dim, P)`, each divided by its deviation.
 
-    Vectors are standardised by the batch (BatchNorm without weights) before they are normalised to unit length: the
-    paper's `z` follows a ReLU, so all of them share a large part, and their cosines with a prototype hardly differ.
+    As `decar.clustering.Whitening`: one axis per 30 of the n / 2 clips; the other rows are zero.
+    """
+    mean = z.mean(0)
+    centred = (z - mean).double()
+    variance, directions = torch.linalg.eigh(centred.T @ centred / len(z))
+    kept = min(affordable_dim(max(1, len(z) // VIEWS), dim), z.shape[1])
+    variance, directions = variance.flip(0)[:kept], directions.flip(1)[:, :kept].T
+    gain = torch.where(variance > 1e-6 * variance[0], variance.clamp_min(1e-30).rsqrt(), 0.0)
+    return mean, functional.pad(gain[:, None] * directions, (0, 0, 0, dim - kept)).float()
+
+
+class Prototypes(nn.Module):
+    """`K` prototypes, the queue of recent vectors, and the axes by which vectors are whitened; all are in the state.
+
+    The paper whitens `z` before it is clustered, and so it is here, by the queue and the batch. Without that the
+    embedding collapsed to three directions (docs/recipe.md): level and tilt of the spectrum decide all cosines.
     Prototypes are trained by the optimizer as the network is, and compared by their direction alone.
 
     Args:
@@ -182,49 +198,55 @@ class Prototypes(nn.Module):
         self.options = options
         generator = torch.Generator().manual_seed(derive_seed(Stream.HEADS, seed))
         self.weight = nn.Parameter(functional.normalize(torch.randn(options.k, dim, generator=generator)))
-        self.standardise = nn.BatchNorm1d(dim, affine=False)
-        # (n, P), unit vectors, the latest first; no buffer, which DistributedDataParallel would send in every step
-        self.queue = torch.empty(0, dim)
+        # no buffers, which DistributedDataParallel would send in every step; all ranks have the same
+        self.queue = torch.empty(0, dim)  # (n, P), the latest first
+        self.mean, self.axes = torch.zeros(dim), torch.zeros(options.dim, dim)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each crop's prediction and the code of the other crop of its clip; share of right ones.
 
         Collective: codes are those of the whole batch, and of the queue, on every rank.
 
         Args:
             z: `(B / size, P)`, this rank's share of a batch, whose second half has the clips of the first.
+            step: Number in the epoch; axes are renewed in every tenth, and in all until the queue is full.
         """
         with torch.autocast(z.device.type, enabled=False):
-            unit = self._unit(z)
-            codes = self._codes(gather_batch(unit.detach()))
+            codes = self._codes(gather_batch(z.detach().float()), step)
             wanted = deal_batch(codes.roll(len(codes) // VIEWS, 0))
-            scores = self._scores(unit)
+            scores = self._scores(z.float(), self.mean, self.axes)
             logs = torch.log_softmax(scores / self.options.temperature, 1)
         hits = (scores.argmax(1) == wanted.argmax(1)).float().mean()
         return -(wanted * logs).sum(1).mean(), hits
 
-    def _unit(self, z: Tensor) -> Tensor:
-        return functional.normalize(self.standardise(z.float()))
-
-    def _scores(self, unit: Tensor) -> Tensor:
-        """Cosines `(B, K)` of unit vectors `(B, P)` and prototypes."""
-        return functional.linear(unit, functional.normalize(self.weight))
+    def _scores(self, z: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
+        """Cosines `(B, K)` of whitened vectors and prototypes."""
+        white = functional.normalize((z - mean) @ axes.T)
+        return white @ functional.normalize(self.weight @ functional.normalize(axes).T).T
 
     @torch.no_grad()
-    def _codes(self, unit: Tensor) -> Tensor:
+    def _codes(self, z: Tensor, step: int) -> Tensor:
         """The codes `(B, K)` of a batch `(B, P)`, which then joins the queue."""
-        recent = torch.cat([unit, self.queue.to(unit.device)])
+        recent = torch.cat([z, self.queue.to(z.device)])
+        if step % _RENEW_EVERY == 0 or len(self.queue) < self.options.queue:
+            self.mean, self.axes = principal_axes(recent, self.options.dim)
+        self.mean, self.axes = self.mean.to(z.device), self.axes.to(z.device)
         self.queue = recent[: self.options.queue]
-        return self._assign(recent)[: len(unit)]
+        return self._assign(recent, self.mean, self.axes)[: len(z)]
 
-    def _assign(self, unit: Tensor) -> Tensor:
-        return sinkhorn(self._scores(unit), self.options.epsilon, self.options.n_iter)
+    def _assign(self, z: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
+        return sinkhorn(self._scores(z, mean, axes), self.options.epsilon, self.options.n_iter)
 
+    @torch.no_grad()
     def clusters(self, z: Floats) -> NDArray[np.int64]:
-        """The cluster `(n,)` of vectors `(n, P)`: the prototype with the largest part of each one's code."""
-        with evaluating(self):
-            codes = self._assign(self._unit(torch.from_numpy(z).to(self.weight.device)))
-        found: NDArray[np.int64] = codes.argmax(1).cpu().numpy()
+        """The cluster `(n,)` of vectors `(n, P)`: the prototype with the largest part of each one's code.
+
+        They are whitened by themselves.
+        """
+        vectors = torch.from_numpy(z).to(self.weight.device)
+        found: NDArray[np.int64] = (
+            self._assign(vectors, *principal_axes(vectors, self.options.dim)).argmax(1).cpu().numpy()
+        )
         return found
 
     def figures(self, z: Floats, clips: Rows, labels: EpochLabels, before: EpochLabels | None) -> EpochLabels:
@@ -247,13 +269,9 @@ class Prototypes(nn.Module):
         return replace(labels, health=health, sample=np.stack([clips, found], axis=1))
 
     def get_extra_state(self) -> Tensor:
-        """The queue, for a checkpoint; all ranks have the same."""
-        return self.queue.cpu()
+        """Mean, axes and queue, `(1 + dim + n, P)`, for a checkpoint."""
+        return torch.cat([self.mean[None], self.axes, self.queue.to(self.axes.device)]).cpu()
 
     def set_extra_state(self, state: Any) -> None:
-        """Continue with this queue."""
-        if state.ndim != 2 or state.shape[1] != self.weight.shape[1]:
-            raise TrainingError(
-                f"the checkpoint's queue has shape {tuple(state.shape)}, not (n, {self.weight.shape[1]})"
-            )
-        self.queue = state
+        """Continue with these."""
+        self.mean, self.axes, self.queue = state[0], state[1 : 1 + self.options.dim], state[1 + self.options.dim :]
