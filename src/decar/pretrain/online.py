@@ -3,8 +3,8 @@
 The paper names this as future work: cluster assignments learned online, for "practically unlimited amounts of data".
 Each cluster has a prototype, a direction in the space of `z`. A step takes two crops of each clip. Sinkhorn-Knopp
 spreads the whitened vectors of the batch, and of a queue of recent steps, evenly over the prototypes: the code of a
-crop. The network learns to predict the code of one crop from the other (swapped prediction: SwAV, arXiv 2006.09882, section 3.1).
-Nothing here grows with the number of clips.
+crop. The network learns to predict the code of one crop from the other (swapped prediction: SwAV, arXiv 2006.09882,
+section 3.1). Nothing here grows with the number of clips.
 """
 
 from collections.abc import Sequence
