@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from decar.clustering import KMeans, Whitening
+from decar.clustering import KMeans, Whitening, nmi
 from decar.clustering.stats import entropy
 from decar.errors import ConfigError
 from decar.pretrain import DescriptorLabels, OnlineLabels
@@ -69,57 +69,77 @@ def vectors(*shape, seed=0):
 
 
 def test_a_crop_predicts_the_code_of_the_other_crop_of_its_clip():
-    online = prototypes(queue=6, temperature=0.2, epsilon=0.1, n_iter=3)
-    earlier, z = vectors(4, 5, seed=1) * 3 + 1, vectors(8, 5, seed=2) * torch.arange(1.0, 6)
-    online(earlier, 0)
-    loss, _ = online(z, 10)
+    online = prototypes(queue=6, epsilon=0.1, n_iter=3)
+    online(*[vectors(4, 5, seed=9)] * 2, 0)
+    earlier, z = vectors(6, 5, seed=1) * 3 + 1, vectors(8, 5, seed=2) * torch.arange(1.0, 6)
+    projected = vectors(8, 5, seed=3)
+    online(projected[:6], earlier, 1)
+    points = online.points.double().numpy()
+    loss, right = online(projected, z, 10)
 
     recent = torch.cat([z, earlier]).double().numpy()
     variance, directions = np.linalg.eigh(np.cov(recent.T, bias=True))
-    assert online.queue.shape == (6, 5)
     kept = directions[:, ::-1][:, :2]  # 6 clips: `affordable_dim`
-
-    def cosines(rows):
-        white = (rows - recent.mean(0)) @ kept / np.sqrt(variance[::-1][:2])
-        weight = online.weight.detach().double().numpy() @ kept
-        return (white @ weight.T) / np.linalg.norm(white, axis=1)[:, None] / np.linalg.norm(weight, axis=1)
-
-    codes = by_loops(cosines(recent), 0.1, 3)[:8]
-    expected = 0.0
+    white = unit((recent - recent.mean(0)) @ kept / np.sqrt(variance[::-1][:2]))
+    codes = by_loops(white @ unit(points @ kept).T, 0.1, 3)
+    expected, hits = 0.0, 0
     for crop in range(8):
-        scores = cosines(recent[:8])[crop] / 0.2
-        chances = np.exp(scores) / np.exp(scores).sum()
-        expected -= (codes[(crop + 4) % 8] * np.log(chances)).sum() / 8
+        scores = (online.head.weight @ projected[crop] + online.head.bias).detach().double().numpy()
+        chances, wanted = np.exp(scores) / np.exp(scores).sum(), codes[(crop + 4) % 8]
+        expected -= (wanted * np.log(chances)).sum() / 8
+        hits += wanted.argmax() == chances.argmax()
     assert loss.item() == pytest.approx(expected, rel=1e-4)
+    assert right.item() == pytest.approx(hits / 8)
+    means = np.array([(codes[:, k : k + 1] * white).sum(0) for k in range(4)])
+    np.testing.assert_allclose(unit(online.points.numpy() @ kept), unit(means), rtol=1e-3, atol=1e-4)
 
 
-def test_codes_have_no_gradient_and_both_networks_ends_have():
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1)[:, None]
+
+
+def test_the_network_learns_by_the_head_alone():
     online, z = prototypes(), vectors(40, 5).requires_grad_()
-    online(z, 0)[0].backward()
-    assert (online.weight.grad.abs().sum(1) > 0).all()
-    assert (z.grad.abs().sum(1) > 0).all()
+    projected = vectors(40, 5, seed=1).requires_grad_()
+    online(projected, z, 0)[0].backward()
+    assert (projected.grad.abs().sum(1) > 0).all()
+    assert (online.head.weight.grad.abs().sum(1) > 0).all()
+    assert z.grad is None
     assert not online.queue.requires_grad
+    assert [name for name, _ in online.named_parameters()] == ["head.weight", "head.bias"]
+
+
+def test_prototypes_find_groups_that_are_there():
+    """Eight groups of equal size along the axes, a queue of them, and eight prototypes."""
+    groups = torch.cat([torch.eye(4), -torch.eye(4)])
+    online = prototypes(k=8, dim=4, queue=600)
+    for step in range(40):
+        kind = torch.arange(64) % 8
+        online(vectors(64, 4), groups[kind] + 0.1 * vectors(64, 4, seed=step), step)
+    kind = torch.arange(400) % 8
+    found = online.clusters((groups[kind] + 0.1 * vectors(400, 4, seed=99)).numpy())
+    assert nmi(kind.numpy(), found) > 0.9
 
 
 def test_the_queue_has_the_latest_vectors_and_no_more():
     online, batches = prototypes(queue=10), [vectors(4, 5, seed=i) for i in range(4)]
+    start = online.points
     for i, batch in enumerate(batches):
-        online(batch, i)
+        online(batch, batch, i)
         assert torch.equal(online.queue, torch.cat(batches[i::-1])[:10])
+        assert torch.equal(online.points, start) == (i < 2), "random until the queue is full"
     other = prototypes(queue=10)
     other.load_state_dict(online.state_dict())
-    assert torch.equal(other.queue, online.queue)
-    assert online(batches[0], 5)[0] == other(batches[0], 5)[0], "step 5 does not renew the axes"
-    empty = prototypes(queue=0)
-    empty(batches[0], 0)
-    assert len(empty.queue) == 0
+    for name in ("queue", "points", "mean", "axes"):
+        assert torch.equal(getattr(other, name), getattr(online, name)), name
+    assert online(batches[0], batches[0], 5)[0] == other(batches[0], batches[0], 5)[0], "step 5 does not renew the axes"
 
 
 def test_axes_are_renewed_in_every_tenth_step_once_the_queue_is_full():
     online, renewed = prototypes(queue=8), []
     for step in range(25):
-        before = online.axes
-        online(vectors(4, 5, seed=step), step)
+        before, z = online.axes, vectors(4, 5, seed=step)
+        online(z, z, step)
         if not torch.equal(before, online.axes):
             renewed.append(step)
     assert renewed == [0, 1, 10, 20]
@@ -127,17 +147,15 @@ def test_axes_are_renewed_in_every_tenth_step_once_the_queue_is_full():
 
 def test_vectors_that_are_all_the_same_are_spread_over_all_prototypes():
     """A network that maps everything to one point gains nothing by it: every code is uniform."""
-    online = prototypes(k=5, queue=0)
+    online = prototypes(k=5, queue=5)
     codes = online._codes(vectors(1, 5).expand(10, 5), 0)
     torch.testing.assert_close(codes, torch.full((10, 5), 0.2))
 
 
-@pytest.mark.parametrize(
-    "options", [{"k": 1}, {"dim": 0}, {"temperature": 0}, {"epsilon": -1.0}, {"n_iter": 0}, {"queue": -1}]
-)
-def test_numbers_that_make_no_sense(options):
-    with pytest.raises(ConfigError, match=f"labels.{next(iter(options))}"):
-        OnlineLabels(**{"k": 4, **options})
+@pytest.mark.parametrize(("name", "value"), [("k", 1), ("dim", 0), ("epsilon", -1.0), ("n_iter", 0), ("queue", 3)])
+def test_numbers_that_make_no_sense(name, value):
+    with pytest.raises(ConfigError, match=f"labels.{name}"):
+        OnlineLabels(**{"k": 4, name: value})
 
 
 def both():
@@ -195,8 +213,9 @@ def test_figures_are_of_one_sample_and_there_is_no_pass(make_store, tmp_path, so
     assert data.labels.sample.shape == (30, 2)
 
 
-def test_training_keeps_the_clusters_even(make_store, tmp_path):
-    model, data = build(make_store(LENGTHS), source=alone(), optimizer=adamw, head_optimizer={})
+@pytest.mark.parametrize("options", [{}, {"optimizer": adamw, "head_optimizer": {}}], ids=["sgd", "adamw"])
+def test_training_keeps_the_clusters_even(make_store, tmp_path, options):
+    model, data = build(make_store(LENGTHS), source=alone(), **options)
     fit(model, data, tmp_path, epochs=5)
     sample = data.labels.sample[:, 1]
     assert entropy(sample, 4) > 0.8

@@ -184,7 +184,10 @@ class DecarModule(LightningModule):
         assert isinstance(optimizer, Optimizer)
         for parameter in old - set(self.heads.parameters()):
             optimizer.state.pop(parameter, None)
-        optimizer.param_groups[1]["params"] = list(self.heads.parameters())
+        optimizer.param_groups[1]["params"] = self._head_parameters()
+
+    def _head_parameters(self) -> list[nn.Parameter]:
+        return [*self.heads.parameters(), *(self.online.parameters() if self.online is not None else ())]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the clusterings."""
@@ -197,7 +200,7 @@ class DecarModule(LightningModule):
         losses = [functional.cross_entropy(scores, targets[:, h]) for h, scores in enumerate(logits)]
         hits = [(scores.argmax(1) == targets[:, h]).float().mean() for h, scores in enumerate(logits)]
         if self.online is not None:
-            swapped, right = self.online(z, batch_idx)
+            swapped, right = self.online(projected, z, batch_idx)
             losses, hits = [*losses, swapped], [*hits, right]
         loss = torch.stack(losses).mean()
         last = batch_idx + 1 == self.trainer.num_training_batches
@@ -254,8 +257,7 @@ class DecarModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimizer with two groups: the network, and the heads."""
         network = [*self.encoder.parameters(), *self.projection.parameters()]
-        network += [] if self.online is None else self.online.parameters()
-        heads = {"params": list(self.heads.parameters()), **self.head_optimizer}
+        heads = {"params": self._head_parameters(), **self.head_optimizer}
         optimizer = self.make_optimizer([{"params": network}, heads])
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer

@@ -1,10 +1,10 @@
 """`labels=online`: clusters that are learned with the network, from batches alone, without a pass over the set.
 
 The paper names this as future work: cluster assignments learned online, for "practically unlimited amounts of data".
-Each cluster has a prototype, a direction in the space of `z`. A step takes two crops of each clip. Sinkhorn-Knopp
-spreads the whitened vectors of the batch, and of a queue of recent steps, evenly over the prototypes: the code of a
-crop. The network learns to predict the code of one crop from the other (swapped prediction: SwAV, arXiv 2006.09882,
-section 3.1). Nothing here grows with the number of clips.
+Each cluster has a prototype, a direction in the space of whitened `z`. A step takes two crops of each clip.
+Sinkhorn-Knopp spreads the vectors of the batch, and of a queue of recent steps, evenly over the prototypes: the code of
+a crop. The network learns to predict the code of one crop from the other (swapped prediction: SwAV, arXiv 2006.09882,
+section 3.1), and the prototypes follow. Nothing here grows with the number of clips.
 """
 
 from collections.abc import Sequence
@@ -102,7 +102,7 @@ class FittedDescriptors:
 
 @dataclass(frozen=True)
 class OnlineLabels:
-    """Prototypes learned with the network; beside them, if wanted, clusters of plain descriptors from the start.
+    """Prototypes that follow the network; beside them, if wanted, clusters of plain descriptors from the start.
 
     As a label source it makes the labels of the descriptors. The prototypes have none that are kept: `Prototypes` makes
     the codes of a batch in each step, and the clusters of a fixed sample of clips at the start of each epoch.
@@ -111,28 +111,25 @@ class OnlineLabels:
         k: Prototypes.
         first: The clusterings of descriptors, as in `BothLabels`; None: prototypes alone.
         dim: `z` is reduced to at most this many whitened dimensions, one per 30 clips of queue and batch.
-        temperature: Of the softmax over scores (SwAV: .1).
         epsilon: Of `sinkhorn` (SwAV: .05).
         n_iter: Of `sinkhorn` (SwAV: 3).
-        queue: Recent vectors `z` that take part in whitening and `sinkhorn`: a batch is smaller than what `k` clusters
-            need (SwAV: 3,840).
+        queue: Recent vectors `z`, at least `k`, that take part in whitening and `sinkhorn`: a batch is smaller than
+            what `k` clusters need (SwAV: 3,840).
         sample: Clips, drawn once by the run's seed, whose clusters are compared from epoch to epoch (NMI).
     """
 
     k: int
     first: DescriptorLabels | FittedDescriptors | None = None
     dim: int = 64
-    temperature: float = 0.1
     epsilon: float = 0.05
     n_iter: int = 3
     queue: int = 1920
     sample: int = 1000
 
     def __post_init__(self) -> None:
-        for name, least in (("k", 2), ("dim", 1), ("n_iter", 1), ("queue", 0), ("sample", 2)):
+        for name, least in (("k", 2), ("dim", 1), ("n_iter", 1), ("queue", self.k), ("sample", 2)):
             check_whole(f"labels.{name}", getattr(self, name), least)
-        for name in ("temperature", "epsilon"):
-            check_positive(f"labels.{name}", getattr(self, name))
+        check_positive("labels.epsilon", self.epsilon)
 
     @property
     def clusterers(self) -> Sequence[Clusterer]:
@@ -181,61 +178,71 @@ def principal_axes(z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 class Prototypes(nn.Module):
-    """`K` prototypes, the queue of recent vectors, and the axes by which vectors are whitened; all are in the state.
+    """`K` prototypes, and the linear head that predicts them, as `p` predicts clusters.
 
-    The paper whitens `z` before it is clustered, and so it is here, by the queue and the batch. Without that the
-    embedding collapsed to three directions (docs/recipe.md): level and tilt of the spectrum decide all cosines.
-    Prototypes are trained by the optimizer as the network is, and compared by their direction alone.
+    The paper whitens `z` before it is clustered, and so it is here, by queue and batch. Prototypes are random until the
+    queue is full, then vectors of it. From then on they become, in every step, the means of the whitened vectors by
+    their codes: one step of K-Means over the recent vectors. They have no gradient: the network learns by the head
+    alone, as from other labels. (SwAV compares `z` with prototypes that have a gradient, and does not whiten: on the
+    bundled set the embedding then collapsed to three directions, docs/recipe.md.)
 
     Args:
         dim: `P`.
         options: Numbers.
-        seed: Seeds the prototypes.
+        seed: Seeds prototypes and head.
     """
 
     def __init__(self, dim: int, options: OnlineLabels, seed: int) -> None:
         super().__init__()
         self.options = options
         generator = torch.Generator().manual_seed(derive_seed(Stream.HEADS, seed))
-        self.weight = nn.Parameter(functional.normalize(torch.randn(options.k, dim, generator=generator)))
+        self.head = nn.Linear(dim, options.k)
+        nn.init.normal_(self.head.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.head.bias)
         # no buffers, which DistributedDataParallel would send in every step; all ranks have the same
-        self.queue = torch.empty(0, dim)  # (n, P), the latest first
+        self.points = torch.randn(options.k, dim, generator=generator)  # (K, P)
         self.mean, self.axes = torch.zeros(dim), torch.zeros(options.dim, dim)
+        self.queue = torch.empty(0, dim)  # (n, P), the latest first
 
-    def forward(self, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def forward(self, projected: Tensor, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each crop's prediction and the code of the other crop of its clip; share of right ones.
 
         Collective: codes are those of the whole batch, and of the queue, on every rank.
 
         Args:
-            z: `(B / size, P)`, this rank's share of a batch, whose second half has the clips of the first.
+            projected: `(B / size, P)`, the heads' input, of this rank's share of a batch.
+            z: `(B / size, P)`. The second half of the whole batch has the clips of the first.
             step: Number in the epoch; axes are renewed in every tenth, and in all until the queue is full.
         """
-        with torch.autocast(z.device.type, enabled=False):
-            codes = self._codes(gather_batch(z.detach().float()), step)
-            wanted = deal_batch(codes.roll(len(codes) // VIEWS, 0))
-            scores = self._scores(z.float(), self.mean, self.axes)
-            logs = torch.log_softmax(scores / self.options.temperature, 1)
+        codes = self._codes(gather_batch(z.detach().float()), step)
+        wanted = deal_batch(codes.roll(len(codes) // VIEWS, 0))
+        scores = self.head(projected)
         hits = (scores.argmax(1) == wanted.argmax(1)).float().mean()
-        return -(wanted * logs).sum(1).mean(), hits
-
-    def _scores(self, z: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
-        """Cosines `(B, K)` of whitened vectors and prototypes."""
-        white = functional.normalize((z - mean) @ axes.T)
-        return white @ functional.normalize(self.weight @ functional.normalize(axes).T).T
+        return functional.cross_entropy(scores, wanted.to(scores.dtype)), hits
 
     @torch.no_grad()
     def _codes(self, z: Tensor, step: int) -> Tensor:
-        """The codes `(B, K)` of a batch `(B, P)`, which then joins the queue."""
-        recent = torch.cat([z, self.queue.to(z.device)])
-        if step % _RENEW_EVERY == 0 or len(self.queue) < self.options.queue:
-            self.mean, self.axes = principal_axes(recent, self.options.dim)
-        self.mean, self.axes = self.mean.to(z.device), self.axes.to(z.device)
-        self.queue = recent[: self.options.queue]
-        return self._assign(recent, self.mean, self.axes)[: len(z)]
+        """The codes `(B, K)` of a batch `(B, P)`, which then joins the queue; the prototypes follow."""
+        grows = len(self.queue) < self.options.queue
+        with torch.autocast(z.device.type, enabled=False):
+            recent = torch.cat([z, self.queue.to(z.device)])
+            if grows or step % _RENEW_EVERY == 0:
+                self.mean, self.axes = principal_axes(recent, self.options.dim)
+            self.mean, self.axes, self.points = (x.to(z.device) for x in (self.mean, self.axes, self.points))
+            white = functional.normalize((recent - self.mean) @ self.axes.T)
+            codes = self._assign(white, self.axes)
+            if not grows:
+                self.points = (codes.T @ white) @ functional.normalize(self.axes)
+            elif len(recent) >= self.options.queue:  # it is full: start from vectors, as K-Means does
+                some = torch.linspace(0, len(white) - 1, self.options.k, device=z.device).long()
+                self.points = white[some] @ functional.normalize(self.axes)
+            self.queue = recent[: self.options.queue]
+        return codes[: len(z)]
 
-    def _assign(self, z: Tensor, mean: Tensor, axes: Tensor) -> Tensor:
-        return sinkhorn(self._scores(z, mean, axes), self.options.epsilon, self.options.n_iter)
+    def _assign(self, white: Tensor, axes: Tensor) -> Tensor:
+        """Codes `(n, K)` of whitened unit vectors `(n, dim)`."""
+        points = functional.normalize(self.points @ functional.normalize(axes).T)
+        return sinkhorn(white @ points.T, self.options.epsilon, self.options.n_iter)
 
     @torch.no_grad()
     def clusters(self, z: Floats) -> NDArray[np.int64]:
@@ -243,10 +250,10 @@ class Prototypes(nn.Module):
 
         They are whitened by themselves.
         """
-        vectors = torch.from_numpy(z).to(self.weight.device)
-        found: NDArray[np.int64] = (
-            self._assign(vectors, *principal_axes(vectors, self.options.dim)).argmax(1).cpu().numpy()
-        )
+        vectors = torch.from_numpy(z).to(self.points.device)
+        mean, axes = principal_axes(vectors, self.options.dim)
+        codes = self._assign(functional.normalize((vectors - mean) @ axes.T), axes)
+        found: NDArray[np.int64] = codes.argmax(1).cpu().numpy()
         return found
 
     def figures(self, z: Floats, clips: Rows, labels: EpochLabels, before: EpochLabels | None) -> EpochLabels:
@@ -269,9 +276,11 @@ class Prototypes(nn.Module):
         return replace(labels, health=health, sample=np.stack([clips, found], axis=1))
 
     def get_extra_state(self) -> Tensor:
-        """Mean, axes and queue, `(1 + dim + n, P)`, for a checkpoint."""
-        return torch.cat([self.mean[None], self.axes, self.queue.to(self.axes.device)]).cpu()
+        """Prototypes, mean, axes and queue, `(K + 1 + dim + n, P)`, for a checkpoint."""
+        return torch.cat([self.points, self.mean[None], self.axes, self.queue.to(self.axes.device)]).cpu()
 
     def set_extra_state(self, state: Any) -> None:
         """Continue with these."""
-        self.mean, self.axes, self.queue = state[0], state[1 : 1 + self.options.dim], state[1 + self.options.dim :]
+        k, dim = self.options.k, self.options.dim
+        self.points, mean, self.axes, self.queue = state.split([k, 1, dim, len(state) - k - 1 - dim])
+        self.mean = mean[0]
