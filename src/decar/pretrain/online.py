@@ -218,7 +218,7 @@ class Prototypes(nn.Module):
         wanted = deal_batch(codes.roll(len(codes) // VIEWS, 0))
         scores = self.head(projected)
         hits = (scores.argmax(1) == wanted.argmax(1)).float().mean()
-        return functional.cross_entropy(scores, wanted.to(scores.dtype)), hits
+        return functional.cross_entropy(scores.float(), wanted), hits
 
     @torch.no_grad()
     def _codes(self, z: Tensor, step: int) -> Tensor:
