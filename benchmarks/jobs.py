@@ -162,7 +162,8 @@ def broken_files(folder: Path) -> list[str]:
 def difference(a: Path, b: Path) -> str:
     """The first thing in which two finished runs differ; nothing if they are the same to the bit."""
     ours, theirs = (torch.load(x / "run/checkpoints/last.ckpt", weights_only=True) for x in (a, b))
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "PretrainData", "means", "epoch_row", "bank"):
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "PretrainData", "StreamData", "means", "epoch_row",
+                "bank"):  # fmt: skip
         if not same(ours.get(key), theirs.get(key)):
             return f"{key} of the checkpoint"
     for name in ("encoder.safetensors", "metrics.csv"):

@@ -72,6 +72,23 @@ def test_a_kill_changes_nothing_with_two_processes(tmp_path):
     assert len(rows) == 1 + 2 * (4 + 1), "one process logs"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["labels=online"], ["labels=online", "data.stream=true", "data.buffer=100"]])
+@pytest.mark.parametrize("processes", [[], ["trainer=ddp", "trainer.devices=2"]], ids=["alone", "two"])
+def test_a_kill_changes_nothing_without_a_pass(tmp_path, words, processes):
+    """Prototypes, queue and the place in the stream are those of the checkpoint, in the middle of an epoch."""
+    words = [*words, *processes, "sampler.every_n_steps=40"]
+    finish(tmp_path / "whole", *words)
+    process = start(tmp_path / "cut", *words, "resume=auto", "callbacks.inside.minutes=0")
+    wait_for(tmp_path / "cut/run/checkpoints/last.ckpt", process)
+    process.kill()
+    process.communicate()
+    state = torch.load(tmp_path / "cut/run/checkpoints/last.ckpt", weights_only=True)
+    assert 0 < state["global_step"] < 80
+    assert "going on from" in finish_log(tmp_path / "cut", *words, "resume=auto", "callbacks.inside.minutes=0")
+    assert not difference(tmp_path / "cut", tmp_path / "whole")
+
+
 def finish_log(folder, *words):
     finish(folder, *words)
     return (folder / "run/train.log").read_text()

@@ -20,6 +20,7 @@ from decar.audio import FrontEnd, LogMelStore, Manifest
 from decar.cli.train import log_clips, objective
 from decar.errors import ConfigError
 from decar.files import locked
+from decar.models import read_facts
 from tests.cli.helpers import write_recordings
 
 BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
@@ -366,7 +367,7 @@ def test_what_a_sweeper_is_given(tmp_path):
         given(found, "acc")
 
 
-@pytest.mark.parametrize("labels", ["network", "descriptors", "both"])
+@pytest.mark.parametrize("labels", ["network", "descriptors", "both", "online"])
 @pytest.mark.parametrize(
     "experiment", [[], ["experiment=small"], ["experiment=paper"]], ids=["default", "small", "paper"]
 )
@@ -377,7 +378,43 @@ def test_debug_fast_runs_with_every_experiment_and_labels(train, sound_folder, t
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     sizes = pd.read_parquet(tmp_path / "run/clusters.parquet").groupby("epoch")["clustering"].nunique().tolist()
-    assert sizes == {"network": [1, 1], "descriptors": [6, 6], "both": [6, 7]}[labels]
+    assert sizes == {"network": [1, 1], "descriptors": [6, 6], "both": [6, 7], "online": [7, 7]}[labels]
+
+
+def test_a_stream_trains_without_a_store_of_all_clips_and_has_a_page(train, decar, sound_folder, tmp_path):
+    words = ["debug=fast", "trainer=cpu", "data=folder", f"data.root={sound_folder}", "data.stream=true", "k=3",
+             "labels=online", "labels.sample=6", "loader.batch_size=4", "hydra.run.dir=run",
+             "cache_dir=cache"]  # fmt: skip
+    outcome = train(*words)
+    assert outcome.code == 0, outcome.err
+    assert "6 clips" in outcome.err + outcome.out
+    (index,) = (tmp_path / "cache/logmel").glob("*/index.parquet")
+    assert len(pd.read_parquet(index)) == 6
+    table = pd.read_parquet(tmp_path / "run/clusters.parquet")
+    assert (table.groupby(["epoch", "clustering"]).size() == 6).all()
+    assert sorted(table["clustering"].unique()) == list(range(7))
+    assert read_facts(tmp_path / "run/encoder.safetensors")["clips"] == 12
+    again = train(*words, "resume=auto")
+    assert "done already" in again.err + again.out
+    assert decar("report", "run").code == 0
+    assert (tmp_path / "run/report.html").is_file()
+
+
+def test_a_stream_of_files_that_an_own_source_lists(train, sound_folder, tmp_path, monkeypatch):
+    """Its length is not known: what would be picked from it must be given."""
+    (tmp_path / "own_source.py").write_text(
+        "from pathlib import Path\nclass Clips:\n    def __init__(self, root):\n        self.root = root\n"
+        "    def __iter__(self):\n        return ((file, 0.0, None) for file in Path(self.root).rglob('*.wav'))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    own = f"data.manifest={{_target_: own_source.Clips, root: '{sound_folder}'}}"
+    words = ["debug=fast", "trainer=cpu", own, "data.label=null", "data.stream=true", "labels=online",
+             "loader.batch_size=4", "hydra.run.dir=run", "cache_dir=cache"]  # fmt: skip
+    refused = train(*words, "k=null")
+    assert refused.errors == ["decar: error: k cannot be picked for a stream of unknown length: pass a number"]
+    outcome = train(*words, "k=3")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "run/finished.json").is_file()
 
 
 def test_a_budget_that_is_no_time_is_refused(train, sound_folder, tmp_path):

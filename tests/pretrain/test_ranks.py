@@ -39,7 +39,7 @@ class Watch(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         labels = trainer.datamodule.labels
         while len(self.epochs) <= trainer.current_epoch:
-            made = {"labels": labels.labels.copy(), "sizes": labels.sizes}
+            made = {"labels": labels.labels.copy(), "sizes": labels.sizes, "sample": labels.sample}
             self.epochs.append({**made, "index": [], "loss": [], "logged": []})
         self.epochs[-1]["index"].append(batch[1].numpy().copy())
 
@@ -75,7 +75,8 @@ def one_rank(rank, size, port, store, folder, options):
     vectors_module.run_pass = spy
     k_means = KMeans(k=4, n_iter=5, max_points=options["sample"])
     clusterer = PIC(n_neighbors=2, sigma="auto", n_iter=20) if options["pic"] else k_means
-    model, data = build(store, source=NetworkLabels([clusterer], dim=4), features=options["features"])
+    source = options["source"] or NetworkLabels([clusterer], dim=4)
+    model, data = build(store, source=source, features=options["features"])
     data.batch_size = options["batch"]
     if options["sync"]:  # a norm with an activation in it, as in EfficientNet
         model.encoder.network = nn.Sequential(model.encoder.network[0], BatchNormAct2d(8, act_layer=nn.SiLU))
@@ -92,13 +93,15 @@ def one_rank(rank, size, port, store, folder, options):
     torch.save({"epochs": watch.epochs, "embedded": embedded, "bank": bank}, Path(folder) / f"rank{rank}of{size}.pt")
 
 
-def run(size, store, folder, *, pic=False, batch=12, sync=False, sample=None, features="pass", resume=None):
+def run(size, store, folder, *, pic=False, batch=12, sync=False, sample=None, features="pass", resume=None,
+        source=None):  # fmt: skip
     """What every rank of a run wrote down."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder.mkdir(exist_ok=True)
-    options = {"pic": pic, "batch": batch, "sync": sync, "sample": sample, "features": features, "resume": resume}
+    options = {"pic": pic, "batch": batch, "sync": sync, "sample": sample, "features": features, "resume": resume,
+               "source": source}  # fmt: skip
     if size == 1:
         one_rank(0, 1, port, store, str(folder), options)
         vectors_module.run_pass = run_pass

@@ -23,6 +23,7 @@ WHOLE = {  # key: smallest sensible value
     "loader.crop_frames": 1,
     "loader.num_workers": 0,
     "labels.dim": 1,
+    "data.buffer": 1,
     "warmup_steps": 0,
     "trainer.max_epochs": 1,
     "encoder.min_frames": 1,
@@ -47,6 +48,7 @@ OURS = {  # arguments that train.py and eval.py pass themselves, over those of t
                 "limit_val_batches", "limit_test_batches", "limit_predict_batches", "val_check_interval",
                 "check_val_every_n_epoch"},
 }  # fmt: skip
+ONLINE = "decar.pretrain.OnlineLabels"
 EVERY_ENCODER = {"min_frames", "max_frames", "seed"}  # keys of `encoder` that are not arguments of the network
 NAMED = ("", "data", "pretrain")  # nodes that may have keys only for other options to refer to
 
@@ -68,6 +70,11 @@ def check(cfg: DictConfig) -> None:
     for key, (unset, why) in REFUSED.items():
         value = OmegaConf.select(cfg, key)
         require(value is None or value == unset, f"{key}={value} is not supported: {why}")
+    streams = bool(OmegaConf.select(cfg, "data.stream"))
+    require(
+        not streams or OmegaConf.select(cfg, "labels._target_") == ONLINE,
+        "data.stream=true needs labels=online: other labels are clusters of all clips at once",
+    )
     _refuse_unread(cfg)
     _refuse_idle(cfg)
 
@@ -140,7 +147,11 @@ def _keys_by_name(raw: dict[Any, Any]) -> dict[str, set[str]]:
             "task": (task | {"corpus"}) - {"crop_frames"},
         }
     crops = _parameters("loader", "decar.pretrain.PretrainData") or set()
-    found = {"data": {"name", "label", "manifest", "segment"}, "limits": limits, "pretrain": {"features"}}
+    found = {
+        "data": {"name", "label", "manifest", "segment", "stream", "buffer"},
+        "limits": limits,
+        "pretrain": {"features"},
+    }
     found |= {group: crops - OURS[group] for group in ("loader", "sampler")}
     optimizer: Any = raw.get("optimizer")
     heads = _parameters("optimizer", optimizer["_target_"]) if _is_target(optimizer) else None
@@ -207,6 +218,14 @@ def _idle_in_training(cfg: DictConfig) -> dict[str, str]:
         idle["sampler.draws_per_clip"] = (
             "trainer.max_epochs=null picks sampler.every_n_steps from the number of clips; pass trainer.max_epochs too"
         )
+    if OmegaConf.select(cfg, "data.stream"):
+        idle["data.segment"] = (
+            "data.stream=true takes one stretch of up to 10 s of each recording a pass; for more of it list stretches "
+            "(columns start and duration, data=csv)"
+        )
+        idle["loader.persistent_workers"] = idle["loader.timeout"] = "data.stream=true reads in threads"
+    else:
+        idle["data.buffer"] = "without data.stream=true clips are drawn from all"
     if OmegaConf.select(cfg, "callbacks.probe.path") is None:
         idle["callbacks.probe"] = "there is no probe without callbacks.probe.path=FILE"
     if not {"wandb", "tensorboard"} & set(cfg.get("logger") or {}):
@@ -220,13 +239,18 @@ def _idle_of_labels(cfg: DictConfig) -> dict[str, str]:
     labels = f"labels={HydraConfig.get().runtime.choices.get('labels')}"
     found = list(_clusterers(raw))
     names = " and ".join(sorted({str(node["_target_"]).rpartition(".")[2] for node in found}))
-    for key in ("k", "n_init"):
+    online = str(raw["labels"].get("_target_")) == ONLINE
+    for key in ("n_init",) if online else ("k", "n_init"):
         if not any(f"${{{key}}}" in _interpolations(node.get(key)) for node in found):
-            why = f"{labels} clusters with {names}, which takes no {key} from here"
+            why = f"{labels} clusters with {names or 'prototypes'}, which takes no {key} from here"
             idle[key] = f"{why}; leave {key} out, or pass clusterer=kmeans"
     if "${clusterer}" not in _interpolations(raw["labels"]):
-        idle["clusterer"] = f"{labels} has a clusterer of its own; pass labels.clusterer.…, or labels=network or both"
-    if str(raw["labels"].get("_target_")) == "decar.pretrain.DescriptorLabels":
+        idle["clusterer"] = (
+            f"{labels} without labels.first needs no clusterer: prototypes are learned with the network"
+            if online
+            else f"{labels} has a clusterer of its own; pass labels.clusterer.…, or labels=network or both"
+        )
+    if online or str(raw["labels"].get("_target_")) == "decar.pretrain.DescriptorLabels":
         idle["pretrain.features"] = f"{labels} clusters no vectors of the network; pass labels=network or labels=both"
     return idle
 

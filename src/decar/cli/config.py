@@ -1,4 +1,4 @@
-"""Where the configuration lies, the few values in it that only the machine knows, and the encoder built from it."""
+"""Where the configuration lies, values in it that only the machine knows, and the encoder and clips that it names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import netrc
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from decar.errors import ConfigError, require
 from decar.files import cache_home
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
+    from decar.audio import Manifest
     from decar.models import Encoder
 
 log = logging.getLogger(__name__)
@@ -96,6 +97,33 @@ def build_encoder(cfg: DictConfig) -> Encoder:
         network = instantiate(options, _convert_="all")
     del options["_target_"]
     return Encoder(network, instantiate(cfg.frontend), **sizes, arguments=options)
+
+
+def listed(cfg: DictConfig) -> Manifest:
+    """The clips of which there is a store: all, or of a stream the sample."""
+    from hydra.utils import instantiate
+
+    from decar.pretrain.stream import sample_of
+
+    made: Manifest = instantiate(cfg.data.manifest)
+    return sample_of(made, cfg.labels.sample, cfg.seed) if cfg.data.get("stream") else made
+
+
+def length_of_stream(cfg: DictConfig) -> int:
+    """Clips of a pass; of a stream of unknown length, those of the sample.
+
+    Raises:
+        ConfigError: The length is not known, and an option is to be picked from it.
+    """
+    from hydra.utils import instantiate
+
+    made = instantiate(cfg.data.manifest)
+    if isinstance(made, Sized):
+        return len(made)
+    picked = ("k", "sampler.every_n_steps", "trainer.max_epochs")
+    needed = [key for key in picked if OmegaConf.select(cfg, key) is None]
+    require(not needed, f"{' and '.join(needed)} cannot be picked for a stream of unknown length: pass a number")
+    return int(cfg.labels.sample)
 
 
 def take_over(cfg: DictConfig, typed: Iterable[str] = ()) -> None:

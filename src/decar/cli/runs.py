@@ -46,14 +46,14 @@ OF_DATA = ("${data.", "${oc.select:data.")  # an option that follows `data`
 # or only says where a file lies, or how the folder is called
 OF_FOLDER = ("${cache_dir}", "${hydra:runtime.output_dir}", "${basename:${hydra:runtime.output_dir}}")
 
-SEGMENT = "data.segment"  # says which clips there are; earlier versions had no such option
+WHICH = ("data.segment", "data.stream")  # say which clips there are; earlier versions had no such options
 OLD_ENCODER = "decar.models.Encoder"  # named before networks had names; `DecarModule` compares what was built
 # May change when a run goes on, but for TRAINING. `data` is compared by the sounds themselves.
 FREE = ("resume", "progress", "report", "objective", "cache_dir", "stall_timeout", "budget", "data", "limits", "logger",
         "callbacks", "trainer", "loader.num_workers", "loader.persistent_workers", "loader.pin_memory",
         "loader.timeout")  # fmt: skip
 TRAINING = ("callbacks.stop", "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
-            "trainer.gradient_clip_algorithm", "trainer.limit_train_batches", "data.segment")  # fmt: skip
+            "trainer.gradient_clip_algorithm", "trainer.limit_train_batches", *WHICH, "data.buffer")  # fmt: skip
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -161,6 +161,8 @@ def changed_options(
     picked = set(left_open(now))
     if "k" in picked:
         picked |= {key for key in now if key.endswith(".k")}
+    if not now.get("data.stream"):
+        picked.add("data.buffer")
     other = {}
     for key in sorted((before.keys() | now.keys()) - picked):
         free = below(key, FREE) and not below(key, TRAINING)
@@ -219,7 +221,7 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False,
     keys = {key for key in before.keys() | now.keys() if not str(raw.get(key)).startswith(follows)}
     if "k" in aside:  # what refers to it was picked with it
         keys = {key for key in keys if not key.endswith(".k")}
-    keys = {key for key in keys if key == SEGMENT or not below(key, tuple(aside))}
+    keys = {key for key in keys if key in WHICH or not below(key, tuple(aside))}
     return bool(before) and all(_unset(before.get(key)) == _unset(now.get(key)) for key in keys)
 
 

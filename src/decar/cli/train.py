@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from decar import signals
 from decar.cli.checks import check, idle_words
-from decar.cli.config import build_encoder, job_name, own_network, take_over
+from decar.cli.config import build_encoder, job_name, length_of_stream, listed, own_network, take_over
 from decar.cli.data import report_run
 from decar.cli.launch import child_processes, folder_lock, leads, process_group
 from decar.cli.main import run_hydra
@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
 
     from decar.audio import LogMelStore
     from decar.audio.manifest import Identity
-    from decar.pretrain import DecarModule
+    from decar.pretrain import DecarModule, PretrainData
 
 log = logging.getLogger(__name__)
 
@@ -156,9 +156,9 @@ def prepare_run(
     from omegaconf import OmegaConf
 
     log_clips(store, output)
-    n_clips = len(store.usable())
+    n_clips = length_of_stream(cfg) if cfg.data.get("stream") else len(store.usable())
     pick_open_options(cfg, n_clips, checkpoint, processes)
-    check_k(cfg, n_clips)
+    check_k(cfg, len(store.usable()))
     text = OmegaConf.to_yaml(cfg, resolve=True)
     done = complete(cfg, output, store.content, checkpoint)
     if not done:
@@ -172,16 +172,12 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     from hydra.utils import instantiate
     from pytorch_lightning.callbacks import RichProgressBar
 
-    from decar.pretrain import PretrainData
     from decar.pretrain.checkpoint import RunRecord, TimeLimit, is_finished
     from decar.pretrain.liveness import training
 
     clips = store.usable()
     module = build_module(cfg, clips)
-    encoder = module.encoder
-    data = PretrainData(
-        clips, **cfg.loader, **cfg.sampler, min_frames=encoder.min_frames, max_frames=encoder.max_frames, seed=cfg.seed
-    )
+    data = build_data(cfg, clips, module)
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
     record = RunRecord(flat_options(cfg), store.content, len(store))
     callbacks.append(record)
@@ -243,10 +239,11 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
         encoder.network.load_state_dict(load_encoder(cfg.init, network=own_network(cfg)).weights())
     elif normalise:
         normalise(*input_statistics(clips))
+    source = instantiate(cfg.labels, _convert_="all")
     return DecarModule(
         encoder,
         instantiate(cfg.projection, dim=encoder.dim),
-        instantiate(cfg.labels, _convert_="all"),
+        source.for_stream(clips, cfg.seed) if cfg.data.get("stream") else source,
         instantiate(cfg.augment),
         instantiate(cfg.optimizer),
         head_optimizer=dict(cfg.head_optimizer),
@@ -257,16 +254,28 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     )
 
 
-def identity_of(cfg: DictConfig) -> Identity:
-    """Which sounds the clips are: looks at every file once."""
+def build_data(cfg: DictConfig, clips: LogMelStore, module: DecarModule) -> PretrainData:
+    """Batches of all clips, or with `data.stream` of a stream of which `clips` are a sample."""
     from hydra.utils import instantiate
 
-    found: Identity = instantiate(cfg.data.manifest).identity(cfg.cache_dir)
-    return found
+    from decar.pretrain import OnlineLabels, PretrainData, StreamData
+
+    encoder, source = module.encoder, module.source
+    frames = {"min_frames": encoder.min_frames, "max_frames": encoder.max_frames}
+    options = {**cfg.loader, **cfg.sampler, **frames, "seed": cfg.seed}
+    if not cfg.data.get("stream"):
+        return PretrainData(clips, **options)
+    label = getattr(source.first, "label", None) if isinstance(source, OnlineLabels) else None
+    return StreamData(instantiate(cfg.data.manifest), clips, buffer=cfg.data.buffer, label=label, **options)
+
+
+def identity_of(cfg: DictConfig) -> Identity:
+    """Which sounds the clips are, or the sample of a stream: looks at every file once."""
+    return listed(cfg).identity(cfg.cache_dir)
 
 
 def all_clips(cfg: DictConfig, identity: Identity | None = None) -> LogMelStore:
-    """The log-mels of all clips, computed when they are not there.
+    """The log-mels of all clips, or of the sample of a stream, computed when they are not there.
 
     Args:
         cfg: All options.
@@ -279,10 +288,8 @@ def all_clips(cfg: DictConfig, identity: Identity | None = None) -> LogMelStore:
 
     set_limits(Limits(**cfg.limits))  # a further process of the job comes here first
     segment = as_segment(cfg.data.get("segment"), "data.segment")
-    store = LogMelStore.open_or_build(
-        instantiate(cfg.data.manifest), instantiate(cfg.frontend), cfg.cache_dir, identity=identity
-    )
-    return store.segmented(segment)
+    store = LogMelStore.open_or_build(listed(cfg), instantiate(cfg.frontend), cfg.cache_dir, identity=identity)
+    return store if cfg.data.get("stream") else store.segmented(segment)
 
 
 def log_clips(store: LogMelStore, output: Path) -> None:

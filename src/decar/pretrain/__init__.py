@@ -8,9 +8,11 @@ from decar.pretrain.health import EmbeddingHealth
 from decar.pretrain.labels import BothLabels, DescriptorLabels, EpochLabels, LabelSource, NetworkLabels, Situation
 from decar.pretrain.logger import EpochRow, ResumableCSVLogger
 from decar.pretrain.module import DecarModule
+from decar.pretrain.online import OnlineLabels
 from decar.pretrain.probe import OnlineProbe
 from decar.pretrain.ranks import on_rank_zero
 from decar.pretrain.sampler import UniformClusterSampler, derive_seed
+from decar.pretrain.stream import StreamData
 from decar.pretrain.vectors import Vectors
 
 __all__ = [
@@ -29,12 +31,14 @@ __all__ = [
     "EpochRow",
     "LabelSource",
     "NetworkLabels",
+    "OnlineLabels",
     "OnlineProbe",
     "PretrainData",
     "ResumableCSVLogger",
     "Safeguard",
     "Situation",
     "StopOnNMI",
+    "StreamData",
     "UniformClusterSampler",
     "Vectors",
     "derive_seed",

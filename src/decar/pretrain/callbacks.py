@@ -37,7 +37,7 @@ class BundleExport(Callback):
         data = pl_module.data
         if not trainer.is_global_zero or data.labels is None:
             return
-        facts = {**self.facts, "clips": len(data.store), "epoch": data.labels.epoch, "step": trainer.global_step}
+        facts = {**self.facts, "clips": data.n_clips, "epoch": data.labels.epoch, "step": trainer.global_step}
         save_bundle(pl_module.encoder, self.path, facts)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,10 +98,10 @@ class ClusterLog(Callback):
             return
         table, epoch = data.store.manifest.table, data.labels.epoch
         stretch = {name: table[name] for name in ("start", "duration") if name in table}  # tell clips of one file apart
-        parts = [
-            pd.DataFrame({"clip": table["path"], **stretch, "epoch": epoch, "clustering": h, "pseudo_label": column})
-            for h, column in enumerate(data.labels.labels.T)
-        ]
+        key = pd.DataFrame({"clip": table["path"], **stretch, "epoch": epoch})
+        parts = [key.assign(clustering=h, pseudo_label=column) for h, column in enumerate(data.labels.labels.T)]
+        if (sample := data.labels.sample) is not None:
+            parts.append(key.iloc[sample[:, 0]].assign(clustering=len(parts), pseudo_label=sample[:, 1]))
         with whole(part_of(self.path, epoch)) as part:  # readers of the folder pass over dot files
             write_parquet(part, pd.concat(parts, ignore_index=True))
 
@@ -167,10 +167,11 @@ class EpochLine(Callback):
         if labels is None or labels.epoch == self._told or not trainer.is_global_zero:
             return
         self._told, health = labels.epoch, labels.health
+        sizes = labels.sizes if labels.sample is None else [*labels.sizes, int(health["n_clusters"])]
         seconds, self._began = time.monotonic() - self._began, time.monotonic()
         log.info(
             "epoch %d/%s: %s clusters (%s), clustered in %.0f s", trainer.current_epoch + 1, trainer.max_epochs,
-            "+".join(map(str, labels.sizes)), _told(health), seconds,
+            "+".join(map(str, sizes)), _told(health), seconds,
         )  # fmt: skip
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

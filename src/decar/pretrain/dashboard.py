@@ -129,18 +129,18 @@ class Dashboard(Callback):
         """Some clips of some clusters of the last clustering: the network's own, where there is one."""
         labels = module.data.labels
         assert labels is not None
-        column = labels.labels[:, -1]
-        sizes = cluster_sizes(column, labels.sizes[-1])
+        clips, column, k = labels.last()
+        sizes = cluster_sizes(column, k)
         order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
         chosen = order[np.unique(np.linspace(0, len(order) - 1, self.clusters).round().astype(int))]
         rng = np.random.default_rng(derive_seed(Stream.HEALTH, module.seed, labels.epoch, 3))
-        return {int(c): np.sort(rng.permutation(np.flatnonzero(column == c))[:_EMBEDDED]) for c in chosen}
+        return {int(c): np.sort(rng.permutation(clips[column == c])[:_EMBEDDED]) for c in chosen}
 
     def _sizes(self, module: DecarModule) -> NDArray[np.uint8]:
         """Bars of the sorted cluster sizes of the last clustering; they should fall off slowly."""
         labels = module.data.labels
         assert labels is not None
-        sizes = np.sort(cluster_sizes(labels.labels[:, -1], labels.sizes[-1]))[::-1]
+        sizes = np.sort(cluster_sizes(*labels.last()[1:]))[::-1]
         height = np.ceil(sizes / max(1, sizes.max()) * _BAR)
         filled = np.arange(_BAR)[::-1, None] < np.repeat(height, max(1, 384 // len(sizes)))[None]
         return np.where(filled[..., None], np.array([60, 90, 170]), 255).astype(np.uint8)
@@ -160,15 +160,16 @@ class Dashboard(Callback):
         assert labels is not None
         if self.label is None or self.label not in table:
             return None
-        words = table[self.label].fillna("").astype(str).to_numpy()
+        clips, column, _ = labels.last()
+        words = table[self.label].fillna("").astype(str).to_numpy()[clips]
         known = words != ""
-        return pd.crosstab(labels.labels[known, -1], words[known], normalize="index") if known.any() else None
+        return pd.crosstab(column[known], words[known], normalize="index") if known.any() else None
 
     def _table(self, module: DecarModule, found: Members) -> pd.DataFrame:
         """One row per cluster: size, most frequent label, its share and, if shown, the clip nearest to the centre."""
         labels, shares = module.data.labels, self._shares(module)
         assert labels is not None
-        sizes = cluster_sizes(labels.labels[:, -1], labels.sizes[-1])
+        sizes = cluster_sizes(*labels.last()[1:])
         paths = module.data.store.manifest.table["path"]
         rows = []
         for cluster in np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)].tolist():

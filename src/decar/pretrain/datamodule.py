@@ -6,6 +6,7 @@ which comes after the hook. The data set yields `(crop, index)`; the label of an
 so no worker can hold a stale one.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -184,7 +185,16 @@ class PretrainData(LightningDataModule):
         """Whole batches in an epoch, at least one. Never changes during a run."""
         if self.every_n_steps is not None:
             return self.every_n_steps
-        return steps_for(len(self.store), self.draws_per_clip, self.batch_size)
+        return steps_for(self.n_clips, self.draws_per_clip, self.batch_size)
+
+    @property
+    def n_clips(self) -> int:
+        """Clips to learn from."""
+        return len(self.store)
+
+    def named(self, index: Tensor) -> str:
+        """The clips of dataset indices `(B,)`, for an error."""
+        return self.store.named(index.cpu().numpy())
 
     def current_epoch(self) -> int:
         """The trainer's epoch, or 0 when the loader is used without one."""
@@ -198,6 +208,11 @@ class PretrainData(LightningDataModule):
         """Use these labels from the next batch on."""
         if labels.labels.shape[0] != len(self.store):
             raise StoreError(f"labels of {labels.labels.shape[0]} clips do not fit a store of {len(self.store)}")
+        if self.batch_size % labels.views:
+            raise ConfigError(
+                f"loader.batch_size={self.batch_size}: {labels.views} crops of each clip are in a batch; pass "
+                f"loader.batch_size={self.batch_size + 1}"
+            )
         self.labels, self._targets = labels, torch.from_numpy(labels.labels)
 
     def targets(self, index: Tensor) -> Tensor:
@@ -209,27 +224,30 @@ class PretrainData(LightningDataModule):
     def batches(self, epoch: int) -> Draws:
         """This rank's share `(steps, B / size, 2)` of the draws of an epoch: a pure function of seed, epoch and labels.
 
-        Batch `b` is balanced over the clusters of clustering `b mod H`. One generator draws the places of all crops of
-        the epoch and all ranks, so a crop depends on its place in the epoch alone. Several ranks divide the batch that
-        one process would train on: the crop at place `p` goes to rank `p mod size`.
+        Batch `b` is balanced over the clusters of clustering `b mod H`. Where each clip has two crops in a batch, its
+        second half has the clips of the first, in their order. One generator draws the places of all crops of the
+        epoch and all ranks, so a crop depends on its place in the epoch alone. Several ranks divide the batch that one
+        process would train on: the crop at place `p` goes to rank `p mod size`.
         """
         if self.labels is None:
             raise StoreError("batches were asked for before there were labels")
-        columns = self.labels.labels.T
+        columns, views = self.labels.labels.T, self.labels.views
+        if not len(columns):  # uniform over the clips
+            columns = np.zeros((1, len(self.store)), np.int64)
         steps, rounds = self.steps_per_epoch, -(-self.steps_per_epoch // len(columns))
-        drawn = [self._draw(column, h, epoch, rounds) for h, column in enumerate(columns)]
-        indices = np.stack(drawn, axis=1).reshape(-1, self.batch_size)[:steps]
+        drawn = [self._draw(column, h, epoch, (rounds, self.batch_size // views)) for h, column in enumerate(columns)]
+        indices = np.tile(np.stack(drawn, axis=1).reshape(-1, self.batch_size // views)[:steps], views)
         room = np.maximum(self.store.lengths[indices] - self.crop_frames, 0)
         firsts = np.random.default_rng(derive_seed(Stream.CROPS, self.seed, epoch)).integers(room + 1)
         rank, size = rank_and_size()
         return np.stack([indices, firsts], axis=-1)[:, rank::size]
 
-    def _draw(self, column: NDArray[np.int64], h: int, epoch: int, n_batches: int) -> NDArray[np.int64]:
-        """Indices `(n_batches, batch_size)`, balanced over the clusters of one clustering."""
+    def _draw(self, column: NDArray[np.int64], h: int, epoch: int, shape: tuple[int, int]) -> NDArray[np.int64]:
+        """Indices `(batches, clips)`, balanced over the clusters of one clustering."""
         seed = derive_seed(Stream.ORDER, self.seed, h) if h else self.seed
-        sampler = UniformClusterSampler(column, n_batches * self.batch_size, seed=seed)
+        sampler = UniformClusterSampler(column, math.prod(shape), seed=seed)
         sampler.set_epoch(epoch)
-        return sampler.draw().reshape(n_batches, self.batch_size)
+        return sampler.draw().reshape(shape)
 
     def train_dataloader(self) -> EpochLoader:
         """The loader of all epochs."""
@@ -251,6 +269,8 @@ class PretrainData(LightningDataModule):
             "epoch": now.epoch,
             "health": now.health,
             "kept": now.kept,
+            "views": now.views,
+            "sample": None if now.sample is None else torch.from_numpy(now.sample),
             "clips": self._clips_hash(),
             "steps_per_epoch": self.steps_per_epoch,
             "batch_size": self.batch_size,
@@ -280,8 +300,10 @@ class PretrainData(LightningDataModule):
                 f"they have {self.batch_size}: give loader.batch_size={state['batch_size']}"
             )
         labels = state["labels"].numpy().astype(np.int64)
-        sizes, health, kept = list(state["sizes"]), dict(state["health"]), int(state.get("kept", 0))
-        self.set_labels(EpochLabels(labels, sizes, int(state["epoch"]), health, kept))
+        sizes, health, sample = list(state["sizes"]), dict(state["health"]), state.get("sample")
+        kept, views = int(state.get("kept", 0)), int(state.get("views", 1))
+        watched = None if sample is None else sample.numpy()
+        self.set_labels(EpochLabels(labels, sizes, int(state["epoch"]), health, kept, views, watched))
 
     def _clips_hash(self) -> str:
         table = self.store.manifest.table

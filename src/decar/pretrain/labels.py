@@ -42,6 +42,8 @@ class EpochLabels:
         health: Logged figures: number of clusters, entropy, effective rank, and `nmi` to the previous assignment where
             both were clustered for their own epoch.
         kept: The first `kept` columns are those of the previous epoch; their heads are not reset.
+        views: Crops of each clip in a batch.
+        sample: `(n, 2)` int64, clips and their clusters, where only those of a sample are known.
     """
 
     labels: NDArray[np.int64]
@@ -49,6 +51,15 @@ class EpochLabels:
     epoch: int
     health: dict[str, float] = field(default_factory=dict)
     kept: int = 0
+    views: int = 1
+    sample: NDArray[np.int64] | None = None
+
+    def last(self) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
+        """The last clustering, the network's own where there is one: clips `(n,)`, their clusters `(n,)`, and `k`."""
+        if self.sample is not None:
+            clips, clusters = self.sample.T
+            return clips, clusters, int(clusters.max()) + 1
+        return np.arange(len(self.labels)), self.labels[:, -1], self.sizes[-1]
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,15 @@ from decar.errors import ConfigError, TrainingError
 from decar.models import Encoder, Projection, PseudoLabelHeads
 from decar.pretrain.checkpoint import ends_within_epoch, epoch_is_whole
 from decar.pretrain.datamodule import Batch, PretrainData
-from decar.pretrain.labels import LabelSource, Situation
+from decar.pretrain.labels import EpochLabels, LabelSource, Situation
+from decar.pretrain.online import OnlineLabels, Prototypes
 from decar.pretrain.ranks import (
     EpochMeans,
     average_gradients,
     deal_batch,
     gather_batch,
     mean_over_ranks,
+    on_rank_zero,
     share_buffers,
 )
 from decar.pretrain.sampler import Stream, derive_seed
@@ -72,6 +74,7 @@ class DecarModule(LightningModule):
         super().__init__()
         self.encoder, self.projection, self.augment = encoder, projection, augment
         self.heads = PseudoLabelHeads(projection.out)  # replaced with the first labels
+        self.online = Prototypes(projection.out, source, seed) if isinstance(source, OnlineLabels) else None
         self.source, self.make_optimizer, self.head_optimizer = source, optimizer, dict(head_optimizer or {})
         self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
         self.means = EpochMeans("loss_epoch", "pseudo_accuracy")
@@ -132,6 +135,8 @@ class DecarModule(LightningModule):
         with faiss_on((device.index or 0) if device.type == "cuda" else None):
             z = self._vectors() if self.source.needs_vectors(epoch) else None
             labels = self.source.assign(z, situation)
+        if self.online is not None:
+            labels = self._with_sample(self.online, labels)
         data.set_labels(labels)
         self._renew_heads(labels.sizes, labels.kept)
 
@@ -154,6 +159,16 @@ class DecarModule(LightningModule):
         self.bank.fill(z.gather())
         return self.bank.vectors()
 
+    def _with_sample(self, online: Prototypes, labels: EpochLabels) -> EpochLabels:
+        """`labels` with the clusters of a fixed sample of clips, as the network stands. Collective."""
+        store, before = self.data.store, self.data.labels
+        clips = online.options.watched(len(store), self.seed)
+        z = embed_dataset(
+            self.trainer, self, self.encoder, store.take(clips), dim=self.projection.out,
+            batch_size=self.data.batch_size, title="cluster: embedding a sample",
+        ).gather()  # fmt: skip
+        return on_rank_zero(lambda: online.figures(z, clips, labels, before))
+
     def embed_store(self, store: LogMelStore, title: str) -> Floats:
         """Embeddings of the clips of a store: `(n, D)` on rank 0, `(0, D)` on the others. Collective."""
         encoder, size = self.encoder, self.data.batch_size
@@ -169,7 +184,10 @@ class DecarModule(LightningModule):
         assert isinstance(optimizer, Optimizer)
         for parameter in old - set(self.heads.parameters()):
             optimizer.state.pop(parameter, None)
-        optimizer.param_groups[1]["params"] = list(self.heads.parameters())
+        optimizer.param_groups[1]["params"] = self._head_parameters()
+
+    def _head_parameters(self) -> list[nn.Parameter]:
+        return [*self.heads.parameters(), *(self.online.parameters() if self.online is not None else ())]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the clusterings."""
@@ -181,6 +199,9 @@ class DecarModule(LightningModule):
         logits = self.heads(projected)
         losses = [functional.cross_entropy(scores, targets[:, h]) for h, scores in enumerate(logits)]
         hits = [(scores.argmax(1) == targets[:, h]).float().mean() for h, scores in enumerate(logits)]
+        if self.online is not None:
+            swapped, right = self.online(projected, z, batch_idx)
+            losses, hits = [*losses, swapped], [*hits, right]
         loss = torch.stack(losses).mean()
         last = batch_idx + 1 == self.trainer.num_training_batches
         if loss.device.type == "cpu" or last or (batch_idx + 1) % _CHECK_EVERY == 0:
@@ -221,7 +242,7 @@ class DecarModule(LightningModule):
             rate = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise TrainingError(
                 f"the loss is {float(loss.detach())} at epoch {self.current_epoch + 1}, in a batch of "
-                f"{self.data.store.named(index.cpu().numpy())}: pass a lower learning rate (optimizer.lr, now "
+                f"{self.data.named(index)}: pass a lower learning rate (optimizer.lr, now "
                 f"{rate:g}), or look at these clips with `decar doctor`; checkpoints and encoder of the last good "
                 "epoch are kept"
             )
@@ -236,7 +257,7 @@ class DecarModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimizer with two groups: the network, and the heads."""
         network = [*self.encoder.parameters(), *self.projection.parameters()]
-        heads = {"params": list(self.heads.parameters()), **self.head_optimizer}
+        heads = {"params": self._head_parameters(), **self.head_optimizer}
         optimizer = self.make_optimizer([{"params": network}, heads])
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer

@@ -19,7 +19,7 @@ from decar.corpora import prepared_manifest
 from decar.digests import DamagedError, read_json, write_json
 from decar.downstream import Result
 from decar.downstream.results import result_files
-from decar.errors import ConfigError, DecarError
+from decar.errors import ConfigError, DecarError, check_whole
 from decar.files import whole
 from decar.metrics import read_rows
 
@@ -210,15 +210,33 @@ def clips_of(config: Mapping[str, Any], cache_dir: str) -> LogMelStore | str:
         ConfigError: The configuration names something that is not decar's own.
     """
     frontend, data = frontend_of(config), config.get("data")
-    segment = as_segment(data.get("segment") if isinstance(data, Mapping) else None, "config.yaml: data.segment")
+    cut = data.get("segment") if isinstance(data, Mapping) and not data.get("stream") else None
+    segment = as_segment(cut, "config.yaml: data.segment")
     try:
-        clips = manifest_of(config)
+        clips = watched(config, manifest_of(config))
         log.warning("reading the sounds of %s", clips.root)
         return LogMelStore.open_or_build(clips, frontend, cache_of(config, cache_dir)).segmented(segment).usable()
     except ConfigError:
         raise
     except Exception as error:  # the files have moved, the table has changed, the cache is read-only
         return f"cannot load the run's clips: {' '.join(str(error).split())[:300]}"
+
+
+def watched(config: Mapping[str, Any], clips: Manifest) -> Manifest:
+    """The clips that a run has clusters of: of a stream only its sample.
+
+    Raises:
+        ConfigError: The sample's numbers are no whole numbers.
+    """
+    data, labels = config.get("data"), config.get("labels")
+    if not (isinstance(data, Mapping) and data.get("stream")):
+        return clips
+    n, seed = labels.get("sample") if isinstance(labels, Mapping) else None, config.get("seed")
+    check_whole("config.yaml: labels.sample", n, 1)
+    check_whole("config.yaml: seed", seed, 0)
+    from decar.pretrain.stream import sample_of  # imports Lightning, which takes seconds
+
+    return sample_of(clips, int(n or 0), int(seed or 0))
 
 
 def manifest_of(config: Mapping[str, Any]) -> Manifest:

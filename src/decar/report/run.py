@@ -185,7 +185,7 @@ def clustering_names(config: Mapping[str, Any], assignments: Sequence[of.Assignm
     first = labels.get("first", labels)
     found = first.get("descriptors") if isinstance(first, Mapping) else None
     descriptors = [str(name) for name in found] if isinstance(found, list) else []
-    known = bool(descriptors) or "NetworkLabels" in str(labels.get("_target_"))
+    known = bool(descriptors) or str(labels.get("_target_")).endswith((".NetworkLabels", ".OnlineLabels"))
     return [
         descriptors[i]
         if i < len(descriptors)
@@ -212,7 +212,8 @@ def results(source: RunFiles, notes: dict[str, str]) -> list[dict[str, Any]]:
 
 def _same_clips(found: of.Assignments, store: LogMelStore) -> bool:
     """Whether an assignment is of the clips of this store, in this order."""
-    same = len(found.clips) == len(store) and found.clips["clip"].tolist() == store.manifest.table["path"].tolist()
-    if not same:
+    listed, there = found.clips["clip"].tolist(), store.manifest.table["path"].tolist()
+    same: bool = listed == there
+    if not (same or set(listed) < set(there)):  # labels=online has clusters of a sample
         log.warning("report: clusters.parquet is of other clips than the manifest lists now")
     return same
