@@ -172,6 +172,9 @@ def _parameters(path: str, target: Any) -> set[str] | None:
     return set(parameters)
 
 
+READOUT = ("encoder.readout", "encoder.readout_bands")
+
+
 def _refuse_idle(cfg: DictConfig) -> None:
     """Refuse what was given on the command line and changes nothing beside the other options; null is no such."""
     if not HydraConfig.initialized():
@@ -180,6 +183,8 @@ def _refuse_idle(cfg: DictConfig) -> None:
     idle = (_idle_in_eval if "bundle" in cfg else _idle_in_training)(cfg)
     for word in conf.overrides.task:
         key, _, value = word.lstrip("+").partition("=")
+        if key in READOUT and cfg.get("bundle") not in (None, "random", "logmel"):
+            continue  # it has no weights: any bundle with such a trunk can be read out so
         for option, why in idle.items():
             if value in ("", "null") or not f"{key}.".startswith(f"{option}."):
                 continue
@@ -237,7 +242,8 @@ def _idle_of_encoder(cfg: DictConfig) -> dict[str, str]:
     encoder, idle = cfg.get("encoder") or {}, {}
     if encoder.get("name") == "conv" or encoder.get("_target_") != OUR_NETWORK:
         return {}
-    idle["encoder.widths"] = f"encoder.name={encoder.get('name')} has widths of its own; pass encoder=conv"
+    for key in ("widths", "readout", "readout_bands"):
+        idle[f"encoder.{key}"] = f"encoder.name={encoder.get('name')} takes no {key}; pass encoder=conv"
     if encoder.get("stride") is None:
         whole = f"encoder.name={encoder.get('name')} is taken whole (encoder.stride=null) and has no such MLP"
         for key in ("hidden", "dropout", "local"):

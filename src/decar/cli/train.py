@@ -213,7 +213,7 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
         normalise(*input_statistics(clips))
     return DecarModule(
         encoder,
-        instantiate(cfg.projection, dim=encoder.dim),
+        instantiate(cfg.projection, dim=encoder.objective_dim),
         instantiate(cfg.labels, _convert_="all"),
         instantiate(cfg.augment),
         instantiate(cfg.optimizer),
