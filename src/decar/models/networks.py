@@ -15,6 +15,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from decar.errors import ConfigError, check_whole, one_line, reason_of
 
@@ -276,7 +277,7 @@ class FrequencyKeeping(nn.Module):
     def _pool_map(self, x: Tensor) -> Tensor:
         """The map of a block `(B, C_b, M_b, F_b)`, as a part of the readout."""
         step = -(-x.shape[2] // self.readout_bands)
-        by_band = x if step == 1 else torch.stack([part.mean(2) for part in x.split(step, 2)], 2)
+        by_band = x if step == 1 else functional.avg_pool2d(x, (step, 1), ceil_mode=True)
         return READOUT_SCALE * _pool_over_time(by_band.flatten(1, 2).transpose(1, 2), self.pool)
 
     def _pool_deep(self, features: Tensor) -> Tensor:
