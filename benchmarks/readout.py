@@ -148,8 +148,11 @@ def network_of(name: str) -> FrequencyKeeping:
 
 def tasks_of(root: Path) -> list[Task]:
     """The tasks of the folder, as `task=table` reads them."""
-    given = {"label": "label", "root": str(root), "source": str(root / "index.csv")}
-    return [load_task(TaskSpec(file.stem, path=str(file), **given)) for file in sorted((root / "tasks").glob("*.csv"))]
+    source = str(root / "index.csv")
+    return [
+        load_task(TaskSpec(file.stem, label="label", path=str(file), root=str(root), source=source))
+        for file in sorted((root / "tasks").glob("*.csv"))
+    ]
 
 
 def fold_of(task: Task, rows: NDArray[np.int64], index: pd.DataFrame) -> NDArray[np.int64]:
