@@ -73,9 +73,10 @@ def test_directions_change_nothing_of_the_encoder_itself(bundle, encoder):
     assert torch.equal(loaded(x), encoder(x))
 
 
-def test_half_rounds_the_directions_too(encoder, tmp_path):
+@pytest.mark.parametrize("half", [False, True])
+def test_directions_are_stored_in_half_precision(encoder, tmp_path, half):
     directions = principal_directions(vectors(dim=16), 10)
-    file = save_bundle(encoder, tmp_path / "half.safetensors", half=True, directions=directions)
+    file = save_bundle(encoder, tmp_path / "half.safetensors", half=half, directions=directions)
     assert torch.equal(read_directions(file), directions.half().float())
     assert load_encoder(file, dim=4).dim == 4
 

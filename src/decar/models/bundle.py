@@ -74,7 +74,7 @@ def save_bundle(
         facts: Where it comes from, as JSON values: name of the data, clips, seed, step and the like.
         half: Round the weights to float16, for half the size. They are loaded as float32; the hash is that of the
             rounded ones from then on.
-        directions: `(d, D)`, what embeddings can be reduced by, see `principal_directions`.
+        directions: `(d, D)`, what embeddings can be reduced by, see `principal_directions`; stored in float16.
 
     Raises:
         BundleError: The weights are not finite (or not in float16), the encoder is a reduced one, or the file cannot be
@@ -83,7 +83,7 @@ def save_bundle(
     path, settings = Path(path), encoder.settings()
     if "dim" in settings:
         raise BundleError(f"{path}: not written, this encoder is reduced to {encoder.dim} numbers; save the whole one")
-    given = encoder.weights() | ({} if directions is None else {DIRECTIONS: directions.detach().cpu().contiguous()})
+    given = encoder.weights() | ({} if directions is None else {DIRECTIONS: directions.detach().cpu().half()})
     weights = {key: _halved(value) if half else value for key, value in given.items()}
     broken = [key for key, value in weights.items() if not _is_finite(value)]
     if broken:
@@ -192,10 +192,10 @@ def _with_readout(path: str | Path | None, settings: object, readout: Sequence[i
 def _reduced(path: str | Path | None, encoder: Encoder, dim: int) -> Encoder:
     """The encoder with its embeddings on the first `dim` principal directions of its bundle."""
     check_whole("dim", dim, 1)
-    directions = read_directions(path)
+    path, directions = path or READY, read_directions(path)
     if directions is None:
         raise BundleError(
-            f"{path or READY}: has no principal directions, so dim={dim} cannot be had; a run of this version of decar "
+            f"{path}: has no principal directions, so dim={dim} cannot be had; a run of this version of decar "
             "learns them at its end"
         )
     if directions.ndim != 2 or directions.shape[1] != encoder.dim or not _is_finite(directions):
