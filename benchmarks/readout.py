@@ -16,6 +16,8 @@ and kept in float16 in `--out`.
 
 import argparse
 import json
+import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -32,10 +34,12 @@ from decar.audio import LogMelStore, Manifest
 from decar.downstream.probe import fit_logistic, fit_search, preparation
 from decar.downstream.protocol import Known, SearchProtocol, score
 from decar.downstream.task import Task, TaskSpec, load_task
+from decar.embedder.output import write_rows
 from decar.models import Encoder, build_network, load_encoder
 from decar.models.components import principal_directions
 from decar.models.embed import run_pass, standardiser
 from decar.models.networks import READOUT_SCALE, ConvTrunk, FrequencyKeeping, seeded
+from decar.neighbours.index import Index
 
 BANDS = {"in": (64,), "b1": (32, 16, 8, 4), "b2": (16, 8, 4), "b3": (8,)}
 STATS = ("mean", "max", "std", "delta")
@@ -237,9 +241,9 @@ def probed(x: Floats, task: Task, test: bool) -> tuple[float, float]:
     ), 0.0
 
 
-def search(features: Features, tasks: Sequence[Task], trained_on: NDArray[np.int64]) -> None:
-    """Print how many of the ten nearest clips have the label of a clip, by several vectors."""
-    readout = VECTOR + both(16, 16)
+def search(features: Features, tasks: Sequence[Task], index: pd.DataFrame) -> None:
+    """Print how many of the ten nearest clips have the label of a clip, by several vectors, and what a search costs."""
+    trained_on, readout = np.flatnonzero(index["pretrain"]), VECTOR + both(16, 16)
     every = np.arange(len(features.x))
     vector, plain = features.take(every, VECTOR), features.take(every, readout)
     scaled = plain.copy()
@@ -247,6 +251,7 @@ def search(features: Features, tasks: Sequence[Task], trained_on: NDArray[np.int
     for name, x in (("vector", vector), ("b1 16 + b2 16, not scaled", plain), ("b1 16 + b2 16", scaled)):
         mean, factor = standardiser([x])
         show(features, name, [], "cosine", [alike(x, task) for task in tasks])
+        print(name, "{:.2f} s, {:.0f} MB".format(*cost(x, index)))
         show(
             features,
             name,
@@ -257,6 +262,18 @@ def search(features: Features, tasks: Sequence[Task], trained_on: NDArray[np.int
         for dim in (512, 256, 128) if x is not plain else ():
             less = x @ principal_directions(x[trained_on], dim).numpy().T
             show(features, f"{name}, --dim {dim}", [], "cosine", [alike(less, task) for task in tasks])
+            print(f"{name}, --dim {dim}", "{:.2f} s, {:.0f} MB".format(*cost(less, index)))
+
+
+def cost(x: Floats, index: pd.DataFrame) -> list[float]:
+    """CPU seconds of a search of one sound in a file of these embeddings, and its MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "embeddings.parquet"
+        write_rows(file, index[["path"]], x, {})
+        table = Index.from_parquet(file)
+        began = time.process_time()
+        table.nearest(x[:1], 10)
+        return [time.process_time() - began, file.stat().st_size / 1e6]
 
 
 def alike(x: Floats, task: Task) -> float:
@@ -301,7 +318,7 @@ def main() -> None:
             rank(features, tasks, index, candidates(args.rank or CANDIDATES))
         probe(features, tasks, candidates(args.probe), args.test)
         if args.search:
-            search(features, tasks, np.flatnonzero(index["pretrain"]))
+            search(features, tasks, index)
 
 
 def candidates(names: Iterable[str]) -> dict[str, list[str]]:
