@@ -161,7 +161,8 @@ def tasks_of(root: Path) -> list[Task]:
 
 def fold_of(task: Task, rows: NDArray[np.int64], index: pd.DataFrame) -> NDArray[np.int64]:
     """The fold of some clips of a task: no value is divided of the columns that its own split does not divide."""
-    table, component = index.iloc[task.rows].fillna("").astype(str), np.arange(len(rows))
+    table = index.iloc[task.rows][[*GROUPS]].astype("string").fillna("").astype(object)
+    component = np.arange(len(rows))
     for name in GROUPS:
         values = table[name].to_numpy()
         known = values != ""
@@ -251,7 +252,7 @@ def search(features: Features, tasks: Sequence[Task], index: pd.DataFrame) -> No
     for name, x in (("vector", vector), ("b1 16 + b2 16, not scaled", plain), ("b1 16 + b2 16", scaled)):
         mean, factor = standardiser([x])
         show(features, name, [], "cosine", [alike(x, task) for task in tasks])
-        print(name, "{:.2f} s, {:.0f} MB".format(*cost(x, index)))
+        print(f"{name}: {seconds(x, index):.2f} s a search")
         show(
             features,
             name,
@@ -262,18 +263,18 @@ def search(features: Features, tasks: Sequence[Task], index: pd.DataFrame) -> No
         for dim in (512, 256, 128) if x is not plain else ():
             less = x @ principal_directions(x[trained_on], dim).numpy().T
             show(features, f"{name}, --dim {dim}", [], "cosine", [alike(less, task) for task in tasks])
-            print(f"{name}, --dim {dim}", "{:.2f} s, {:.0f} MB".format(*cost(less, index)))
+            print(f"{name}, --dim {dim}: {seconds(less, index):.2f} s a search")
 
 
-def cost(x: Floats, index: pd.DataFrame) -> list[float]:
-    """CPU seconds of a search of one sound in a file of these embeddings, and its MB."""
+def seconds(x: Floats, index: pd.DataFrame) -> float:
+    """CPU seconds of a search of one sound in a file of these embeddings."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "embeddings.parquet"
         write_rows(file, index[["path"]], x, {})
         table = Index.from_parquet(file)
         began = time.process_time()
         table.nearest(x[:1], 10)
-        return [time.process_time() - began, file.stat().st_size / 1e6]
+        return time.process_time() - began
 
 
 def alike(x: Floats, task: Task) -> float:
