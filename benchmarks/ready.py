@@ -21,7 +21,7 @@ from decar.audio import Manifest
 from decar.downstream import to_markdown
 from decar.downstream.results import Result, collect
 from decar.models import load_encoder, read_facts, save_bundle
-from decar.models.bundle import READY_FILE
+from decar.models.bundle import READY_FILE, read_directions
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = READY_FILE.with_name("MODEL_CARD.md")
@@ -64,7 +64,7 @@ def halve(folder: Path, clips: pd.DataFrame) -> None:
         "hours": round(float(clips["duration_s"].astype(float).sum()) / 3600, 2),
         "licenses": sorted(set(clips["license"])), "card": CARD.name,
     }  # fmt: skip
-    save_bundle(load_encoder(folder), READY_FILE, facts, half=True)
+    save_bundle(load_encoder(folder), READY_FILE, facts, half=True, directions=read_directions(folder))
     size = READY_FILE.stat().st_size / 1e6
     if size > LIMIT_MB:
         raise SystemExit(f"{READY_FILE}: {size:.1f} MB, more than {LIMIT_MB}")

@@ -50,7 +50,7 @@ OWN = "labels.clusterer={_target_: decar.clustering.KMeans, k: 3}"
         ("train", "+data.manifest.wher=kind", "did you mean where"),
         ("train", "+pretrain.feature=bank", "did you mean features"),
         ("train", "+callbacks.probe.pth=x", "did you mean path"),
-        ("train", "+callbacks.bundle.foo=x", "callbacks.bundle has facts, path"),
+        ("train", "+callbacks.bundle.foo=x", "callbacks.bundle has dim, facts, path"),
         ("train", "+callbacks.stop.patience=3", "callbacks.stop._target_"),
         ("train", "+callbacks.stopp.patience=3", "callbacks.stopp._target_"),
         ("train", "+callbacks.mine._target_=no.such.Callback", "cannot be imported"),
@@ -96,6 +96,12 @@ def test_what_has_an_effect_passes(words):
     check(composed("train", *words))
 
 
+def test_a_bundle_takes_a_readout_and_the_statistics_of_log_mels_none():
+    check(composed("eval", "bundle=small", "encoder.readout=[1,2]", "encoder.readout_bands=8"))
+    with pytest.raises(ConfigError, match=r"encoder\.readout=\[1,2\] is not used"):
+        check(composed("eval", "bundle=logmel", "encoder.readout=[1,2]"))
+
+
 @pytest.mark.parametrize(
     ("root", "words", "parts"),
     [
@@ -117,6 +123,7 @@ def test_what_has_an_effect_passes(words):
         ("train", ["callbacks.dashboard.clips=2"], ["callbacks.dashboard.clips=2", "logger=wandb"]),
         ("train", ["encoder=efficientnet_b0", "encoder.hidden=64"], ["encoder.hidden=64", "encoder.stride=8"]),
         ("train", ["encoder=efficientnet_b0", "encoder.widths=[8]"], ["encoder.widths=[8]", "encoder=conv"]),
+        ("train", ["encoder=efficientnet_b0", "encoder.readout=[1]"], ["encoder.readout=[1]", "encoder=conv"]),
         ("eval", ["bundle=/run", "encoder=conv"], ["encoder=conv is not used", "bundle=/run"]),
         ("eval", ["bundle=logmel", "encoder.pool=max"], ["encoder.pool=max", "bundle=random"]),
         ("train", ["encoder.drop_path=0.2"], ["encoder.drop_path=0.2", "encoder.name=tf_efficientnet_b0"]),

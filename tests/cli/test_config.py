@@ -19,6 +19,7 @@ from decar.cli.config import (
     take_over,
     wandb_offline,
 )
+from decar.cli.eval import choose_encoder
 from decar.cli.main import same_command
 from decar.clustering import PIC, KMeans
 from decar.corpora import CORPORA
@@ -252,6 +253,13 @@ def test_the_command_that_goes_on(monkeypatch, words, added):
     assert same_command(["train.py", *words]) == " ".join(["python", "train.py", *given, added])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert same_command(["train.py", *words]) == f"the same torchrun or srun command with {added}"
+
+
+def test_one_option_reads_out_a_bundle_and_untrained_weights_alike():
+    for name in ("small", "random"):
+        for options, dim in (([], 3072), (["encoder.readout=[1,2]"], 6144)):
+            cfg = composed("eval", f"bundle={name}", *options)
+            assert choose_encoder(cfg, instantiate(cfg.frontend)).dim == dim
 
 
 def test_init_takes_over_network_and_log_mels_and_refuses_what_contradicts_them(tmp_path, caplog):

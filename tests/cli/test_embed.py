@@ -9,6 +9,7 @@ from safetensors import safe_open
 import decar
 from decar.models import load_encoder, read_facts, save_bundle
 from decar.models.bundle import READY_FILE
+from decar.models.components import principal_directions
 from tests.cli.helpers import decar as run_decar
 from tests.conftest import make_encoder
 
@@ -34,6 +35,23 @@ def test_untrained_weights_are_those_of_eval(decar_command, sound_folder, tmp_pa
     assert pd.read_csv(tmp_path / "o.npy.paths.csv")["path"].tolist() == ["0.wav", "3.wav", "6.wav", "9.wav"]
 
 
+def test_fewer_numbers_are_embedded_and_searched(decar_command, sound_folder, tmp_path):
+    """A search embeds its sound with the directions of the table, and finds what the whole embeddings find."""
+    encoder = make_encoder("conv", "catavgmax", widths=(4, 8, 8), hidden=16, local=True, seed=0).eval()
+    vectors = decar.embed(sound_folder, encoder, progress=False).vectors
+    directions = principal_directions(vectors, 8).half().float()  # as a bundle has them
+    save_bundle(encoder, tmp_path / "encoder.safetensors", directions=directions)
+    outcome = decar_command("embed", str(sound_folder), "--bundle", "encoder.safetensors", "--dim", "8")
+    assert outcome.code == 0, outcome.err
+    assert "12 embeddings of 8 numbers" in outcome.out
+    table = pd.read_parquet(tmp_path / "embeddings.parquet")
+    np.testing.assert_allclose(np.stack(table["embedding"]), vectors @ directions.numpy().T, rtol=1e-3, atol=1e-4)
+    sound = str(sound_folder / "high" / "1.wav")
+    outcome = decar_command("search", sound, "embeddings.parquet", "-n", "3")
+    assert outcome.code == 0, outcome.err
+    assert all("high" in line for line in outcome.out.splitlines()[1:4])
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
@@ -42,6 +60,8 @@ def test_untrained_weights_are_those_of_eval(decar_command, sound_folder, tmp_pa
         (["sounds", "--hop", "1"], "without --windows"),
         (["sounds", "--bundle", "no.safetensors"], "no such bundle"),
         (["sounds", "--batch-size", "0"], "0: not allowed"),
+        (["sounds", "--dim", "8"], "has no principal directions, so dim=8 cannot be had"),
+        (["sounds", "--dim", "8", "--bundle", "random"], "--dim 8: random weights have no principal directions"),
     ],
 )
 def test_mistakes_get_one_line(decar_command, sound_folder, options, told):

@@ -53,6 +53,18 @@ def test_real_sounds_of_any_length_embed_alike(exported):
     assert largest_difference(encoder, load_exported(path, to), real_clips()) <= CLOSE
 
 
+@pytest.mark.parametrize("to", ["onnx", "torch"])
+@pytest.mark.parametrize("dim", [None, 5])
+def test_a_readout_and_fewer_numbers_are_exported(tmp_path, to, dim):
+    encoder = tiny(readout=[1, 2], readout_bands=5)
+    if dim:
+        encoder = encoder.reduced(torch.linalg.qr(torch.randn(encoder.dim, dim))[0].T).eval()
+    export_encoder(encoder, tmp_path / "encoder", to)
+    embed = load_exported(tmp_path / "encoder", to)
+    assert embed(real_clips()[2]).shape[1] == encoder.dim
+    assert largest_difference(encoder, embed, real_clips()) <= CLOSE
+
+
 def test_the_file_says_what_it_is(exported):
     encoder, path, to, _ = exported
     if to == "onnx":

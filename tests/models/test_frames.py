@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -47,17 +49,24 @@ def slow_halve(x):
     return out
 
 
-def slow_frames(weights, x, n_blocks, local=False):
-    """What the MLP makes of each frame of one clip (M, F), and what it reads: (F', D), in numpy and loops."""
+def slow_maps(weights, x, n_blocks):
+    """The map behind each block, of one clip (M, F), in numpy and loops."""
     w = {key: value.numpy().astype(float) for key, value in weights.items()}
-    x = ((x.numpy() - w["mean"]) / w["std"])[None]
+    x, maps = ((x.numpy() - w["mean"]) / w["std"])[None], []
     for block in range(n_blocks):
         x = slow_halve(slow_conv(x, w[f"trunk.{4 * block}.weight"]))
         norm = {k: w[f"trunk.{4 * block + 2}.{k}"] for k in ("weight", "bias", "running_mean", "running_var")}
         for c in range(len(x)):
             x[c] = (x[c] - norm["running_mean"][c]) / np.sqrt(norm["running_var"][c] + 1e-5)
             x[c] = np.maximum(x[c] * norm["weight"][c] + norm["bias"][c], 0)
-    frames = []
+        maps.append(x)
+    return maps
+
+
+def slow_frames(weights, x, n_blocks, local=False):
+    """What the MLP makes of each frame of one clip (M, F), and what it reads: (F', D), in numpy and loops."""
+    w = {key: value.numpy().astype(float) for key, value in weights.items()}
+    x, frames = slow_maps(weights, x, n_blocks)[-1], []
     for f in range(x.shape[2]):
         flat = np.array([x[c, m, f] for c in range(x.shape[0]) for m in range(x.shape[1])])
         inner = np.maximum(w["mlp.0.weight"] @ flat + w["mlp.0.bias"], 0)
@@ -84,6 +93,99 @@ def test_forward_equals_loops_over_blocks_and_frames(pool, local):
     assert encoder.dim == expected.shape[1]
     assert (expected > 0).mean() > 0.2
     np.testing.assert_allclose(encoder(x).detach().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", list(POOLS))
+def test_the_readout_equals_loops_over_bands_and_stands_behind_a_vector_that_it_leaves_alone(pool):
+    sizes = {"pool": pool, "local": True, "frontend": FrontEnd(n_mels=18), "min_frames": 22}
+    plain = stir(small_conv(**sizes)).eval()
+    encoder = stir(small_conv(**sizes, readout=[2, 1], readout_bands=1)).eval()
+    assert (encoder.objective_dim, encoder.hash() == plain.hash()) == (plain.dim, False)
+    assert set(encoder.weights()) == set(plain.weights())
+    x = 3 * torch.randn(2, 1, 18, 22) - 2
+    found = encoder(x).detach()
+    assert torch.equal(found[:, : plain.dim], plain(x))
+    assert torch.equal(encoder.for_objective(x), plain(x))
+    maps = [slow_maps(encoder.weights(), clip[0], 2) for clip in x]
+    expected = [np.concatenate([POOLS[pool](of[b].mean(1).T) for b in (1, 0)]) / 16 for of in maps]
+    assert encoder.dim == plain.dim + len(expected[0])
+    np.testing.assert_allclose(found[:, plain.dim :].numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bands", "cuts"),
+    [(8, range(0, 33, 4)), (32, range(33)), (99, range(33)), (5, [0, 7, 14, 21, 28, 32]), (9, range(0, 33, 4))],
+)
+def test_bands_of_the_readout_are_means_of_neighbours(bands, cuts):
+    encoder = stir(small_conv(readout=[1], readout_bands=bands, pool="avg")).eval()
+    x = torch.randn(1, 1, 64, 98)
+    full = encoder.network.trunk.maps((x - encoder.network.mean) / encoder.network.std)[0]  # (1, 3, 32, 49)
+    expected = [full[0, c, a:b].mean() for c in range(3) for a, b in pairwise(cuts)]
+    torch.testing.assert_close(16 * encoder(x)[0, 8:], torch.stack(expected))
+
+
+def test_the_readout_of_a_long_clip_is_the_mean_of_its_pieces_weighted_by_frames(make_store):
+    """Of maxima too: not the maximum over the clip."""
+    encoder = stir(small_conv(readout=[1, 2], pool="catavgmax", max_frames=128)).eval()
+    store = make_store([300])
+    cuts = [store[0][a:b].astype("float32") for a, b in ((0, 128), (128, 256), (256, 300))]
+    with evaluating(encoder):
+        parts = [encoder(stack_one(cut, encoder)) for cut in cuts]
+    expected = (128 * parts[0] + 128 * parts[1] + 44 * parts[2]) / 300
+    found = torch.from_numpy(embed_store(encoder, store, progress=False))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    highest = torch.stack(parts).amax(0)[:, encoder.objective_dim + 3 * 8 :]
+    assert not torch.allclose(found[:, encoder.objective_dim + 3 * 8 :], highest, rtol=1e-3)
+
+
+def stack_one(cut, encoder):
+    """One log-mel `(F, M)` as a batch, padded with silence to the least number of frames."""
+    padding = np.full((max(0, encoder.min_frames - len(cut)), 64), encoder.frontend.silence, np.float32)
+    return torch.from_numpy(np.concatenate([cut, padding]).T)[None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"readout": [3]}, r"encoder\.readout=\[3\]: give each block once, from 1 to 2"),
+        ({"readout": [1, 1]}, "give each block once"),
+        ({"readout": [0]}, r"encoder\.readout=0"),
+        ({"readout": 1}, r"encoder\.readout=1: not allowed; give a list of blocks, as in \[1, 2\]"),
+        ({"readout": [2], "readout_bands": 0}, r"encoder\.readout_bands=0"),
+    ],
+)
+def test_a_readout_that_the_network_has_not_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        small_conv(**options)
+
+
+def test_a_bundle_keeps_the_readout(tmp_path):
+    encoder = small_conv(readout=[1, 2], readout_bands=4).eval()
+    loaded = load_encoder(save_bundle(encoder, tmp_path / "encoder.safetensors"))
+    x = torch.randn(2, 1, 64, 98)
+    assert (loaded.hash(), loaded.objective_dim) == (encoder.hash(), encoder.objective_dim)
+    assert torch.equal(loaded(x), encoder(x))
+
+
+def test_any_bundle_of_such_a_trunk_can_be_read_out(tmp_path):
+    with_readout = small_conv(readout=[2, 1], readout_bands=4).eval()
+    plain = save_bundle(small_conv().eval(), tmp_path / "encoder.safetensors")
+    found = load_encoder(plain, readout=[2, 1], readout_bands=4)
+    x = torch.randn(2, 1, 64, 98)
+    assert found.hash() == with_readout.hash() != load_encoder(plain).hash()
+    assert torch.equal(found(x), with_readout(x))
+    assert load_encoder(readout=[1, 2]).dim == 6144
+    assert load_encoder().dim == 3072
+
+
+def test_a_readout_that_a_bundle_cannot_have_is_refused(tmp_path):
+    plain = save_bundle(small_conv().eval(), tmp_path / "encoder.safetensors")
+    timms = save_bundle(make_encoder(SMALL, stride=8, hidden=8, seed=0), tmp_path / "timm.safetensors")
+    with pytest.raises(ConfigError, match=r"encoder\.readout=\[3\]: give each block once, from 1 to 2"):
+        load_encoder(plain, readout=[3])
+    for path in (timms, "hear:decar.hear"):
+        with pytest.raises(BundleError, match=r"readout=\[1\]: only networks with the trunk conv have one"):
+            load_encoder(path, readout=[1])
 
 
 @pytest.mark.parametrize("pool", list(POOLS))

@@ -29,6 +29,8 @@ class TinyEncoder(nn.Module):
     def forward(self, x):
         return self.network(x).amax(dim=(2, 3))
 
+    for_objective = forward
+
     def settings(self):
         return {"name": "tiny"}
 
@@ -81,17 +83,18 @@ class SpyModule(DecarModule):
 
 def build(
     store, *, clusterers=None, seed=0, num_workers=0, persistent_workers=True, draws_per_clip=2.0, optimizer=None,
-    module=SpyModule, source=None, **kwargs
+    module=SpyModule, source=None, encoder=None, **kwargs
 ):  # fmt: skip
-    encoder = TinyEncoder(seed)
+    encoder = encoder or TinyEncoder(seed)
     data = PretrainData(
         store, crop_frames=32, batch_size=8, draws_per_clip=draws_per_clip, num_workers=num_workers, seed=seed,
         persistent_workers=persistent_workers,
     )  # fmt: skip
     optimizer = optimizer or partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     source = source or NetworkLabels(clusterers or [KMeans(k=4, n_iter=5)], dim=4)
+    projection = Projection(getattr(encoder, "objective_dim", 8), 8, seed=seed)
     model = module(
-        encoder, Projection(8, 8, seed=seed), source, SpecAugment(freq_width=4, time_width=4), optimizer,
+        encoder, projection, source, SpecAugment(freq_width=4, time_width=4), optimizer,
         head_optimizer=kwargs.pop("head_optimizer", {"momentum": 0.0}), seed=seed, **kwargs,
     )  # fmt: skip
     return model, data

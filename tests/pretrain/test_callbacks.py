@@ -1,14 +1,24 @@
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from pytorch_lightning import Callback
 
 from decar.clustering import KMeans
-from decar.errors import TrainingError
-from decar.models import Projection, load_encoder, read_facts
-from decar.pretrain import AtomicCheckpointIO, BestBundle, ClusterLog, EpochCheckpoint, StopOnNMI
+from decar.errors import ConfigError, TrainingError
+from decar.models import Projection, embed_store, load_encoder, read_facts
+from decar.models.bundle import read_directions
+from decar.pretrain import (
+    AtomicCheckpointIO,
+    BestBundle,
+    BundleExport,
+    ClusterLog,
+    DecarModule,
+    EpochCheckpoint,
+    StopOnNMI,
+)
 from decar.pretrain.checkpoint import is_finished
 from tests.conftest import make_encoder
 from tests.pretrain.helpers import SameClusters, SpyModule, build, fit
@@ -84,6 +94,45 @@ class NamedNmi(SpyModule):
         labels, epoch = self.data.labels, self.current_epoch
         health = {key: value for key, value in labels.health.items() if key != "nmi"}
         self.data.labels = replace(labels, health=health | ({"nmi": NMI[epoch]} if epoch in NMI else {}))
+
+
+def fit_with_bundle(make_store, folder, dim, epochs=2, **kwargs):
+    encoder = make_encoder("conv", "catavgmax", widths=(4, 8), hidden=8, readout=[1], seed=0, min_frames=32)
+    model, data = build(make_store(LENGTHS), encoder=encoder)
+    export = BundleExport(folder / "encoder.safetensors", {"data": "x"}, dim=dim)
+    fit(model, data, folder / "run", epochs=epochs, callbacks=[export], **kwargs)
+    return model, data.store, export.path
+
+
+def test_the_bundle_of_a_finished_run_has_the_principal_directions_of_its_clips(make_store, tmp_path):
+    model, store, bundle = fit_with_bundle(make_store, tmp_path, dim=6)
+    vectors = embed_store(load_encoder(bundle), store, progress=False)
+    exact = np.linalg.svd(vectors.astype(np.float64), full_matrices=False)[2][:6]
+    found = read_directions(bundle).numpy()
+    np.testing.assert_allclose(np.abs((found * exact).sum(1)), 1, atol=1e-3)
+    facts = read_facts(bundle)
+    assert (facts["data"], facts["clips"], facts["directions"]) == ("x", len(LENGTHS), 6)
+    assert load_encoder(bundle).hash() == model.encoder.hash()
+
+
+def test_directions_are_learned_once_and_again_where_the_bundle_is_lost(make_store, tmp_path, monkeypatch):
+    passes = []
+    real = DecarModule.embed_store
+    monkeypatch.setattr(DecarModule, "embed_store", lambda *given: passes.append(1) or real(*given))
+    _, _, bundle = fit_with_bundle(make_store, tmp_path, dim=6)
+    before, (last, *_) = bundle.read_bytes(), sorted((tmp_path / "run").glob("epoch=1*.ckpt"))
+    fit_with_bundle(make_store, tmp_path, dim=6, ckpt_path=last)
+    assert (len(passes), bundle.read_bytes()) == (1, before)
+    bundle.unlink()
+    fit_with_bundle(make_store, tmp_path, dim=6, ckpt_path=last)
+    assert (len(passes), read_directions(bundle).shape[0]) == (2, 6)
+
+
+def test_without_a_number_no_pass_is_made_and_none_is_stored(make_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(DecarModule, "embed_store", None)
+    assert read_directions(fit_with_bundle(make_store, tmp_path, dim=None)[2]) is None
+    with pytest.raises(ConfigError, match=r"callbacks\.bundle\.dim=0"):
+        BundleExport(tmp_path / "encoder.safetensors", dim=0)
 
 
 def test_after_a_resume_the_patience_asked_for_now_counts():

@@ -223,6 +223,21 @@ def test_loss_is_the_mean_cross_entropy_over_heads(make_store, tmp_path):
         assert model.training_step((x, index), 0) == pytest.approx(float(expected))
 
 
+def test_the_objective_does_not_see_the_readout(make_store, tmp_path):
+    """The same losses, clusters and weights with one as without."""
+    losses, weights = [], []
+    for readout in ([], [1, 2]):
+        model, data = build(make_store(LENGTHS), encoder=make_encoder(
+            "conv", "catavgmax", widths=(4, 8, 8), hidden=8, local=True, readout=readout, seed=0, min_frames=32
+        ))  # fmt: skip
+        _, recorder = fit(model, data, tmp_path / str(len(readout)), epochs=2)
+        losses.append(recorder.losses)
+        weights.append(model.state_dict())
+    assert losses[0] == losses[1]
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    assert model.embed_store(data.store, "readout").shape == (len(LENGTHS), model.encoder.objective_dim + 2 * 12 * 16)
+
+
 def test_renewed_heads_are_trained_and_the_old_ones_forgotten(make_store, tmp_path):
     from functools import partial
 

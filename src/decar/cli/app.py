@@ -159,6 +159,10 @@ EMBED = [
     _option("--windows", "one row for each such window, with start and duration", type=float, metavar="SECONDS"),
     _option("--hop", "from the start of a window to the next (default: end to end)", type=float, metavar="SECONDS"),
     _option(
+        "--dim", "embeddings of so many numbers, for search: 512 at most, of a run that learned them (default: all)",
+        type=int, metavar="N",
+    ),
+    _option(
         "--segment", "cut recordings into segments of so many seconds, one row each; auto: 5 s, for those over 15 s",
         metavar="SECONDS",
     ),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from decar.cli.config import build_encoder, conf_dir
 from decar.cli.data import write_table
 from decar.cli.terminal import say, start_log
-from decar.errors import BundleError, check_whole, printable
+from decar.errors import BundleError, check_whole, printable, require
 
 if TYPE_CHECKING:
     from decar.audio import Manifest
@@ -33,7 +33,7 @@ def embed(args: argparse.Namespace) -> None:
     check_numbers(args)
     clips = source_of(args)
     segment = as_segment(args.segment) if args.segment else None
-    embedder = embedder_of(args, args.bundle, segment, windows=args.windows, hop=args.hop)
+    embedder = embedder_of(args, args.bundle, segment, windows=args.windows, hop=args.hop, dim=args.dim)
     made = embedder.write(clips, args.out, name=args.bundle)
     rows, dim = made.vectors.shape
     left_out = f", {len(made.bad)} clips left out ({beside(args.out, 'bad')})" if len(made.bad) else ""
@@ -57,23 +57,24 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 def embedder_of(
     args: argparse.Namespace, bundle: str, segment: Segment | None, *, windows: float | None = None,
-    hop: float | None = None,
+    hop: float | None = None, dim: int | None = None,
 ) -> Embedder:  # fmt: skip
     """The embedder that the options of `FORWARD` and `--network` describe."""
     from decar.embedder import Embedder
 
     return Embedder(
-        encoder_of(bundle, args.network), windows=windows, hop=hop, segment=segment, device=args.device,
+        encoder_of(bundle, args.network, dim), windows=windows, hop=hop, segment=segment, device=args.device,
         batch_size=args.batch_size, num_workers=args.workers,
     )  # fmt: skip
 
 
-def encoder_of(bundle: str, network: Callable[..., Any] | None) -> Encoder:
+def encoder_of(bundle: str, network: Callable[..., Any] | None, dim: int | None = None) -> Encoder:
     """The encoder of that name; untrained weights are those of the default network, seed 0, as in `eval.py`."""
     from decar.models import load_encoder
 
     if bundle != "random":
-        return load_encoder(bundle, network=network)
+        return load_encoder(bundle, dim=dim, network=network)
+    require(dim is None, f"--dim {dim}: random weights have no principal directions; leave it out")
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -183,6 +183,9 @@ def _parameters(path: str, target: Any) -> set[str] | None:
     return set(parameters)
 
 
+READOUT = ("encoder.readout", "encoder.readout_bands")
+
+
 def _refuse_idle(cfg: DictConfig) -> None:
     """Refuse what was given on the command line and changes nothing beside the other options; null is no such."""
     for word, why in idle_words(cfg).items():
@@ -201,8 +204,9 @@ def idle_words(cfg: DictConfig) -> dict[str, str]:
     for word in conf.overrides.task:
         key, _, value = word.lstrip("+").partition("=")
         why = next((why for option, why in idle.items() if f"{key}.".startswith(f"{option}.")), None)
-        if why is not None and value not in ("", "null"):
-            found[word] = why
+        read_out = key in READOUT and cfg.get("bundle") not in (None, "random", "logmel")
+        if why is not None and value not in ("", "null") and not read_out:
+            found[word] = why  # a readout has no weights: any bundle with such a trunk can be read out so
     return found
 
 
@@ -270,7 +274,8 @@ def _idle_of_encoder(cfg: DictConfig) -> dict[str, str]:
         return {}
     if encoder.get("name") == "conv":
         return {"encoder.drop_path": "encoder.name=conv has no residual blocks; pass encoder.name=tf_efficientnet_b0"}
-    idle["encoder.widths"] = f"encoder.name={encoder.get('name')} has widths of its own; pass encoder=conv"
+    for key in ("widths", "readout", "readout_bands"):
+        idle[f"encoder.{key}"] = f"encoder.name={encoder.get('name')} takes no {key}; pass encoder=conv"
     if encoder.get("stride") is None:
         whole = f"encoder.name={encoder.get('name')} is taken whole (encoder.stride=null) and has no such MLP"
         for key in ("hidden", "dropout", "local"):

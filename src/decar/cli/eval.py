@@ -219,7 +219,9 @@ def choose_encoder(cfg: DictConfig, frontend: FrontEnd) -> Encoder | Literal["lo
         return "logmel"
     if cfg.bundle == "random":
         return build_encoder(cfg).eval()
-    return load_encoder(cfg.bundle, frontend=frontend, network=own_network(cfg))
+    readout = list(cfg.encoder.get("readout") or ())
+    bands = cfg.encoder.get("readout_bands", 0)  # not used without a readout
+    return load_encoder(cfg.bundle, readout=readout, readout_bands=bands, frontend=frontend, network=own_network(cfg))
 
 
 def device_of(accelerator: str) -> str:

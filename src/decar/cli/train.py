@@ -242,7 +242,7 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     source = instantiate(cfg.labels, _convert_="all")
     return DecarModule(
         encoder,
-        instantiate(cfg.projection, dim=encoder.dim),
+        instantiate(cfg.projection, dim=encoder.objective_dim),
         source.for_stream(clips, cfg.seed) if cfg.data.get("stream") else source,
         instantiate(cfg.augment),
         instantiate(cfg.optimizer),

@@ -219,9 +219,10 @@ class Embedder:
         return rows, sink.matrix(), bad
 
     def _facts(self, name: str) -> dict[str, object]:
-        rate = self.encoder.sample_rate
+        rate, dim = self.encoder.sample_rate, self.encoder.settings().get("dim")
         return {
-            "encoder": self.encoder.hash(), "bundle": name, "sample_rate": rate, "version": decar.__version__,
+            "encoder": self.encoder.hash(), "bundle": name, **({} if dim is None else {"dim": dim}),
+            "sample_rate": rate, "version": decar.__version__,
             **{key: n / rate if n else None for key, n in self.windows.as_dict().items()},
         }  # fmt: skip
 

@@ -1,8 +1,10 @@
 """The encoder bundle: weights and the front-end numbers they were made for, in one safetensors file.
 
 The header holds one key, `decar`, with JSON: format version, encoder settings with the front-end's numbers, the version
-of decar that wrote it, facts about the training, and a digest. The digest is xxh3 (128 bits) over all bytes of the
-file, its own 32 characters read as zeros; it is compared whenever a bundle is opened. Nothing is ever unpickled.
+of decar that wrote it, facts about the training, and a digest. Version 2 has a readout or principal directions, which
+earlier versions of decar cannot read; without them a bundle is of version 1, to the byte. The digest is xxh3 (128 bits)
+over all bytes of the file, its own 32 characters read as zeros; it is compared whenever a bundle is opened. Nothing is
+ever unpickled.
 
 Settings without an entry `network` are arguments of `build_network`. A network of the user's is named there and never
 imported from there: only a class that the caller of `load_encoder` passes is constructed.
@@ -14,7 +16,7 @@ text `small` always means that one; a file or folder of that name is `./small`, 
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,16 @@ from torch import Tensor, nn
 import decar
 from decar.audio import FrontEnd
 from decar.digests import NO_DIGEST, seal_tensors, tensors_digest
-from decar.errors import BundleError, reason_of
+from decar.errors import BundleError, check_whole, reason_of
 from decar.files import advice, whole
+from decar.models.components import DIRECTIONS
 from decar.models.encoder import Encoder
-from decar.models.networks import build_network, seeded
+from decar.models.networks import CONV, build_network, check_readout, seeded
 from decar.models.other import is_other, load_other
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMATS = (1, 2)
 KEYS = {"format", "encoder", "facts", "version", "digest"}  # of the header: another one is a damaged one
 MOST = {"n_fft": 2**16, "win_length": 2**16, "hop_length": 2**16, "n_mels": 1024}  # of a front-end
 MOST_INPUT = 2**20  # bands times frames of a shortest clip: 160 times the usual
@@ -56,7 +59,12 @@ READY_FILE = Path(__file__).parents[1] / "data" / READY / FILE
 
 
 def save_bundle(
-    encoder: Encoder, path: str | Path, facts: Mapping[str, object] | None = None, *, half: bool = False
+    encoder: Encoder,
+    path: str | Path,
+    facts: Mapping[str, object] | None = None,
+    *,
+    half: bool = False,
+    directions: Tensor | None = None,
 ) -> Path:
     """Write an encoder to `path`, whole or not at all.
 
@@ -66,18 +74,23 @@ def save_bundle(
         facts: Where it comes from, as JSON values: name of the data, clips, seed, step and the like.
         half: Round the weights to float16, for half the size. They are loaded as float32; the hash is that of the
             rounded ones from then on.
+        directions: `(d, D)`, what embeddings can be reduced by, see `principal_directions`; stored in float16.
 
     Raises:
-        BundleError: The weights are not finite (or not in float16), or the file cannot be written.
+        BundleError: The weights are not finite (or not in float16), the encoder is a reduced one, or the file cannot be
+            written.
     """
-    path = Path(path)
-    weights = {key: _halved(value) if half else value for key, value in encoder.weights().items()}
+    path, settings = Path(path), encoder.settings()
+    if "dim" in settings:
+        raise BundleError(f"{path}: not written, this encoder is reduced to {encoder.dim} numbers; save the whole one")
+    given = encoder.weights() | ({} if directions is None else {DIRECTIONS: directions.detach().cpu().half()})
+    weights = {key: _halved(value) if half else value for key, value in given.items()}
     broken = [key for key, value in weights.items() if not _is_finite(value)]
     if broken:
         raise BundleError(f"{path}: not written, the weights are no longer finite ({broken[0]}): lower optimizer.lr")
     header = {  # the digest first: nothing before it can look like it
-        "digest": NO_DIGEST, "format": FORMAT, "encoder": encoder.settings(), "facts": dict(facts or {}),
-        "version": decar.__version__,
+        "digest": NO_DIGEST, "format": 2 if DIRECTIONS in weights or "readout" in settings else 1,
+        "encoder": settings, "facts": dict(facts or {}), "version": decar.__version__,
     }  # fmt: skip
     try:
         content = save(weights, metadata={"decar": json.dumps(header)})
@@ -100,9 +113,26 @@ def read_facts(path: str | Path | None = None) -> dict[str, object]:
     return dict(facts) if isinstance(facts, Mapping) else {}
 
 
+def read_directions(path: str | Path | None = None) -> Tensor | None:
+    """The principal directions `(d, D)` in a bundle, float32; None where it has none. `path` as of `load_encoder`.
+
+    Raises:
+        BundleError: There is no such file, it is no bundle, or it is damaged.
+    """
+    if is_other(path):
+        return None
+    path = bundle_file(path)
+    _read_header(path)
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(DIRECTIONS).float() if DIRECTIONS in file.keys() else None  # noqa: SIM118
+
+
 def load_encoder(
     path: str | Path | None = None,
     *,
+    dim: int | None = None,
+    readout: Sequence[int] = (),
+    readout_bands: int = 16,
     frontend: FrontEnd | None = None,
     network: Callable[..., nn.Module] | None = None,
 ) -> Encoder:
@@ -112,24 +142,35 @@ def load_encoder(
         path: A bundle, the folder of a run that holds `encoder.safetensors`, or `hf://USER/NAME`. None, or the text
             "small": the one that comes with decar, see its MODEL_CARD.md. `hear:MODULE[:WEIGHTS]` or
             `torch:MODULE.FUNCTION`: an encoder that is not decar's, see `load_other`.
+        dim: Embeddings of fewer numbers, for search: projected on so many of the bundle's principal directions.
+        readout: Another readout than the bundle's, for a network with the trunk `conv`: it has no weights. See
+            `FrequencyKeeping`, also for `readout_bands`; empty: the bundle's.
+        readout_bands: See `readout`.
         frontend: The front-end of the log-mels to be embedded; a bundle made for another one is refused. Encoders that
             are not decar's have their own.
         network: The class of your own network, for a bundle that was made with one; it is called with the arguments in
             the bundle, first on torch's meta device. Unused by other bundles.
 
     Raises:
-        BundleError: There is no such file, it is not a bundle, it is damaged, its front-end is another, or its network
-            is not decar's and `network` is not given.
+        BundleError: There is no such file, it is not a bundle, it is damaged, its front-end is another, its network
+            is not decar's and `network` is not given, or it has fewer than `dim` principal directions.
     """
+    if dim is not None:
+        whole_one = load_encoder(path, readout=readout, readout_bands=readout_bands, frontend=frontend, network=network)
+        return _reduced(path, whole_one, dim)
     if is_other(path):
+        if readout:
+            _with_readout(path, None, readout, readout_bands)  # raises
         return load_other(str(path))
     path = bundle_file(path)
-    header = _read_header(path)
-    encoder = _build(path, header.get("encoder"), network)
+    settings = _read_header(path).get("encoder")
+    if readout:
+        settings = _with_readout(path, settings, readout, readout_bands)
+    encoder = _build(path, settings, network)
     _check_frontend(path, encoder.frontend, frontend)
     try:
         with safe_open(path, framework="pt") as file:
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            weights = {key: file.get_tensor(key) for key in file.keys() if key != DIRECTIONS}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path}: not a readable bundle ({error}); was it copied whole?") from error
     broken = [key for key, value in weights.items() if not _is_finite(value)]
@@ -137,6 +178,34 @@ def load_encoder(
         raise BundleError(f"{path}: weights that are not finite ({broken[0]}): the file is damaged, copy it anew")
     encoder.network.load_state_dict(weights)
     return encoder.eval()
+
+
+def _with_readout(path: str | Path | None, settings: object, readout: Sequence[int], bands: int) -> dict[str, Any]:
+    """Settings of an encoder with another readout."""
+    widths = settings.get("widths") if isinstance(settings, dict) and settings.get("name") == CONV else None
+    if not isinstance(settings, dict) or not isinstance(widths, list):
+        raise BundleError(f"{path or READY}: readout={readout}: only networks with the trunk {CONV} have one")
+    check_readout(readout, bands, len(widths))
+    return {**settings, "readout": list(readout), "readout_bands": bands}
+
+
+def _reduced(path: str | Path | None, encoder: Encoder, dim: int) -> Encoder:
+    """The encoder with its embeddings on the first `dim` principal directions of its bundle."""
+    check_whole("dim", dim, 1)
+    path, directions = path or READY, read_directions(path)
+    if directions is None:
+        raise BundleError(
+            f"{path}: has no principal directions, so dim={dim} cannot be had; a run of this version of decar "
+            "learns them at its end"
+        )
+    if directions.ndim != 2 or directions.shape[1] != encoder.dim or not _is_finite(directions):
+        raise BundleError(
+            f"{path}: its principal directions do not fit embeddings of {encoder.dim} numbers: give no other readout, "
+            "or copy the file anew"
+        )
+    if dim > len(directions):
+        raise BundleError(f"{path}: dim={dim}, but it has {len(directions)} principal directions; give at most that")
+    return encoder.reduced(directions[:dim]).eval()
 
 
 def _halved(value: Tensor) -> Tensor:
@@ -209,8 +278,10 @@ def _read_header(path: Path) -> dict[str, object]:
         raise BundleError(f"{path}: not a readable bundle ({error}); was it copied whole?") from error
     except (KeyError, ValueError) as error:
         raise BundleError(f"{path}: a safetensors file without a decar header; was it made by decar?") from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise BundleError(f"{path}: bundle of another format than {FORMAT}; install the decar version that made it")
+    if not isinstance(header, dict) or header.get("format") not in FORMATS:
+        raise BundleError(
+            f"{path}: bundle of another format than {FORMATS[-1]}; install the decar version that made it"
+        )
     _check_digest(path, header)
     return header
 
@@ -280,7 +351,8 @@ def _holds_more(network: nn.Module) -> bool:
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the weights, from the file's header alone."""
     with safe_open(path, framework="pt") as file:
-        return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a mapping
+        keys = set(file.keys()) - {DIRECTIONS}
+        return {key: tuple(file.get_slice(key).get_shape()) for key in keys}
 
 
 def _difference(wanted: Mapping[str, tuple[int, ...]], held: Mapping[str, tuple[int, ...]]) -> str:

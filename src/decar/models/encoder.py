@@ -21,8 +21,9 @@ from decar.audio import FrontEnd, LogMelStore
 from decar.audio.crops import Frames
 from decar.audio.samples import as_array, mono_batch
 from decar.errors import ConfigError, reason_of
+from decar.models.components import Reduced
 from decar.models.embed import PIECES_AT_ONCE, embed_clips, evaluating, run_pass
-from decar.models.networks import FAILURES
+from decar.models.networks import FAILURES, FrequencyKeeping
 
 
 class Encoder(nn.Module):
@@ -79,10 +80,30 @@ class Encoder(nn.Module):
         held = next(chain(self.network.parameters(), self.network.buffers()), None)
         return torch.device("cpu") if held is None else held.device
 
+    @property
+    def objective_dim(self) -> int:
+        """How many of the `D` numbers training's objective reads, the first ones: all but a readout."""
+        return self.network.vector_dim if isinstance(self.network, FrequencyKeeping) else self.dim
+
     def forward(self, logmel: Tensor) -> Tensor:
         """Log-mels `(B, 1, M, F)` to vectors `(B, D)`."""
         embedding: Tensor = self.network(logmel)
         return embedding
+
+    def for_objective(self, logmel: Tensor) -> Tensor:
+        """The numbers that training's objective reads, `(B, objective_dim)`; a readout is not computed."""
+        return self.network.vector(logmel) if isinstance(self.network, FrequencyKeeping) else self(logmel)
+
+    def reduced(self, directions: Tensor) -> "Encoder":
+        """This encoder with its embeddings projected on directions `(d, D)`: `(B, d)`. It shares the network.
+
+        Raises:
+            ConfigError: They are of another width than the embeddings.
+        """
+        if directions.ndim != 2 or directions.shape[1] != self.dim:
+            raise ConfigError(f"directions of shape {tuple(directions.shape)} do not fit {self.dim} numbers a clip")
+        network = Reduced(self.network, directions, self._made_of)
+        return Encoder(network, self.frontend, min_frames=self.min_frames, max_frames=self.max_frames)
 
     def embed(self, waveform: Tensor | ArrayLike, sample_rate: int | None = None) -> Tensor:
         """Embed mono waveforms as `(B, D)` float32 on the encoder's device, in eval mode whatever the mode is.
@@ -141,7 +162,8 @@ class Encoder(nn.Module):
         digest = hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode())
         if "network" in self._made_of:
             with suppress(OSError, TypeError):  # typed in a shell, or written in C
-                digest.update(inspect.getsource(type(self.network)).encode())
+                network = self.network.network if isinstance(self.network, Reduced) else self.network
+                digest.update(inspect.getsource(type(network)).encode())
         for key, value in sorted(self.weights().items()):
             digest.update(key.encode())
             digest.update(value.numpy().tobytes())

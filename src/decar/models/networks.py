@@ -15,6 +15,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from decar.errors import ConfigError, check_whole, one_line, reason_of
 
@@ -23,6 +24,10 @@ FAILURES = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
 
 # Mean and deviation of the log-mels of the bundled sounds, for untrained weights. A training run measures its own.
 MEAN, STD = -1.57, 2.41
+
+READOUT_SCALE = 1 / 16
+"""Of the readout's numbers. A linear probe standardises, so it sees them all the same. Neighbours and clusters, which
+are worse with them (docs/recipe.md), stay those of the vector. No bundle holds this number: it cannot be changed."""
 
 Pool = Literal["max", "avg", "avgmax", "catavgmax"]
 
@@ -37,6 +42,8 @@ def build_network(
     dropout: float = 0.3,
     local: bool = False,
     widths: Sequence[int] = (32, 64, 64),
+    readout: Sequence[int] = (),
+    readout_bands: int = 16,
     pretrained: bool = False,
     drop_path: float | None = None,
 ) -> nn.Module:
@@ -55,6 +62,8 @@ def build_network(
         dropout: See `hidden`.
         local: See `hidden`.
         widths: See `conv_trunk`. Ignored by timm networks.
+        readout: See `FrequencyKeeping`, also for `readout_bands`. Ignored by timm networks.
+        readout_bands: See `readout`.
         pretrained: Start from the weights that timm has published, which are downloaded once; those of the first layer
             are summed over the colours. The MLP of a cut network starts from random weights all the same.
         drop_path: Probability with which training leaves out the last residual block for a clip; it falls linearly to 0
@@ -83,8 +92,10 @@ def build_network(
         else:
             trunk = CutTimm(name, cast(int, stride), pretrained, drop_path)
             settings |= {"stride": stride}
-        network = FrequencyKeeping(trunk, n_mels, hidden, dropout, pool, local)
-        settings |= {"hidden": hidden, "dropout": dropout, "local": local}
+        extra: dict[str, Any] = {"readout": readout, "readout_bands": readout_bands} if name == CONV and readout else {}
+        network = FrequencyKeeping(trunk, n_mels, hidden, dropout, pool, local, **extra)
+        # without a readout the hash is that of earlier bundles
+        settings |= {"hidden": hidden, "dropout": dropout, "local": local, **extra}
     network.decar_settings = settings  # type: ignore[assignment]  # torch types attributes as tensors and modules
     return network
 
@@ -149,7 +160,20 @@ class CutTimm(nn.Module):
         return features.permute(0, 3, 1, 2) if self.channels_last else features
 
 
-def conv_trunk(widths: Sequence[int], stride: int | None = None) -> nn.Sequential:
+class ConvTrunk(nn.Sequential):
+    """What `conv_trunk` builds."""
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The map behind each block: of block `b` `(B, C_b, M/2^b, F/2^b)`."""
+        found = []
+        for layer in self:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):  # the end of a block
+                found.append(x)
+        return found
+
+
+def conv_trunk(widths: Sequence[int], stride: int | None = None) -> ConvTrunk:
     """Blocks of 3×3 convolution, 2×2 max-pooling, BatchNorm, ReLU: `(B, 1, M, F)` to `(B, C, M/2^n, F/2^n)`.
 
     Pooling comes first because it quarters the cost of what follows; the maximum commutes with ReLU, and with
@@ -176,7 +200,7 @@ def conv_trunk(widths: Sequence[int], stride: int | None = None) -> nn.Sequentia
             nn.Conv2d(before, width, 3, padding=1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
         ]  # fmt: skip
-    return nn.Sequential(*blocks)
+    return ConvTrunk(*blocks)
 
 
 class FrequencyKeeping(nn.Module):
@@ -194,6 +218,9 @@ class FrequencyKeeping(nn.Module):
         pool: Over time: `max`, `avg`, their mean `avgmax`, or `catavgmax`, the average followed by the maximum.
         local: Whether the frames of the map are pooled beside the MLP's outputs, as in BYOL-A's second version
             (Niizumi et al. 2023, arXiv:2204.07402, section III-C).
+        readout: Blocks of a `ConvTrunk`, 1 for the first, whose maps are pooled over time behind all that, for
+            classifiers: training's objective reads `vector`, which lacks them. See docs/recipe.md.
+        readout_bands: Neighbouring bands of those maps are first averaged, as many as leave this many at most.
 
     Attributes:
         mean: Subtracted from the log-mels; a buffer, saved and hashed with the weights.
@@ -214,10 +241,18 @@ class FrequencyKeeping(nn.Module):
         dropout: float = 0.3,
         pool: Pool = "max",
         local: bool = False,
+        *,
+        readout: Sequence[int] = (),
+        readout_bands: int = 16,
     ) -> None:
         super().__init__()
         _check_options(hidden, dropout, pool)
         self.pool, self.local = pool, local
+        if readout:
+            if not isinstance(trunk, ConvTrunk):
+                raise ConfigError(f"encoder.readout={readout}: this network has none; pass encoder.readout=[]")
+            check_readout(readout, readout_bands, sum(isinstance(layer, nn.ReLU) for layer in trunk))
+        self.readout, self.readout_bands = tuple(readout), readout_bands
         self.register_buffer("mean", torch.tensor(MEAN, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(STD, dtype=torch.float32))
         self.trunk = trunk
@@ -227,8 +262,34 @@ class FrequencyKeeping(nn.Module):
         )  # fmt: skip
 
     def forward(self, logmel: Tensor) -> Tensor:
-        """Embed log-mels `(B, 1, M, F)` as `(B, D)`: `hidden`, `C * M'` more if local; twice that for `catavgmax`."""
-        features: Tensor = self.trunk((logmel - self.mean) / self.std)
+        """Embed log-mels `(B, 1, M, F)` as `(B, D)`: `vector`, then each block of the readout.
+
+        `vector` is `hidden` wide, `C * M'` more if local; a block `C_b` times its bands; twice that for `catavgmax`.
+        """
+        if not self.readout:
+            return self.vector(logmel)
+        maps = cast(ConvTrunk, self.trunk).maps((logmel - self.mean) / self.std)
+        early = [self._pool_map(maps[block - 1]) for block in self.readout]
+        return torch.cat([self._pool_deep(maps[-1]), *early], dim=1)
+
+    @property
+    def vector_dim(self) -> int:
+        """How many numbers `vector` has."""
+        first, last = (layer for layer in self.mlp if isinstance(layer, nn.Linear))
+        by_frame = last.out_features + (first.in_features if self.local else 0)
+        return by_frame * (2 if self.pool == "catavgmax" else 1)
+
+    def vector(self, logmel: Tensor) -> Tensor:
+        """The first numbers of `forward`, without the readout: what training's objective reads."""
+        return self._pool_deep(self.trunk((logmel - self.mean) / self.std))
+
+    def _pool_map(self, x: Tensor) -> Tensor:
+        """The map of a block `(B, C_b, M_b, F_b)`, as a part of the readout."""
+        step = -(-x.shape[2] // self.readout_bands)
+        by_band = x if step == 1 else functional.avg_pool2d(x, (step, 1), ceil_mode=True)
+        return READOUT_SCALE * _pool_over_time(by_band.flatten(1, 2).transpose(1, 2), self.pool)
+
+    def _pool_deep(self, features: Tensor) -> Tensor:
         by_frame = features.permute(0, 3, 1, 2).flatten(2)  # (B, C, M', F') to (B, F', C * M')
         deep = with_float32_end(self.mlp, by_frame)
         return _pool_over_time(torch.cat([deep, by_frame], dim=2) if self.local else deep, self.pool)
@@ -267,6 +328,21 @@ def seeded(seed: int | None) -> Iterator[None]:
         if seed is not None:
             torch.manual_seed(seed)
         yield
+
+
+def check_readout(readout: Sequence[int], bands: int, n_blocks: int) -> None:
+    """Refuse a readout that is not a list of some of `n_blocks` blocks, and bands that are no number.
+
+    Raises:
+        ConfigError: It is such a one.
+    """
+    check_whole("encoder.readout_bands", bands, 1)
+    if not isinstance(readout, Sequence) or isinstance(readout, str):
+        raise ConfigError(f"encoder.readout={readout}: not allowed; give a list of blocks, as in [1, 2]")
+    for block in readout:
+        check_whole("encoder.readout", block, 1)
+        if block > n_blocks or list(readout).count(block) > 1:
+            raise ConfigError(f"encoder.readout={list(readout)}: give each block once, from 1 to {n_blocks}, or []")
 
 
 def _pool_over_time(x: Tensor, pool: Pool) -> Tensor:

@@ -43,7 +43,8 @@ class EmbeddingTable:
         file: The file.
         rows: `N` rows: `path`, `start` and `duration` (s, float) where the file has them, and its other columns.
         dim: `D`.
-        facts: Metadata under the key `decar`: `encoder` (hash), `bundle`, `root`; empty in a table of another program.
+        facts: Metadata under the key `decar`: `encoder` (hash), `bundle`, `root`, and `dim` of a reduced encoder; empty
+            in a table of another program.
     """
 
     file: Path

@@ -134,7 +134,7 @@ def _encoder_of(table: EmbeddingTable, bundle: str | Encoder | None, network: Ca
             f"it, pass --bundle {path}"
         )
     try:
-        encoder = load_encoder(str(path), network=network)
+        encoder = load_encoder(str(path), dim=table.facts.get("dim"), network=network)
     except BundleError as error:
         raise SearchError(f"{error} (the bundle that made {table.file}; pass --bundle)") from error
     return _checked(encoder, table, str(path))

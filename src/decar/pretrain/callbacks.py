@@ -6,16 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from decar.digests import read_parquet, unreadable, write_parquet
+from decar.errors import check_whole
 from decar.files import whole
 from decar.models import read_facts, save_bundle
-from decar.pretrain.checkpoint import epoch_is_whole
+from decar.models.components import MOST_CLIPS, principal_directions
+from decar.pretrain.checkpoint import epoch_is_whole, is_finished
 from decar.pretrain.module import DecarModule
+from decar.pretrain.ranks import on_rank_zero
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +30,14 @@ class BundleExport(Callback):
     Args:
         path: Where to.
         facts: Free facts that go into the bundle's header, beside clips, epoch and step.
+        dim: Principal directions of the clips' embeddings that the bundle of a finished run has, for embeddings of
+            fewer numbers; None: none. They cost one more pass over the clips.
     """
 
-    def __init__(self, path: str | Path, facts: Mapping[str, object] | None = None) -> None:
-        self.path, self.facts = Path(path), dict(facts or {})
+    def __init__(self, path: str | Path, facts: Mapping[str, object] | None = None, *, dim: int | None = None) -> None:
+        if dim is not None:
+            check_whole("callbacks.bundle.dim", dim, 1)
+        self.path, self.facts, self.dim = Path(path), dict(facts or {}), dim
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export the weights as they stand."""
@@ -44,6 +52,21 @@ class BundleExport(Callback):
         """Export anew where the file is gone or damaged: a run that is complete already trains no epoch."""
         if unreadable(self.path, read_facts):
             self.on_train_epoch_end(trainer, pl_module)
+        if self.dim and is_finished(trainer) and on_rank_zero(lambda: "directions" not in read_facts(self.path)):
+            self._add_directions(pl_module, self.dim)
+
+    def _add_directions(self, pl_module: LightningModule, dim: int) -> None:
+        """Write the bundle anew, with principal directions of the embeddings of its clips. Collective."""
+        assert isinstance(pl_module, DecarModule)
+        store, began = pl_module.data.store, time.monotonic()
+        some = np.unique(np.linspace(0, len(store) - 1, min(len(store), MOST_CLIPS)).astype(np.int64))
+        vectors = pl_module.embed_store(store.take(some), "principal directions")
+        if not len(vectors):  # another rank
+            return
+        directions = principal_directions(vectors, dim)
+        facts = {**read_facts(self.path), "directions": len(directions)}
+        save_bundle(pl_module.encoder, self.path, facts, directions=directions)
+        log.info("%d principal directions of %d clips, in %.0f s", len(directions), len(some), time.monotonic() - began)
 
 
 class BestBundle(BundleExport):

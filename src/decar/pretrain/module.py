@@ -118,7 +118,7 @@ class DecarModule(LightningModule):
 
     def forward(self, logmel: Tensor) -> Tensor:
         """`z`, which is clustered: log-mels `(B, 1, M, F)` to `(B, P)`."""
-        z: Tensor = self.projection(self.encoder(logmel))[1]
+        z: Tensor = self.projection(self.encoder.for_objective(logmel))[1]
         return z
 
     def on_train_epoch_start(self) -> None:
@@ -193,7 +193,7 @@ class DecarModule(LightningModule):
         """Mean cross-entropy over the clusterings."""
         crops, index = batch
         targets = self.data.targets(index)
-        projected, z = self.projection(self.encoder(self._augmented(crops, batch_idx)))
+        projected, z = self.projection(self.encoder.for_objective(self._augmented(crops, batch_idx)))
         if self.bank is not None:
             self.bank.add(index, z)
         logits = self.heads(projected)
