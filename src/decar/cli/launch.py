@@ -15,6 +15,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
 from decar import signals
 from decar.cli.terminal import complain, explain, start_log
 from decar.cli.trainer import bare_trainer, threads
@@ -23,7 +27,6 @@ from decar.errors import ConfigError, DecarError, LostProcessError, PreemptedErr
 from decar.files import locked
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
     from pytorch_lightning import Trainer
 
 log = logging.getLogger(__name__)
@@ -96,9 +99,6 @@ def leads() -> bool:
 
 
 def _require_named_folder() -> None:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     conf = HydraConfig.get()
     if "SUBMITIT_EXECUTOR" in os.environ:  # the folders of its jobs were named before they were sent off
         return
@@ -246,8 +246,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def main() -> None:
     """Train in a child process: `python -m decar.cli.launch CONFIG CHECKPOINT SIZE`; exit with 2 on a user's error."""
-    from omegaconf import DictConfig, OmegaConf
-
     from decar.cli.main import quiet
     from decar.cli.train import all_clips, train
     from decar.pretrain.liveness import heartbeat, peers_named

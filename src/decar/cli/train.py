@@ -9,10 +9,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
 from decar import signals
 from decar.cli.checks import check
 from decar.cli.config import build_encoder, own_network, take_over
-from decar.cli.data import report_run
+from decar.cli.eval import device_of
 from decar.cli.launch import child_processes, folder_lock, leads, process_group
 from decar.cli.main import run_hydra
 from decar.cli.runs import (
@@ -26,14 +30,13 @@ from decar.cli.runs import (
     write_config,
     write_finished,
 )
-from decar.cli.trainer import pick_open_options, trainer_options
+from decar.cli.trainer import check_k, pick_open_options, trainer_options
 from decar.errors import require
 from decar.files import write_csv
 from decar.limits import Limits, set_limits
 from decar.metrics import last_figures, read_rows
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
-    from omegaconf import DictConfig
     from pytorch_lightning import Trainer
     from pytorch_lightning.loggers import Logger
 
@@ -49,9 +52,6 @@ BAR_RATE = 2  # drawings of the progress bar a second: Lightning's 100 take 4 % 
 
 def pretrain(cfg: DictConfig) -> float:
     """Pre-train as configured; returns what hyper-parameter sweepers compare, see `objective`."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig, OmegaConf
-
     from decar.pretrain.ranks import on_rank_zero, rank_zero_first
 
     check(cfg)
@@ -86,8 +86,6 @@ def find_earlier_run(cfg: DictConfig, output: Path, processes: int) -> tuple[dic
     Raises:
         TrainingError: The checkpoint was made with other options or sounds.
     """
-    from hydra.utils import instantiate
-
     checkpoint, done = find_checkpoint(cfg.resume, output), None
     if cfg.resume is not None and (checkpoint is not None or (output / FINISHED).is_file()):
         sounds = instantiate(cfg.data.manifest).identity(cfg.cache_dir)
@@ -124,8 +122,6 @@ def prepare_run(
 
     If there is something to train, the options are also written to `config.yaml`.
     """
-    from omegaconf import OmegaConf
-
     log_clips(store, output)
     n_clips = len(store.usable())
     pick_open_options(cfg, n_clips, checkpoint, processes)
@@ -140,7 +136,6 @@ def prepare_run(
 
 def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> dict[str, float]:
     """Train in each process of a job, with no option left open; returns the last value of each metric."""
-    from hydra.utils import instantiate
     from pytorch_lightning.callbacks import RichProgressBar
 
     from decar.pretrain import PretrainData
@@ -178,6 +173,22 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     return metrics
 
 
+def report_run(cfg: Any, output: Path, store: LogMelStore) -> None:
+    """Make the page of the run that has just ended; whatever fails is one line in the log and fails nothing."""
+    try:
+        from decar.report import RunFiles, write_environment, write_report
+
+        device = device_of("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
+        write_environment(output)
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        label = OmegaConf.select(cfg, "data.label")
+        source = RunFiles(output, config, store, label=label, seed=cfg.seed, network=own_network(cfg))
+        log.info("look at it:  %s", write_report(source, device=device, progress=False))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("no report.html (%s); the run is whole: try `decar report %s`", reason, output)
+
+
 def last_metrics(output: Path, trainer: Trainer) -> dict[str, float]:
     """The last value of each metric: from `metrics.csv`, which has those before a resume too, else of the trainer."""
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -199,8 +210,6 @@ def objective(cfg: DictConfig, metrics: dict[str, float]) -> float:
 
 def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     """The encoder with all that trains it, from its groups."""
-    from hydra.utils import instantiate
-
     from decar.audio.descriptors import input_statistics
     from decar.models import load_encoder
     from decar.pretrain import DecarModule
@@ -227,8 +236,6 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
 
 def all_clips(cfg: DictConfig) -> LogMelStore:
     """The log-mels of all clips, computed when they are not there."""
-    from hydra.utils import instantiate
-
     from decar.audio import LogMelStore
     from decar.audio.clips import as_segment
 
@@ -257,26 +264,9 @@ def log_clips(store: LogMelStore, output: Path) -> None:
         )  # fmt: skip
 
 
-def check_k(cfg: DictConfig, n_clips: int) -> None:
-    """Refuse more clusters than clips; log which clusterings use `k`."""
-    from hydra.utils import instantiate
-
-    require(n_clips > 1, f"{n_clips} usable clip: nothing can be clustered, give more sounds")
-    for clusterer in instantiate(cfg.labels, _convert_="all").clusterers:
-        k = getattr(clusterer, "k", None)
-        require(
-            k is None or k <= n_clips,
-            f"k={k} is larger than the number of usable clips ({n_clips}): "
-            f"pass a smaller k, such as k={max(2, n_clips // 30)}",
-        )
-
-
 @contextmanager
 def open_loggers(cfg: DictConfig) -> Iterator[list[Logger]]:
     """The loggers of a run, closed whatever happens: else a sweep's second job logs into the first one's wandb run."""
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
     loggers: list[Any] = []
     try:
         for conf in (cfg.get("logger") or {}).values() if leads() else ():
