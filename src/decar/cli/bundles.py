@@ -8,7 +8,6 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -85,7 +84,8 @@ def search(args: argparse.Namespace) -> None:
     queries = find_queries(sounds, index.table, args.bundle, in_table=args.row, root=folder, network=args.network)
     found, origin = neighbour_table(index, queries, args.n), {query.name: query.origin for query in queries}
     if args.html:  # files come before anything is printed: `| head` ends the process at its second block
-        root = folder or Path(index.table.facts.get("root") or args.embeddings.parent)
+        named = index.table.root
+        root = folder or (named if named and named.is_dir() else args.embeddings.parent)
         write_page(args.html, found, root, args.measure)
     write_table(found[found["rank"] > 0], args.csv)
     for name, clips in found.groupby("query", sort=False):

@@ -19,7 +19,7 @@ from decar.audio.annotations import write_annotations
 from decar.audio.clips import Segment, as_segment
 from decar.audio.remote import refuse_addresses
 from decar.cli.bundles import as_text, check_numbers, embedder_of, source_of
-from decar.cli.clusters import bundle_named, embedded, may_load, recordings_of, writing
+from decar.cli.clusters import bundle_named, embedded, may_load, recordings_of, root_of, writing
 from decar.cli.terminal import say, say_lines, start_log
 from decar.clustering import Placed
 from decar.downstream import to_markdown
@@ -156,7 +156,7 @@ def _examples(args: argparse.Namespace) -> Examples:
     for source in args.labels:
         clips = Manifest.from_path(source, root=args.root, path_column=args.path_column)
         refuse_addresses(clips.table["path"])
-        parts.append(clips.table.assign(path=recordings_of(clips, clips.table)))
+        parts.append(clips.table.assign(path=recordings_of(clips.root, clips.table)))
     try:
         return read_examples(Manifest(pd.concat(parts, ignore_index=True), Path.cwd()), args.column)
     except TaskError as error:
@@ -203,7 +203,7 @@ def _segments(
         classifier.require_encoder(embedder.encoder.hash())
     clips = source_of(args)
     table, vectors = embedded(clips, embedder, folder, bundle)
-    return table, recordings_of(clips, table), vectors, embedder.encoder.sample_rate
+    return table, recordings_of(clips.root, table), vectors, embedder.encoder.sample_rate
 
 
 def _written(source: str) -> EmbeddingTable | None:
@@ -223,10 +223,8 @@ def _taken(
         raise ConfigError(f"{known.file}: has no start and duration: embed with --segment auto, or give the sounds")
     if classifier:
         classifier.require_encoder(str(known.facts.get("encoder")))
-    if args.root is None and not all(os.path.isabs(path) for path in known.rows["path"]):
-        raise ConfigError(f"{known.file}: its paths are relative: pass --root, the folder that they start from")
     rate = known.facts.get("sample_rate")
-    files = recordings_of(Manifest(pd.DataFrame({"path": known.rows["path"]}), args.root or Path.cwd()), known.rows)
+    files = recordings_of(root_of(known, args.root), known.rows)
     vectors = known.vectors()
     return known.rows, files, vectors, rate if isinstance(rate, int) else 16_000
 

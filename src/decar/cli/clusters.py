@@ -25,6 +25,7 @@ from decar.cli.terminal import say, start_log
 from decar.clustering import Clusters, Placed, make_clusters
 from decar.clustering.choose import plausible
 from decar.embedder import Embedder
+from decar.embedder.output import write_rows
 from decar.errors import ConfigError, DecarError, SearchError, check_whole
 from decar.files import advice
 from decar.models.bundle import HUB
@@ -55,7 +56,7 @@ def cluster(args: argparse.Namespace) -> None:
     if like:
         like.require_encoder(embedder.encoder.hash())
     table, vectors = embedded(clips, embedder, args.out, bundle)
-    files = recordings_of(clips, table)
+    files = recordings_of(clips.root, table)
     table = with_clock(table, files.tolist())
     log.info("%d recordings, %s → %d %s", files.nunique(), _hours(table["duration"].sum()), len(table), _rows(segment))
     if like:
@@ -147,7 +148,9 @@ def embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tup
         try:
             known = EmbeddingTable.open(file)
             if known.facts.get("key") == embedder.key(clips):
-                vectors = known.vectors()
+                vectors, root = known.vectors(), os.path.abspath(clips.root)
+                if known.root != Path(root):  # the sounds have been moved
+                    write_rows(file, known.rows, vectors, {**known.facts, "root": root})
                 log.info("%s: of these sounds, taken again", file)
                 return known.rows, vectors
         except SearchError as error:
@@ -156,10 +159,22 @@ def embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tup
     return made.table, made.vectors
 
 
-def recordings_of(clips: Manifest, table: pd.DataFrame) -> pd.Series:
-    """The absolute path of each row's recording."""
-    root = os.path.abspath(clips.root)
+def recordings_of(root: Path, table: pd.DataFrame) -> pd.Series:
+    """The absolute path of each row's recording; relative ones start from `root`."""
+    root = Path(os.path.abspath(root))
     return table["path"].map(lambda path: os.path.normpath(os.path.join(root, path)))
+
+
+def root_of(known: EmbeddingTable, given: Path | None) -> Path:
+    """The folder that relative paths of a table start from.
+
+    Raises:
+        ConfigError: It is not given, and the table does not say.
+    """
+    root = given or known.root
+    if root is None and not all(map(os.path.isabs, known.rows["path"])):
+        raise ConfigError(f"{known.file}: its paths are relative: pass --root, the folder that they start from")
+    return root or Path.cwd()
 
 
 def _page(

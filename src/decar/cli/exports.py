@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shlex
 from pathlib import Path
 
-import pandas as pd
-
 from decar.audio import Manifest
 from decar.audio.recorded import with_clock
-from decar.cli.clusters import EMBEDDINGS, writing
+from decar.cli.clusters import EMBEDDINGS, root_of, writing
 from decar.cli.data import run_files
 from decar.cli.eval import device_of
 from decar.cli.terminal import say, start_log
 from decar.errors import ConfigError, DecarError
 from decar.models import embed_store, load_encoder
 from decar.neighbours.index import EmbeddingTable
-from decar.report.final import few, read_clusters, with_places
-from decar.report.payload import read_page
+from decar.report.final import read_clusters
 from decar.report.tools import Points, write_atlas, write_hoplite, write_projector, write_spotlight
 
 log = logging.getLogger(__name__)
@@ -93,7 +89,7 @@ def points_of(args: argparse.Namespace) -> Points:
     table = known.rows
     if source.is_dir():
         table = read_clusters(source, table, str(known.facts.get("encoder")))
-    root = args.root or _root_of(file, table["path"], needed=args.to != "projector")
+    root = (args.root or known.root or Path.cwd()) if args.to == "projector" else root_of(known, args.root)
     facts = {key: known.facts.get(key) for key in ("encoder", "bundle", "sample_rate", "window")}
     return Points(Manifest(with_clock(table, Manifest(table, root).files), root), known.vectors(), facts)
 
@@ -104,29 +100,14 @@ def _points_of_run(args: argparse.Namespace, run: Path) -> Points:
     if isinstance(source.store, str):
         again = f"`decar cluster SOUNDS --like {run} --out DIR` embeds them where they lie now; then export DIR"
         raise DecarError(f"{source.store}: {again}")
-    store = source.store.take(few(source.store, source.seed))
+    _, store, table = source.last_clips()
     if len(store) < len(source.store):
         log.info("%d of %d clips, those that the run has clusters for", len(store), len(source.store))
-    encoder = load_encoder(run, frontend=store.frontend, network=args.network)
-    table = with_clock(with_places(store), store.manifest.files)
+    encoder = source.encoder
     table = read_clusters(run, table, encoder.hash())
     vectors = embed_store(encoder, store, device=device_of("auto"))
     facts = {"encoder": encoder.hash(), "bundle": str(run.resolve()), "sample_rate": encoder.sample_rate}
     return Points(Manifest(table, args.root or store.manifest.root), vectors, facts)
-
-
-def _root_of(file: Path, paths: pd.Series, *, needed: bool) -> Path:
-    """Where relative paths of a table start from, which the page beside it says.
-
-    Raises:
-        ConfigError: It does not, and it is needed.
-    """
-    if not needed or all(map(os.path.isabs, paths)):
-        return Path.cwd()
-    try:
-        return Path(str(read_page(file.parent / "report.html")["root"]))
-    except (OSError, ValueError, KeyError):
-        raise ConfigError(f"{file}: its paths are relative: pass --root, the folder that they start from") from None
 
 
 def _find_sounds(clips: Manifest) -> None:

@@ -14,7 +14,6 @@ from decar.clustering import Clusters, Placed, make_clusters
 from decar.errors import DecarError, one_line
 from decar.files import whole, write_csv
 from decar.models import Encoder, embed_store
-from decar.report.clips import sample
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +48,6 @@ def cluster_store(encoder: Encoder, store: LogMelStore, *, seed: int, device: st
     facts = {"encoder": encoder.hash(), "bundle": "", "segment": "none"}  # no bundle: the one beside the file
     model, placed = make_clusters(vectors, store.manifest.table["path"].to_numpy(), seed=seed, facts=facts)
     return Final(vectors, placed, model)
-
-
-def few(store: LogMelStore, seed: int) -> NDArray[np.int64]:
-    """Which clips of a store are clustered at the end."""
-    return sample(len(store), seed, MOST)
 
 
 def write_run_clusters(run: Path, table: pd.DataFrame, final: Final) -> None:

@@ -5,20 +5,24 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import xxhash
+from numpy.typing import NDArray
 
 from decar import __version__
 from decar.audio import LogMelStore
 from decar.audio.recorded import with_clock
 from decar.errors import DecarError
-from decar.models import load_encoder
+from decar.models import Encoder, load_encoder
 from decar.report import clusters as of
 from decar.report.clips import sample
 from decar.report.explorer import MAX_COLUMNS, show
-from decar.report.final import MODEL, TABLE, cluster_store, few, with_places, write_run_clusters
+from decar.report.final import MODEL, MOST, TABLE, cluster_store, with_places, write_run_clusters
 from decar.report.folder import curves, read_environment, results_of
 from decar.report.payload import FILE_NAME, as_script, read_page
 from decar.report.summary import bars, best, of_run, of_sounds
@@ -54,6 +58,28 @@ class RunFiles:
     seed: int = 0
     downstream: Sequence[Path] = ()
     network: Callable[..., Any] | None = None
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The run's encoder.
+
+        Raises:
+            BundleError: There is none, or it does not fit the log-mels of the clips.
+        """
+        frontend = self.store.frontend if isinstance(self.store, LogMelStore) else None
+        return load_encoder(self.run, frontend=frontend, network=self.network)
+
+    def last_clips(self) -> tuple[NDArray[np.int64], LogMelStore, pd.DataFrame]:
+        """The clips that are clustered at the end of the run: their places in the store, they, and a table of them.
+
+        Raises:
+            DecarError: There are no clips.
+        """
+        if isinstance(self.store, str):
+            raise DecarError(self.store)
+        places = sample(len(self.store), self.seed, MOST)
+        store = self.store.take(places)
+        return places, store, with_clock(with_places(store), store.manifest.files)
 
 
 def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep: bool = False) -> dict[str, Any]:
@@ -116,10 +142,9 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep
 
 def made_of(source: RunFiles, store: LogMelStore, assignments: list[of.Assignments]) -> str:
     """A digest of all that the clips on a page depend on."""
-    encoder = load_encoder(source.run, frontend=store.frontend, network=source.network)
     facts = (
-        FORMAT, encoder.hash(), store.fingerprint, os.path.abspath(store.manifest.root), source.label, source.seed,
-        store.manifest.content_hash(), clustering_names(source.config, assignments),
+        FORMAT, source.encoder.hash(), store.fingerprint, os.path.abspath(store.manifest.root), source.label,
+        source.seed, store.manifest.content_hash(), clustering_names(source.config, assignments),
     )  # fmt: skip
     digest = xxhash.xxh3_128(json.dumps(facts).encode())
     for found in assignments:
@@ -158,15 +183,10 @@ def look(
     Raises:
         DecarError: There are no clips, or no encoder.
     """
-    if not isinstance(source.store, LogMelStore):
-        raise DecarError(source.store)
-    encoder = load_encoder(source.run, frontend=source.store.frontend, network=source.network)
-    among = few(source.store, source.seed)
-    store = source.store.take(among)
+    among, store, table = source.last_clips()
     named = zip(clustering_names(source.config, assignments or []), assignments or [], strict=True)
     last = [(name, found.labels[-1][among]) for name, found in named if _same_clips(found, source.store)]
-    table = with_clock(with_places(store), store.manifest.files)
-    final = cluster_store(encoder, store, seed=source.seed, device=device, progress=progress)
+    final = cluster_store(source.encoder, store, seed=source.seed, device=device, progress=progress)
     if keep:
         write_run_clusters(source.run, table, final)
     chosen, names = sample(len(store), source.seed), of.label_columns(table, source.label)[:MAX_COLUMNS]
@@ -202,9 +222,7 @@ def results(source: RunFiles, notes: dict[str, str]) -> list[dict[str, Any]]:
     Raises:
         DecarError: There is none.
     """
-    found, note = results_of(
-        source.run, lambda: load_encoder(source.run, network=source.network).hash(), source.downstream
-    )
+    found, note = results_of(source.run, lambda: source.encoder.hash(), source.downstream)
     if note:
         notes["results"] = note
     return found
