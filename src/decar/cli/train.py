@@ -9,14 +9,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-
 from decar import signals
 from decar.cli.checks import check
 from decar.cli.config import build_encoder, own_network, take_over
-from decar.cli.eval import device_of
 from decar.cli.launch import child_processes, folder_lock, leads, process_group
 from decar.cli.main import run_hydra
 from decar.cli.runs import (
@@ -37,6 +32,7 @@ from decar.limits import Limits, set_limits
 from decar.metrics import last_figures, read_rows
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
+    from omegaconf import DictConfig
     from pytorch_lightning import Trainer
     from pytorch_lightning.loggers import Logger
 
@@ -52,6 +48,9 @@ BAR_RATE = 2  # drawings of the progress bar a second: Lightning's 100 take 4 % 
 
 def pretrain(cfg: DictConfig) -> float:
     """Pre-train as configured; returns what hyper-parameter sweepers compare, see `objective`."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, OmegaConf
+
     from decar.pretrain.ranks import on_rank_zero, rank_zero_first
 
     check(cfg)
@@ -86,6 +85,8 @@ def find_earlier_run(cfg: DictConfig, output: Path, processes: int) -> tuple[dic
     Raises:
         TrainingError: The checkpoint was made with other options or sounds.
     """
+    from hydra.utils import instantiate
+
     checkpoint, done = find_checkpoint(cfg.resume, output), None
     if cfg.resume is not None and (checkpoint is not None or (output / FINISHED).is_file()):
         sounds = instantiate(cfg.data.manifest).identity(cfg.cache_dir)
@@ -122,6 +123,8 @@ def prepare_run(
 
     If there is something to train, the options are also written to `config.yaml`.
     """
+    from omegaconf import OmegaConf
+
     log_clips(store, output)
     n_clips = len(store.usable())
     pick_open_options(cfg, n_clips, checkpoint, processes)
@@ -136,6 +139,7 @@ def prepare_run(
 
 def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> dict[str, float]:
     """Train in each process of a job, with no option left open; returns the last value of each metric."""
+    from hydra.utils import instantiate
     from pytorch_lightning.callbacks import RichProgressBar
 
     from decar.pretrain import PretrainData
@@ -176,6 +180,9 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
 def report_run(cfg: Any, output: Path, store: LogMelStore) -> None:
     """Make the page of the run that has just ended; whatever fails is one line in the log and fails nothing."""
     try:
+        from omegaconf import OmegaConf
+
+        from decar.cli.eval import device_of
         from decar.report import RunFiles, write_environment, write_report
 
         device = device_of("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
@@ -210,6 +217,8 @@ def objective(cfg: DictConfig, metrics: dict[str, float]) -> float:
 
 def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     """The encoder with all that trains it, from its groups."""
+    from hydra.utils import instantiate
+
     from decar.audio.descriptors import input_statistics
     from decar.models import load_encoder
     from decar.pretrain import DecarModule
@@ -236,6 +245,8 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
 
 def all_clips(cfg: DictConfig) -> LogMelStore:
     """The log-mels of all clips, computed when they are not there."""
+    from hydra.utils import instantiate
+
     from decar.audio import LogMelStore
     from decar.audio.clips import as_segment
 
@@ -267,6 +278,9 @@ def log_clips(store: LogMelStore, output: Path) -> None:
 @contextmanager
 def open_loggers(cfg: DictConfig) -> Iterator[list[Logger]]:
     """The loggers of a run, closed whatever happens: else a sweep's second job logs into the first one's wandb run."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
     loggers: list[Any] = []
     try:
         for conf in (cfg.get("logger") or {}).values() if leads() else ():
