@@ -9,7 +9,7 @@ from decar.cli.data import run_files
 from decar.clustering import make_clusters
 from decar.embedder.output import write_rows
 from decar.models import save_bundle
-from decar.report.final import cluster_store, with_places, write_clusters, write_run_clusters
+from decar.report.final import cluster_store, with_places, write_clusters
 from tests.conftest import make_encoder
 
 
@@ -39,8 +39,8 @@ def run(sound_folder, tmp_path):
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     save_bundle(encoder, folder / "encoder.safetensors")
     store = run_files(folder).store
-    final = cluster_store(encoder, store, seed=0, device="cpu", progress=False)
-    write_run_clusters(folder, with_places(store), final)
+    _, model, placed = cluster_store(encoder, store, seed=0, device="cpu", progress=False)
+    write_clusters(folder, with_places(store), placed, model)
     return folder
 
 

@@ -55,7 +55,8 @@ def runs(args: argparse.Namespace) -> None:
     folder: Path = args.folder
     if not folder.is_dir():
         raise DecarError(f"{folder}: no such folder; give the one with the runs of train.py, by default runs/pretrain")
-    found = {name: run for name in _names(folder) if (run := read_run(folder / name)) is not None}
+    names = sorted(str(Path(name).parent) for name in find_files(folder) if Path(name).name == CONFIG)
+    found = {name: run for name in names if (run := read_run(folder / name)) is not None}
     if not found:
         raise DecarError(f"{folder}: no run of train.py in there, at any depth")
     rows = {name: _row(run) for name, run in found.items()}
@@ -80,17 +81,9 @@ def compare(args: argparse.Namespace) -> None:
     for title, rows in parts.items():
         say(f"{title}: {'' if rows else 'none'}")
         if rows:
-            say_lines(to_markdown(_table(rows, names)))
+            table = pd.DataFrame.from_dict(rows, orient="index", columns=names).replace("nan", "–")
+            say_lines(to_markdown(table))
         say()
-
-
-def _table(rows: dict[str, tuple[str, str]], names: list[str]) -> pd.DataFrame:
-    return pd.DataFrame.from_dict(rows, orient="index", columns=names).replace("nan", "–")
-
-
-def _names(folder: Path) -> list[str]:
-    """Folders below this one, and itself, that hold a `config.yaml`, sorted."""
-    return sorted(str(Path(name).parent) for name in find_files(folder) if Path(name).name == CONFIG)
 
 
 def _wanted(folder: Path) -> Run:

@@ -62,6 +62,8 @@ def trainer_options(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: The strategy is another than DDP, or weights would not be float32.
     """
+    from pytorch_lightning.strategies import ParallelStrategy
+
     options = OmegaConf.create(OmegaConf.to_container(cfg.trainer, resolve=True))
     assert isinstance(options, DictConfig)
     _require_precision(options.get("precision"))
@@ -75,16 +77,9 @@ def trainer_options(cfg: DictConfig) -> DictConfig:
     )  # fmt: skip
     if options.pop("sync_batchnorm", False):
         options.plugins = [*options.get("plugins", []), {"_target_": "decar.pretrain.sync.SyncLayers"}]
-    if asked != "auto" or _several(options):
+    if asked != "auto" or isinstance(_bare(options).strategy, ParallelStrategy):  # of several processes
         options.strategy = {**DDP, **(given or {})}
     return options
-
-
-def _several(options: DictConfig) -> bool:
-    """Whether Lightning would start several processes for these options."""
-    from pytorch_lightning.strategies import ParallelStrategy
-
-    return isinstance(_bare(options).strategy, ParallelStrategy)
 
 
 def _require_precision(asked: object) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xxhash
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from decar import __version__
@@ -22,13 +23,15 @@ from decar.models import Encoder, load_encoder
 from decar.report import clusters as of
 from decar.report.clips import sample
 from decar.report.explorer import MAX_COLUMNS, show
-from decar.report.final import MODEL, MOST, TABLE, cluster_store, with_places, write_run_clusters
+from decar.report.final import MODEL, TABLE, cluster_store, few, with_places, write_clusters
 from decar.report.folder import curves, read_environment, results_of
-from decar.report.payload import FILE_NAME, as_script, read_page
 from decar.report.summary import bars, best, of_run, of_sounds
 
 log = logging.getLogger(__name__)
 
+FILE_NAME = "report.html"
+MOST_BYTES = 2**26  # of a page
+BEGIN, END = b'<script type="application/json" id="data">', b"</script>"
 SECTIONS = {
     "summary": "Summary", "explorer": "Explorer", "recordings": "Recordings", "when": "Hours and sites", "map": "Map",
     "curves": "Curves", "clusters": "Epochs", "results": "Results", "options": "Options",
@@ -77,7 +80,7 @@ class RunFiles:
         """
         if isinstance(self.store, str):
             raise DecarError(self.store)
-        places = sample(len(self.store), self.seed, MOST)
+        places = few(self.store, self.seed)
         store = self.store.take(places)
         return places, store, with_clock(with_places(store), store.manifest.files)
 
@@ -92,7 +95,7 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep
         keep: Write the clusters of the final embedding to the folder of the run.
     """
     notes: dict[str, str] = {}
-    run = source.run
+    source, run = replace(source), source.run  # a fresh copy: the encoder may have changed since the last page
 
     def attempt(section: str, make: Callable[[], Any]) -> Any:
         try:
@@ -125,7 +128,7 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep
         "summary": {**sounds, **(attempt("summary", lambda: of_run(run)) or {}), "best": best(barred)},
         "n_clips": len(store) if store else len(assignments[0].clips) if assignments else None,
         "curves": attempt("curves", lambda: curves(run)),
-        "clusterings": [clustering(found) for found in assignments or []],
+        "clusterings": [{"sizes": of.sizes(found), "flows": of.flows(found)} for found in assignments or []],
         **(
             {**clips, "made_of": known, "seal": seal(clips)} if clips else {"clips": None, "labels": [], "explorer": []}
         ),
@@ -170,11 +173,6 @@ def seal(clips: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(as_script({key: clips[key] for key in OF_CLIPS}).encode())
 
 
-def clustering(found: of.Assignments) -> dict[str, Any]:
-    """Sizes and flows of one clustering."""
-    return {"sizes": of.sizes(found), "flows": of.flows(found)}
-
-
 def look(
     source: RunFiles, assignments: list[of.Assignments] | None, *, device: str, progress: bool, keep: bool
 ) -> dict[str, Any]:
@@ -186,11 +184,15 @@ def look(
     among, store, table = source.last_clips()
     named = zip(clustering_names(source.config, assignments or []), assignments or [], strict=True)
     last = [(name, found.labels[-1][among]) for name, found in named if _same_clips(found, source.store)]
-    final = cluster_store(source.encoder, store, seed=source.seed, device=device, progress=progress)
+    vectors, model, placed = cluster_store(source.encoder, store, seed=source.seed, device=device, progress=progress)
     if keep:
-        write_run_clusters(source.run, table, final)
+        try:
+            write_clusters(source.run, table, placed, model)
+        except OSError as error:
+            reason = error.strerror or error
+            log.warning("%s: the clusters of the run are not written (%s)", error.filename or source.run, reason)
     chosen, names = sample(len(store), source.seed), of.label_columns(table, source.label)[:MAX_COLUMNS]
-    return show(store.take(chosen), table, final.vectors, final.placed, chosen, names, source.seed, others=last)
+    return show(store.take(chosen), table, vectors, placed, chosen, names, source.seed, others=last)
 
 
 def clustering_names(config: Mapping[str, Any], assignments: Sequence[of.Assignments]) -> list[str]:
@@ -234,3 +236,44 @@ def _same_clips(found: of.Assignments, store: LogMelStore) -> bool:
     if not same:
         log.warning("report: clusters.parquet is of other clips than the manifest lists now")
     return same
+
+
+def as_script(data: Any) -> Markup:
+    """JSON that can stand in a script element: no `<`, no `&`, and null for what is not finite."""
+    text = json.dumps(_plain(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _plain(value: Any) -> Any:
+    """Keys as text; NaN and infinities, which JSON has not, as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def read_page(page: Path) -> dict[str, Any]:
+    """The data in a page, as values; nothing else of it is looked at.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no page of decar's, or a damaged one.
+    """
+    if page.stat().st_size > MOST_BYTES:
+        raise ValueError(f"larger than {MOST_BYTES} bytes")
+    content = page.read_bytes()
+    begin = content.find(BEGIN)
+    end = content.find(END, begin)
+    try:
+        data = json.loads(content[begin + len(BEGIN) : end]) if 0 <= begin < end else None
+    except RecursionError:
+        data = None
+    if not isinstance(data, dict) or not isinstance(data.get("title"), str):
+        raise ValueError("not a page of decar's, or a damaged one")
+    return data
