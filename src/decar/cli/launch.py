@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from decar import signals
-from decar.cli.terminal import complain, explain, start_log
 from decar.cli.trainer import bare_trainer, threads
 from decar.cores import cpu_count
-from decar.errors import ConfigError, DecarError, LostProcessError, PreemptedError, require
+from decar.errors import ConfigError, LostProcessError, require
 from decar.files import locked
 
 if TYPE_CHECKING:
@@ -150,7 +149,7 @@ def child_processes(trainer: Trainer, config: Path, checkpoint: str | None, stal
     if trainer.strategy.root_device.type == "cpu":  # each would take all cores
         share = str(max(1, cpu_count() // trainer.world_size))
         settings["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", share)
-    command = [sys.executable, "-m", "decar.cli.launch", str(config), checkpoint or "", str(trainer.world_size)]
+    command = [sys.executable, "-m", "decar.cli.train", str(config), checkpoint or "", str(trainer.world_size)]
     with _environment({**settings, "LOCAL_RANK": "0"}), threads(settings.get("OMP_NUM_THREADS")):
         children = [
             subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())})
@@ -237,34 +236,3 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def main() -> None:
-    """Train in a child process: `python -m decar.cli.launch CONFIG CHECKPOINT SIZE`; exit with 2 on a user's error."""
-    from decar.cli.main import quiet
-    from decar.cli.train import all_clips, train
-    from decar.pretrain.liveness import heartbeat, peers_named
-
-    quiet()
-    start_log(logging.ERROR)
-    end_with_parent()
-    config, checkpoint = Path(sys.argv[1]), sys.argv[2] or None
-    cfg = OmegaConf.load(config)
-    assert isinstance(cfg, DictConfig)
-    rank = int(os.environ["LOCAL_RANK"])
-    try:
-        # Ctrl-C goes to all processes: rank 0 decides when the job stops
-        with signals.stoppable(leads=False), peers_named(), heartbeat(rank, int(sys.argv[3]), cfg.stall_timeout):
-            train(cfg, config.parent, checkpoint, all_clips(cfg))
-    except PreemptedError as error:
-        sys.exit(error.status)
-    except Exception as error:
-        line = explain(error, "train")
-        if line is None:
-            raise
-        complain(f"process {rank}: {line}")
-        sys.exit(error.status if isinstance(error, DecarError) else DecarError.status)
-
-
-if __name__ == "__main__":
-    main()

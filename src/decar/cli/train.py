@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from decar import signals
 from decar.cli.checks import check
 from decar.cli.config import build_encoder, own_network, take_over
-from decar.cli.launch import child_processes, folder_lock, leads, process_group
-from decar.cli.main import run_hydra
+from decar.cli.launch import PARENT, child_processes, end_with_parent, folder_lock, leads, process_group
+from decar.cli.main import quiet, run_hydra
 from decar.cli.runs import (
     FINISHED,
     clear,
@@ -25,8 +27,9 @@ from decar.cli.runs import (
     write_config,
     write_finished,
 )
+from decar.cli.terminal import complain, explain, start_log
 from decar.cli.trainer import check_k, pick_open_options, trainer_options
-from decar.errors import require
+from decar.errors import DecarError, PreemptedError, require
 from decar.files import write_csv
 from decar.limits import Limits, set_limits
 from decar.metrics import last_figures, read_rows
@@ -299,5 +302,31 @@ def main() -> None:
     run_hydra(pretrain, "train")
 
 
+def child() -> None:
+    """Train in a further process of a job, with the arguments CONFIG CHECKPOINT SIZE; exit with 2 on a user's error."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from decar.pretrain.liveness import heartbeat, peers_named
+
+    quiet()
+    start_log(logging.ERROR)
+    end_with_parent()
+    config, checkpoint, cfg = Path(sys.argv[1]), sys.argv[2] or None, OmegaConf.load(sys.argv[1])
+    assert isinstance(cfg, DictConfig)
+    rank = int(os.environ["LOCAL_RANK"])
+    try:
+        # Ctrl-C goes to all processes: rank 0 decides when the job stops
+        with signals.stoppable(leads=False), peers_named(), heartbeat(rank, int(sys.argv[3]), cfg.stall_timeout):
+            train(cfg, config.parent, checkpoint, all_clips(cfg))
+    except PreemptedError as error:
+        sys.exit(error.status)
+    except Exception as error:
+        line = explain(error, "train")
+        if line is None:
+            raise
+        complain(f"process {rank}: {line}")
+        sys.exit(error.status if isinstance(error, DecarError) else DecarError.status)
+
+
 if __name__ == "__main__":
-    main()
+    child() if PARENT in os.environ else main()
