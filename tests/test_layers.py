@@ -1,6 +1,7 @@
 """Who may import whom (DESIGN, section 4): an arrow only points down, and some libraries have one room."""
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,27 @@ def test_arrows_point_down_and_fences_hold(path):
             assert LEVEL[other] < LEVEL[room], f"{path}: {room} may not import {name}"
             assert (room, other) not in NEVER, f"{path}: {room} never imports {other}"
         assert top not in FENCES or room in FENCES[top], f"{path}: {top} belongs into {FENCES[top] or 'conf/logger'}"
+
+
+def test_no_imports_go_in_a_circle():
+    """Inside rooms neither, those in functions included; not those that only annotations need."""
+    modules = {module_of(path): ast.parse(path.read_text()) for path in FILES}
+    graph: dict[str, set[str]] = {name: set() for name in modules}
+    for name, tree in modules.items():
+        idle = {id(node) for block in ast.walk(tree) if is_for_types(block) for node in ast.walk(block)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and id(node) not in idle:
+                inner = [f"{node.module}.{alias.name}" for alias in node.names]
+                graph[name] |= {full if full in modules else node.module for full in inner} & set(modules)
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the modules
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def is_for_types(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def test_the_front_door_is_light():

@@ -239,6 +239,21 @@ def write_csv(table: pd.DataFrame, path: Path, *, index: bool = False) -> None:
         table.to_csv(path, index=False, errors="backslashreplace")
 
 
+def write_table(table: pd.DataFrame, file: Path | None, *, index: bool = False) -> None:
+    """Write a table as Parquet if the name ends in .parquet or .pq, else as CSV; without a file do nothing.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if file is None:
+        return
+    with whole(file) as part:
+        if file.suffix.lower() in (".parquet", ".pq"):
+            table.to_parquet(part, index=index)
+        else:
+            write_csv(table, part, index=index)
+
+
 def find_files(folder: Path, *, recursive: bool = True, hidden: bool = True) -> list[str]:
     """Paths below `folder` of its files, with forward slashes, a folder's own files before those of its folders.
 

@@ -88,7 +88,7 @@ def install() -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
     wanted = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-    return {number: signal.signal(number, _told) for number in wanted}
+    return {number: signal.signal(number, _receive) for number in wanted}
 
 
 def restore(handlers: dict[int, Any]) -> None:
@@ -212,7 +212,7 @@ def _end_with_parent(parent: int) -> None:
     os._exit(0)
 
 
-def _told(number: int, frame: FrameType | None) -> None:
+def _receive(number: int, frame: FrameType | None) -> None:
     if _state is None:
         raise PreemptedError(number)
     first, _state.number = not _state.number, _state.number or number

@@ -94,7 +94,7 @@ def test_what_is_suggested_is_not_labelled_and_can_be_labelled_on_a_page(decar, 
     assert (recordings / "suggest.html").is_file()
     assert decar("fit", "first.csv").code == 0
     more = ("--classifier", "classifier.safetensors", "--labels", "first.csv", "-n", "5", "--out", "next.csv")
-    outcome = decar("suggest", "clusters/embeddings.parquet", "--root", "known", *more)
+    outcome = decar("suggest", "clusters/embeddings.parquet", *more)
     assert outcome.code == 0, outcome.err
     following = pd.read_csv(recordings / "next.csv", keep_default_na=False)
     assert len(following) == 5

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import soundfile
 
+from decar.neighbours.index import EmbeddingTable
 from tests.cli.helpers import write_recordings
 
 RATE = 16_000
@@ -86,6 +87,10 @@ def test_a_second_call_takes_the_embeddings_again_unless_something_has_changed(d
     mended = decar("cluster", "sounds", "-k", "4", "--segment", "0.2")
     assert mended.code == 0
     assert "embedded anew" in mended.err
+    assert EmbeddingTable.open(embeddings).root == sound_folder
+    sound_folder.rename(tmp_path / "moved")
+    assert "taken again" in decar("cluster", "moved", "-k", "4", "--segment", "0.2").err
+    assert EmbeddingTable.open(embeddings).root == tmp_path / "moved"
 
 
 def test_short_clips_stay_whole_and_k_is_chosen(decar, sound_folder, tmp_path):

@@ -63,7 +63,7 @@ def test_without_a_home_the_cache_lies_among_the_temporary_files(
 def test_one_usable_clip_is_not_told_to_take_two_clusters() -> None:
     from omegaconf import OmegaConf
 
-    from decar.cli.train import check_k
+    from decar.cli.trainer import check_k
     from decar.errors import ConfigError
 
     with pytest.raises(ConfigError, match="1 usable clip: nothing can be clustered, give more sounds"):

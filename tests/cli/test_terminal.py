@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from decar.cli import app, terminal
+from decar.cli import terminal
 from tests.downstream.helpers import make_result
 from tests.neighbours.test_search import write as write_table
 
@@ -149,6 +149,6 @@ def test_a_private_folder_is_one_line(decar, monkeypatch):
     def refuse(args):
         raise PermissionError(13, "Permission denied", "/private/x.wav")
 
-    monkeypatch.setitem(app.COMMANDS, "doctor", (refuse, *app.COMMANDS["doctor"][1:]))
+    monkeypatch.setattr("decar.cli.data.doctor", refuse)
     done = decar("doctor", "/private/x.wav")
     assert (done.code, done.errors) == (2, ["decar: error: /private/x.wav: Permission denied"])

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from decar.downstream import PaperProtocol, SearchProtocol, TaskSpec, fit_finetune, fit_frozen, load_task, probe
+from decar.downstream import PaperProtocol, SearchProtocol, TaskSpec, fit_frozen, load_task, probe
+from decar.downstream.finetune import fit_finetune
 from tests.downstream.helpers import TinyEncoder
 
 

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from decar.errors import DecarError
+from decar.models.embed import standardised
 from decar.report import clusters as of
-from decar.report.clips import ALIKE, ends, middles, near_duplicates, order_of, sample, standardised, tsne
+from decar.report.clips import ALIKE, ends, middles, near_duplicates, order_of, sample, tsne
 from decar.report.folder import curves
 from tests.report.helpers import write_clusters, write_metrics
 

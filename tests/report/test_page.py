@@ -14,8 +14,7 @@ from decar.models import embed_store, save_bundle
 from decar.report import RunFiles, explorer, page, render, run, write_environment, write_report
 from decar.report.clips import sounds
 from decar.report.clusters import Assignments
-from decar.report.payload import as_script
-from decar.report.run import clustering_names
+from decar.report.run import as_script, clustering_names
 from tests.conftest import make_encoder
 from tests.report.helpers import EVIL, N, small_run, sounds_in, write_clusters
 

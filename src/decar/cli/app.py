@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from decar import __version__
-from decar.cli import bundles, classify, clusters, data, exports, overview
 from decar.cli.config import named_class
 from decar.cli.terminal import command
 from decar.files import cache_home
@@ -31,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with command("", "run the same command again"):
         args = _parser().parse_args(words or ["--help"])
         set_limits(Limits(**{name: value for name, value in vars(args).items() if name in LIMITS}))
-        args.run(args)
+        module, function = args.run.split(".")
+        getattr(import_module(f"decar.cli.{module}"), function)(args)  # torch and the like are imported here
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -97,6 +97,7 @@ FETCH = _flag(
     "--fetch", "fetch paths that are addresses (https://…, s3://…) into the cache; without it they are refused"
 )
 PATHS = _option("--path-column", "the column of a table that names the files", default="path", metavar="NAME")
+PLACES = [ROOT, PATHS, FETCH]
 BUNDLE = _option("bundle", "encoder.safetensors, or a run that holds it", metavar="BUNDLE")
 NETWORK = _option(
     "--network", "class of the network, if it is one of your own", type=named_class, metavar="MODULE.CLASS"
@@ -145,6 +146,7 @@ FORWARD = [
     _option("--device", "cpu or cuda (default: cuda if torch finds one)", metavar="NAME"),
     _option("--batch-size", "pieces in a batch (default: %(default)s)", type=int, default=16, metavar="N"),
     _option("--workers", "decoding threads (default: one for each core)", type=int, metavar="N"),
+    NETWORK,
 ]
 EMBED = [
     SOURCE,
@@ -153,9 +155,7 @@ EMBED = [
         "--out", ".parquet, or .npy with FILE.paths.csv beside it (default: %(default)s)",
         default=Path("embeddings.parquet"),
     ),
-    ROOT,
-    PATHS,
-    FETCH,
+    *PLACES,
     _option("--windows", "one row for each such window, with start and duration", type=float, metavar="SECONDS"),
     _option("--hop", "from the start of a window to the next (default: end to end)", type=float, metavar="SECONDS"),
     _option(
@@ -167,7 +167,6 @@ EMBED = [
         metavar="SECONDS",
     ),
     *FORWARD,
-    NETWORK,
 ]  # fmt: skip
 CLUSTER = [
     SOURCE,
@@ -188,12 +187,9 @@ CLUSTER = [
         "--segment", "cut recordings into segments of so many seconds; auto (default): 5 s, for those over 15 s; none: "
         "a clip is one row", metavar="SECONDS",
     ),
-    ROOT,
-    PATHS,
-    FETCH,
+    *PLACES,
     SEED,
     *FORWARD,
-    NETWORK,
 ]  # fmt: skip
 LABELS = (
     "tables with path and label, and start and duration (s) where a stretch is labelled; several labels with commas "
@@ -217,7 +213,6 @@ FIT = [
     PATHS,
     SEED,
     *FORWARD,
-    NETWORK,
 ]  # fmt: skip
 SEGMENTS = _option(
     "source", f"{SOURCE[1]['help']}; or the embeddings.parquet of `decar cluster` or `decar embed --segment`",
@@ -229,11 +224,8 @@ PREDICT = [
     _file("--out", "table, .csv or .parquet (default: %(default)s)", default=Path("predictions.csv")),
     _option("--segment", "segments of another length than the classifier says", metavar="SECONDS"),
     _option("--bundle", "the encoder, if the classifier does not say where it lies", metavar="NAME"),
-    ROOT,
-    PATHS,
-    FETCH,
+    *PLACES,
     *FORWARD,
-    NETWORK,
 ]
 SUGGEST = [
     SEGMENTS,
@@ -244,12 +236,9 @@ SUGGEST = [
     _file("--out", ".csv or .parquet; a page lies beside it (default: %(default)s)", default=Path("suggest.csv")),
     _option("--segment", "segments of another length than the classifier says", metavar="SECONDS"),
     _option("--bundle", ENCODER, metavar="NAME"),
-    ROOT,
-    PATHS,
-    FETCH,
+    *PLACES,
     SEED,
     *FORWARD,
-    NETWORK,
 ]
 SEARCH = [
     _option("sounds", "a file, or a path of the table if there is no such file", nargs="+", metavar="SOUND"),
@@ -290,7 +279,7 @@ EXPORT = [
     ),
     _option(
         "--to", "%(choices)s; onnx needs pip install 'decar[export]', hoplite 'decar[hoplite]'", required=True,
-        choices=(*exports.OF_ENCODERS, *exports.OF_EMBEDDINGS), metavar="FORMAT",
+        choices=("onnx", "torch", "embedding-atlas", "spotlight", "projector", "hoplite"), metavar="FORMAT",
     ),
     _file(
         "--out", "usually .onnx or .pt2; .parquet for embedding-atlas and spotlight; a folder for projector and "
@@ -307,25 +296,25 @@ PUSH = [
     _option("--revision", "a branch other than the main one", metavar="BRANCH"),
     NETWORK,
 ]
-COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, list[Option]]] = {
-    "table2": (data.table2, "accuracy by task, encoder and mode, from result.json files", [RUNS, CSV, METRIC]),
-    "table3": (data.table3, "accuracy by task, clusterer and k, from result.json files", [RUNS, CSV]),
-    "prepare": (data.prepare, "check a public corpus on disk, list its clips, compute log-mels", PREPARE),
-    "table1": (data.table1, "the prepared corpora beside the paper's Table 1", [CSV, CACHE]),
-    "doctor": (data.doctor, "find bad files and leaks between splits, or damage in the cache", DOCTOR),
-    "cache": (data.cache, "how much the cache holds of what; --clear deletes it", CACHED),
-    "search": (bundles.search, "the clips most similar to a sound, from a table of embeddings", SEARCH),
-    "embed": (bundles.embed, "embeddings of any audio, one row for each clip or window", EMBED),
-    "cluster": (clusters.cluster, "clusters of a folder of recordings, as tables, labels and a page", CLUSTER),
-    "fit": (classify.fit, "a classifier from labelled stretches of recordings", FIT),
-    "predict": (classify.predict, "its labels on recordings, as tables and for Audacity and Raven", PREDICT),
-    "suggest": (classify.suggest, "the clips whose labels would teach a classifier most", SUGGEST),
-    "runs": (overview.runs, "list the trainings below a folder: state, data, last figures", RUN_LIST),
-    "compare": (overview.compare, "how two trainings differ: options, last figures, results", COMPARE),
-    "report": (data.report, "make the HTML page of a run, which opens offline", REPORT),
-    "page": (data.page, "open a page, or serve it on this computer to label its clips", PAGE),
-    "export": (exports.export, "an encoder as ONNX or torch.export; embeddings for other programs", EXPORT),
-    "push": (bundles.push, "put a bundle on the Hugging Face hub, with a model card", PUSH),
+COMMANDS: dict[str, tuple[str, str, list[Option]]] = {  # the function in `decar.cli`, what it does, its options
+    "table2": ("data.table2", "accuracy by task, encoder and mode, from result.json files", [RUNS, CSV, METRIC]),
+    "table3": ("data.table3", "accuracy by task, clusterer and k, from result.json files", [RUNS, CSV]),
+    "prepare": ("data.prepare", "check a public corpus on disk, list its clips, compute log-mels", PREPARE),
+    "table1": ("data.table1", "the prepared corpora beside the paper's Table 1", [CSV, CACHE]),
+    "doctor": ("data.doctor", "find bad files and leaks between splits, or damage in the cache", DOCTOR),
+    "cache": ("data.cache", "how much the cache holds of what; --clear deletes it", CACHED),
+    "search": ("bundles.search", "the clips most similar to a sound, from a table of embeddings", SEARCH),
+    "embed": ("bundles.embed", "embeddings of any audio, one row for each clip or window", EMBED),
+    "cluster": ("clusters.cluster", "clusters of a folder of recordings, as tables, labels and a page", CLUSTER),
+    "fit": ("classify.fit", "a classifier from labelled stretches of recordings", FIT),
+    "predict": ("classify.predict", "its labels on recordings, as tables and for Audacity and Raven", PREDICT),
+    "suggest": ("classify.suggest", "the clips whose labels would teach a classifier most", SUGGEST),
+    "runs": ("overview.runs", "list the trainings below a folder: state, data, last figures", RUN_LIST),
+    "compare": ("overview.compare", "how two trainings differ: options, last figures, results", COMPARE),
+    "report": ("data.report", "make the HTML page of a run, which opens offline", REPORT),
+    "page": ("data.page", "open a page, or serve it on this computer to label its clips", PAGE),
+    "export": ("exports.export", "an encoder as ONNX or torch.export; embeddings for other programs", EXPORT),
+    "push": ("bundles.push", "put a bundle on the Hugging Face hub, with a model card", PUSH),
 }
 HYDRA = {  # commands with Hydra's grammar of options
     "train": "pre-train an encoder: as decar-train, python train.py",

@@ -8,26 +8,29 @@ import logging
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from hydra import compose, initialize_config_dir
+
+from decar.audio import Manifest
+from decar.audio.clips import Segment, as_segment
+from decar.audio.containers import folder_of
+from decar.audio.source import read_source
 from decar.cli.config import build_encoder, conf_dir
-from decar.cli.data import write_table
 from decar.cli.terminal import say, start_log
+from decar.embedder import Embedder
+from decar.embedder.output import beside, check_out
 from decar.errors import BundleError, check_whole, printable, require
-
-if TYPE_CHECKING:
-    from decar.audio import Manifest
-    from decar.audio.clips import Segment
-    from decar.embedder import Embedder
-    from decar.models import Encoder
+from decar.files import write_table
+from decar.models import Encoder, load_encoder, read_facts
+from decar.models.bundle import FILE, HUB, bundle_file, hub_reason, parse_address
+from decar.neighbours.index import Index
+from decar.neighbours.page import write_page
+from decar.neighbours.query import find_queries, neighbour_table
 
 
 def embed(args: argparse.Namespace) -> None:
     """Exit status: 0 where anything was embedded, 2 where nothing could be."""
-    from decar.audio.clips import as_segment
-    from decar.embedder.output import beside, check_out
-
     start_log(logging.INFO)
     check_out(args.out)
     check_numbers(args)
@@ -42,8 +45,6 @@ def embed(args: argparse.Namespace) -> None:
 
 def source_of(args: argparse.Namespace) -> Manifest:
     """The clips that SOURCE and the options beside it name."""
-    from decar.audio.source import read_source
-
     options = {"root": args.root, "path_column": args.path_column, "fetch": args.fetch}
     return read_source(args.source, **options, progress=sys.stderr.isatty())
 
@@ -60,8 +61,6 @@ def embedder_of(
     hop: float | None = None, dim: int | None = None,
 ) -> Embedder:  # fmt: skip
     """The embedder that the options of `FORWARD` and `--network` describe."""
-    from decar.embedder import Embedder
-
     return Embedder(
         encoder_of(bundle, args.network, dim), windows=windows, hop=hop, segment=segment, device=args.device,
         batch_size=args.batch_size, num_workers=args.workers,
@@ -70,12 +69,9 @@ def embedder_of(
 
 def encoder_of(bundle: str, network: Callable[..., Any] | None, dim: int | None = None) -> Encoder:
     """The encoder of that name; untrained weights are those of the default network, seed 0, as in `eval.py`."""
-    from decar.models import load_encoder
-
     if bundle != "random":
         return load_encoder(bundle, dim=dim, network=network)
     require(dim is None, f"--dim {dim}: random weights have no principal directions; leave it out")
-    from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return build_encoder(compose("eval")).eval()
@@ -83,18 +79,14 @@ def encoder_of(bundle: str, network: Callable[..., Any] | None, dim: int | None 
 
 def search(args: argparse.Namespace) -> None:
     """Print the nearest clips to each sound."""
-    from decar.audio.containers import folder_of
-    from decar.neighbours.index import Index
-    from decar.neighbours.page import write_page
-    from decar.neighbours.query import find_queries, neighbour_table
-
     index = Index.from_parquet(args.embeddings, args.measure)
     folder = folder_of(args.root) if args.root else None
     sounds = list(dict.fromkeys(args.sounds))
     queries = find_queries(sounds, index.table, args.bundle, in_table=args.row, root=folder, network=args.network)
     found, origin = neighbour_table(index, queries, args.n), {query.name: query.origin for query in queries}
     if args.html:  # files come before anything is printed: `| head` ends the process at its second block
-        root = folder or Path(index.table.facts.get("root") or args.embeddings.parent)
+        named = index.table.root
+        root = folder or (named if named and named.is_dir() else args.embeddings.parent)
         write_page(args.html, found, root, args.measure)
     write_table(found[found["rank"] > 0], args.csv)
     for name, clips in found.groupby("query", sort=False):
@@ -114,9 +106,6 @@ def push(args: argparse.Namespace) -> None:
         BundleError: It is not a bundle, no token is set, or the hub refuses or cannot be reached.
     """
     import huggingface_hub
-
-    from decar.models import load_encoder, read_facts
-    from decar.models.bundle import FILE, HUB, bundle_file, hub_reason, parse_address
 
     repo, revision = parse_address(args.repo)
     revision = args.revision or revision

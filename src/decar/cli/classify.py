@@ -8,24 +8,27 @@ import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from decar.audio import FrontEnd, Manifest
+from decar.audio.annotations import write_annotations
+from decar.audio.clips import Segment, as_segment
+from decar.audio.remote import refuse_addresses
 from decar.cli.bundles import as_text, check_numbers, embedder_of, source_of
-from decar.cli.clusters import bundle_named, embedded, may_load, recordings_of, writing
-from decar.cli.data import write_table
+from decar.cli.clusters import bundle_named, embedded, may_load, recordings_of, root_of, writing
 from decar.cli.terminal import say, say_lines, start_log
-from decar.errors import ConfigError, DecarError, check_whole
-from decar.files import whole
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from numpy.typing import NDArray
-
-    from decar.audio import Manifest
-    from decar.audio.clips import Segment
-    from decar.downstream.classifier import Classifier, Examples
-    from decar.neighbours.index import EmbeddingTable
+from decar.clustering import Placed
+from decar.downstream import to_markdown
+from decar.downstream.classifier import Classifier, Examples, fit_classifier, read_examples
+from decar.downstream.suggest import suggest as choose
+from decar.errors import ConfigError, DecarError, SearchError, TaskError, check_whole
+from decar.files import whole, write_table
+from decar.neighbours.index import EmbeddingTable
+from decar.report import write_cluster_page
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +41,6 @@ LONG = 15.0  # s: a clip that is labelled as a whole and longer than that deserv
 
 def fit(args: argparse.Namespace) -> None:
     """Write the classifier and its card."""
-    from decar.audio import Manifest
-    from decar.audio.clips import as_segment
-    from decar.downstream.classifier import fit_classifier
-
     start_log(logging.INFO)
     check_numbers(args)
     examples = _examples(args)
@@ -71,9 +70,6 @@ def fit(args: argparse.Namespace) -> None:
 
 def predict(args: argparse.Namespace) -> None:
     """Write a row a segment with scores, and labels for Audacity and Raven."""
-    from decar.audio.annotations import write_annotations
-    from decar.downstream.classifier import Classifier
-
     start_log(logging.INFO)
     check_numbers(args)
     classifier = Classifier.load(args.classifier)
@@ -95,14 +91,6 @@ def predict(args: argparse.Namespace) -> None:
 
 def suggest(args: argparse.Namespace) -> None:
     """Write the clips to label next, and a page on which to label them."""
-    import numpy as np
-
-    from decar.audio import FrontEnd, Manifest
-    from decar.clustering import Placed
-    from decar.downstream.classifier import Classifier
-    from decar.downstream.suggest import suggest as choose
-    from decar.report import write_cluster_page
-
     start_log(logging.INFO)
     check_numbers(args)
     check_whole("-n", args.n, 1)
@@ -151,10 +139,6 @@ def card_of(classifier: Classifier, name: str) -> str:
 
 def _table(classifier: Classifier, written: Callable[[str], str]) -> str:
     """A row a label, its name as `written` gives it, with what validation says."""
-    import pandas as pd
-
-    from decar.downstream import to_markdown
-
     rows = {
         written(name): {
             **{key: f"{value:.0f}" for key, value in found.items() if key not in MEASURES},
@@ -168,18 +152,11 @@ def _table(classifier: Classifier, written: Callable[[str], str]) -> str:
 
 def _examples(args: argparse.Namespace) -> Examples:
     """What the tables of labels hold, by absolute paths."""
-    import pandas as pd
-
-    from decar.audio import Manifest
-    from decar.audio.remote import refuse_addresses
-    from decar.downstream.classifier import read_examples
-    from decar.errors import TaskError
-
     parts = []
     for source in args.labels:
         clips = Manifest.from_path(source, root=args.root, path_column=args.path_column)
         refuse_addresses(clips.table["path"])
-        parts.append(clips.table.assign(path=recordings_of(clips, clips.table)))
+        parts.append(clips.table.assign(path=recordings_of(clips.root, clips.table)))
     try:
         return read_examples(Manifest(pd.concat(parts, ignore_index=True), Path.cwd()), args.column)
     except TaskError as error:
@@ -188,8 +165,6 @@ def _examples(args: argparse.Namespace) -> Examples:
 
 def _segment_for(clips: Manifest, table: pd.DataFrame) -> Segment:
     """How recordings are cut for this classifier: as the labelled stretches were, if stretches were labelled."""
-    import numpy as np
-
     starts = np.array([start for start, _ in clips.stretches])
     stretched = (starts > 0) | np.array([seconds is not None for _, seconds in clips.stretches])
     seconds = table["duration"].to_numpy(float)
@@ -215,8 +190,6 @@ def _segments(
 
     SOURCE may be what `decar embed` or `decar cluster` has written: its embeddings are taken.
     """
-    from decar.audio.clips import as_segment
-
     known = _written(args.source)
     if known is not None:
         return _taken(known, args, classifier)
@@ -230,14 +203,11 @@ def _segments(
         classifier.require_encoder(embedder.encoder.hash())
     clips = source_of(args)
     table, vectors = embedded(clips, embedder, folder, bundle)
-    return table, recordings_of(clips, table), vectors, embedder.encoder.sample_rate
+    return table, recordings_of(clips.root, table), vectors, embedder.encoder.sample_rate
 
 
 def _written(source: str) -> EmbeddingTable | None:
     """The embeddings that SOURCE holds, if it is a table of them with a row a segment."""
-    from decar.errors import SearchError
-    from decar.neighbours.index import EmbeddingTable
-
     if not source.endswith((".parquet", ".pq")):
         return None
     try:
@@ -249,26 +219,18 @@ def _written(source: str) -> EmbeddingTable | None:
 def _taken(
     known: EmbeddingTable, args: argparse.Namespace, classifier: Classifier | None
 ) -> tuple[pd.DataFrame, pd.Series, NDArray[np.float32], int]:
-    import pandas as pd
-
-    from decar.audio import Manifest
-
     if "start" not in known.rows or "duration" not in known.rows:
         raise ConfigError(f"{known.file}: has no start and duration: embed with --segment auto, or give the sounds")
     if classifier:
         classifier.require_encoder(str(known.facts.get("encoder")))
-    if args.root is None and not all(os.path.isabs(path) for path in known.rows["path"]):
-        raise ConfigError(f"{known.file}: its paths are relative: pass --root, the folder that they start from")
     rate = known.facts.get("sample_rate")
-    files = recordings_of(Manifest(pd.DataFrame({"path": known.rows["path"]}), args.root or Path.cwd()), known.rows)
+    files = recordings_of(root_of(known, args.root), known.rows)
     vectors = known.vectors()
     return known.rows, files, vectors, rate if isinstance(rate, int) else 16_000
 
 
 def _overlapping(table: pd.DataFrame, files: pd.Series, labelled: Manifest) -> NDArray[np.int64]:
     """Rows of segments that share more than half of their sound with a labelled clip."""
-    import numpy as np
-
     stretches: dict[str, list[tuple[float, float]]] = {}
     for path, (start, seconds) in zip(labelled.table["path"], labelled.stretches, strict=True):
         stretches.setdefault(path, []).append((start, np.inf if seconds is None else start + seconds))

@@ -9,22 +9,30 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from decar.audio import Manifest
+from decar.audio.annotations import write_annotations
+from decar.audio.clips import Segment, as_segment
+from decar.audio.progress import progress_bar
+from decar.audio.recorded import with_clock
 from decar.cli.bundles import check_numbers, embedder_of, source_of
 from decar.cli.terminal import say, start_log
-from decar.errors import ConfigError, DecarError, check_whole
+from decar.clustering import Clusters, Placed, make_clusters
+from decar.clustering.choose import plausible
+from decar.embedder import Embedder
+from decar.embedder.output import write_rows
+from decar.errors import ConfigError, DecarError, SearchError, check_whole
 from decar.files import advice
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from numpy.typing import NDArray
-
-    from decar.audio import Manifest
-    from decar.audio.clips import Segment
-    from decar.clustering import Clusters, Placed
-    from decar.embedder import Embedder
+from decar.models.bundle import HUB
+from decar.models.other import PREFIXES
+from decar.neighbours.index import EmbeddingTable
+from decar.report import write_cluster_page
+from decar.report.final import FOUND, MODEL, TABLE, write_clusters
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +42,6 @@ NOISE = "noise"
 
 def cluster(args: argparse.Namespace) -> None:
     """Embed, cluster or place in clusters that there are, write what was found."""
-    from decar.audio.annotations import write_annotations
-    from decar.audio.clips import as_segment
-    from decar.audio.progress import progress_bar
-    from decar.audio.recorded import with_clock
-    from decar.clustering import make_clusters
-    from decar.clustering.choose import plausible
-    from decar.report.final import TABLE, write_clusters
-
     start_log(logging.INFO)
     check_numbers(args)
     if args.k != "auto":
@@ -56,7 +56,7 @@ def cluster(args: argparse.Namespace) -> None:
     if like:
         like.require_encoder(embedder.encoder.hash())
     table, vectors = embedded(clips, embedder, args.out, bundle)
-    files = recordings_of(clips, table)
+    files = recordings_of(clips.root, table)
     table = with_clock(table, files.tolist())
     log.info("%d recordings, %s → %d %s", files.nunique(), _hours(table["duration"].sum()), len(table), _rows(segment))
     if like:
@@ -81,8 +81,6 @@ def cluster(args: argparse.Namespace) -> None:
 
 def summary(model: Clusters, placed: Placed, args: argparse.Namespace) -> str:
     """What was found, in a line."""
-    import numpy as np
-
     noise = int((placed.labels < 0).sum())
     used = len(np.unique(placed.labels[placed.labels >= 0]))
     if args.like:
@@ -101,9 +99,6 @@ def _clusters_of(place: Path, args: argparse.Namespace) -> tuple[Clusters, str]:
         ConfigError: An option contradicts them.
         DecarError: There are none, or nothing is known of their encoder that may be loaded unasked.
     """
-    from decar.clustering import Clusters
-    from decar.report.final import MODEL
-
     if args.clusterer != "kmeans":
         raise ConfigError(f"--clusterer {args.clusterer} with --like: the clusters are there already; leave it out")
     file = place / MODEL if place.is_dir() else place
@@ -127,9 +122,6 @@ def may_load(file: Path, bundle: str, given: str | None) -> str:
     Raises:
         DecarError: The file names one that would have to be downloaded or imported.
     """
-    from decar.models.bundle import HUB
-    from decar.models.other import PREFIXES
-
     if given is None and bundle.startswith((HUB, *PREFIXES)):
         raise DecarError(
             f"{file} was made with {bundle}: nothing is downloaded or imported because a file says so; if you trust "
@@ -151,15 +143,14 @@ def writing(out: Path) -> Iterator[None]:
 
 def embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tuple[pd.DataFrame, NDArray[np.float32]]:
     """A row a segment, with `start` and `duration`, and the vectors; of the last call, where nothing has changed."""
-    from decar.errors import SearchError
-    from decar.neighbours.index import EmbeddingTable
-
     file = out / EMBEDDINGS
     if file.is_file():
         try:
             known = EmbeddingTable.open(file)
             if known.facts.get("key") == embedder.key(clips):
-                vectors = known.vectors()
+                vectors, root = known.vectors(), os.path.abspath(clips.root)
+                if known.root != Path(root):  # the sounds have been moved
+                    write_rows(file, known.rows, vectors, {**known.facts, "root": root})
                 log.info("%s: of these sounds, taken again", file)
                 return known.rows, vectors
         except SearchError as error:
@@ -168,10 +159,22 @@ def embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tup
     return made.table, made.vectors
 
 
-def recordings_of(clips: Manifest, table: pd.DataFrame) -> pd.Series:
-    """The absolute path of each row's recording."""
-    root = os.path.abspath(clips.root)
+def recordings_of(root: Path, table: pd.DataFrame) -> pd.Series:
+    """The absolute path of each row's recording; relative ones start from `root`."""
+    root = Path(os.path.abspath(root))
     return table["path"].map(lambda path: os.path.normpath(os.path.join(root, path)))
+
+
+def root_of(known: EmbeddingTable, given: Path | None) -> Path:
+    """The folder that relative paths of a table start from.
+
+    Raises:
+        ConfigError: It is not given, and the table does not say.
+    """
+    root = given or known.root
+    if root is None and not all(map(os.path.isabs, known.rows["path"])):
+        raise ConfigError(f"{known.file}: its paths are relative: pass --root, the folder that they start from")
+    return root or Path.cwd()
 
 
 def _page(
@@ -183,10 +186,6 @@ def _page(
     embedder: Embedder,
     model: Clusters,
 ) -> Path:
-    from decar.audio import Manifest
-    from decar.report import write_cluster_page
-    from decar.report.final import FOUND
-
     options: dict[str, Any] = {
         "source": str(args.source), "bundle": model.facts["bundle"], "segment": model.facts["segment"],
         "clusterer": model.method, "k": args.k, "like": str(args.like) if args.like else None, "seed": args.seed,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import decar
@@ -84,8 +85,6 @@ def job_name(overrides: Iterable[str]) -> str:
 
 def build_encoder(cfg: DictConfig) -> Encoder:
     """The untrained encoder of a configuration: its `encoder` group is a network, with three keys of every encoder."""
-    from hydra.utils import instantiate
-
     from decar.models import Encoder
     from decar.models.networks import seeded
 
@@ -228,8 +227,6 @@ def named_class(name: str, said: str = "") -> Callable[..., Any]:
     Raises:
         ConfigError: There is none, or its module cannot be imported.
     """
-    from hydra.utils import get_object
-
     try:
         found: Callable[..., Any] = get_object(name)
     except Exception as error:  # importing may raise anything

@@ -3,37 +3,43 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
+import webbrowser
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from decar.cli.config import own_network
+from decar import downstream
+from decar.audio import Manifest
+from decar.audio.cache import KINDS, bytes_of, cached, check_cache, delete
+from decar.audio.containers import folder_of
+from decar.audio.doctor import examine
+from decar.cli.eval import device_of
 from decar.cli.runs import read_config
 from decar.cli.terminal import say, say_lines, start_log
+from decar.corpora import CORPORA, find_corpus
+from decar.corpora.download import download
+from decar.corpora.prepare import load_prepared
+from decar.corpora.prepare import prepare as list_clips
+from decar.corpora.prepare import table1 as compare
+from decar.downstream import to_markdown
+from decar.downstream.results import FILE_NAME
 from decar.errors import ConfigError, CorpusError, DecarError, PreemptedError, check_positive
-from decar.files import cache_home, whole, write_csv
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from decar.audio import LogMelStore
-    from decar.report import RunFiles
+from decar.files import cache_home, write_table
+from decar.report import FILE_NAME as PAGE
+from decar.report import RunFiles, write_report
+from decar.report.folder import clips_of
+from decar.report.serve import PageServer
+from decar.unpack import Bounds
 
 log = logging.getLogger(__name__)
 
 
 def prepare(args: argparse.Namespace) -> None:
     """Check a corpus, list its clips and compute their log-mels."""
-    from decar.corpora import find_corpus
-    from decar.corpora.download import download
-    from decar.corpora.prepare import prepare as list_clips
-    from decar.corpora.prepare import table1 as compare
-    from decar.downstream import to_markdown
-    from decar.unpack import Bounds
-
     check_positive("--max-unpacked", args.max_unpacked)
     corpus = find_corpus(args.corpus)
     start_log(logging.INFO)
@@ -52,9 +58,6 @@ def prepare(args: argparse.Namespace) -> None:
 
 def doctor(args: argparse.Namespace) -> None:
     """Exit status: 0 nothing but warnings, 1 errors or a damaged cache."""
-    from decar.audio import Manifest
-    from decar.audio.doctor import examine
-
     if args.source is None and args.cache is None:
         raise DecarError("doctor: give a SOURCE, or --cache")
     bad = args.cache is not None and _is_damaged(args.cache)
@@ -73,8 +76,6 @@ def doctor(args: argparse.Namespace) -> None:
 
 def _is_damaged(folder: Path) -> bool:
     """Whether a cache holds damaged files; prints each of them."""
-    from decar.audio.cache import check_cache
-
     if not folder.is_dir():
         raise DecarError(f"{folder}: no such folder; give the cache as --cache DIR")
     damaged = 0
@@ -87,8 +88,6 @@ def _is_damaged(folder: Path) -> bool:
 
 def cache(args: argparse.Namespace) -> None:
     """Print what the cache holds; with `--clear` delete it."""
-    from decar.audio.cache import KINDS, bytes_of, cached, delete
-
     if not args.folder.is_dir():
         say(f"{args.folder}: there is no cache")
         return
@@ -108,11 +107,6 @@ def cache(args: argparse.Namespace) -> None:
 
 def table1(args: argparse.Namespace) -> None:
     """Print what has been prepared beside the paper's Table 1."""
-    from decar.corpora import CORPORA
-    from decar.corpora.prepare import load_prepared
-    from decar.corpora.prepare import table1 as compare
-    from decar.downstream import to_markdown
-
     found = [(corpus, load_prepared(args.cache_dir, name)) for name, corpus in CORPORA.items()]
     table = compare([(corpus, prepared) for corpus, prepared in found if prepared])
     if not len(table):
@@ -123,8 +117,6 @@ def table1(args: argparse.Namespace) -> None:
 
 def table2(args: argparse.Namespace) -> None:
     """Print accuracy by task, encoder and mode."""
-    from decar import downstream
-
     results = downstream.collect(args.runs)
     if args.metric:
         results = downstream.by_metric(results, args.metric)
@@ -134,34 +126,14 @@ def table2(args: argparse.Namespace) -> None:
 
 def table3(args: argparse.Namespace) -> None:
     """Print accuracy by task, clusterer and k."""
-    from decar import downstream
-
     results = downstream.collect(args.runs)
     text = downstream.table3_markdown(results)  # raises before anything is written
     write_table(downstream.table3_cells(results), args.csv)
     say_lines(text)
 
 
-def write_table(table: pd.DataFrame, file: Path | None, *, index: bool = False) -> None:
-    """Write a table as Parquet if the name ends in .parquet or .pq, else as CSV; without a file do nothing.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    if file is None:
-        return
-    with whole(file) as part:
-        if file.suffix.lower() in (".parquet", ".pq"):
-            table.to_parquet(part, index=index)
-        else:
-            write_csv(table, part, index=index)
-
-
 def report(args: argparse.Namespace) -> None:
     """Make the page of a run."""
-    from decar.cli.eval import device_of
-    from decar.report import write_report
-
     start_log(logging.WARNING)
     source = run_files(args.folder, args.downstream, args.network)
     page = write_report(source, args.out, device=device_of("auto"), progress=sys.stderr.isatty())
@@ -170,14 +142,8 @@ def report(args: argparse.Namespace) -> None:
 
 def page(args: argparse.Namespace) -> None:
     """Show a page; with `--serve` from a server on this computer, until Ctrl-C."""
-    import contextlib
-
-    from decar.audio.containers import folder_of
-    from decar.report import FILE_NAME
-    from decar.report.serve import PageServer
-
     start_log(logging.WARNING)
-    file = args.page / FILE_NAME if args.page.is_dir() else args.page
+    file = args.page / PAGE if args.page.is_dir() else args.page
     if not file.is_file():
         how = "decar report RUN, decar cluster and decar suggest make one"
         raise DecarError(f"{file}: there is no page; {how}")
@@ -199,8 +165,6 @@ def page(args: argparse.Namespace) -> None:
 
 def show(url: str) -> bool:
     """Open an address in a browser, where there is a desktop to do that on."""
-    import webbrowser
-
     desktop = sys.platform in ("win32", "darwin") or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys()
     return bool(desktop) and webbrowser.open(url)
 
@@ -211,10 +175,6 @@ def run_files(run: Path, downstream: Sequence[Path] = (), network: Callable[...,
     Raises:
         DecarError: It is no folder of a run, or one of `downstream` does not exist.
     """
-    from decar.downstream.results import FILE_NAME
-    from decar.report import RunFiles
-    from decar.report.folder import clips_of
-
     if not (run / "config.yaml").is_file():
         raise DecarError(f"{run}: no config.yaml in there; give the folder of a run of decar-train")
     for folder in downstream:
@@ -229,22 +189,3 @@ def run_files(run: Path, downstream: Sequence[Path] = (), network: Callable[...,
         run, config, clips_of(config, cache_home()), label=label if isinstance(label, str) else None,
         seed=seed if isinstance(seed, int) else 0, downstream=tuple(downstream), network=network,
     )  # fmt: skip
-
-
-def report_run(cfg: Any, output: Path, store: LogMelStore) -> None:
-    """Make the page of the run that has just ended; whatever fails is one line in the log and fails nothing."""
-    from omegaconf import OmegaConf
-
-    try:
-        from decar.cli.eval import device_of
-        from decar.report import RunFiles, write_environment, write_report
-
-        device = device_of("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
-        write_environment(output)
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
-        label = OmegaConf.select(cfg, "data.label")
-        source = RunFiles(output, config, store, label=label, seed=cfg.seed, network=own_network(cfg))
-        log.info("look at it:  %s", write_report(source, device=device, progress=False))
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        log.warning("no report.html (%s); the run is whole: try `decar report %s`", reason, output)

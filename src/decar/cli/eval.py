@@ -11,6 +11,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
 from decar.cli.checks import check
 from decar.cli.config import build_encoder, hydra_value, own_network, stand_beside
 from decar.cli.launch import folder_lock
@@ -22,8 +27,6 @@ from decar.files import locked, whole
 from decar.limits import Limits, set_limits
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
-    from omegaconf import DictConfig
-
     from decar.audio import FrontEnd
     from decar.downstream import Result, TaskSpec
     from decar.downstream.task import Task
@@ -37,8 +40,6 @@ NO_BUNDLE = ("random", "logmel")
 
 def evaluate(cfg: DictConfig) -> float | None:
     """Judge as configured and write `result.json`; returns the accuracy on test, None for a task that was skipped."""
-    from hydra.core.hydra_config import HydraConfig
-
     conf: Any = HydraConfig.get()
     choice = conf.runtime.choices.task
     check(cfg)
@@ -52,9 +53,6 @@ def evaluate(cfg: DictConfig) -> float | None:
 
 def evaluate_into(output: Path, cfg: DictConfig) -> float:
     """Judge into this folder, unless it holds the result already; returns the accuracy on test."""
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
     from decar.downstream import judge
     from decar.downstream.task import load_task
     from decar.models import read_facts
@@ -161,8 +159,6 @@ def many_tasks(conf: Any) -> bool:
     `task=glob(*)` names the tasks that need a source of the user's, and corpora that are not here, as well. The job may
     run in another process (submitit), which does not have the command line that was typed.
     """
-    from hydra.types import RunMode
-
     named = SKIP in conf.job.env_set or "task" in (conf.sweeper.get("params") or {})
     return conf.mode == RunMode.MULTIRUN and named
 

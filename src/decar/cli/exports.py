@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from decar.audio import Manifest
+from decar.audio.recorded import with_clock
+from decar.cli.clusters import EMBEDDINGS, root_of, writing
+from decar.cli.data import run_files
+from decar.cli.eval import device_of
 from decar.cli.terminal import say, start_log
 from decar.errors import ConfigError, DecarError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from decar.audio import Manifest
-    from decar.report.tools import Points
+from decar.models import embed_store, load_encoder
+from decar.neighbours.index import EmbeddingTable
+from decar.report.final import read_clusters
+from decar.report.tools import Points, write_atlas, write_hoplite, write_projector, write_spotlight
 
 log = logging.getLogger(__name__)
 
 OF_ENCODERS = ("onnx", "torch")
-OF_EMBEDDINGS = ("embedding-atlas", "spotlight", "projector", "hoplite")
 SPOTLIGHT = "--dtype embedding=Embedding --dtype audio=Audio --dtype window=Window --dtype cluster=Category"
 
 
@@ -34,7 +34,6 @@ def export(args: argparse.Namespace) -> None:
 
 
 def _export_encoder(args: argparse.Namespace) -> None:
-    from decar.models import load_encoder
     from decar.models.export import export_encoder
 
     encoder = load_encoder(args.source, network=args.network)
@@ -46,9 +45,6 @@ def _export_encoder(args: argparse.Namespace) -> None:
 
 def _export_embeddings(args: argparse.Namespace) -> None:
     """Write them, and say how they are opened."""
-    from decar.cli.clusters import writing
-    from decar.report.tools import write_atlas, write_hoplite, write_projector, write_spotlight
-
     start_log(logging.INFO)
     if args.to in ("embedding-atlas", "spotlight") and args.out.suffix != ".parquet":
         raise ConfigError(f"--out {args.out}: the name has to end in .parquet, by which {args.to} knows what it is")
@@ -82,13 +78,6 @@ def points_of(args: argparse.Namespace) -> Points:
     Raises:
         DecarError: It is none of them, or its parts contradict one another.
     """
-    from decar.audio import Manifest
-    from decar.audio.recorded import with_clock
-    from decar.cli.clusters import EMBEDDINGS
-    from decar.neighbours.index import EmbeddingTable
-    from decar.report.final import read_clusters
-    from decar.report.tools import Points
-
     source = Path(args.source)
     if (source / "config.yaml").is_file():
         return _points_of_run(args, source)
@@ -100,50 +89,25 @@ def points_of(args: argparse.Namespace) -> Points:
     table = known.rows
     if source.is_dir():
         table = read_clusters(source, table, str(known.facts.get("encoder")))
-    root = args.root or _root_of(file, table["path"], needed=args.to != "projector")
+    root = (args.root or known.root or Path.cwd()) if args.to == "projector" else root_of(known, args.root)
     facts = {key: known.facts.get(key) for key in ("encoder", "bundle", "sample_rate", "window")}
     return Points(Manifest(with_clock(table, Manifest(table, root).files), root), known.vectors(), facts)
 
 
 def _points_of_run(args: argparse.Namespace, run: Path) -> Points:
     """A run keeps its clusters, not its vectors: the clips that its page was made from are embedded again."""
-    from decar.audio import Manifest
-    from decar.audio.recorded import with_clock
-    from decar.cli.data import run_files
-    from decar.cli.eval import device_of
-    from decar.models import embed_store, load_encoder
-    from decar.report.final import few, read_clusters, with_places
-    from decar.report.tools import Points
-
     source = run_files(run, network=args.network)
     if isinstance(source.store, str):
         again = f"`decar cluster SOUNDS --like {run} --out DIR` embeds them where they lie now; then export DIR"
         raise DecarError(f"{source.store}: {again}")
-    store = source.store.take(few(source.store, source.seed))
+    _, store, table = source.last_clips()
     if len(store) < len(source.store):
         log.info("%d of %d clips, those that the run has clusters for", len(store), len(source.store))
-    encoder = load_encoder(run, frontend=store.frontend, network=args.network)
-    table = with_clock(with_places(store), store.manifest.files)
+    encoder = source.encoder
     table = read_clusters(run, table, encoder.hash())
     vectors = embed_store(encoder, store, device=device_of("auto"))
     facts = {"encoder": encoder.hash(), "bundle": str(run.resolve()), "sample_rate": encoder.sample_rate}
     return Points(Manifest(table, args.root or store.manifest.root), vectors, facts)
-
-
-def _root_of(file: Path, paths: pd.Series, *, needed: bool) -> Path:
-    """Where relative paths of a table start from, which the page beside it says.
-
-    Raises:
-        ConfigError: It does not, and it is needed.
-    """
-    from decar.report.payload import read_page
-
-    if not needed or all(map(os.path.isabs, paths)):
-        return Path.cwd()
-    try:
-        return Path(str(read_page(file.parent / "report.html")["root"]))
-    except (OSError, ValueError, KeyError):
-        raise ConfigError(f"{file}: its paths are relative: pass --root, the folder that they start from") from None
 
 
 def _find_sounds(clips: Manifest) -> None:

@@ -16,15 +16,17 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
 from decar import signals
-from decar.cli.terminal import complain, explain, start_log
 from decar.cli.trainer import bare_trainer, threads
 from decar.cores import cpu_count
-from decar.errors import ConfigError, DecarError, LostProcessError, PreemptedError, require
+from decar.errors import ConfigError, LostProcessError, require
 from decar.files import locked
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
     from pytorch_lightning import Trainer
 
     from decar.audio.manifest import Identity
@@ -99,9 +101,6 @@ def leads() -> bool:
 
 
 def _require_named_folder() -> None:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     conf = HydraConfig.get()
     if "SUBMITIT_EXECUTOR" in os.environ:  # the folders of its jobs were named before they were sent off
         return
@@ -157,7 +156,7 @@ def child_processes(
         share = str(max(1, cpu_count() // trainer.world_size))
         settings["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", share)
     known = json.dumps(sounds)
-    command = [sys.executable, "-m", "decar.cli.launch", str(config), checkpoint or "", str(trainer.world_size), known]
+    command = [sys.executable, "-m", "decar.cli.train", str(config), checkpoint or "", str(trainer.world_size), known]
     with _environment({**settings, "LOCAL_RANK": "0"}), threads(settings.get("OMP_NUM_THREADS")):
         children = [
             subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank), PARENT: str(os.getpid())})
@@ -249,37 +248,3 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def main() -> None:
-    """`python -m decar.cli.launch CONFIG CHECKPOINT SIZE SOUNDS`: train in a child process; 2 is a user's error."""
-    from omegaconf import DictConfig, OmegaConf
-
-    from decar.audio.manifest import Identity
-    from decar.cli.main import quiet
-    from decar.cli.train import all_clips, train
-    from decar.pretrain.liveness import heartbeat, peers_named
-
-    quiet()
-    start_log(logging.ERROR)
-    end_with_parent()
-    config, checkpoint = Path(sys.argv[1]), sys.argv[2] or None
-    cfg = OmegaConf.load(config)
-    assert isinstance(cfg, DictConfig)
-    rank = int(os.environ["LOCAL_RANK"])
-    try:
-        # Ctrl-C goes to all processes: rank 0 decides when the job stops
-        with signals.stoppable(leads=False), peers_named(), heartbeat(rank, int(sys.argv[3]), cfg.stall_timeout):
-            train(cfg, config.parent, checkpoint, all_clips(cfg, Identity(*json.loads(sys.argv[4]))))
-    except PreemptedError as error:
-        sys.exit(error.status)
-    except Exception as error:
-        line = explain(error, "train")
-        if line is None:
-            raise
-        complain(f"process {rank}: {line}")
-        sys.exit(error.status if isinstance(error, DecarError) else DecarError.status)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,18 +6,18 @@ import argparse
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from decar.cli.data import write_table
+import pandas as pd
+
 from decar.cli.runs import ASIDE, FINISHED, below, flat, read_config
 from decar.cli.terminal import say, say_lines, start_log
 from decar.digests import DamagedError, read_json
+from decar.downstream import collect, to_markdown
+from decar.downstream.results import result_files
 from decar.errors import ConfigError, DecarError
-from decar.files import find_files, locked
+from decar.files import find_files, locked, write_table
 from decar.metrics import epochs_of, last_figures, read_rows
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CONFIG = "config.yaml"
 SHOWN = (
@@ -51,15 +51,12 @@ class Run:
 
 def runs(args: argparse.Namespace) -> None:
     """Print a row a run."""
-    import pandas as pd
-
-    from decar.downstream import to_markdown
-
     start_log(logging.ERROR)
     folder: Path = args.folder
     if not folder.is_dir():
         raise DecarError(f"{folder}: no such folder; give the one with the runs of train.py, by default runs/pretrain")
-    found = {name: run for name in _names(folder) if (run := read_run(folder / name)) is not None}
+    names = sorted(str(Path(name).parent) for name in find_files(folder) if Path(name).name == CONFIG)
+    found = {name: run for name in names if (run := read_run(folder / name)) is not None}
     if not found:
         raise DecarError(f"{folder}: no run of train.py in there, at any depth")
     rows = {name: _row(run) for name, run in found.items()}
@@ -70,8 +67,6 @@ def runs(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Print the options that differ, the last figures, and the results on the same tasks."""
-    from decar.downstream import to_markdown
-
     start_log(logging.ERROR)
     first, second = (_wanted(folder) for folder in (args.first, args.second))
     names = [str(args.first), str(args.second)]
@@ -86,19 +81,9 @@ def compare(args: argparse.Namespace) -> None:
     for title, rows in parts.items():
         say(f"{title}: {'' if rows else 'none'}")
         if rows:
-            say_lines(to_markdown(_table(rows, names)))
+            table = pd.DataFrame.from_dict(rows, orient="index", columns=names).replace("nan", "–")
+            say_lines(to_markdown(table))
         say()
-
-
-def _table(rows: dict[str, tuple[str, str]], names: list[str]) -> pd.DataFrame:
-    import pandas as pd
-
-    return pd.DataFrame.from_dict(rows, orient="index", columns=names).replace("nan", "–")
-
-
-def _names(folder: Path) -> list[str]:
-    """Folders below this one, and itself, that hold a `config.yaml`, sorted."""
-    return sorted(str(Path(name).parent) for name in find_files(folder) if Path(name).name == CONFIG)
 
 
 def _wanted(folder: Path) -> Run:
@@ -169,9 +154,6 @@ def _differing(first: dict[str, object], second: dict[str, object]) -> dict[str,
 
 def _results(first: Path, second: Path) -> dict[str, tuple[str, str]]:
     """Test results below both folders, of the tasks, modes and protocols that one of them has."""
-    from decar.downstream import collect
-    from decar.downstream.results import result_files
-
     found = [
         {_question(result): f"{100 * result.value:.1f}" for result in (collect([run]) if result_files(run) else [])}
         for run in (first, second)

@@ -13,6 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
 from decar.digests import (
     DamagedError,
     check_lines,
@@ -27,8 +30,6 @@ from decar.errors import ConfigError, TrainingError, require
 from decar.files import whole
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from decar.pretrain.checkpoint import Record
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,6 @@ def read_config(file: Path) -> dict[str, Any]:
             uses aliases.
     """
     import yaml
-    from omegaconf import OmegaConf
 
     try:
         with file.open("rb") as opened:
@@ -152,8 +152,6 @@ def changed_options(
     before: dict[str, Any], cfg: DictConfig, *, same_version: bool = True
 ) -> dict[str, tuple[object, object]]:
     """Options that may not change and did: value before and now. One that follows another is not named beside it."""
-    from omegaconf import OmegaConf
-
     now = flat_options(cfg)
     if before.get("encoder._target_") == OLD_ENCODER:
         before = {**before, **{key: now.get(key) for key in ("encoder._target_", "encoder.n_mels")}}
@@ -180,8 +178,6 @@ def _joint_batchnorm(options: dict[str, Any], processes: int) -> bool:
 
 def flat_options(cfg: DictConfig) -> dict[str, Any]:
     """All options, resolved, by dotted key."""
-    from omegaconf import OmegaConf
-
     return dict(flat(OmegaConf.to_container(cfg, resolve=True)))
 
 
@@ -211,8 +207,6 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False,
     An option that is left open now equals what was picked for it, and `budget` only serves to pick. Where the sounds
     are known to be the same, their place does not matter. Options in `idle` have no effect beside the others.
     """
-    from omegaconf import OmegaConf
-
     now, raw = flat_options(cfg), dict(flat(OmegaConf.to_container(cfg)))
     aside = [*ASIDE, *left_open(now), *idle, *(["data"] if same_sounds else [])]
     if "trainer.max_epochs" in now and now["trainer.max_epochs"] is not None:
@@ -313,8 +307,6 @@ def flat(tree: Any, prefix: str = "") -> list[tuple[str, object]]:
 
 def find_checkpoint(resume: str | None, output: Path) -> str | None:
     """The checkpoint that `resume` means: `auto` the last of this run folder, if any; else a file or a run's folder."""
-    from hydra.core.hydra_config import HydraConfig
-
     from decar.pretrain.checkpoint import last_good, readable
 
     last = output / "checkpoints" / "last.ckpt"

@@ -17,6 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
 from decar.cli.config import conf_dir, walk
 from decar.errors import DecarError, PreemptedError, printable
 from decar.signals import stoppable
@@ -244,10 +248,6 @@ def did_you_mean(wrong: str, known: list[str]) -> str:
 
 def _options(config_name: str) -> list[str]:
     """All dotted keys of a command's configuration."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose(config_name)

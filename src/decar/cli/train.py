@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
@@ -13,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 from decar import signals
 from decar.cli.checks import check, idle_words
 from decar.cli.config import build_encoder, job_name, length_of_stream, listed, own_network, take_over
-from decar.cli.data import report_run
-from decar.cli.launch import child_processes, folder_lock, leads, process_group
-from decar.cli.main import run_hydra
+from decar.cli.launch import PARENT, child_processes, end_with_parent, folder_lock, leads, process_group
+from decar.cli.main import quiet, run_hydra
 from decar.cli.runs import (
     FINISHED,
     clear,
@@ -28,8 +30,9 @@ from decar.cli.runs import (
     write_config,
     write_finished,
 )
-from decar.cli.trainer import pick_open_options, trainer_options
-from decar.errors import require
+from decar.cli.terminal import complain, explain, start_log
+from decar.cli.trainer import check_k, pick_open_options, trainer_options
+from decar.errors import DecarError, PreemptedError, require
 from decar.files import locked, write_csv
 from decar.limits import Limits, set_limits
 from decar.metrics import last_figures, read_rows
@@ -206,6 +209,25 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     return metrics
 
 
+def report_run(cfg: Any, output: Path, store: LogMelStore) -> None:
+    """Make the page of the run that has just ended; whatever fails is one line in the log and fails nothing."""
+    try:
+        from omegaconf import OmegaConf
+
+        from decar.cli.eval import device_of
+        from decar.report import RunFiles, write_environment, write_report
+
+        device = device_of("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
+        write_environment(output)
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        label = OmegaConf.select(cfg, "data.label")
+        source = RunFiles(output, config, store, label=label, seed=cfg.seed, network=own_network(cfg))
+        log.info("look at it:  %s", write_report(source, device=device, progress=False))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        log.warning("no report.html (%s); the run is whole: try `decar report %s`", reason, output)
+
+
 def last_metrics(output: Path, trainer: Trainer) -> dict[str, float]:
     """The last value of each metric: from `metrics.csv`, which has those before a resume too, else of the trainer."""
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -311,20 +333,6 @@ def log_clips(store: LogMelStore, output: Path) -> None:
         )  # fmt: skip
 
 
-def check_k(cfg: DictConfig, n_clips: int) -> None:
-    """Refuse more clusters than clips; log which clusterings use `k`."""
-    from hydra.utils import instantiate
-
-    require(n_clips > 1, f"{n_clips} usable clip: nothing can be clustered, give more sounds")
-    for clusterer in instantiate(cfg.labels, _convert_="all").clusterers:
-        k = getattr(clusterer, "k", None)
-        require(
-            k is None or k <= n_clips,
-            f"k={k} is larger than the number of usable clips ({n_clips}): "
-            f"pass a smaller k, such as k={max(2, n_clips // 30)}",
-        )
-
-
 @contextmanager
 def open_loggers(cfg: DictConfig) -> Iterator[list[Logger]]:
     """The loggers of a run, closed whatever happens: else a sweep's second job logs into the first one's wandb run."""
@@ -349,5 +357,32 @@ def main() -> None:
     run_hydra(pretrain, "train")
 
 
+def child() -> None:
+    """Train in a further process of a job (arguments CONFIG CHECKPOINT SIZE SOUNDS); a user's error ends with 2."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from decar.audio.manifest import Identity
+    from decar.pretrain.liveness import heartbeat, peers_named
+
+    quiet()
+    start_log(logging.ERROR)
+    end_with_parent()
+    config, checkpoint, cfg = Path(sys.argv[1]), sys.argv[2] or None, OmegaConf.load(sys.argv[1])
+    assert isinstance(cfg, DictConfig)
+    rank = int(os.environ["LOCAL_RANK"])
+    try:
+        # Ctrl-C goes to all processes: rank 0 decides when the job stops
+        with signals.stoppable(leads=False), peers_named(), heartbeat(rank, int(sys.argv[3]), cfg.stall_timeout):
+            train(cfg, config.parent, checkpoint, all_clips(cfg, Identity(*json.loads(sys.argv[4]))))
+    except PreemptedError as error:
+        sys.exit(error.status)
+    except Exception as error:
+        line = explain(error, "train")
+        if line is None:
+            raise
+        complain(f"process {rank}: {line}")
+        sys.exit(error.status if isinstance(error, DecarError) else DecarError.status)
+
+
 if __name__ == "__main__":
-    main()
+    child() if PARENT in os.environ else main()

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
 from decar.cli.config import build_encoder
 from decar.cli.runs import flat_options, left_open, read_before
 from decar.errors import require
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
     from pytorch_lightning import Trainer
 
     from decar.pretrain.checkpoint import Record
@@ -50,8 +52,6 @@ def bare_trainer(cfg: DictConfig) -> Trainer:
 
 
 def _bare(options: DictConfig) -> Trainer:
-    from hydra.utils import instantiate
-
     trainer: Trainer = instantiate(options, logger=False, callbacks=[], enable_checkpointing=False)
     return trainer
 
@@ -62,7 +62,7 @@ def trainer_options(cfg: DictConfig) -> DictConfig:
     Raises:
         ConfigError: The strategy is another than DDP, or weights would not be float32.
     """
-    from omegaconf import DictConfig, OmegaConf
+    from pytorch_lightning.strategies import ParallelStrategy
 
     options = OmegaConf.create(OmegaConf.to_container(cfg.trainer, resolve=True))
     assert isinstance(options, DictConfig)
@@ -77,16 +77,9 @@ def trainer_options(cfg: DictConfig) -> DictConfig:
     )  # fmt: skip
     if options.pop("sync_batchnorm", False):
         options.plugins = [*options.get("plugins", []), {"_target_": "decar.pretrain.sync.SyncLayers"}]
-    if asked != "auto" or _several(options):
+    if asked != "auto" or isinstance(_bare(options).strategy, ParallelStrategy):  # of several processes
         options.strategy = {**DDP, **(given or {})}
     return options
-
-
-def _several(options: DictConfig) -> bool:
-    """Whether Lightning would start several processes for these options."""
-    from pytorch_lightning.strategies import ParallelStrategy
-
-    return isinstance(_bare(options).strategy, ParallelStrategy)
 
 
 def _require_precision(asked: object) -> None:
@@ -107,8 +100,6 @@ def pick_open_options(cfg: DictConfig, n_clips: int, checkpoint: str | None, pro
     Raises:
         ConfigError: Both `budget` and `trainer.max_epochs` are given, or more epochs than these are begun.
     """
-    from omegaconf import OmegaConf
-
     steps_open = cfg.trainer.max_epochs is None
     require(
         steps_open or cfg.budget is None,
@@ -129,6 +120,18 @@ def pick_open_options(cfg: DictConfig, n_clips: int, checkpoint: str | None, pro
             _pick_epochs_anew(cfg, n_clips, before, processes)
         _check_epochs(cfg, before)
     _warn_if_never_joined(cfg)
+
+
+def check_k(cfg: DictConfig, n_clips: int) -> None:
+    """Refuse more clusters than clips."""
+    require(n_clips > 1, f"{n_clips} usable clip: nothing can be clustered, give more sounds")
+    for clusterer in instantiate(cfg.labels, _convert_="all").clusterers:
+        k = getattr(clusterer, "k", None)
+        require(
+            k is None or k <= n_clips,
+            f"k={k} is larger than the number of usable clips ({n_clips}): "
+            f"pass a smaller k, such as k={max(2, n_clips // 30)}",
+        )
 
 
 def _kept(before: Record, opened: list[str]) -> dict[str, Any]:

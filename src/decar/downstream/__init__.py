@@ -1,16 +1,11 @@
 """Judging an encoder on labelled tasks: frozen probe, fine-tuning, and the tables that come of it."""
 
-from typing import TYPE_CHECKING
-
 from decar.downstream.evaluate import cached_embeddings, judge
 from decar.downstream.probe import fit_frozen
 from decar.downstream.protocol import KnnProtocol, Outcome, PaperProtocol, Protocol, SearchProtocol
 from decar.downstream.results import Result, by_metric, collect
 from decar.downstream.tables import table2, table2_markdown, table3, table3_cells, table3_markdown, to_markdown
 from decar.downstream.task import Task, TaskSpec, load_task
-
-if TYPE_CHECKING:
-    from decar.downstream.finetune import fit_finetune
 
 __all__ = [
     "KnnProtocol",
@@ -24,7 +19,6 @@ __all__ = [
     "by_metric",
     "cached_embeddings",
     "collect",
-    "fit_finetune",
     "fit_frozen",
     "judge",
     "load_task",
@@ -35,12 +29,3 @@ __all__ = [
     "table3_markdown",
     "to_markdown",
 ]
-
-
-def __getattr__(name: str) -> object:
-    """Import Lightning, which takes seconds, only for what needs it."""
-    if name == "fit_finetune":
-        from decar.downstream.finetune import fit_finetune
-
-        return fit_finetune
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from decar.downstream.classifier import Classifier, margins
-from decar.models.embed import standardiser
+from decar.models.embed import standardised
 
 POOL = 5  # times as many unsure clips as are suggested; those of them that are farthest apart are taken
 
@@ -34,9 +34,7 @@ def suggest(vectors: Floats, labelled: Rows, classifier: Classifier | None = Non
     left = np.setdiff1d(np.arange(len(vectors)), labelled)
     if len(left) <= n:
         return left
-    mean, scale = standardiser([vectors])
-    unit = (vectors - mean) * scale
-    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    unit = standardised(vectors)
     if classifier is None:
         return left[_typical(unit[left], n, seed)]
     unsure = doubt(margins(classifier.scores(vectors[left]), classifier.thresholds))
@@ -56,7 +54,7 @@ def doubt(margin: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(best[:, -1] - best[:, -2])
 
 
-def _typical(unit: NDArray[np.float64], n: int, seed: int) -> Rows:
+def _typical(unit: Floats, n: int, seed: int) -> Rows:
     """The row nearest to the mean of each of `n` clusters, the largest cluster first."""
     fitted = KMeans(n, n_init=3, random_state=seed).fit(unit)
     far = np.linalg.norm(unit - fitted.cluster_centers_[fitted.labels_], axis=1)
@@ -65,7 +63,7 @@ def _typical(unit: NDArray[np.float64], n: int, seed: int) -> Rows:
     return np.array([rows[far[rows].argmin()] for rows in members if len(rows)])
 
 
-def _apart(unit: NDArray[np.float64], given: Rows, pool: Rows, n: int) -> Rows:
+def _apart(unit: Floats, given: Rows, pool: Rows, n: int) -> Rows:
     """`n` of `pool`, each the farthest by cosine from what is given and taken before; of nothing the first."""
     distance = np.full(len(pool), np.inf) if not len(given) else (1 - unit[pool] @ unit[given].T).min(axis=1)
     taken = list[int]()

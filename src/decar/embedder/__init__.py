@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,7 @@ class Embedder:
         """
         out = Path(out)
         check_out(out)
-        folder, key = out.with_name(f".{out.name}.parts"), self.key(clips)
+        folder, key, root = out.with_name(f".{out.name}.parts"), self.key(clips), os.path.abspath(clips.root)
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             with locked(f"{folder}.lock"):
@@ -162,7 +163,7 @@ class Embedder:
                     made = Embedded(*self._tables(clips, journal))
                 write_bad(out, made.bad)
                 if len(made.vectors):
-                    write_rows(out, made.table, made.vectors, {**self._facts(name), "key": key})
+                    write_rows(out, made.table, made.vectors, {**self._facts(name), "root": root, "key": key})
                 first_bad = _log_problems(made.bad, journal.ends, clips, out)
             shutil.rmtree(folder)
         except BlockingIOError as error:

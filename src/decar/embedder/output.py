@@ -18,7 +18,7 @@ from decar.files import whole, write_csv
 
 ROWS_AT_ONCE = 1024
 SUFFIXES = (".parquet", ".pq", ".npy")
-HEADER = b"decar"  # of a Parquet file's metadata: JSON with encoder (hash), bundle, sample_rate, window, hop
+HEADER = b"decar"  # of a Parquet file's metadata: JSON with encoder (hash), bundle, root, sample_rate, window
 CHECKED = "checksums"  # of that JSON: pages and footer have some
 
 

@@ -23,6 +23,7 @@ from decar.audio import FrontEnd, LogMelStore
 from decar.audio.crops import Frames, as_input, length_batches, packed, padded_frames, pieces, stack
 from decar.audio.parallel import in_order
 from decar.audio.progress import progress_bar
+from decar.clustering import l2_normalize
 
 log = logging.getLogger(__name__)
 
@@ -304,3 +305,9 @@ def standardiser(blocks: Iterable[NDArray[Any]]) -> tuple[NDArray[np.float64], N
     deviation = np.sqrt(squares / n)
     varies = deviation > 1e-6 * np.maximum(1e-6, np.abs(mean))  # not just float32 rounding of a constant
     return mean, np.divide(1.0, deviation, out=np.zeros_like(deviation), where=varies)
+
+
+def standardised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`(N, D)`, each column with mean 0 and deviation 1 (0 where it is constant), rows then of length 1."""
+    mean, scale = standardiser([vectors])
+    return l2_normalize((vectors - mean) * scale)

@@ -88,6 +88,11 @@ class EmbeddingTable:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def root(self) -> Path | None:
+        """The folder that relative paths started from when the table was written; None where it does not say."""
+        return Path(self.facts["root"]) if self.facts.get("root") else None
+
     def blocks(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """All embeddings in order: number of the first row, and `(n, D)`.
 

@@ -68,7 +68,7 @@ def find_queries(
     Raises:
         SearchError: There is no such sound, it cannot be read, or the encoder is not the table's.
     """
-    root = root or (Path(table.facts["root"]) if table.facts.get("root") else None)
+    root = root or table.root
     paths = table.rows["path"].astype(str).to_numpy()
     places = {sound: np.flatnonzero(paths == sound) for sound in sounds}
     files = [sound for sound in sounds if not in_table and _is_file(sound, root if len(places[sound]) else None)]

@@ -2,7 +2,6 @@
 
 from decar.report.folder import write_environment
 from decar.report.page import render, write_cluster_page, write_report
-from decar.report.payload import FILE_NAME
-from decar.report.run import RunFiles, gather
+from decar.report.run import FILE_NAME, RunFiles, gather
 
 __all__ = ["FILE_NAME", "RunFiles", "gather", "render", "write_cluster_page", "write_environment", "write_report"]

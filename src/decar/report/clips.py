@@ -23,11 +23,9 @@ from decar.audio import FrontEnd, Manifest, decode
 from decar.audio.logmel import waveforms_to_frames
 from decar.audio.parallel import in_order
 from decar.audio.picture import image_uri, opus_uri
-from decar.clustering import l2_normalize
 from decar.clustering.base import row_blocks
 from decar.cores import cpu_count
 from decar.errors import AudioError, one_line
-from decar.models.embed import standardiser
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +45,6 @@ def sample(n: int, seed: int, most: int = MAX_CLIPS) -> NDArray[np.int64]:
     if n <= most:
         return np.arange(n)
     return np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
-
-
-def standardised(embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`(N, D)`, each dimension with mean 0 and deviation 1 (0 where it is constant), rows then of length 1."""
-    mean, scale = standardiser([embeddings])
-    return l2_normalize((embeddings - mean) * scale)
 
 
 def tsne(unit: NDArray[np.float32], seed: int) -> NDArray[np.float64]:

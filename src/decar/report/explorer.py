@@ -12,8 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.clustering import Placed
+from decar.models.embed import standardised
 from decar.report import clusters as of
-from decar.report.clips import Clips, ends, middles, near_duplicates, order_of, sounds, standardised, tsne
+from decar.report.clips import Clips, ends, middles, near_duplicates, order_of, sounds, tsne
 from decar.report.when import clip_names, hours_and_sites, hours_of, time_lines
 
 FINAL = "final embedding"

@@ -1,7 +1,6 @@
 """The clusters of an embedding as files: those of `decar cluster`, and those that every run ends with."""
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,50 +23,26 @@ FOUND = ("cluster", "distance", "novelty")
 MOST = 20_000  # clips of a run that are embedded once more for its last clustering; of more an even sample
 
 
-@dataclass(frozen=True)
-class Final:
-    """The last clustering of a run.
-
-    Attributes:
-        vectors: `(n, D)` the final embedding of the clips.
-        placed: Their clusters.
-        model: The clusters, to be kept.
-    """
-
-    vectors: NDArray[np.float32]
-    placed: Placed
-    model: Clusters
-
-
-def cluster_store(encoder: Encoder, store: LogMelStore, *, seed: int, device: str, progress: bool) -> Final:
+def cluster_store(
+    encoder: Encoder, store: LogMelStore, *, seed: int, device: str, progress: bool
+) -> tuple[NDArray[np.float32], Clusters, Placed]:
     """Embed the clips of a store and cluster them by K-Means, with `k=auto`.
+
+    Returns:
+        `(N, D)` the final embedding of the clips; the clusters, to be kept; which cluster each clip is in.
 
     Raises:
         ClusteringError: There is one clip only, or the embedding is not finite.
     """
     vectors = embed_store(encoder, store, device=device, progress=progress)
     facts = {"encoder": encoder.hash(), "bundle": "", "segment": "none"}  # no bundle: the one beside the file
-    model, placed = make_clusters(vectors, store.manifest.table["path"].to_numpy(), seed=seed, facts=facts)
-    return Final(vectors, placed, model)
+    recordings = store.manifest.table["path"].to_numpy()
+    return vectors, *make_clusters(vectors, recordings, seed=seed, facts=facts)
 
 
 def few(store: LogMelStore, seed: int) -> NDArray[np.int64]:
     """Which clips of a store are clustered at the end."""
     return sample(len(store), seed, MOST)
-
-
-def write_run_clusters(run: Path, table: pd.DataFrame, final: Final) -> None:
-    """`clusters.csv` and `clusters.npz` into the folder of a run; where that fails, there is a line in the log.
-
-    Args:
-        run: The folder.
-        table: A row for each clip, with `path`, `start`, `duration` (s) and the columns to keep.
-        final: Their clusters.
-    """
-    try:
-        write_clusters(run, table, final.placed, final.model)
-    except OSError as error:
-        log.warning("%s: the clusters of the run are not written (%s)", error.filename or run, error.strerror or error)
 
 
 def with_places(store: LogMelStore) -> pd.DataFrame:

@@ -29,8 +29,7 @@ from decar.files import whole
 from decar.report import clusters as of
 from decar.report.clips import Decoded, sample
 from decar.report.explorer import FINAL, MAX_COLUMNS, show
-from decar.report.payload import FILE_NAME, as_script
-from decar.report.run import SECTIONS, RunFiles, gather
+from decar.report.run import FILE_NAME, SECTIONS, RunFiles, as_script, gather
 from decar.report.summary import of_sounds
 
 STATIC = files("decar.report") / "static"

@@ -4,27 +4,34 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import xxhash
+from markupsafe import Markup
+from numpy.typing import NDArray
 
 from decar import __version__
 from decar.audio import LogMelStore
 from decar.audio.recorded import with_clock
 from decar.errors import DecarError
-from decar.models import load_encoder
+from decar.models import Encoder, load_encoder
 from decar.report import clusters as of
 from decar.report.clips import sample
 from decar.report.explorer import MAX_COLUMNS, show
-from decar.report.final import MODEL, TABLE, cluster_store, few, with_places, write_run_clusters
+from decar.report.final import MODEL, TABLE, cluster_store, few, with_places, write_clusters
 from decar.report.folder import curves, read_environment, results_of
-from decar.report.payload import FILE_NAME, as_script, read_page
 from decar.report.summary import bars, best, of_run, of_sounds
 
 log = logging.getLogger(__name__)
 
+FILE_NAME = "report.html"
+MOST_BYTES = 2**26  # of a page
+BEGIN, END = b'<script type="application/json" id="data">', b"</script>"
 SECTIONS = {
     "summary": "Summary", "explorer": "Explorer", "recordings": "Recordings", "when": "Hours and sites", "map": "Map",
     "curves": "Curves", "clusters": "Epochs", "results": "Results", "options": "Options",
@@ -55,6 +62,28 @@ class RunFiles:
     downstream: Sequence[Path] = ()
     network: Callable[..., Any] | None = None
 
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The run's encoder.
+
+        Raises:
+            BundleError: There is none, or it does not fit the log-mels of the clips.
+        """
+        frontend = self.store.frontend if isinstance(self.store, LogMelStore) else None
+        return load_encoder(self.run, frontend=frontend, network=self.network)
+
+    def last_clips(self) -> tuple[NDArray[np.int64], LogMelStore, pd.DataFrame]:
+        """The clips that are clustered at the end of the run: their places in the store, they, and a table of them.
+
+        Raises:
+            DecarError: There are no clips.
+        """
+        if isinstance(self.store, str):
+            raise DecarError(self.store)
+        places = few(self.store, self.seed)
+        store = self.store.take(places)
+        return places, store, with_clock(with_places(store), store.manifest.files)
+
 
 def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep: bool = False) -> dict[str, Any]:
     """All that the page shows, as plain values; `notes` has a line, by section, for what there is not.
@@ -66,7 +95,7 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep
         keep: Write the clusters of the final embedding to the folder of the run.
     """
     notes: dict[str, str] = {}
-    run = source.run
+    source, run = replace(source), source.run  # a fresh copy: the encoder may have changed since the last page
 
     def attempt(section: str, make: Callable[[], Any]) -> Any:
         try:
@@ -99,7 +128,7 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep
         "summary": {**sounds, **(attempt("summary", lambda: of_run(run)) or {}), "best": best(barred)},
         "n_clips": len(store) if store else len(assignments[0].clips) if assignments else None,
         "curves": attempt("curves", lambda: curves(run)),
-        "clusterings": [clustering(found) for found in assignments or []],
+        "clusterings": [{"sizes": of.sizes(found), "flows": of.flows(found)} for found in assignments or []],
         **(
             {**clips, "made_of": known, "seal": seal(clips)} if clips else {"clips": None, "labels": [], "explorer": []}
         ),
@@ -116,10 +145,9 @@ def gather(source: RunFiles, *, device: str = "cpu", progress: bool = True, keep
 
 def made_of(source: RunFiles, store: LogMelStore, assignments: list[of.Assignments]) -> str:
     """A digest of all that the clips on a page depend on."""
-    encoder = load_encoder(source.run, frontend=store.frontend, network=source.network)
     facts = (
-        FORMAT, encoder.hash(), store.fingerprint, os.path.abspath(store.manifest.root), source.label, source.seed,
-        store.manifest.content_hash(), clustering_names(source.config, assignments),
+        FORMAT, source.encoder.hash(), store.fingerprint, os.path.abspath(store.manifest.root), source.label,
+        source.seed, store.manifest.content_hash(), clustering_names(source.config, assignments),
     )  # fmt: skip
     digest = xxhash.xxh3_128(json.dumps(facts).encode())
     for found in assignments:
@@ -145,11 +173,6 @@ def seal(clips: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(as_script({key: clips[key] for key in OF_CLIPS}).encode())
 
 
-def clustering(found: of.Assignments) -> dict[str, Any]:
-    """Sizes and flows of one clustering."""
-    return {"sizes": of.sizes(found), "flows": of.flows(found)}
-
-
 def look(
     source: RunFiles, assignments: list[of.Assignments] | None, *, device: str, progress: bool, keep: bool
 ) -> dict[str, Any]:
@@ -158,19 +181,19 @@ def look(
     Raises:
         DecarError: There are no clips, or no encoder.
     """
-    if not isinstance(source.store, LogMelStore):
-        raise DecarError(source.store)
-    encoder = load_encoder(source.run, frontend=source.store.frontend, network=source.network)
-    among = few(source.store, source.seed)
-    store = source.store.take(among)
+    among, store, table = source.last_clips()
+    assert isinstance(source.store, LogMelStore)  # or there were no such clips
     named = zip(clustering_names(source.config, assignments or []), assignments or [], strict=True)
     last = [(name, found.labels[-1][among]) for name, found in named if _same_clips(found, source.store)]
-    table = with_clock(with_places(store), store.manifest.files)
-    final = cluster_store(encoder, store, seed=source.seed, device=device, progress=progress)
+    vectors, model, placed = cluster_store(source.encoder, store, seed=source.seed, device=device, progress=progress)
     if keep:
-        write_run_clusters(source.run, table, final)
+        try:
+            write_clusters(source.run, table, placed, model)
+        except OSError as error:
+            reason = error.strerror or error
+            log.warning("%s: the clusters of the run are not written (%s)", error.filename or source.run, reason)
     chosen, names = sample(len(store), source.seed), of.label_columns(table, source.label)[:MAX_COLUMNS]
-    return show(store.take(chosen), table, final.vectors, final.placed, chosen, names, source.seed, others=last)
+    return show(store.take(chosen), table, vectors, placed, chosen, names, source.seed, others=last)
 
 
 def clustering_names(config: Mapping[str, Any], assignments: Sequence[of.Assignments]) -> list[str]:
@@ -202,9 +225,7 @@ def results(source: RunFiles, notes: dict[str, str]) -> list[dict[str, Any]]:
     Raises:
         DecarError: There is none.
     """
-    found, note = results_of(
-        source.run, lambda: load_encoder(source.run, network=source.network).hash(), source.downstream
-    )
+    found, note = results_of(source.run, lambda: source.encoder.hash(), source.downstream)
     if note:
         notes["results"] = note
     return found
@@ -217,3 +238,44 @@ def _same_clips(found: of.Assignments, store: LogMelStore) -> bool:
     if not (same or set(listed) < set(there)):  # labels=online has clusters of a sample
         log.warning("report: clusters.parquet is of other clips than the manifest lists now")
     return same
+
+
+def as_script(data: Any) -> Markup:
+    """JSON that can stand in a script element: no `<`, no `&`, and null for what is not finite."""
+    text = json.dumps(_plain(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)
+
+
+def _plain(value: Any) -> Any:
+    """Keys as text; NaN and infinities, which JSON has not, as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def read_page(page: Path) -> dict[str, Any]:
+    """The data in a page, as values; nothing else of it is looked at.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no page of decar's, or a damaged one.
+    """
+    if page.stat().st_size > MOST_BYTES:
+        raise ValueError(f"larger than {MOST_BYTES} bytes")
+    content = page.read_bytes()
+    begin = content.find(BEGIN)
+    end = content.find(END, begin)
+    try:
+        data = json.loads(content[begin + len(BEGIN) : end]) if 0 <= begin < end else None
+    except RecursionError:
+        data = None
+    if not isinstance(data, dict) or not isinstance(data.get("title"), str):
+        raise ValueError("not a page of decar's, or a damaged one")
+    return data

@@ -33,8 +33,7 @@ from decar.files import advice, whole
 from decar.report.clips import SECONDS, Decoded, loud, loudness, spectrogram
 from decar.report.folder import FRONT_END, frontend_of
 from decar.report.page import SERVED_POLICY, render
-from decar.report.payload import MOST_BYTES, read_page
-from decar.report.run import SECTIONS
+from decar.report.run import MOST_BYTES, SECTIONS, read_page
 from decar.report.when import segments_of
 
 LABELS = "labels.csv"

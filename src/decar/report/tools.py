@@ -31,7 +31,8 @@ from decar.downstream.classifier import NOT
 from decar.embedder.output import ROWS_AT_ONCE, write_rows
 from decar.errors import AudioError, ExportError, printable
 from decar.files import whole, whole_folder
-from decar.report.clips import RATE, loud, standardised, tsne
+from decar.models.embed import standardised
+from decar.report.clips import RATE, loud, tsne
 from decar.report.final import PLACE
 from decar.report.when import began, clip_names, texts_of
 
