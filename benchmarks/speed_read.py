@@ -95,7 +95,7 @@ def _batches(store: LogMelStore, runs: int) -> list[Line]:
     worker = _warm(in_worker, old_batches, runs)
     return [
         _line("where the crops begin", _warm(new_places, old_places, runs), "a generator a crop / one for all"),
-        _line("reading, warm", _warm(new_read, old_read, runs), "of the disk's pages in memory"),
+        _line("reading, warm", _warm(new_read, old_read, runs), "pages in memory; now also put into one batch"),
         _line("reading, cold", [pair for pair, _ in read], "around each missing page / these pages, all at once"),
         line(
             "bytes read from a cold disk, KiB a crop of 12 KiB", [size for _, size in read],
