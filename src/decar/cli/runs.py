@@ -248,21 +248,21 @@ def read_finished(cfg: DictConfig, output: Path, content: str, idle: Iterable[st
     return found if _same(cfg, run["options"], same_sounds=bool(run["content"]), idle=tuple(idle)) else None
 
 
-def finished_twin(cfg: DictConfig, sweep: Path, idle: Iterable[str]) -> tuple[Path, dict[str, Any]] | None:
+def finished_twin(
+    cfg: DictConfig, sweep: Path, content: str, idle: Iterable[str]
+) -> tuple[Path, dict[str, Any]] | None:
     """The folder and last figures of a job of this sweep that is finished and differs only in options without effect.
 
     Args:
         cfg: What is asked for now.
         sweep: The folder of the sweep.
+        content: `Identity.content` of the sounds now.
         idle: Options without effect.
     """
-    from hydra.utils import instantiate
-
     from decar.models import read_facts
 
-    others = [file.parent for file in sorted(sweep.glob(f"*/{FINISHED}"))]
-    content = instantiate(cfg.data.manifest).identity(cfg.cache_dir).content if others else ""
-    for folder in others:
+    for file in sorted(sweep.glob(f"*/{FINISHED}")):
+        folder = file.parent
         done = read_finished(cfg, folder, content, idle)
         if done and not unreadable(folder / "encoder.safetensors", read_facts):
             return folder, done

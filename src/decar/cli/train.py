@@ -98,6 +98,7 @@ def find_twin(stack: ExitStack, cfg: DictConfig) -> dict[str, Any] | None:
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
+    from hydra.utils import instantiate
 
     conf: Any = HydraConfig.get()
     idle = idle_words(cfg)
@@ -105,7 +106,8 @@ def find_twin(stack: ExitStack, cfg: DictConfig) -> dict[str, Any] | None:
         return None
     sweep, name = Path(conf.sweep.dir), job_name(word for word in conf.overrides.task if word not in idle)
     stack.enter_context(locked(sweep / f".{name}.lock", wait=math.inf))
-    twin = finished_twin(cfg, sweep, [word.lstrip("+").partition("=")[0] for word in idle])
+    content = instantiate(cfg.data.manifest).identity(cfg.cache_dir).content
+    twin = finished_twin(cfg, sweep, content, [word.lstrip("+").partition("=")[0] for word in idle])
     if twin is None:
         return None
     log.info("done already in %s, from which only %s differs, which is not used", twin[0], " ".join(idle))
