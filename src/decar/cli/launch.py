@@ -159,7 +159,7 @@ def child_processes(trainer: Trainer, config: Path, checkpoint: str | None, stal
         threading.Thread(target=_watch, args=(children, over), daemon=True).start()
         try:
             alive = heartbeat(0, trainer.world_size, stall_timeout)
-            with signals.at_end(lambda: [child.kill() for child in children]), _lost_child_named(children), alive:
+            with signals.at_end(lambda: _kill(children)), _lost_child_named(children), alive:
                 yield
             _wait(children)
         finally:
@@ -167,6 +167,11 @@ def child_processes(trainer: Trainer, config: Path, checkpoint: str | None, stal
             for child in children:
                 child.kill()
                 child.wait()
+
+
+def _kill(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.kill()
 
 
 def _wait(children: list[subprocess.Popen[bytes]], seconds: float = 60) -> None:

@@ -182,6 +182,7 @@ def look(
         DecarError: There are no clips, or no encoder.
     """
     among, store, table = source.last_clips()
+    assert isinstance(source.store, LogMelStore)  # or there are no last clips
     named = zip(clustering_names(source.config, assignments or []), assignments or [], strict=True)
     last = [(name, found.labels[-1][among]) for name, found in named if _same_clips(found, source.store)]
     vectors, model, placed = cluster_store(source.encoder, store, seed=source.seed, device=device, progress=progress)
