@@ -44,11 +44,12 @@ def test_learns_and_leaves_the_given_encoder_alone(sounds: Sounds) -> None:
 def test_the_whole_network_learns_in_train_mode_though_it_came_in_eval_mode(
     sounds: Sounds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tuned, tune = list[tuple[FineTuner, finetune.KeepBest]](), finetune._tune
-    monkeypatch.setattr(finetune, "_tune", lambda *a: tuned.append(tune(*a)) or tuned[-1])
+    tuned: list[FineTuner] = []
+    test = finetune._test
+    monkeypatch.setattr(finetune, "_test", lambda t, *a: (tuned.append(t.module), test(t, *a))[1])
     encoder = TinyEncoder().eval()
     run(sounds, PAPER, encoder=encoder)
-    after = tuned[0][0].encoder
+    after = tuned[0].encoder
     assert not torch.equal(after.conv.weight.cpu(), encoder.conv.weight)
     assert not torch.equal(after.norm.running_mean.cpu(), encoder.norm.running_mean)
 

@@ -9,7 +9,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -232,6 +232,11 @@ class KeepBest(Callback):
             self.weights = {key: value.detach().cpu().clone() for key, value in pl_module.state_dict().items()}
 
 
+class _Tuned(NamedTuple):
+    module: FineTuner
+    best: KeepBest
+
+
 def fit_finetune(
     encoder: Encoder,
     task: Task,
@@ -279,23 +284,20 @@ def fit_finetune(
     kwargs = {**(trainer_kwargs or {}), "max_epochs": protocol.max_epochs}
     winner, history = None, list[dict[str, float | int]]()
     for lr in rates:
-        module, best = _tune(encoder, data, lr, seed, kwargs)
-        history += best.history
-        if winner is None or best.valid_value > winner[1].valid_value:
-            winner = module, best
+        tuned = _tune(encoder, data, lr, seed, kwargs)
+        history += tuned.best.history
+        if winner is None or tuned.best.valid_value > winner.best.valid_value:
+            winner = tuned
     assert winner is not None
-    module, best = winner
     if isinstance(protocol, PaperProtocol) and protocol.refit and task.spec.shots is None:
-        module = _refit(encoder, data, module.lr, best.epoch + 1, seed, kwargs)
+        winner = _Tuned(_refit(encoder, data, winner, seed, kwargs), winner.best)
     with _seeded(seed):  # a loader draws a seed for its workers
-        _trainer(kwargs).test(module, data.test_dataloader(), verbose=False)  # the one place where test is read
-    metrics, confusion = measure(*module.answered())
-    return Outcome(best.valid_value, metrics, confusion, {"lr": module.lr, "epoch": best.epoch}, history)
+        metrics, confusion = _test(winner, data, kwargs)
+    best = winner.best
+    return Outcome(best.valid_value, metrics, confusion, {"lr": winner.module.lr, "epoch": best.epoch}, history)
 
 
-def _tune(
-    encoder: Encoder, data: TaskData, lr: float, seed: int, kwargs: Mapping[str, Any]
-) -> tuple[FineTuner, KeepBest]:
+def _tune(encoder: Encoder, data: TaskData, lr: float, seed: int, kwargs: Mapping[str, Any]) -> _Tuned:
     """Train a copy of the encoder with one learning rate and put the weights of its best epoch back."""
     best = KeepBest()
     with _seeded(seed):
@@ -303,16 +305,23 @@ def _tune(
         module.train()  # Lightning keeps the mode it finds, and a loaded encoder comes in eval mode
         _trainer(kwargs, best).fit(module, data.train_dataloader(), data.val_dataloader())
     module.load_state_dict(best.weights)
-    return module, best
+    return _Tuned(module, best)
 
 
-def _refit(encoder: Encoder, data: TaskData, lr: float, epochs: int, seed: int, kwargs: Mapping[str, Any]) -> FineTuner:
-    """Train another copy on train and validation, for as many epochs as validation chose."""
+def _refit(encoder: Encoder, data: TaskData, chosen: _Tuned, seed: int, kwargs: Mapping[str, Any]) -> FineTuner:
+    """Train another copy on train and validation for the epochs up to the chosen one, at the chosen learning rate."""
     with _seeded(seed):
-        module = FineTuner(copy.deepcopy(encoder), len(data.task.classes), lr)
+        module = FineTuner(copy.deepcopy(encoder), len(data.task.classes), chosen.module.lr)
         module.train()
+        epochs = chosen.best.epoch + 1
         _trainer({**kwargs, "max_epochs": epochs}).fit(module, data.train_dataloader("valid"))
     return module
+
+
+def _test(tuned: _Tuned, data: TaskData, kwargs: Mapping[str, Any]) -> tuple[dict[str, float], NDArray[np.int64]]:
+    """Measures and confusion matrix of the test split: the one place where it is read."""
+    _trainer(kwargs).test(tuned.module, data.test_dataloader(), verbose=False)
+    return measure(*tuned.module.answered())
 
 
 def _trainer(kwargs: Mapping[str, Any], *callbacks: Callback) -> Trainer:
