@@ -163,6 +163,16 @@ class CutTimm(nn.Module):
 class ConvTrunk(nn.Sequential):
     """What `conv_trunk` builds."""
 
+    @property
+    def n_blocks(self) -> int:
+        """Each halves bands and frames, rounded down."""
+        return sum(isinstance(layer, nn.MaxPool2d) for layer in self)
+
+    @property
+    def channels(self) -> int:
+        """Of the last map."""
+        return [layer.out_channels for layer in self if isinstance(layer, nn.Conv2d)][-1]
+
     def maps(self, x: Tensor) -> list[Tensor]:
         """The map behind each block: of block `b` `(B, C_b, M/2^b, F/2^b)`."""
         found = []
@@ -359,6 +369,8 @@ def _pool_over_time(x: Tensor, pool: Pool) -> Tensor:
 @torch.no_grad()
 def _frame_size(trunk: nn.Module, n_mels: int) -> int:
     """`C * M'`, measured: networks round the edges of a map differently."""
+    if isinstance(trunk, ConvTrunk) and (bands := n_mels >> trunk.n_blocks):
+        return trunk.channels * bands  # measured on the meta device it costs every command a second of imports
     trunk.eval()  # the zeros must not enter the BatchNorm's running averages
     try:
         features: Tensor = trunk(torch.zeros(1, 1, n_mels, max(n_mels, 98)))
