@@ -45,7 +45,7 @@ OWN = "labels.clusterer={_target_: decar.clustering.KMeans, k: 3}"
         ("train", "+labels.network_form=1", "did you mean network_from"),
         ("train", "+labels.network.dims=1", "did you mean dim"),
         ("train", "+clusterer.n_iters=1", "did you mean n_iter"),
-        ("train", "+data.root=/x", "data has label, manifest, name"),
+        ("train", "+data.root=/x", "data has buffer, label, manifest, name"),
         ("train", "+data.where=kind", "data has"),
         ("train", "+data.manifest.wher=kind", "did you mean where"),
         ("train", "+pretrain.feature=bank", "did you mean features"),

@@ -407,8 +407,12 @@ def test_a_stream_of_files_that_an_own_source_lists(train, sound_folder, tmp_pat
         "    def __iter__(self):\n        return ((file, 0.0, None) for file in Path(self.root).rglob('*.wav'))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    own = f"data.manifest={{_target_: own_source.Clips, root: '{sound_folder}'}}"
-    words = ["debug=fast", "trainer=cpu", own, "data.label=null", "data.stream=true", "labels=online",
+    (tmp_path / "myconf/data").mkdir(parents=True)
+    (tmp_path / "myconf/data/mine.yaml").write_text(
+        "name: mine\nlabel: null\nstream: true\nbuffer: 100\n"
+        f"manifest:\n  _target_: own_source.Clips\n  root: '{sound_folder}'\n"
+    )
+    words = ["--config-dir", "myconf", "data=mine", "debug=fast", "trainer=cpu", "labels=online",
              "loader.batch_size=4", "hydra.run.dir=run", "cache_dir=cache"]  # fmt: skip
     refused = train(*words, "k=null")
     assert refused.errors == ["decar: error: k cannot be picked for a stream of unknown length: pass a number"]
