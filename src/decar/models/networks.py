@@ -26,8 +26,8 @@ FAILURES = (AssertionError, AttributeError, RuntimeError, TypeError, ValueError)
 MEAN, STD = -1.57, 2.41
 
 READOUT_SCALE = 1 / 16
-"""Of the readout's numbers. A linear probe standardises, so it sees them all the same. Neighbours and clusters, which
-are worse with them (docs/recipe.md), stay those of the vector. No bundle holds this number: it cannot be changed."""
+"""Of the readout's numbers. A linear probe standardises, so it sees them all the same. Neighbours by cosine, which are
+worse with them (docs/recipe.md), stay those of the vector. No bundle holds this number: it cannot be changed."""
 
 Pool = Literal["max", "avg", "avgmax", "catavgmax"]
 
