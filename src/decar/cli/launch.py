@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from decar import signals
 from decar.cli.trainer import bare_trainer, threads
@@ -214,6 +214,13 @@ def _lost_child_named(children: list[subprocess.Popen[bytes]]) -> Iterator[None]
         if not line:
             raise
         raise LostProcessError(line) from error
+
+
+def given_to_child() -> tuple[DictConfig, Path, str | None, int]:
+    """In a child: all options, the folder of the run, the checkpoint to resume from, the number of processes."""
+    cfg = OmegaConf.load(sys.argv[1])
+    assert isinstance(cfg, DictConfig)
+    return cfg, Path(sys.argv[1]).parent, sys.argv[2] or None, int(sys.argv[3])
 
 
 def end_with_parent() -> None:
