@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from decar import signals
 from decar.cli.trainer import bare_trainer, threads
@@ -221,6 +221,16 @@ def _lost_child_named(children: list[subprocess.Popen[bytes]]) -> Iterator[None]
         if not line:
             raise
         raise LostProcessError(line) from error
+
+
+def given_to_child() -> tuple[DictConfig, Path, str | None, int, Identity]:
+    """In a child: options, folder of the run, checkpoint, number of processes, identity of the sounds."""
+    from decar.audio.manifest import Identity
+
+    config, checkpoint, size, sounds = sys.argv[1:]
+    cfg = OmegaConf.load(config)
+    assert isinstance(cfg, DictConfig)
+    return cfg, Path(config).parent, checkpoint or None, int(size), Identity(*json.loads(sounds))
 
 
 def end_with_parent() -> None:

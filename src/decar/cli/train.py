@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from decar import signals
 from decar.cli.checks import check, idle_words
 from decar.cli.config import build_encoder, job_name, length_of_stream, listed, own_network, take_over
-from decar.cli.launch import PARENT, child_processes, end_with_parent, folder_lock, leads, process_group
+from decar.cli.launch import PARENT, child_processes, end_with_parent, folder_lock, given_to_child, leads, process_group
 from decar.cli.main import quiet, run_hydra
 from decar.cli.runs import (
     FINISHED,
@@ -360,22 +359,18 @@ def main() -> None:
 
 
 def child() -> None:
-    """Train in a further process of a job (arguments CONFIG CHECKPOINT SIZE SOUNDS); a user's error ends with 2."""
-    from omegaconf import DictConfig, OmegaConf
-
-    from decar.audio.manifest import Identity
+    """Train in a further process of a job; exit with 2 on a user's error."""
     from decar.pretrain.liveness import heartbeat, peers_named
 
     quiet()
     start_log(logging.ERROR)
     end_with_parent()
-    config, checkpoint, cfg = Path(sys.argv[1]), sys.argv[2] or None, OmegaConf.load(sys.argv[1])
-    assert isinstance(cfg, DictConfig)
+    cfg, output, checkpoint, size, sounds = given_to_child()
     rank = int(os.environ["LOCAL_RANK"])
     try:
         # Ctrl-C goes to all processes: rank 0 decides when the job stops
-        with signals.stoppable(leads=False), peers_named(), heartbeat(rank, int(sys.argv[3]), cfg.stall_timeout):
-            train(cfg, config.parent, checkpoint, all_clips(cfg, Identity(*json.loads(sys.argv[4]))))
+        with signals.stoppable(leads=False), peers_named(), heartbeat(rank, size, cfg.stall_timeout):
+            train(cfg, output, checkpoint, all_clips(cfg, sounds))
     except PreemptedError as error:
         sys.exit(error.status)
     except Exception as error:
