@@ -14,10 +14,12 @@
   recordings to every beginning of the table: `data.where='pretrain and hours<=3'` is a set of three hours;
 - `ATTRIBUTION.md`.
 
-A package is fetched by name, unpacked without being installed, cut, and put in place whole; one that is done is not done
-again. One that has vanished, or whose licence file is not the one that was read, is left out with a line. A clip that
-occurs twice is kept once. To train on the set and to judge on tasks that lie elsewhere, give it their folders:
-`ln -s /TASKS/tasks /TASKS/audio DIR`; then `--root DIR` of `recipe.py` and `ready.py` is this set.
+A package is fetched by name, unpacked without being installed, cut, and put in place whole. One that is there is not
+built again. One that has vanished, or whose licence file is not the one that was read, is left out with a line. Of
+clips with equal samples one is kept. `apart.py` tells whether any clip is a recording that a bench keeps.
+
+To train on the set and to judge on tasks that lie elsewhere, give it their folders: `ln -s /TASKS/tasks /TASKS/audio
+DIR`. Then DIR is `--root` of `recipe.py` and `ready.py`; docs/recipe.md has the command of the scaling curve.
 """
 
 import argparse
