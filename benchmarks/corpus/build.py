@@ -33,7 +33,7 @@ from itertools import count, groupby
 from pathlib import Path
 
 import pandas as pd
-from cut import SAMPLE_RATE, Waveform, clips, save
+from cut import SAMPLE_RATE, SUFFIXES, Waveform, clips, save
 from fetch import UnavailableError, digest, fetch, unpack
 from render import RENDERERS, tool_version
 from table import Source, attribution_page, is_excluded, read_sources
@@ -123,7 +123,7 @@ def sounds(row: Source, unpacked: Path) -> Iterator[Sound]:
         return
     cap = float(row.options["cap"]) if "cap" in row.options else None
     files = [(path.relative_to(unpacked).as_posix().replace("!/", "!"), path) for path in unpacked.rglob("*")]
-    taken = [(name, path) for name, path in files if path.is_file() and row.takes(name)]
+    taken = [(name, path) for name, path in files if path.suffix.lower() in SUFFIXES and row.takes(name)]
     for name, path in sorted(taken, key=lambda item: drawn(item[0])):
         try:
             for piece in clips(path, cap):

@@ -14,6 +14,7 @@ from decar.audio.decode import SAMPLE_RATE, decode_blocks
 from decar.errors import AudioError
 
 Waveform = npt.NDArray[np.float32]
+SUFFIXES = (".wav", ".ogg", ".oga", ".opus", ".flac", ".mp3", ".aif", ".aiff", ".au", ".voc", ".g722")
 LONGEST = 10 * SAMPLE_RATE  # samples of a clip
 SHORTEST_TAIL = SAMPLE_RATE  # a shorter rest of a long recording is left out
 SHORTEST = SAMPLE_RATE // 20  # a shorter sound is left out

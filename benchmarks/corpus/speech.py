@@ -59,7 +59,7 @@ def espeak(rng: np.random.Generator) -> Iterator[tuple[str, list[str]]]:
 
 
 def espeak_languages() -> list[str]:
-    """The languages of the installed program, without that of 1.51 which it lists under a name that it does not know."""
+    """The languages of the program, without the one that version 1.51 lists under a name that it does not know."""
     listed = subprocess.run(["espeak-ng", "--voices"], capture_output=True, text=True, check=True).stdout
     names = {line.split()[1] for line in listed.splitlines()[1:]}
     return sorted(name for name in names if name.islower())  # not chr-US-Qaaa-x-west
