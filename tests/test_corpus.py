@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks" / "corpus"
 BENCH = Path(__file__).parents[2] / "shared" / "bench" / "index.csv"
 sys.path.insert(0, str(FOLDER))
 
+import apart  # noqa: E402
 import build  # noqa: E402
 import cut  # noqa: E402
 import fetch  # noqa: E402
@@ -211,6 +212,18 @@ def test_every_beginning_of_the_index_has_the_same_share_of_each_source():
     for package, clips in frame.groupby("source_package"):
         share = half.loc[half["source_package"] == package, "duration_s"].sum() / clips["duration_s"].sum()
         assert share == pytest.approx(0.5, abs=0.05), package
+
+
+def test_a_recording_that_is_kept_is_found_when_cut_and_coded_otherwise(tmp_path):
+    names = ("birds", "steps", "growl", "engine", "stream")
+    waves = {name: np.tile(textures.texture(name, render.generator(name)), 4)[:128_000] for name in names}
+    for name, wave in waves.items():
+        cut.save(wave, tmp_path / f"{name}.flac")
+    kept = tmp_path / "kept.opus"
+    soundfile.write(kept, 0.3 * waves["steps"][33_333:99_999], 16_000, format="OGG", subtype="OPUS")
+    found = list(apart.shared([tmp_path / f"{name}.flac" for name in names], [kept]))
+    assert {names[mine] for mine, _, _ in found} == {"steps"}
+    assert not list(apart.shared([tmp_path / f"{name}.flac" for name in ("birds", "growl", "engine")], [kept]))
 
 
 def test_a_midi_file_is_what_the_standard_says():
