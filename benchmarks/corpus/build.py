@@ -33,11 +33,12 @@ from itertools import count, groupby
 from pathlib import Path
 
 import pandas as pd
-from cut import SAMPLE_RATE, SUFFIXES, Waveform, clips, save
+from cut import SUFFIXES, Waveform, clips, save
 from fetch import UnavailableError, digest, fetch, unpack
 from render import RENDERERS, tool_version
 from table import Source, attribution_page, is_excluded, read_sources
 
+from decar.audio.decode import SAMPLE_RATE
 from decar.errors import AudioError
 
 SEED = 0

@@ -17,11 +17,11 @@ import soundfile
 import soxr
 import speech
 import textures
-from cut import SAMPLE_RATE, Waveform
+from cut import Waveform
 from fetch import UnavailableError
 from table import is_excluded
 
-from decar.audio.decode import decode
+from decar.audio.decode import SAMPLE_RATE, decode
 
 SEED = 0
 TICKS = 960  # a second: 480 a quarter note at the 120 beats a minute that MIDI files have unless they say otherwise

@@ -59,7 +59,8 @@ def _tone(frequency: npt.ArrayLike, samples: int) -> Wave:
 def _finished(rng: Rng, wave: Wave) -> npt.NDArray[np.float32]:
     """At a drawn level, with short fades."""
     fade = np.minimum(1, np.minimum(np.arange(len(wave)), np.arange(len(wave))[::-1]) / 80)
-    return (wave * fade / (np.abs(wave).max() + 1e-9) * 10 ** rng.uniform(-1.6, -0.05)).astype(np.float32)
+    level = 10 ** rng.uniform(-1.6, -0.05)
+    return np.asarray(wave * fade / (np.abs(wave).max() + 1e-9) * level, np.float32)
 
 
 def wind(rng: Rng) -> Wave:
@@ -76,7 +77,8 @@ def rain(rng: Rng) -> Wave:
     n, low = _length(rng, 3, 9), rng.uniform(400, 2500)
     drop = _band(rng.standard_normal(400) * _decay(400, 0.004), low, low * 2.5)
     drops = _placed(rng, n, 10 ** rng.uniform(1, 2.7), lambda: drop * rng.choice([-1, 1]))
-    return drops + _band(_coloured(rng, n, 0.3), 800, 7500) * 10 ** rng.uniform(-2, -0.3) * drops.std()
+    hiss = _band(_coloured(rng, n, 0.3), 800, 7500)
+    return np.asarray(drops + hiss * 10 ** rng.uniform(-2, -0.3) * drops.std())
 
 
 def waves(rng: Rng) -> Wave:
