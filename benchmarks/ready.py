@@ -3,8 +3,8 @@
     python benchmarks/ready.py --root DIR            # make ready ROOT=DIR; DIR has index.csv and tasks/*.csv
     python benchmarks/ready.py --root DIR --run RUN  # from a run that is there already
 
-Each step is left out where its result is there (`resume=auto`). Only clips under MIT, BSD, CC0, CC BY and CC BY-SA are
-trained on.
+Each step is left out where its result is there (`resume=auto`). Only clips under MIT, BSD, CC0, CC BY and CC BY-SA or
+in the public domain are trained on.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CARD = READY_FILE.with_name("MODEL_CARD.md")
 WHERE = (
     'pretrain and license!=GPL-2 and license!=GPL-2+ and license!=GPL-2+ with exception and license!="GPL-3 or LGPL-3"'
 )
-ALLOWED = ("MIT", "BSD", "CC0", "CC-BY")  # how the licences of all clips have to begin
+ALLOWED = ("MIT", "BSD", "CC0", "CC-BY", "public-domain")  # how the licences of all clips have to begin
 LIMIT_MB = 12
 
 

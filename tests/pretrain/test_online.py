@@ -180,7 +180,7 @@ def test_each_clip_has_two_crops_in_a_batch(make_store, tmp_path, source):
         counts = np.bincount(np.concatenate(drawn), minlength=len(LENGTHS))
         if source is alone:
             assert counts.max() - counts.min() <= 2, "the draw is uniform over the clips"
-    crops, _ = next(iter(data.train_dataloader()))
+    crops, *_ = next(iter(data.train_dataloader()))
     assert (crops[:4] != crops[4:]).flatten(1).any(1).any()
     assert model.heads.sizes == ([3, 3] if source is both else [])
 

@@ -90,12 +90,7 @@ class FrontEnd:
 
     def levelled(self, blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
         """The waveform of a clip as the log-mel takes it, block by block; with `l2` its norm is 1, or 0 of silence."""
-        if not self.l2:
-            yield from blocks
-            return
-        held = [*blocks]
-        norm = math.sqrt(sum(float(np.square(block, dtype=np.float64).sum()) for block in held))
-        yield from (block / np.float32(max(norm, LEAST_NORM)) for block in held)
+        return _unit_norm(blocks) if self.l2 else iter(blocks)
 
     def hash(self) -> str:
         """SHA-256 (hex) of the numbers."""
@@ -105,6 +100,12 @@ class FrontEnd:
     def transform(self) -> Transform:
         """The module from waveforms `(B, T)` to frames `(B, M, F)`."""
         return LogMel(self)
+
+
+def _unit_norm(blocks: Iterable[npt.NDArray[np.float32]]) -> Iterator[npt.NDArray[np.float32]]:
+    held = [*blocks]
+    norm = math.sqrt(sum(float(np.square(block, dtype=np.float64).sum()) for block in held))
+    yield from (block / np.float32(max(norm, LEAST_NORM)) for block in held)
 
 
 class Samples(FrontEnd):
