@@ -25,9 +25,7 @@ from decar.models.bundle import READY_FILE, read_directions
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = READY_FILE.with_name("MODEL_CARD.md")
-WHERE = (
-    'pretrain and license!=GPL-2 and license!=GPL-2+ and license!=GPL-2+ with exception and license!="GPL-3 or LGPL-3"'
-)
+LEFT_OUT = ("GPL-2", "GPL-2+", "GPL-2+ with exception", "GPL-3 or LGPL-3")  # licences whose clips are not trained on
 ALLOWED = ("MIT", "BSD", "CC0", "CC-BY", "public-domain")  # how the licences of all clips have to begin
 LIMIT_MB = 12
 
@@ -43,17 +41,24 @@ def train(root: Path, folder: Path) -> None:
     """Pre-train, unless that is done."""
     if (folder / "finished.json").is_file():
         return
-    where = f"data.where='{WHERE}'"
-    options = ["experiment=small", "budget=null", "data=bench", f"data.root={root}", where, "data.label=kind", "seed=0"]
+    clips = f"data.where='{where(root)}'"
+    options = ["experiment=small", "budget=null", "data=bench", f"data.root={root}", clips, "data.label=kind", "seed=0"]
     run(["train.py", *options, f"hydra.run.dir={folder}", "resume=auto"])
+
+
+def where(root: Path) -> str:
+    """The condition on the clips of `index.csv` that are trained on; it names only licences that are in the table."""
+    there = set(pd.read_csv(root / "index.csv", usecols=["license"])["license"])
+    quoted = [f'"{name}"' if " or " in name else name for name in LEFT_OUT if name in there]
+    return " and ".join(["pretrain", *(f"license!={name}" for name in quoted)])
 
 
 def trained_on(root: Path) -> pd.DataFrame:
     """The table of the clips that are trained on; refused where one has another licence than those allowed."""
-    table = Manifest.from_csv(root / "index.csv", where=WHERE).table
+    table = Manifest.from_csv(root / "index.csv", where=where(root)).table
     foreign = sorted(set(table["license"][~table["license"].str.startswith(ALLOWED)]))
     if foreign:
-        raise SystemExit(f"{root / 'index.csv'}: clips under {', '.join(foreign)} would be trained on: mend WHERE")
+        raise SystemExit(f"{root / 'index.csv'}: clips under {', '.join(foreign)} would be trained on: add to LEFT_OUT")
     return table
 
 

@@ -102,6 +102,8 @@ def test_the_ready_encoder_is_trained_on_no_foreign_licence(tmp_path):
     table.to_csv(tmp_path / "index.csv", index=False)
     with pytest.raises(SystemExit, match="AGPL-3 would be trained on"):
         ready.trained_on(tmp_path)
+    table[table["license"].isin(["MIT", "CC-BY-3.0"])].to_csv(tmp_path / "index.csv", index=False)
+    assert ready.trained_on(tmp_path)["path"].tolist() == ["f"]  # no licence to leave out
 
 
 def test_damage_that_nobody_noticed_is_a_fault_of_the_table():

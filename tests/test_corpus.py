@@ -112,6 +112,30 @@ def test_excluded_files_are_not_unpacked():
     assert not build.is_wanted([row], f"{folder}/calling.g722")
 
 
+def test_a_part_that_was_built_before_its_file_was_excluded(tmp_path):
+    lines = [
+        [
+            f"clips/tuxmath-data/{i}.flac",
+            "debian",
+            "tuxmath-data",
+            "1",
+            "MIT",
+            "effect",
+            "real",
+            1.0,
+            recording,
+            True,
+            i,
+        ]
+        for i, recording in enumerate(("tuxmath-data/usr/share/tuxmath/sounds/explosion.wav", "tuxmath-data/other.wav"))
+    ]
+    (tmp_path / "clips" / "tuxmath-data").mkdir(parents=True)
+    part = pd.DataFrame(lines, columns=build.COLUMNS)
+    part.to_csv(tmp_path / "clips" / "tuxmath-data" / "part.csv", index=False)
+    index = build.compose(tmp_path, [replace(ROW, package="tuxmath-data")], float("inf"))
+    assert index["recording"].tolist() == ["tuxmath-data/other.wav"]
+
+
 def a_package(folder, members):
     """An npm package of files."""
     path = folder / "package.tgz"

@@ -1,4 +1,4 @@
-"""A training set of 20 hours and more, from freely licensed sounds in Debian, PyPI and npm packages.
+"""A training set of 22.7 hours, 15.8 of them real, from freely licensed sounds in Debian, PyPI and npm packages.
 
     apt-get update
     apt-get install -y --no-install-recommends ffmpeg fluidsynth espeak-ng flite csound npm    # Debian 12
@@ -32,6 +32,7 @@ from collections.abc import Iterable, Iterator
 from itertools import count, groupby
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from cut import SUFFIXES, Waveform, clips, save
 from fetch import UnavailableError, digest, fetch, unpack
@@ -158,6 +159,11 @@ def compose(out: Path, rows: list[Source], hours: float) -> pd.DataFrame:
     """Write index.csv and ATTRIBUTION.md of all packages that are in place; returns the index."""
     there = [out / "clips" / folder_name(package) / "part.csv" for package in dict.fromkeys(r.package for r in rows)]
     table = pd.concat([pd.read_csv(path, dtype={"version": str}) for path in there if path.is_file()])
+    kept = [
+        is_excluded(package, recording.removeprefix(f"{package}/"))
+        for package, recording in zip(table["source_package"], table["recording"], strict=True)
+    ]
+    table = table[~np.array(kept)]  # parts that were built before the row of excluded.csv
     once = in_order(table.drop_duplicates("content").drop(columns="content"))
     print(f"{len(table) - len(once)} clips of {len(table)} occur twice and are left out once")
     once = once[once["hours"] <= hours]
