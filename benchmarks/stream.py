@@ -94,7 +94,7 @@ def train(clips: Generated, every: int, folder: Path) -> tuple[Memory, int]:
         network = build_network("conv", widths=[8, 8, 16], hidden=32)
     encoder = Encoder(network, frontend, min_frames=28)
     projection = Projection(encoder.dim, 64, "batchnorm", seed=0)
-    source = OnlineLabels(k=32, first=fitted, sample=SAMPLE)
+    source = OnlineLabels(KMeans(k=32, n_init="auto"), first=fitted, sample=SAMPLE)
     augment = SpecAugment(freq_width=10, time_width=6)
     module = DecarModule(encoder, projection, source, augment, partial(torch.optim.AdamW, lr=1e-3))
     memory = Memory(every)

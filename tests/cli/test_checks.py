@@ -83,8 +83,8 @@ def test_an_unknown_key_is_named_with_the_nearest(root, option, near):
         ["callbacks.probe=null", "callbacks.dashboard=null"],
         ["sampler.draws_per_clip=2", "trainer.max_epochs=3", "budget=null"],
         ["labels=network", "pretrain.features=bank", "clusterer=pic", "clusterer.sigma=auto"],
-        ["labels=online", "k=5", "clusterer=pic", "labels.queue=0"],
-        ["labels=online", "labels.first=null", "k=5"],
+        ["labels=online", "k=5", "labels.queue=50"],
+        ["labels=online", "labels.first=null", "k=5", "n_init=3", "clusterer.n_iter=5"],
         ["data.stream=true", "labels=online", "data.buffer=50", "loader.num_workers=2"],
         ["callbacks.probe.path=/x.csv", "callbacks.probe.label=kind"],
         ["logger=[csv,tensorboard]", "callbacks.dashboard.clips=2"],
@@ -112,8 +112,6 @@ def test_a_bundle_takes_a_readout_and_the_statistics_of_log_mels_none():
         ("train", ["labels=descriptors", OWN, "clusterer.n_iter=3"], ["clusterer.n_iter=3", "labels.clusterer"]),
         ("train", ["labels=descriptors", "pretrain.features=bank"], ["pretrain.features=bank", "labels=network"]),
         ("train", ["labels=online", "pretrain.features=bank"], ["pretrain.features=bank", "labels=online"]),
-        ("train", ["labels=online", "labels.first=null", "clusterer=pic"], ["clusterer=pic is not used", "prototypes"]),
-        ("train", ["labels=online", "labels.first=null", "n_init=5"], ["n_init=5 is not used", "prototypes"]),
         ("train", ["data.buffer=5"], ["data.buffer=5 is not used", "data.stream=true"]),
         ("train", [*STREAM, "data.segment=3"], ["data.segment=3 is not used", "start and duration"]),
         ("train", [*STREAM, "loader.timeout=9"], ["loader.timeout=9 is not used", "threads"]),
@@ -152,6 +150,12 @@ def test_an_option_without_effect_is_refused_alone_and_said_in_a_sweep(root, wor
 @pytest.mark.parametrize("labels", ["network", "descriptors", "both"])
 def test_labels_that_cluster_all_clips_at_once_have_no_stream(labels):
     assert "data.stream=true needs labels=online" in refused("train", "data.stream=true", f"labels={labels}")
+
+
+@pytest.mark.parametrize("words", [[], ["labels.first=null"], ["data.stream=true"]])
+def test_pic_has_no_centres_to_compare_a_crop_with(words):
+    line = refused("train", "labels=online", "clusterer=pic", *words)
+    assert line.startswith("labels=online needs clusterer=kmeans: "), line
 
 
 def test_the_arms_of_the_recipe_pass():

@@ -5,12 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning import Callback
+from torch import nn
 
-from decar.clustering import KMeans, Whitening, nmi
+from decar.clustering import PIC, KMeans
 from decar.clustering.stats import entropy
 from decar.errors import ConfigError
-from decar.pretrain import DescriptorLabels, OnlineLabels
-from decar.pretrain.online import Prototypes, principal_axes, sinkhorn
+from decar.models.embed import embed_clips
+from decar.pretrain import DescriptorLabels, EpochLabels, OnlineLabels
+from decar.pretrain.labels import FittedLabels
+from decar.pretrain.online import Prototypes, sinkhorn
+from decar.pretrain.sampler import Stream, derive_seed
 from tests.pretrain.helpers import build, fit
 from tests.pretrain.test_loop import LENGTHS, adamw
 from tests.pretrain.test_ranks import LENGTHS as ODD
@@ -47,123 +52,89 @@ def test_codes_have_even_marginals_however_small_epsilon():
     assert torch.isfinite(sinkhorn(scores, 1e-6, 3)).all()
 
 
-def test_axes_are_those_of_the_clusterings_whitening():
-    z = vectors(600, 12, seed=3) * torch.arange(1.0, 13) + 7
-    mean, axes = principal_axes(z, 4)
-    whitening = Whitening.fit_exactly(z.numpy(), 4)
-    np.testing.assert_allclose(mean, whitening.mean, rtol=1e-5)
-    ours, theirs = (z - mean) @ axes.T, whitening(z.numpy())
-    np.testing.assert_allclose(ours.abs(), np.abs(theirs), rtol=1e-2, atol=1e-2)
-    for n, kept in ((600, 10), (60, 4), (4, 1)):  # an axis per 30 clips, of two crops each
-        axes = principal_axes(z[:n], 10)[1]
-        assert (axes.abs().sum(1) > 0).sum() == kept
-    assert (principal_axes(torch.ones(50, 3), 2)[1] == 0).all(), "no variance"
-
-
-def prototypes(k=4, dim=5, **options):
-    return Prototypes(dim, OnlineLabels(k, **options), seed=0)
-
-
 def vectors(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_crop_predicts_the_code_of_the_other_crop_of_its_clip():
-    online = prototypes(queue=6, epsilon=0.1, n_iter=3)
-    online(*[vectors(4, 5, seed=9)] * 2, 0)
-    earlier, z = vectors(6, 5, seed=1) * 3 + 1, vectors(8, 5, seed=2) * torch.arange(1.0, 6)
-    projected = vectors(8, 5, seed=3)
-    online(projected[:6], earlier, 1)
-    points = online.points.double().numpy()
-    loss, right = online(projected, z, 10)
+class Middle(nn.Module):
+    """An encoder whose vectors are easy to say: the middle frame."""
 
-    recent = torch.cat([z, earlier]).double().numpy()
-    variance, directions = np.linalg.eigh(np.cov(recent.T, bias=True))
-    kept = directions[:, ::-1][:, :2]  # 6 clips: `affordable_dim`
-    white = unit((recent - recent.mean(0)) @ kept / np.sqrt(variance[::-1][:2]))
-    codes = by_loops(white @ unit(points @ kept).T, 0.1, 3)
-    expected, hits = 0.0, 0
-    for crop in range(8):
-        scores = (online.head.weight @ projected[crop] + online.head.bias).detach().double().numpy()
-        chances, wanted = np.exp(scores) / np.exp(scores).sum(), codes[(crop + 4) % 8]
-        expected -= (wanted * np.log(chances)).sum() / 8
-        hits += wanted.argmax() == chances.argmax()
-    assert loss.item() == pytest.approx(expected, rel=1e-4)
-    assert right.item() == pytest.approx(hits / 8)
-    means = np.array([(codes[:, k : k + 1] * white).sum(0) for k in range(4)])
-    np.testing.assert_allclose(unit(online.points.numpy() @ kept), unit(means), rtol=1e-3, atol=1e-4)
+    def forward(self, logmel):
+        return logmel[:, 0, :, logmel.shape[3] // 2]
 
 
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=1)[:, None]
+class Same(nn.Module):
+    def forward(self, embedding):
+        return torch.relu(embedding), embedding
 
 
-def test_the_network_learns_by_the_head_alone():
-    online, z = prototypes(), vectors(40, 5).requires_grad_()
-    projected = vectors(40, 5, seed=1).requires_grad_()
-    online(projected, z, 0)[0].backward()
-    assert (projected.grad.abs().sum(1) > 0).all()
-    assert (online.head.weight.grad.abs().sum(1) > 0).all()
-    assert z.grad is None
-    assert not online.queue.requires_grad
-    assert [name for name, _ in online.named_parameters()] == ["head.weight", "head.bias"]
+def prototypes(k=4, dim=2, queue=6, **options):
+    """Of five numbers a frame, clustered in `dim` whitened dimensions."""
+    made = Prototypes(Middle(), Same(), 5, OnlineLabels(KMeans(k=k), dim=dim, queue=queue, **options))
+    fitted = FittedLabels.fit(
+        vectors(90, 5, seed=8).numpy() * np.arange(1, 6, dtype=np.float32) + 2, [KMeans(k=k)], dim
+    )
+    made.renew(Middle(), Same(), fitted)
+    return made, fitted
 
 
-def test_prototypes_find_groups_that_are_there():
-    """Eight groups of equal size along the axes, a queue of them, and eight prototypes."""
-    groups = torch.cat([torch.eye(4), -torch.eye(4)])
-    online = prototypes(k=8, dim=4, queue=600)
-    for step in range(40):
-        kind = torch.arange(64) % 8
-        online(vectors(64, 4), groups[kind] + 0.1 * vectors(64, 4, seed=step), step)
-    kind = torch.arange(400) % 8
-    found = online.clusters((groups[kind] + 0.1 * vectors(400, 4, seed=99)).numpy())
-    assert nmi(kind.numpy(), found) > 0.9
+def crops_of(z):
+    """Log-mels whose middle frames are these vectors."""
+    return vectors(len(z), 1, 5, 7, seed=len(z)).index_copy(3, torch.tensor([3]), z[:, None, :, None])
+
+
+def test_codes_are_of_the_first_crop_and_balanced_over_batch_and_queue():
+    online, fitted = prototypes(epsilon=0.1, n_iter=3)
+    earlier, z = vectors(12, 5, seed=1), vectors(8, 5, seed=2)
+    online(crops_of(earlier))
+    codes = online(crops_of(z))
+    white = fitted.whitening.unit(torch.cat([z[:4], earlier[:6]]).numpy())
+    centres = fitted.centres[0].points / np.linalg.norm(fitted.centres[0].points, axis=1)[:, None]
+    expected = by_loops(white @ centres.T, 0.1, 3)[:4]
+    np.testing.assert_allclose(codes, np.concatenate([expected, expected]), rtol=1e-3, atol=1e-5)
+    assert not codes.requires_grad
 
 
 def test_the_queue_has_the_latest_vectors_and_no_more():
-    online, batches = prototypes(queue=10), [vectors(4, 5, seed=i) for i in range(4)]
-    start = online.points
+    online, fitted = prototypes(queue=10)
+    batches = [vectors(8, 5, seed=i) for i in range(4)]
     for i, batch in enumerate(batches):
-        online(batch, batch, i)
-        assert torch.equal(online.queue, torch.cat(batches[i::-1])[:10])
-        assert torch.equal(online.points, start) == (i < 2), "random until the queue is full"
-    other = prototypes(queue=10)
+        online(crops_of(batch))
+        recent = torch.cat([each[:4] for each in batches[i::-1]])[:10]
+        np.testing.assert_allclose(online.queue, fitted.whitening.unit(recent.numpy()), rtol=1e-3, atol=1e-5)
+    other, _ = prototypes(queue=10)
     other.load_state_dict(online.state_dict())
-    for name in ("queue", "points", "mean", "axes"):
-        assert torch.equal(getattr(other, name), getattr(online, name)), name
-    assert online(batches[0], batches[0], 5)[0] == other(batches[0], batches[0], 5)[0], "step 5 does not renew the axes"
+    assert torch.equal(other.queue, online.queue)
+    assert torch.equal(online(crops_of(batches[0])), other(crops_of(batches[0])))
+    online.renew(Middle(), Same(), fitted)
+    assert len(online.queue) == 0, "vectors of the previous teacher"
 
 
-def test_axes_are_renewed_in_every_tenth_step_once_the_queue_is_full():
-    online, renewed = prototypes(queue=8), []
-    for step in range(25):
-        before, z = online.axes, vectors(4, 5, seed=step)
-        online(z, z, step)
-        if not torch.equal(before, online.axes):
-            renewed.append(step)
-    assert renewed == [0, 1, 10, 20]
-
-
-def test_vectors_that_are_all_the_same_are_spread_over_all_prototypes():
+def test_vectors_that_are_all_the_same_are_spread_over_all_clusters():
     """A network that maps everything to one point gains nothing by it: every code is uniform."""
-    online = prototypes(k=5, queue=5)
-    codes = online._codes(vectors(1, 5).expand(10, 5), 0)
+    online, _ = prototypes(k=5, queue=5)
+    codes = online(crops_of(vectors(1, 5).expand(10, 5)))
     torch.testing.assert_close(codes, torch.full((10, 5), 0.2))
 
 
-@pytest.mark.parametrize(("name", "value"), [("k", 1), ("dim", 0), ("epsilon", -1.0), ("n_iter", 0), ("queue", 3)])
+@pytest.mark.parametrize(("name", "value"), [("dim", 0), ("epsilon", -1.0), ("n_iter", 0), ("queue", 3), ("sample", 3)])
 def test_numbers_that_make_no_sense(name, value):
     with pytest.raises(ConfigError, match=f"labels.{name}"):
-        OnlineLabels(**{"k": 4, name: value})
+        OnlineLabels(KMeans(k=4), **{name: value})
+
+
+def test_a_clusterer_without_centres():
+    with pytest.raises(ConfigError, match="clusterer=kmeans"):
+        OnlineLabels(PIC())
 
 
 def both():
-    return OnlineLabels(k=4, first=DescriptorLabels(KMeans(k=3), ("spectrum", "envelope"), dim=4), queue=20, sample=30)
+    first = DescriptorLabels(KMeans(k=3), ("spectrum", "envelope"), dim=4)
+    return OnlineLabels(KMeans(k=4), first=first, dim=4, queue=20, sample=30)
 
 
 def alone():
-    return OnlineLabels(k=4, queue=20, sample=30)
+    return OnlineLabels(KMeans(k=4), dim=4, queue=20, sample=30)
 
 
 SOURCES = pytest.mark.parametrize("source", [both, alone], ids=["with descriptors", "alone"])
@@ -182,14 +153,56 @@ def test_each_clip_has_two_crops_in_a_batch(make_store, tmp_path, source):
             assert counts.max() - counts.min() <= 2, "the draw is uniform over the clips"
     crops, *_ = next(iter(data.train_dataloader()))
     assert (crops[:4] != crops[4:]).flatten(1).any(1).any()
-    assert model.heads.sizes == ([3, 3] if source is both else [])
+    assert model.heads.sizes == ([3, 3, 4] if source is both else [4])
 
 
-def test_an_odd_batch_is_refused(make_store, tmp_path):
-    model, data = build(make_store(LENGTHS), source=alone())
-    data.batch_size = 7
-    with pytest.raises(ConfigError, match=r"loader.batch_size=7: .*pass loader.batch_size=8"):
-        fit(model, data, tmp_path)
+def test_a_batch_that_does_not_divide_into_pairs_is_refused(make_store, monkeypatch):
+    data = build(make_store(LENGTHS), source=alone())[1]
+    labels = EpochLabels(np.empty((len(LENGTHS), 0), np.int64), [4], 0, views=2)
+    for size, batch, wanted in ((1, 7, 8), (3, 8, 12)):
+        monkeypatch.setattr("decar.pretrain.datamodule.rank_and_size", lambda size=size: (0, size))
+        data.batch_size = batch
+        with pytest.raises(ConfigError, match=rf"loader.batch_size={batch}: .*pass loader.batch_size={wanted}$"):
+            data.set_labels(labels)
+
+
+class Watch(Callback):
+    """Writes down the network and the teacher at the first batch of each epoch, and the teacher at its end."""
+
+    def __init__(self):
+        self.network, self.first, self.last = [], [], []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx == 0:
+            self.network.append([x.clone() for x in module.encoder.state_dict().values()])
+            self.first.append([x.clone() for x in module.online.teacher.encoder.state_dict().values()])
+
+    def on_train_epoch_end(self, trainer, module):
+        assert not any(part.training for part in module.online.teacher.modules())
+        self.last.append([x.clone() for x in module.online.teacher.encoder.state_dict().values()])
+
+
+def test_the_teacher_is_the_network_at_the_start_of_the_epoch(make_store, tmp_path):
+    model, data = build(make_store(LENGTHS), source=both())
+    watch = Watch()
+    trainer, _ = fit(model, data, tmp_path, epochs=3, callbacks=[watch])
+    for network, first, last in zip(watch.network, watch.first, watch.last, strict=True):
+        assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(network, first, last, strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(watch.first[1], watch.first[2], strict=True))
+    trained = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert not trained & {id(p) for p in model.online.parameters()}
+
+
+def test_the_clusters_are_those_of_the_sample(make_store, tmp_path):
+    """The first epoch's, made here from the untrained network."""
+    store = make_store(LENGTHS)
+    model, data = build(store, source=alone())
+    fit(model, data, tmp_path, epochs=1)
+    fresh, _ = build(store, source=alone())
+    clips, k_means = data.labels.sample[:, 0], KMeans(k=4, seed=derive_seed(Stream.CLUSTERS, 0, 0, 0) % 2**31)
+    with torch.no_grad():
+        z = torch.cat([embed_clips(fresh.eval(), [store[i]], fresh.encoder, 1) for i in clips]).numpy()
+    np.testing.assert_array_equal(data.labels.sample[:, 1], FittedLabels.fit(z, [k_means], 4)(z)[:, 0])
 
 
 @SOURCES

@@ -223,7 +223,7 @@ def test_a_stream_of_unknown_length_needs_the_length_of_an_epoch(manifest, store
 
 def online(store, descriptors):
     first = DescriptorLabels(KMeans(k=2), ("spectrum", "shape"), dim=3) if descriptors else None
-    return OnlineLabels(k=3, first=first, queue=16, sample=10).for_stream(store, 0)
+    return OnlineLabels(KMeans(k=3), first=first, dim=3, queue=16, sample=10).for_stream(store, 0)
 
 
 @pytest.mark.parametrize("descriptors", [True, False])

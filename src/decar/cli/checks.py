@@ -70,10 +70,14 @@ def check(cfg: DictConfig) -> None:
     for key, (unset, why) in REFUSED.items():
         value = OmegaConf.select(cfg, key)
         require(value is None or value == unset, f"{key}={value} is not supported: {why}")
-    streams = bool(OmegaConf.select(cfg, "data.stream"))
+    online = OmegaConf.select(cfg, "labels._target_") == ONLINE
     require(
-        not streams or OmegaConf.select(cfg, "labels._target_") == ONLINE,
+        online or not OmegaConf.select(cfg, "data.stream"),
         "data.stream=true needs labels=online: other labels are clusters of all clips at once",
+    )
+    require(
+        not online or OmegaConf.select(cfg, "labels.clusterer._target_") != "decar.clustering.PIC",
+        "labels=online needs clusterer=kmeans: it compares each crop with centres, and PIC has none",
     )
     _refuse_unread(cfg)
     _refuse_idle(cfg)
@@ -243,18 +247,13 @@ def _idle_of_labels(cfg: DictConfig) -> dict[str, str]:
     labels = f"labels={HydraConfig.get().runtime.choices.get('labels')}"
     found = list(_clusterers(raw))
     names = " and ".join(sorted({str(node["_target_"]).rpartition(".")[2] for node in found}))
-    online = str(raw["labels"].get("_target_")) == ONLINE
-    for key in ("n_init",) if online else ("k", "n_init"):
+    for key in ("k", "n_init"):
         if not any(f"${{{key}}}" in _interpolations(node.get(key)) for node in found):
-            why = f"{labels} clusters with {names or 'prototypes'}, which takes no {key} from here"
+            why = f"{labels} clusters with {names}, which takes no {key} from here"
             idle[key] = f"{why}; leave {key} out, or pass clusterer=kmeans"
     if "${clusterer}" not in _interpolations(raw["labels"]):
-        idle["clusterer"] = (
-            f"{labels} without labels.first needs no clusterer: prototypes are learned with the network"
-            if online
-            else f"{labels} has a clusterer of its own; pass labels.clusterer.…, or labels=network or both"
-        )
-    if online or str(raw["labels"].get("_target_")) == "decar.pretrain.DescriptorLabels":
+        idle["clusterer"] = f"{labels} has a clusterer of its own; pass labels.clusterer.…, or labels=network or both"
+    if str(raw["labels"].get("_target_")) in (ONLINE, "decar.pretrain.DescriptorLabels"):
         idle["pretrain.features"] = f"{labels} clusters no vectors of the network; pass labels=network or labels=both"
     return idle
 

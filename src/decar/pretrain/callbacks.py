@@ -190,11 +190,10 @@ class EpochLine(Callback):
         if labels is None or labels.epoch == self._told or not trainer.is_global_zero:
             return
         self._told, health = labels.epoch, labels.health
-        sizes = labels.sizes if labels.sample is None else [*labels.sizes, int(health["n_clusters"])]
         seconds, self._began = time.monotonic() - self._began, time.monotonic()
         log.info(
             "epoch %d/%s: %s clusters (%s), clustered in %.0f s", trainer.current_epoch + 1, trainer.max_epochs,
-            "+".join(map(str, sizes)), _told(health), seconds,
+            "+".join(map(str, labels.sizes)), _told(health), seconds,
         )  # fmt: skip
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

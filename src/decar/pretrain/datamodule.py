@@ -208,10 +208,11 @@ class PretrainData(LightningDataModule):
         """Use these labels from the next batch on."""
         if labels.labels.shape[0] != len(self.store):
             raise StoreError(f"labels of {labels.labels.shape[0]} clips do not fit a store of {len(self.store)}")
-        if self.batch_size % labels.views:
+        whole = labels.views * rank_and_size()[1]
+        if labels.views > 1 and self.batch_size % whole:
             raise ConfigError(
-                f"loader.batch_size={self.batch_size}: {labels.views} crops of each clip are in a batch; pass "
-                f"loader.batch_size={self.batch_size + 1}"
+                f"loader.batch_size={self.batch_size}: {labels.views} crops of a clip are in a batch, in one process: "
+                f"pass loader.batch_size={(self.batch_size // whole + 1) * whole}"
             )
         self.labels, self._targets = labels, torch.from_numpy(labels.labels)
 

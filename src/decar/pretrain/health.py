@@ -76,7 +76,7 @@ class EmbeddingHealth(Callback):
         assert isinstance(module, DecarModule)
         assert module.data.labels is not None
         labels, before = module.data.labels, self.start.get("embedding_rank", 0.0)
-        found = [entropy(column, k) for column, k in zip(labels.labels.T, labels.sizes, strict=True)]
+        found = [entropy(column, k) for column, k in zip(labels.labels.T, labels.sizes, strict=False)]
         evenness = min(found if labels.sample is None else [*found, labels.health["entropy"]])
         signs = []
         if evenness < self.low_entropy:

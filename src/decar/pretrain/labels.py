@@ -36,7 +36,7 @@ class EpochLabels:
     """The pseudo-labels that one epoch is trained on.
 
     Attributes:
-        labels: `(N, H)` int64, one column per clustering.
+        labels: `(N, H)` int64, one column per clustering whose labels are known for all clips.
         sizes: Number of clusters of each clustering: the widths of the heads.
         epoch: The epoch they are for.
         health: Logged figures: number of clusters, entropy, effective rank, and `nmi` to the previous assignment where
@@ -57,8 +57,7 @@ class EpochLabels:
     def last(self) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """The last clustering, the network's own where there is one: clips `(n,)`, their clusters `(n,)`, and `k`."""
         if self.sample is not None:
-            clips, clusters = self.sample.T
-            return clips, clusters, int(clusters.max()) + 1
+            return self.sample[:, 0], self.sample[:, 1], self.sizes[-1]
         return np.arange(len(self.labels)), self.labels[:, -1], self.sizes[-1]
 
 

@@ -74,7 +74,9 @@ class DecarModule(LightningModule):
         super().__init__()
         self.encoder, self.projection, self.augment = encoder, projection, augment
         self.heads = PseudoLabelHeads(projection.out)  # replaced with the first labels
-        self.online = Prototypes(projection.out, source, seed) if isinstance(source, OnlineLabels) else None
+        self.online: Prototypes | None = None
+        if isinstance(source, OnlineLabels):
+            self.online = Prototypes(encoder, projection, projection.out, source)
         self.source, self.make_optimizer, self.head_optimizer = source, optimizer, dict(head_optimizer or {})
         self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
         self.means = EpochMeans("loss_epoch", "pseudo_accuracy")
@@ -106,7 +108,8 @@ class DecarModule(LightningModule):
         `on_after_backward` averages their gradients; their initial weights depend on the seed only.
         """
         heads = [name for name, _ in self.named_parameters() if name.startswith("heads.")]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, heads)  # type: ignore[no-untyped-call]
+        kept = [name for name, _ in self.named_buffers() if name.startswith("online.")]  # the same on all ranks
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, heads + kept)  # type: ignore[no-untyped-call]
 
     def on_train_start(self) -> None:
         """Set the learning rate of this step: a resume may have changed `max_epochs`, and with it the schedule."""
@@ -135,8 +138,8 @@ class DecarModule(LightningModule):
         with faiss_on((device.index or 0) if device.type == "cuda" else None):
             z = self._vectors() if self.source.needs_vectors(epoch) else None
             labels = self.source.assign(z, situation)
-        if self.online is not None:
-            labels = self._with_sample(self.online, labels)
+            if self.online is not None:
+                labels = self._renew_online(self.online, labels, situation)
         data.set_labels(labels)
         self._renew_heads(labels.sizes, labels.kept)
 
@@ -159,15 +162,16 @@ class DecarModule(LightningModule):
         self.bank.fill(z.gather())
         return self.bank.vectors()
 
-    def _with_sample(self, online: Prototypes, labels: EpochLabels) -> EpochLabels:
-        """`labels` with the clusters of a fixed sample of clips, as the network stands. Collective."""
-        store, before = self.data.store, self.data.labels
-        clips = online.options.watched(len(store), self.seed)
+    def _renew_online(self, online: Prototypes, labels: EpochLabels, situation: Situation) -> EpochLabels:
+        """Cluster a fixed sample of clips by the network as it stands, which becomes the teacher. Collective."""
+        clips = online.options.watched(len(situation.store), self.seed)
         z = embed_dataset(
-            self.trainer, self, self.encoder, store.take(clips), dim=self.projection.out,
+            self.trainer, self, self.encoder, situation.store.take(clips), dim=self.projection.out,
             batch_size=self.data.batch_size, title="cluster: embedding a sample",
         ).gather()  # fmt: skip
-        return on_rank_zero(lambda: online.figures(z, clips, labels, before))
+        fitted, labels = on_rank_zero(lambda: online.options.cluster(z, clips, labels, situation))
+        online.renew(self.encoder, self.projection, fitted)
+        return labels
 
     def embed_store(self, store: LogMelStore, title: str) -> Floats:
         """Embeddings of the clips of a store: `(n, D)` on rank 0, `(0, D)` on the others. Collective."""
@@ -184,10 +188,7 @@ class DecarModule(LightningModule):
         assert isinstance(optimizer, Optimizer)
         for parameter in old - set(self.heads.parameters()):
             optimizer.state.pop(parameter, None)
-        optimizer.param_groups[1]["params"] = self._head_parameters()
-
-    def _head_parameters(self) -> list[nn.Parameter]:
-        return [*self.heads.parameters(), *(self.online.parameters() if self.online is not None else ())]
+        optimizer.param_groups[1]["params"] = list(self.heads.parameters())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean cross-entropy over the clusterings."""
@@ -197,11 +198,11 @@ class DecarModule(LightningModule):
         if self.bank is not None:
             self.bank.add(index, z)
         logits = self.heads(projected)
-        losses = [functional.cross_entropy(scores, targets[:, h]) for h, scores in enumerate(logits)]
-        hits = [(scores.argmax(1) == targets[:, h]).float().mean() for h, scores in enumerate(logits)]
+        wanted: list[Tensor] = [*targets.T]
         if self.online is not None:
-            swapped, right = self.online(projected, z, batch_idx)
-            losses, hits = [*losses, swapped], [*hits, right]
+            wanted.append(self.online(crops))
+        losses = [functional.cross_entropy(scores, y) for scores, y in zip(logits, wanted, strict=True)]
+        hits = [_hits(scores, y) for scores, y in zip(logits, wanted, strict=True)]
         loss = torch.stack(losses).mean()
         last = batch_idx + 1 == self.trainer.num_training_batches
         if loss.device.type == "cpu" or last or (batch_idx + 1) % _CHECK_EVERY == 0:
@@ -257,7 +258,7 @@ class DecarModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimizer with two groups: the network, and the heads."""
         network = [*self.encoder.parameters(), *self.projection.parameters()]
-        heads = {"params": self._head_parameters(), **self.head_optimizer}
+        heads = {"params": list(self.heads.parameters()), **self.head_optimizer}
         optimizer = self.make_optimizer([{"params": network}, heads])
         if self.schedule == "constant" and not self.warmup_steps:
             return optimizer
@@ -320,3 +321,8 @@ class DecarModule(LightningModule):
             "schedule": self.schedule,
             "seed": self.seed,
         }
+
+
+def _hits(scores: Tensor, wanted: Tensor) -> Tensor:
+    """Share of rows `(B, K)` whose largest score is that of the label `(B,)`, or of the largest code `(B, K)`."""
+    return (scores.argmax(1) == (wanted if wanted.ndim == 1 else wanted.argmax(1))).float().mean()
