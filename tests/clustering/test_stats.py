@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
+from threadpoolctl import threadpool_limits
 
 from decar.clustering import nmi
 from decar.clustering.stats import cluster_sizes, effective_rank, entropy
@@ -72,3 +73,13 @@ def test_effective_rank_equals_its_definition(shape: tuple[int, int]) -> None:
     values = np.linalg.svd(points, compute_uv=False)
     share = values / values.sum()
     assert effective_rank(points) == pytest.approx(np.exp(-np.sum(share * np.log(share))), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(700, 90), (300, 512)])
+def test_effective_rank_does_not_depend_on_the_number_of_threads(shape: tuple[int, int]) -> None:
+    points = np.maximum(noise(*shape), 0)
+    found = set()
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.add(effective_rank(points))
+    assert len(found) == 1

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from decar.clustering.base import check_table
 from decar.clustering.whiten import scatter
@@ -69,8 +70,10 @@ def effective_rank(features: NDArray[Any]) -> float:
     """
     table = check_table(features)
     # the same squares from either side; 1,000 vectors of 3,072 numbers: a twentieth of the time by rows
-    products = scatter(table.T if len(table) < table.shape[1] else table)
-    values = np.sqrt(np.clip(np.linalg.eigvalsh(products), 0.0, None))
+    with threadpool_limits(1):  # with more threads the last bits differ, and a resumed run would have other figures
+        products = scatter(table.T if len(table) < table.shape[1] else table)
+        squares = np.linalg.eigvalsh(products)
+    values = np.sqrt(np.clip(squares, 0.0, None))
     values = values[values > 1e-7 * values[-1]]  # the others are rounding of the squares
     return float(np.exp(_entropy(values))) if len(values) else 0.0
 
