@@ -3,14 +3,16 @@
     python benchmarks/recipe.py --set mini --arms demo paper_small --seeds 0 1 2
     python benchmarks/recipe.py --set bench --root DIR --jobs 2 -- budget=20min      # options for all arms after --
 
-An arm is a line of benchmarks/recipe_arms.yaml. Beside each stand untrained weights of its own network; log-mel
-statistics once. What is finished is not run again. Arms are compared by validation, the test column is for the end.
+An arm is a line of benchmarks/recipe_arms.yaml: options of train.py, behind the module that runs in its place if there
+is one. Beside each stand untrained weights of its own network; log-mel statistics once. What is finished is not run
+again. Arms are compared by validation, the test column is for the end.
 """
 
 import argparse
 import csv
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -79,7 +81,9 @@ def train(folder: Path, options: Sequence[str], threads: int) -> None:
     if (folder / "seconds.txt").is_file():
         return
     began = time.monotonic()
-    run(["train.py", *options, f"hydra.run.dir={folder}", "resume=auto"], Path(f"{folder}.log"), threads)
+    module = options[0] if options and re.fullmatch(r"[a-z.]+", options[0]) else None
+    words = ["train.py", *options] if module is None else ["-m", *options]
+    run([*words, f"hydra.run.dir={folder}", "resume=auto"], Path(f"{folder}.log"), threads)
     (folder / "seconds.txt").write_text(f"{time.monotonic() - began:.0f}")
 
 
