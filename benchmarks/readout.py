@@ -45,6 +45,7 @@ BANDS = {"in": (64,), "b1": (32, 16, 8, 4), "b2": (16, 8, 4), "b3": (8,)}
 STATS = ("mean", "max", "std", "delta")
 PENALTIES = 10.0 ** np.arange(-4, 2)  # times the mean square length of a clip
 FOLDS = 4
+SHARES = (0, 0.01, 0.1, 0.3, 1, 3)  # of the mean variance, that --search adds to each
 GROUPS = ("speaker", "instrument_preset", "kit", "recording", "group", "source_package")  # columns of index.csv
 MM = ("mean", "max")
 VECTOR = ["mlp.mean", "mlp.max", "b3.mean.8", "b3.max.8"]
@@ -250,16 +251,12 @@ def search(features: Features, tasks: Sequence[Task], index: pd.DataFrame) -> No
     scaled = plain.copy()
     scaled[:, vector.shape[1] :] *= READOUT_SCALE
     for name, x in (("vector", vector), ("b1 16 + b2 16, not scaled", plain), ("b1 16 + b2 16", scaled)):
-        mean, factor = standardiser([x])
         show(features, name, [], "cosine", [alike(x, task) for task in tasks])
         print(f"{name}: {seconds(x, index):.2f} s a search")
-        show(
-            features,
-            name,
-            [],
-            "standardised",
-            [alike(((x - mean) * factor).astype(np.float32), task) for task in tasks],
-        )
+        for part in SHARES:
+            mean, factor = standardiser([x], share=part)
+            levelled = ((x - mean) * factor).astype(np.float32)
+            show(features, name, [], f"standardised, {part}", [alike(levelled, task) for task in tasks])
         for dim in (512, 256, 128) if x is not plain else ():
             less = x @ principal_directions(x[trained_on], dim).numpy().T
             show(features, f"{name}, --dim {dim}", [], "cosine", [alike(less, task) for task in tasks])

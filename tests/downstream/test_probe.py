@@ -12,7 +12,7 @@ from decar.downstream.probe import fit_frozen
 from decar.downstream.protocol import PaperProtocol, SearchProtocol
 from decar.downstream.task import Task
 from decar.errors import TaskError
-from decar.models.embed import standardiser
+from decar.models.embed import half_standardised, half_standardiser, standardiser
 from tests.downstream.helpers import blob_task, make_task
 
 PROTOCOLS = [
@@ -222,6 +222,21 @@ def test_standardiser() -> None:
     assert np.allclose(z.std(0), [1, 1, 0, 1, 1])
     assert scale[2] == 0
     np.testing.assert_allclose(standardiser([x[:7], x[7:30], x[30:]]), (mean, scale), rtol=1e-12, atol=1e-12)
+
+
+def test_half_standardised_a_small_column_counts_little() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(3, 1, (200, 3)).astype(np.float32) * np.array([4, 1, 0.01], np.float32)
+    mean, factor = half_standardiser([x[:50], x[50:]])
+    variance = x.astype(np.float64).var(axis=0)
+    np.testing.assert_allclose(factor, 1 / np.sqrt(variance + variance.mean()), rtol=1e-6)
+    z = ((x - mean) * factor).std(axis=0)
+    assert z[0] > 0.8 > z[1] > 0.3
+    assert z[2] < 0.01
+    rows = half_standardised(x)
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(half_standardised(1000 * x), rows, atol=1e-4)  # whatever the unit
+    assert not half_standardised(np.ones((3, 4), np.float32)).any()
 
 
 def test_classes_without_training_clips_or_test_clips_do_not_hurt() -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from decar.errors import DecarError
-from decar.models.embed import standardised
+from decar.models.embed import half_standardised
 from decar.report import clusters as of
 from decar.report.clips import ALIKE, ends, middles, near_duplicates, order_of, sample, tsne
 from decar.report.folder import curves
@@ -125,7 +125,7 @@ def test_columns_that_sort_clips_into_kinds():
 
 def test_nearest_and_farthest_against_a_sort_of_all():
     rng = np.random.default_rng(0)
-    unit = standardised(rng.normal(size=(120, 9)).astype(np.float32))
+    unit = half_standardised(rng.normal(size=(120, 9)).astype(np.float32))
     clusters = rng.integers(0, 4, 120)
     cosine = middles(unit, clusters)
     for cluster, near, far in zip(range(4), *ends(cosine, clusters, 3), strict=True):
@@ -156,7 +156,7 @@ def test_a_sample_is_even_bounded_and_the_seed_s():
 def test_the_map_keeps_groups_apart_and_within_bounds():
     rng = np.random.default_rng(0)
     middles = 6 * rng.normal(size=(3, 8))
-    unit = standardised(np.concatenate([m + rng.normal(size=(30, 8)) for m in middles]).astype(np.float32))
+    unit = half_standardised(np.concatenate([m + rng.normal(size=(30, 8)) for m in middles]).astype(np.float32))
     places = tsne(unit, 0)
     assert np.abs(places).max() <= 1
     kinds = np.repeat(range(3), 30)
@@ -199,7 +199,7 @@ def test_one_point_is_no_curve_and_what_is_not_known_yet_is_a_gap_not_zero(tmp_p
 
 def test_near_duplicates_are_chains_of_clips_that_are_alike():
     rng = np.random.default_rng(0)
-    unit = standardised(rng.normal(size=(60, 40)).astype(np.float32))
+    unit = half_standardised(rng.normal(size=(60, 40)).astype(np.float32))
     assert (near_duplicates(unit) == -1).all()
     unit[[3, 50]] = unit[7]
     unit[20] = unit[21] + 0.02 * rng.normal(size=40)  # nearly

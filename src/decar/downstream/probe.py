@@ -37,7 +37,7 @@ from decar.downstream.protocol import (
 )
 from decar.downstream.task import Task
 from decar.errors import TaskError
-from decar.models.embed import standardiser
+from decar.models.embed import half_standardiser, standardiser
 from decar.models.networks import seeded
 
 
@@ -122,8 +122,8 @@ def fit_knn(known: Known, protocol: KnnProtocol) -> Fitted:
 
 
 def neighbours(x: Floats, y: Truth, k: int, n_classes: int) -> Scorer:
-    """The `k` nearest of `x` vote, each with the cosine of standardised embeddings, from 0 (opposite) to 1."""
-    mean, scale = standardiser([x])
+    """The `k` nearest of `x` vote, each with the cosine of half-standardised embeddings, from 0 (opposite) to 1."""
+    mean, scale = half_standardiser([x])
     index = NearestNeighbors(n_neighbors=min(k, len(x)), metric="cosine", algorithm="brute").fit((x - mean) * scale)
     votes = sparse.csr_array(y if y.ndim == 2 else np.eye(n_classes, dtype=bool)[y], dtype=np.float64)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from decar.downstream.classifier import Classifier, margins
-from decar.models.embed import standardised
+from decar.models.embed import half_standardised
 
 POOL = 5  # times as many unsure clips as are suggested; those of them that are farthest apart are taken
 
@@ -34,7 +34,7 @@ def suggest(vectors: Floats, labelled: Rows, classifier: Classifier | None = Non
     left = np.setdiff1d(np.arange(len(vectors)), labelled)
     if len(left) <= n:
         return left
-    unit = standardised(vectors)
+    unit = half_standardised(vectors)
     if classifier is None:
         return left[_typical(unit[left], n, seed)]
     unsure = doubt(margins(classifier.scores(vectors[left]), classifier.thresholds))

@@ -285,7 +285,9 @@ def room_for(n: int, dim: int, store: LogMelStore) -> NDArray[np.float32]:
     return np.empty((n, dim), np.float32)
 
 
-def standardiser(blocks: Iterable[NDArray[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def standardiser(
+    blocks: Iterable[NDArray[Any]], *, share: float = 0.0
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean `(D,)` and factor `(D,)` that give every column zero mean and unit variance: `(x - mean) * factor`.
 
     The factor of a constant column is 0. `StandardScaler` takes 1, with which a unit that was silent on these rows
@@ -293,6 +295,8 @@ def standardiser(blocks: Iterable[NDArray[Any]]) -> tuple[NDArray[np.float64], N
 
     Args:
         blocks: The rows, in one or more blocks `(n, D)`; they are read once.
+        share: Of the mean variance of all columns, added to each variance: the larger, the less a column of small
+            values counts.
     """
     n, mean, squares = 0, np.zeros(1), np.zeros(1)
     for block in blocks:
@@ -302,12 +306,22 @@ def standardiser(blocks: Iterable[NDArray[Any]]) -> tuple[NDArray[np.float64], N
         squares = squares + ((wide - centre) ** 2).sum(axis=0) + (centre - mean) ** 2 * (n * len(wide) / total)
         mean = mean + (centre - mean) * (len(wide) / total)
         n = total
-    deviation = np.sqrt(squares / n)
-    varies = deviation > 1e-6 * np.maximum(1e-6, np.abs(mean))  # not just float32 rounding of a constant
-    return mean, np.divide(1.0, deviation, out=np.zeros_like(deviation), where=varies)
+    variance = squares / n
+    varies = np.sqrt(variance) > 1e-6 * np.maximum(1e-6, np.abs(mean))  # not just float32 rounding of a constant
+    root = np.sqrt(variance + share * variance.mean())
+    return mean, np.divide(1.0, root, out=np.zeros_like(root), where=varies)
 
 
-def standardised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`(N, D)`, each column with mean 0 and deviation 1 (0 where it is constant), rows then of length 1."""
-    mean, scale = standardiser([vectors])
+def half_standardiser(blocks: Iterable[NDArray[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """As `standardiser`, for distances: a column of a variance far below the mean of all counts little.
+
+    Standardised, a column counts as much as any other, and neighbours are worse than by the vectors as they are; a
+    readout, whose numbers are small on purpose, makes them worse still (docs/recipe.md).
+    """
+    return standardiser(blocks, share=1.0)
+
+
+def half_standardised(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`(N, D)`, by `half_standardiser`, rows then of length 1."""
+    mean, scale = half_standardiser([vectors])
     return l2_normalize((vectors - mean) * scale)

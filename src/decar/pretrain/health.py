@@ -17,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 from decar.audio import Manifest
 from decar.clustering.stats import effective_rank, entropy
 from decar.errors import ConfigError
-from decar.models.embed import standardiser
+from decar.models.embed import half_standardiser
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import on_rank_zero
 from decar.pretrain.sampler import Stream, derive_seed
@@ -140,14 +140,14 @@ def is_worse(accuracy: float, before: float, n_clips: int) -> bool:
 
 
 def nearest_neighbour_accuracy(vectors: Floats, labels: NDArray[np.int64]) -> float:
-    """Share of clips whose nearest other clip has the same label; cosine of standardised vectors `(N, D)`.
+    """Share of clips whose nearest other clip has the same label; cosine of half-standardised vectors `(N, D)`.
 
     Returns:
         0 to 1; 0.0 for fewer than two clips.
     """
     if len(vectors) < 2:
         return 0.0
-    mean, scale = standardiser([vectors])
+    mean, scale = half_standardiser([vectors])
     index = NearestNeighbors(n_neighbors=1, metric="cosine", algorithm="brute").fit((vectors - mean) * scale)
     nearest = index.kneighbors(return_distance=False)[:, 0]  # of the others
     return float(np.mean(labels[nearest] == labels))

@@ -104,7 +104,7 @@ def near_duplicates(unit: NDArray[np.float32], least: float = ALIKE) -> NDArray[
     Clips are in one group if a chain of cosines of at least `least` leads from one to the other.
 
     Args:
-        unit: `(N, D)`, of `standardised`; rows of zeros, clips at the very mean, are alike.
+        unit: `(N, D)`, of `half_standardised`; rows of zeros, clips at the very mean, are alike.
         least: See `ALIKE`.
     """
     from scipy.sparse import csr_array, vstack

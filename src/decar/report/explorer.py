@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.clustering import Placed
-from decar.models.embed import standardised
+from decar.models.embed import half_standardised
 from decar.report import clusters as of
 from decar.report.clips import Clips, ends, middles, near_duplicates, order_of, sounds, tsne
 from decar.report.when import clip_names, hours_and_sites, hours_of, time_lines
@@ -47,7 +47,7 @@ def show(
         called: The name of the clustering.
         others: Names and clusters `(N,)` of others, to be chosen beside it.
     """
-    unit, clusterings = standardised(vectors[chosen]), [*others, (called, placed.labels)]
+    unit, clusterings = half_standardised(vectors[chosen]), [*others, (called, placed.labels)]
     places = tsne(unit, seed)
     explored = [{"name": of, **explore(labels, table, names[:EXPLORED])} for of, labels in clusterings]
     middle = [middles(unit, labels[chosen]) for _, labels in clusterings]

@@ -31,7 +31,7 @@ from decar.downstream.classifier import NOT
 from decar.embedder.output import ROWS_AT_ONCE, write_rows
 from decar.errors import AudioError, ExportError, printable
 from decar.files import whole, whole_folder
-from decar.models.embed import standardised
+from decar.models.embed import half_standardised
 from decar.report.clips import RATE, loud, tsne
 from decar.report.final import PLACE
 from decar.report.when import began, clip_names, texts_of
@@ -94,7 +94,7 @@ def write_atlas(points: Points, out: Path) -> int:
     Raises:
         OSError: The file cannot be written.
     """
-    places = tsne(standardised(points.vectors), seed=0)
+    places = tsne(half_standardised(points.vectors), seed=0)
     known = points.table(audio=None, x=places[:, 0], y=places[:, 1])
     table = pa.Table.from_pandas(known, preserve_index=False).replace_schema_metadata(None)
     place, silent, jobs = table.schema.get_field_index("audio"), 0, points.clips.jobs
