@@ -150,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=["mini", "bench"], default="mini", help="bundled sounds, or a folder of tasks")
     parser.add_argument("--root", type=Path, help="that folder: index.csv and tasks/*.csv")
+    parser.add_argument("--tasks", type=Path, help="another folder that has the tasks and their index.csv")
     parser.add_argument("--file", type=Path, default=ARMS, help="where arms are described (default: %(default)s)")
     parser.add_argument("--arms", nargs="+", default=[], help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -160,7 +161,7 @@ def main() -> None:
     if args.set == "bench" and args.root is None:
         parser.error("--set bench needs --root DIR")
     data = [] if args.set == "mini" else ["data=bench", f"data.root={args.root}"]
-    tasks = [BUNDLED] if args.set == "mini" else ["task=table", f"task.root={args.root}", "task.name=*"]
+    tasks = [BUNDLED] if args.set == "mini" else ["task=table", f"task.root={args.tasks or args.root}", "task.name=*"]
     arms = read_arms(args.file, args.arms)
     out, threads = (args.out / args.set).resolve(), max(1, (os.cpu_count() or 1) // args.jobs)
 
