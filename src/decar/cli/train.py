@@ -174,8 +174,8 @@ def prepare_run(
 def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> dict[str, float]:
     """Train in each process of a job, with no option left open; returns the last value of each metric."""
     from hydra.utils import instantiate
-    from pytorch_lightning.callbacks import RichProgressBar
 
+    from decar.pretrain import StepBar
     from decar.pretrain.checkpoint import RunRecord, TimeLimit, is_finished
     from decar.pretrain.liveness import training
 
@@ -186,7 +186,7 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     record = RunRecord(flat_options(cfg), store.content, len(store))
     callbacks.append(record)
     if cfg.trainer.enable_progress_bar:
-        callbacks.append(RichProgressBar(refresh_rate=BAR_RATE))
+        callbacks.append(StepBar(refresh_rate=BAR_RATE))
     options = trainer_options(cfg)
     if max_time := options.pop("max_time", None):
         callbacks.insert(0, TimeLimit(max_time))  # before those that save

@@ -207,7 +207,8 @@ class DecarModule(LightningModule):
         last = batch_idx + 1 == self.trainer.num_training_batches
         if loss.device.type == "cpu" or last or (batch_idx + 1) % _CHECK_EVERY == 0:
             self._require_finite(loss, index)
-        self.log("loss_step", mean_over_ranks(loss), on_step=True, on_epoch=False, prog_bar=True, batch_size=len(index))
+        # no `prog_bar`: Lightning would read the loss after each batch, bar or not; `StepBar` shows it
+        self.log("loss_step", mean_over_ranks(loss), on_step=True, on_epoch=False, batch_size=len(index))
         self.means.add(loss, torch.stack(hits).mean())
         if last:
             self._log_means()
