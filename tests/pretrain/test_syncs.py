@@ -1,10 +1,14 @@
 """How often training makes the CPU wait for the device: each `.item()`, `bool(tensor)` and the like of a step."""
 
 import traceback
+from types import SimpleNamespace
 
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from decar.clustering import KMeans
@@ -20,7 +24,8 @@ from decar.pretrain import (
     Safeguard,
     StepBar,
 )
-from tests.pretrain.helpers import build
+from decar.pretrain.vectors import FeatureBank
+from tests.pretrain.helpers import build, fit
 
 aten = torch.ops.aten
 WAITS = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default}
@@ -65,7 +70,10 @@ def source(labels):
     return BothLabels(first, NetworkLabels([clusterer], dim=4), 0)
 
 
-@pytest.mark.parametrize(("labels", "features"), [("both", "pass"), ("both", "bank"), ("online", "pass")])
+CASES = pytest.mark.parametrize(("labels", "features"), [("both", "pass"), ("both", "bank"), ("online", "pass")])
+
+
+@CASES
 def test_a_step_waits_for_nothing_unless_it_logs(make_store, tmp_path, labels, features):
     model, data = build(make_store([40] * 16), source=source(labels), module=DecarModule, features=features)
     data.every_n_steps = STEPS
@@ -81,3 +89,65 @@ def test_a_step_waits_for_nothing_unless_it_logs(make_store, tmp_path, labels, f
     on_a_cpu = {"module.py:_require_finite", "crops.py:as_input"}  # nothing waits there, see the test of a GPU's step
     assert {who for _, who in within} > on_a_cpu
     assert {step % EVERY for step, who in within if who not in on_a_cpu} == {0}, sorted(set(within))
+
+
+class Elsewhere(Waits):
+    """Writes down copies to the CPU as well."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if func is aten._to_copy.default and args[0].is_cuda and not out.is_cuda:
+            self.found.append((self.step, "copy"))
+        return out
+
+
+def without_numbers(model):
+    """Put tensors on CUDA that have no numbers in the place of parameters and buffers."""
+    for module in model.modules():
+        for name, value in module._parameters.items():
+            module._parameters[name] = value if value is None else nn.Parameter(torch.empty(value.shape))
+        for name, value in module._buffers.items():
+            module._buffers[name] = value if value is None else torch.empty(value.shape, dtype=value.dtype)
+
+
+@CASES
+def test_the_forward_pass_of_a_step_on_a_gpu_waits_for_nothing(make_store, monkeypatch, labels, features):
+    """On tensors that are CUDA's in all but their numbers: whatever needs a number raises."""
+    model, data = build(make_store([40] * 16), source=source(labels), module=DecarModule, features=features)
+    model.heads.reset([4, 4], seed=0)
+    model.bank = FeatureBank(8)
+    model.bank.filled = features == "bank"
+    trainer = SimpleNamespace(num_training_batches=STEPS, current_epoch=0, datamodule=data, optimizers=[model])
+    monkeypatch.setattr(DecarModule, "trainer", trainer)
+    monkeypatch.setattr(DecarModule, "global_rank", 0)
+    monkeypatch.setattr(DecarModule, "log", lambda *args, **kwargs: None)
+    with FakeTensorMode(), torch.device("cuda"):
+        without_numbers(model)
+        data._targets = torch.zeros(16, 1 if model.online else 2, dtype=torch.int64)
+        if model.online:
+            model.online.queue = torch.empty(0, 4)
+        stored = torch.zeros(8, 32, 64, dtype=torch.float16), torch.ones(8, dtype=torch.int64), torch.arange(8)
+        with Elsewhere() as waits:
+            for step in range(9):
+                loss = model.training_step(data.on_after_batch_transfer(stored, 0), step)
+            assert loss.is_cuda
+            assert not waits.found
+            with pytest.raises(DataDependentOutputException):
+                model.training_step(data.on_after_batch_transfer(stored, 0), 9)
+
+
+def test_lightning_s_broadcast_before_each_batch_is_not_made_where_signals_are_ours(make_store, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(_TrainingEpochLoop, "_broadcast_sigterm_tensor", lambda self: calls.append("made"))
+
+    class AsOfSeveral(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+
+    for own, made in (([], 4), ([Safeguard(tmp_path / "last.ckpt")], 0)):
+        model, data = build(make_store([40] * 16))
+        trainer, _ = fit(model, data, tmp_path, epochs=1, callbacks=[*own, AsOfSeveral()])
+        assert len(calls) == made
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()  # after training it is Lightning's again
+        assert len(calls) == made + 1
+        calls.clear()

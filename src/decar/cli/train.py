@@ -206,19 +206,18 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
             if signals.asked():  # in the last step
                 raise signals.stop(signals.asked())
             if cfg.report:
-                report_run(cfg, output, clips)
+                on = trainer.strategy.root_device
+                report_run(cfg, output, clips, str(on) if on.type == "cuda" else "cpu")
     return metrics
 
 
-def report_run(cfg: Any, output: Path, store: LogMelStore) -> None:
+def report_run(cfg: Any, output: Path, store: LogMelStore, device: str) -> None:
     """Make the page of the run that has just ended; whatever fails is one line in the log and fails nothing."""
     try:
         from omegaconf import OmegaConf
 
-        from decar.cli.eval import device_of
         from decar.report import RunFiles, write_environment, write_report
 
-        device = device_of("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
         write_environment(output)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         label = OmegaConf.select(cfg, "data.label")
@@ -273,6 +272,7 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
         schedule=cfg.schedule,
         warmup_steps=cfg.warmup_steps,
         features=cfg.pretrain.features,
+        compiled=cfg.compile,
         seed=cfg.seed,
     )
 
