@@ -161,7 +161,7 @@ def test_a_missing_faiss_names_both_extras(make: Make, monkeypatch: pytest.Monke
 @every_clusterer
 def test_a_gpu_asked_for_and_not_there_is_said(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytest.importorskip("faiss"), "get_num_gpus", lambda: 0)
-    with pytest.raises(ClusteringError, match="faiss sees no GPU|superkmeans=true runs on the CPU"):
+    with pytest.raises(ClusteringError, match=r"faiss sees no GPU|superkmeans=true runs on the CPU"):
         make(gpu=True).fit_predict(noise())
 
 
