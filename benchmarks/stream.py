@@ -1,7 +1,7 @@
 """Memory over a stream: `labels=online` learns from generated clips that come one after another, each once.
 
-    python benchmarks/stream.py                      # 100,000 clips of .3 s, a tiny network; some minutes
-    python benchmarks/stream.py --clips 20000
+    python benchmarks/stream.py                      # 102,400 clips of .3 s, a tiny network; some minutes
+    python benchmarks/stream.py --clips 19200
 
 Each clip is a file that is written just before it is read and deleted soon after, so there is never a set. Prints the
 resident memory after every tenth of the clips, and the ratio of the last figure to the first; ends with 1 where it is
@@ -111,8 +111,10 @@ def train(clips: Generated, every: int, folder: Path) -> tuple[Memory, int]:
 def main() -> None:
     """Train, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=100_000, help="a multiple of 320 (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=102_400, help="a multiple of 320 (default: %(default)s)")
     args = parser.parse_args()
+    if args.clips % (5 * BATCH):
+        parser.error(f"--clips {args.clips}: give a multiple of {5 * BATCH}, so that the last tenth is whole")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     print(machine())
