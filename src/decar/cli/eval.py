@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from decar.cli.config import build_encoder, hydra_value, own_network, stand_besi
 from decar.cli.launch import folder_lock
 from decar.cli.main import SKIP, run_hydra
 from decar.cli.runs import FINISHED, same_job, write_config
-from decar.cli.trainer import gpus_in_turn
+from decar.cli.trainer import TURN, gpus_in_turn, turn
 from decar.digests import DamagedError, read_json, write_json
 from decar.errors import DecarError, require
 from decar.files import locked, whole
@@ -59,6 +60,7 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     from decar.downstream.task import load_task
     from decar.models import read_facts
 
+    device = device_of(cfg.accelerator, cfg.devices)
     obtain(cfg)
     if cfg.bundle == "random":
         stand_beside(cfg)
@@ -74,7 +76,6 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     for name in ("result.json", JUDGED):  # of other options: config.yaml speaks for this job from here on
         (output / name).unlink(missing_ok=True)
     write_config(output, OmegaConf.to_yaml(cfg, resolve=True))
-    device = device_of(cfg.accelerator, cfg.devices)
     trainer = {"accelerator": cfg.accelerator, "precision": cfg.precision, "enable_progress_bar": cfg.progress}
     if device.startswith("cuda:"):
         trainer["devices"] = [int(device.partition(":")[2])]
@@ -124,7 +125,9 @@ def _obtain(folder: Path, options: str) -> None:
     with locked(f"{folder}.lock", wait=math.inf):
         log.info("pre-training %s, unless that is done", folder)
         words = [*shlex.split(options), f"hydra.run.dir={hydra_value(str(folder))}", "resume=auto"]
-        code = subprocess.run([sys.executable, "-m", "decar.cli.train", *words], check=False).returncode
+        same_gpu = {**os.environ, **({} if (number := turn()) is None else {TURN: str(number)})}
+        command = [sys.executable, "-m", "decar.cli.train", *words]
+        code = subprocess.run(command, env=same_gpu, check=False).returncode
         finished = (folder / FINISHED).is_file()
     require(code == 0, f"pre-training {folder} failed (exit status {code}); see above, or train.log in there")
     require(finished, f"pre-training {folder} was cut short (trainer.max_time?): give the same command again to go on")

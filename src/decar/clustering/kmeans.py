@@ -100,13 +100,11 @@ class KMeans:
         """
         if self.gpu is True:
             raise ClusteringError("superkmeans=true runs on the CPU, and gpu=true demands a GPU: leave one out")
-        found = []
-        for start in range(self._starts(len(points))):
-            centres = self._one_start(points, (self.seed + start) % 2**31)
-            found.append(
-                (float(Centres(centres, False, self.n_threads).assign(points)[1].mean(dtype=np.float64)), centres)
-            )
-        return min(found, key=lambda pair: pair[0])[1]
+        starts = range(self._starts(len(points)))
+        found = [Centres(self._one_start(points, (self.seed + n) % 2**31), False, self.n_threads) for n in starts]
+        if len(found) == 1:
+            return found[0].points
+        return min(found, key=lambda centres: centres.assign(points)[1].mean(dtype=np.float64)).points
 
     def _one_start(self, points: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
         try:
