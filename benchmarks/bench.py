@@ -27,7 +27,7 @@ PARTS = {  # module of this folder: what its lines are about
     "store": ("speed_store", "Log-mels, probes, start-up"),
     "open": ("speed_open", "Opening files that have checksums"),
     "scale": ("speed_scale", "Up to two million clips"),
-    "paper": ("speed_paper", "The paper's batch of 512"),
+    "paper": ("speed_paper", "Steps on a GPU"),
 }
 ON_CPU = ("train", "read", "epoch", "clusterers", "store", "open", "scale")  # parts that have figures of each
 ON_GPU = ("train", "epoch", "clusterers", "paper")

@@ -151,6 +151,8 @@ def calibrate(cfg: DictConfig, clip_seconds: float) -> Costs:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         n = min(max(round(CALIBRATION / clip_seconds), 64), 1_000)
+        (folder / "first").mkdir()
+        building(folder / "first", 16, clip_seconds)  # loads libraries: half a second, as much as 600 clips of 1 s
         log_mel = building(folder, n, clip_seconds) / n
         store, clock, few = noise_store(n, frames_of(clip_seconds), folder), Clock(folder / "last.ckpt"), small(cfg, n)
         train(few, store, clock, 2, WARM_UP + STEPS, folder)

@@ -19,7 +19,6 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import RichProgressBar
 from rig import Line, alternate, line, seconds
 from torch import Tensor, nn
 from torch.nn import functional
@@ -30,7 +29,7 @@ from decar.cli.config import conf_dir
 from decar.cli.train import BAR_RATE, all_clips, build_module
 from decar.models import Encoder
 from decar.models.embed import batches_by_length, evaluating
-from decar.pretrain import DecarModule, PretrainData, ResumableCSVLogger
+from decar.pretrain import DecarModule, PretrainData, ResumableCSVLogger, StepBar
 from decar.pretrain.vectors import embed_dataset
 
 PAPER = ["experiment=paper", "loader.crop_frames=98", "k=64"]  # crops, to compare with figures of before
@@ -167,7 +166,7 @@ def trained(
         trainer = Trainer(
             max_epochs=cfg.trainer.max_epochs, accelerator=device, devices=1, use_distributed_sampler=False,
             enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0, log_every_n_steps=10,
-            logger=ResumableCSVLogger(folder), callbacks=[*callbacks, RichProgressBar(refresh_rate=BAR_RATE)],
+            logger=ResumableCSVLogger(folder), callbacks=[*callbacks, StepBar(refresh_rate=BAR_RATE)],
             default_root_dir=folder,
         )  # fmt: skip
         trainer.fit(build_module(cfg, clips), datamodule=data)

@@ -147,6 +147,11 @@ def test_an_option_without_effect_is_refused_alone_and_said_in_a_sweep(root, wor
     assert line in caplog.text
 
 
+@pytest.mark.parametrize("word", ["compile=reduce-overhead", "exact=1", "clusterer.superkmeans=yes"])
+def test_a_switch_is_true_or_false(word):
+    assert refused("train", word) == f"{word}: give true or false"
+
+
 @pytest.mark.parametrize("labels", ["network", "descriptors", "both"])
 def test_labels_that_cluster_all_clips_at_once_have_no_stream(labels):
     assert "data.stream=true needs labels=online" in refused("train", "data.stream=true", f"labels={labels}")

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,12 +16,16 @@ import pytest
 import soundfile
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from benchmarks.jobs import difference, same
 from decar.cli.config import conf_dir
-from decar.cli.trainer import trainer_options
+from decar.cli.eval import device_of
+from decar.cli.trainer import gpus_in_turn, gpus_of_job, trainer_options, turn
+from decar.errors import ConfigError
 from decar.pretrain.sync import SyncLayers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -172,6 +178,65 @@ def test_however_several_processes_are_asked_for_the_settings_are_those_of_ddp(s
     own = "trainer.strategy={_target_:pytorch_lightning.strategies.DDPStrategy,find_unused_parameters:false}"
     assert instantiate(options_of(own).strategy)._timeout == timedelta(hours=24)
     assert instantiate(options_of(own).strategy)._ddp_kwargs == {"find_unused_parameters": False}
+
+
+def test_without_exactness_ddp_does_less_in_each_step():
+    made = instantiate(options_of("trainer=ddp", "trainer.devices=2", "exact=false").strategy)
+    assert made._ddp_kwargs == {"find_unused_parameters": False, "broadcast_buffers": False}
+    own = ["exact=false", "trainer.strategy=ddp_find_unused_parameters_true"]
+    assert instantiate(options_of(*own).strategy)._ddp_kwargs["find_unused_parameters"], "what is given goes first"
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+class TestGpusOfASweep:
+    def test_every_job_has_as_many_as_it_wants_and_they_are_used_alike(self):
+        for visible, wanted in product(range(1, 9), range(1, 5)):
+            found = [gpus_of_job(number, wanted, visible) for number in range(24)]
+            if wanted > visible:
+                assert found == [None] * 24
+                continue
+            assert all(len(set(job)) == wanted and set(job) <= set(range(visible)) for job in found)
+            beside = visible // wanted
+            for first in range(24 - beside):
+                together = [gpu for job in found[first : first + beside] for gpu in job]
+                assert len(set(together)) == len(together), "jobs that begin one after the other share none"
+
+    @pytest.mark.parametrize(("launcher", "mode", "number"), [
+        ("joblib", RunMode.MULTIRUN, 6), ("basic", RunMode.MULTIRUN, None), ("submitit_slurm", RunMode.MULTIRUN, None),
+        ("joblib", RunMode.RUN, None),
+    ])  # fmt: skip
+    def test_only_jobs_that_run_side_by_side_take_turns(self, monkeypatch, launcher, mode, number):
+        runtime = SimpleNamespace(choices={"hydra/launcher": launcher})
+        conf = SimpleNamespace(mode=mode, runtime=runtime, job=SimpleNamespace(num=6))
+        monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
+        monkeypatch.setattr(HydraConfig, "get", lambda: conf)
+        assert turn() == number
+
+    def test_a_training_takes_its_gpus_unless_it_names_them(self, four_gpus, monkeypatch):
+        monkeypatch.setenv("DECAR_TURN", "6")  # a further process of the job has its number from here
+        assert gpus_in_turn(1, "auto") == [2]
+        assert gpus_in_turn(2, "gpu") == [0, 1]
+        for wanted, accelerator in (([3], "gpu"), (1, "cpu"), ("auto", "gpu"), (-1, "gpu"), (8, "gpu")):
+            assert gpus_in_turn(wanted, accelerator) is None
+        made = trainer_options(OmegaConf.create({"trainer": {"accelerator": "gpu", "devices": 1, "strategy": "ddp"}}))
+        assert made.devices == [2]
+        monkeypatch.delenv("DECAR_TURN")
+        assert gpus_in_turn(1, "auto") is None
+
+    def test_a_judgement_takes_one(self, four_gpus, monkeypatch):
+        assert [device_of("cpu", [3]), device_of("auto"), device_of("gpu", [3])] == ["cpu", "cuda", "cuda:3"]
+        monkeypatch.setenv("DECAR_TURN", "6")
+        assert [device_of("auto"), device_of("auto", [3])] == ["cuda:2", "cuda:3"]
+        for devices in (2, [0, 1], "auto"):
+            with pytest.raises(ConfigError, match=r"devices=.*: a task is judged on one device; give 1"):
+                device_of("gpu", devices)
+        with pytest.raises(ConfigError, match=r"devices=\[4\]: torch sees 4 GPUs here"):
+            device_of("gpu", [4])
 
 
 def test_same_sees_the_smallest_difference():

@@ -48,6 +48,9 @@ def test_same_job_looks_at_what_was_asked_for(asked, tmp_path):
     assert not same_job(OmegaConf.merge(asked, {"seed": 1}), tmp_path)
     assert not same_job(OmegaConf.merge(asked, {"callbacks": [{"x": 2}]}), tmp_path)
     assert not same_job(OmegaConf.merge(asked, {"new": 1}), tmp_path)
+    later = {"exact": True, "compile": False, "devices": [1]}  # as earlier versions did, and on another GPU
+    assert same_job(OmegaConf.merge(asked, later), tmp_path)
+    assert not same_job(OmegaConf.merge(asked, {"exact": False}), tmp_path)
     assert not same_job(asked, tmp_path / "nowhere")
     (tmp_path / "config.yaml").write_text("{")
     assert not same_job(asked, tmp_path)

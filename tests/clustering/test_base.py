@@ -13,6 +13,7 @@ from decar.errors import ClusteringError
 Make = Callable[..., Clusterer]
 CLUSTERERS = [
     pytest.param(lambda **options: KMeans(k=12, **options), id="kmeans"),
+    pytest.param(lambda **options: KMeans(k=12, superkmeans=True, **options), id="superkmeans"),
     pytest.param(lambda **options: PIC(sigma="auto", **options), id="pic"),
 ]
 every_clusterer = pytest.mark.parametrize("make", CLUSTERERS)
@@ -160,7 +161,7 @@ def test_a_missing_faiss_names_both_extras(make: Make, monkeypatch: pytest.Monke
 @every_clusterer
 def test_a_gpu_asked_for_and_not_there_is_said(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pytest.importorskip("faiss"), "get_num_gpus", lambda: 0)
-    with pytest.raises(ClusteringError, match="faiss sees no GPU"):
+    with pytest.raises(ClusteringError, match=r"faiss sees no GPU|superkmeans=true runs on the CPU"):
         make(gpu=True).fit_predict(noise())
 
 

@@ -1,9 +1,12 @@
 """K-Means: what is not in the contract (test_base.py)."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from decar.clustering import KMeans, nmi
+from decar.errors import ClusteringError
 from tests.clustering.test_base import blobs, noise
 
 
@@ -76,3 +79,52 @@ def test_auto_starts_ten_times_on_small_sets_only() -> None:
         expected = KMeans(k=20, n_init=n_init).fit_predict(points).labels
         np.testing.assert_array_equal(KMeans(k=20, n_init="auto").fit_predict(points).labels, expected)
     assert KMeans(k=20, n_init="auto").fit(small).points.tobytes() != KMeans(k=20).fit(small).points.tobytes()
+
+
+class TestSuperkmeans:
+    """What it is taken for: the same algorithm as faiss', and the same centres whenever it is called."""
+
+    def test_labels_are_those_of_a_converged_lloyd_iteration(self) -> None:
+        points, kind = blobs()
+        found = KMeans(k=4, n_iter=50, seed=2, superkmeans=True).fit_predict(points)
+        centres = np.stack([points[found.labels == label].mean(axis=0) for label in range(4)])
+        nearest = ((points[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+        np.testing.assert_array_equal(found.labels, nearest)
+        assert nmi(found.labels, kind) > 0.7
+
+    @pytest.mark.parametrize(("n", "k"), [(5000, 1), (300, 300), (4000, 50)])
+    def test_all_points_are_used_and_the_objective_is_that_of_faiss(self, n: int, k: int) -> None:
+        points = noise(n, 40)
+        by_faiss, ours = (KMeans(k=k, seed=1, superkmeans=which).fit_predict(points) for which in (False, True))
+        assert ours.objective == pytest.approx(by_faiss.objective, rel=0.02, abs=1e-4)
+        assert ours.n_clusters == k
+        if k == 1:
+            assert abs(ours.objective - float(points.var(axis=0).sum())) < 1e-4
+
+    @pytest.mark.parametrize("n_threads", [1, 2, 3, None])
+    def test_the_number_of_threads_changes_no_bit(self, n_threads: int | None) -> None:
+        points = noise(6000, 64)
+        one = KMeans(k=60, seed=5, n_threads=1, superkmeans=True).fit(points).points
+        np.testing.assert_array_equal(
+            KMeans(k=60, seed=5, n_threads=n_threads, superkmeans=True).fit(points).points, one
+        )
+
+    def test_the_best_start_is_kept(self) -> None:
+        points, _ = blobs()
+        objectives = [KMeans(k=4, seed=seed, superkmeans=True).fit_predict(points).objective for seed in range(7, 12)]
+        assert KMeans(k=4, seed=7, n_init=5, superkmeans=True).fit_predict(points).objective == min(objectives)
+        assert len(set(objectives)) > 1
+
+    def test_points_are_left_as_they_are_and_clusters_may_stay_empty(self) -> None:
+        points = np.repeat(noise(2), 20, axis=0)
+        before = points.copy()
+        found = KMeans(k=8, superkmeans=True).fit_predict(points)
+        assert (found.n_clusters, len(np.unique(found.labels))) == (8, 2)
+        np.testing.assert_array_equal(points, before)
+
+    def test_what_cannot_be_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(ClusteringError, match="superkmeans=true runs on the CPU"):
+            KMeans(k=2, gpu=True, superkmeans=True).fit_predict(noise(20))
+        monkeypatch.setitem(sys.modules, "superkmeans", None)
+        with pytest.raises(ClusteringError, match=r"pip install 'decar\[superkmeans\]', or leave it out"):
+            KMeans(k=2, superkmeans=True).fit_predict(noise(20))

@@ -5,18 +5,25 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from pytorch_lightning import Callback, Trainer
 
 from decar import hear
+from decar.cli.config import conf_dir
+from decar.cli.train import all_clips, build_data, build_module
 from decar.clustering import PIC, KMeans, nmi
 from decar.clustering.nearest import GPU_TEMP_BYTES, faiss_on, flat_index, gpu_index
 from decar.errors import ClusteringError
 from decar.models import load_encoder
+from decar.models.embed import evaluating, run_pass
+from decar.pretrain import EpochCheckpoint, ResumableCSVLogger, Safeguard, StepBar
 
 ROOT = Path(__file__).resolve().parents[2]
 DETERMINISTIC = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # asked for by torch's deterministic kernels
@@ -98,6 +105,82 @@ def test_the_pass_on_the_gpu_has_the_vectors_of_the_cpu(make_store):
     here, there = (embed_store(load_encoder("small"), store, device=d, progress=False) for d in ("cpu", "cuda"))
     cosine = (here * there).sum(1) / np.linalg.norm(here, axis=1) / np.linalg.norm(there, axis=1)
     assert cosine.min() > 0.9999
+
+
+@contextmanager
+def no_waiting():
+    """Whatever makes the CPU wait for the GPU raises; not `Event.synchronize`."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_pass_waits_for_no_batch(make_store):
+    """Copies leave pinned memory and come into it; only the events of earlier batches are waited for."""
+    store = make_store(np.random.default_rng(0).integers(1, 2300, 150).tolist())
+    encoder = load_encoder("small").to("cuda")
+    options = {"dim": encoder.dim, "batch_size": 64, "title": "", "device": "cuda", "progress": False}
+    with evaluating(encoder):
+        run_pass(encoder, store, encoder, **options)  # libraries are loaded, memory is reserved
+        with no_waiting():
+            run_pass(encoder, store, encoder, **options)
+
+
+BOTH = "labels.network_from=1"  # else picked by train.py
+
+
+class NoWaiting(Callback):
+    """From the third step on, all but those that log, and the last one: loader, step, callbacks, progress bar."""
+
+    def __init__(self):
+        self.looked = 0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        step, last = trainer.global_step + 1, batch_idx + 1 == trainer.num_training_batches
+        looks = batch_idx > 1 and step % trainer.log_every_n_steps and not last
+        torch.cuda.set_sync_debug_mode("error" if looks else "default")
+        self.looked += bool(looks)
+
+    def on_exception(self, trainer, pl_module, exception):
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("words", [
+    [BOTH], ["labels=online"], [BOTH, "trainer.precision=bf16-mixed"], [BOTH, "compile=true"],
+    ["experiment=paper", "encoder.name=mobilenetv3_small_050", "k=4"],
+], ids=["recipe", "online", "bf16", "compiled", "paper, whole clips"])  # fmt: skip
+def test_a_step_waits_for_nothing_unless_it_logs(tmp_path, words):
+    """16-mixed waits in each step: the scaler of the loss looks whether gradients are finite."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        words = ["debug=fast", "sampler.every_n_steps=25", "trainer.max_epochs=2", *words]
+        cfg = compose("train", [*words, "trainer.enable_progress_bar=false"])
+    clips, look = all_clips(cfg).usable(), NoWaiting()
+    module = build_module(cfg, clips)
+    trainer = Trainer(
+        accelerator="gpu", devices=1, max_epochs=2, precision=cfg.trainer.precision, use_distributed_sampler=False,
+        num_sanity_val_steps=0, log_every_n_steps=10, logger=ResumableCSVLogger(tmp_path), default_root_dir=tmp_path,
+        callbacks=[look, Safeguard(tmp_path / "last.ckpt"), EpochCheckpoint(tmp_path), StepBar(refresh_rate=2)],
+    )  # fmt: skip
+    trainer.fit(module, datamodule=build_data(cfg, clips, module))
+    assert look.looked > 30
+
+
+def test_a_compiled_step_learns_what_one_that_is_not_learns(tmp_path):
+    losses = []
+    for word in ("compile=false", "compile=true"):
+        run = train(tmp_path / word, *SMALL, word, "trainer.precision=32-true", "trainer.max_epochs=3")
+        losses.append(pd.read_csv(run / "metrics.csv")["loss_epoch"].dropna().to_numpy())
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_the_switches_for_speed_train_and_the_paper_s_whole_clips(tmp_path):
+    fast = ["trainer.benchmark=true", "exact=false", "trainer=ddp", "trainer.accelerator=gpu", "trainer.devices=[0]"]
+    assert (train(tmp_path / "fast", *SMALL, *fast) / "finished.json").is_file()
+    paper = ["experiment=paper", "loader.crop_frames=null", "k=4", "trainer.precision=bf16-mixed", "data.segment=null"]
+    run = train(tmp_path / "paper", *SMALL, *paper)
+    assert np.isfinite(pd.read_csv(run / "metrics.csv")["loss_epoch"].dropna()).all()
 
 
 def test_decar_embed_writes_on_the_gpu_what_it_writes_on_the_cpu(tmp_path):

@@ -3,10 +3,13 @@
 import errno
 import os
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from decar.models import embed, embed_store
 from decar.models.embed import batches_by_length, embed_clips, evaluating, room_for, run_pass
@@ -102,3 +105,39 @@ def test_a_pass_that_fails_leaves_no_thread_waiting(make_store, encoder, monkeyp
         passed(encoder, make_store([100] * 40), full)
     assert caught.traceback
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+class Copies(TorchDispatchMode):
+    """Writes down for each copy between CPU and GPU whether the CPU waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out, kwargs = func(*args, **(kwargs or {})), kwargs or {}
+        if func is torch.ops.aten._to_copy.default and out.is_cuda != args[0].is_cuda:
+            self.waits.append(not kwargs.get("non_blocking"))
+        if func is torch.ops.aten.copy_.default and args[0].is_cuda != args[1].is_cuda:
+            self.waits.append(not (args[2] if len(args) > 2 else kwargs.get("non_blocking")))
+        return out
+
+
+def test_to_a_gpu_and_back_only_the_event_behind_a_batch_is_waited_for(monkeypatch):
+    """On tensors that are CUDA's in all but their numbers: whatever needs a number raises."""
+    events, pinned, empty = [], [], torch.empty
+    event = SimpleNamespace(synchronize=lambda: events.append("waited"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=lambda: event))
+    monkeypatch.setattr(
+        torch, "empty", lambda *args, pin_memory=False, **kwargs: pinned.append(pin_memory) or empty(*args, **kwargs)
+    )
+    with FakeTensorMode(), Copies() as copies:
+        part = embed._Part(np.arange(3), torch.zeros(3, 98, 64, dtype=torch.float16), torch.ones(3, dtype=torch.int64))
+        x = part.on(torch.device("cuda"), -11.5)
+        assert (x.is_cuda, x.dtype, tuple(x.shape)) == (True, torch.float32, (3, 1, 64, 98))
+        wait = embed._leaving(x.mean((1, 3)))
+        assert pinned.count(True) == 1
+        assert not events
+        assert tuple(wait().shape) == (3, 64)
+    assert events == ["waited"]
+    assert copies.waits == [False, False, False]

@@ -407,3 +407,39 @@ class TestPretrainData:
             data.batches(0)
         with pytest.raises(StoreError, match="no usable clip"):
             PretrainData(make_store([40] * 4).take(np.arange(0)))
+
+
+def test_what_is_compiled_is_the_network_of_a_step_and_not_the_pass(make_store, tmp_path, monkeypatch):
+    """A pass has batches of many lengths, each of which would be compiled."""
+    calls = []
+
+    def compile(function, *, dynamic):
+        assert dynamic is False
+
+        def compiled(crops):
+            calls.append(tuple(crops.shape))
+            return function(crops)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile)
+    curves = []
+    for compiled in (False, True):
+        model, data = build(make_store(LENGTHS), compiled=compiled)
+        _, recorder = fit(model, data, tmp_path, epochs=2)
+        assert calls == compiled * len(recorder.losses) * [(8, 1, 64, 32)]
+        curves.append(recorder.losses)
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["conv", "efficientnet_b0"])
+def test_the_network_of_a_step_compiles_in_one_piece(name):
+    encoder = make_encoder(name, seed=0).double().train()
+    model = Projection(encoder.objective_dim, seed=0).double()
+    for layer in encoder.modules():
+        layer.p = 0.0  # of dropout, which draws anew
+    whole = torch.compile(lambda x: model(encoder.for_objective(x)), backend="aot_eager", fullgraph=True, dynamic=False)
+    x = torch.randn(4, 1, 64, 98, generator=torch.Generator().manual_seed(0)).double()
+    for mine, theirs in zip(whole(x), model(encoder.for_objective(x)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)

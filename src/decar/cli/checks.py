@@ -28,6 +28,7 @@ WHOLE = {  # key: smallest sensible value
     "trainer.max_epochs": 1,
     "encoder.min_frames": 1,
 }
+FLAGS = ["compile", "exact", "clusterer.superkmeans"]
 POSITIVE = ["sampler.draws_per_clip", "optimizer.lr", "trainer.limit_train_batches", "stall_timeout"]
 REFUSED = {  # option of Lightning's Trainer: its value when unset; why it is refused and what to give instead
     "trainer.max_steps": (-1, "a resume would train one batch too many: give trainer.max_epochs and, for the length of "
@@ -64,6 +65,9 @@ def check(cfg: DictConfig) -> None:
     for key, least in WHOLE.items():
         if (value := OmegaConf.select(cfg, key)) is not None:
             check_whole(key, value, least)
+    for key in FLAGS:
+        value = OmegaConf.select(cfg, key)
+        require(value is None or isinstance(value, bool), f"{key}={value}: give true or false")
     for key in POSITIVE:
         if (value := OmegaConf.select(cfg, key)) is not None:
             check_positive(key, value)

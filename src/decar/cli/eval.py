@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +23,7 @@ from decar.cli.config import build_encoder, hydra_value, own_network, stand_besi
 from decar.cli.launch import folder_lock
 from decar.cli.main import SKIP, run_hydra
 from decar.cli.runs import FINISHED, same_job, write_config
+from decar.cli.trainer import TURN, gpus_in_turn, turn
 from decar.digests import DamagedError, read_json, write_json
 from decar.errors import DecarError, require
 from decar.files import locked, whole
@@ -57,6 +60,7 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     from decar.downstream.task import load_task
     from decar.models import read_facts
 
+    device = device_of(cfg.accelerator, cfg.devices)
     obtain(cfg)
     if cfg.bundle == "random":
         stand_beside(cfg)
@@ -73,6 +77,8 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
         (output / name).unlink(missing_ok=True)
     write_config(output, OmegaConf.to_yaml(cfg, resolve=True))
     trainer = {"accelerator": cfg.accelerator, "precision": cfg.precision, "enable_progress_bar": cfg.progress}
+    if device.startswith("cuda:"):
+        trainer["devices"] = [int(device.partition(":")[2])]
     result = judge(
         task,
         encoder,
@@ -82,7 +88,7 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
         seed=cfg.seed,
         cache_dir=cfg.cache_dir,
         frontend=frontend,
-        device=device_of(cfg.accelerator),
+        device=device,
         num_workers=fine["num_workers"],
         trainer_kwargs=trainer,
         progress=cfg.progress,
@@ -119,7 +125,9 @@ def _obtain(folder: Path, options: str) -> None:
     with locked(f"{folder}.lock", wait=math.inf):
         log.info("pre-training %s, unless that is done", folder)
         words = [*shlex.split(options), f"hydra.run.dir={hydra_value(str(folder))}", "resume=auto"]
-        code = subprocess.run([sys.executable, "-m", "decar.cli.train", *words], check=False).returncode
+        same_gpu = {**os.environ, **({} if (number := turn()) is None else {TURN: str(number)})}
+        command = [sys.executable, "-m", "decar.cli.train", *words]
+        code = subprocess.run(command, env=same_gpu, check=False).returncode
         finished = (folder / FINISHED).is_file()
     require(code == 0, f"pre-training {folder} failed (exit status {code}); see above, or train.log in there")
     require(finished, f"pre-training {folder} was cut short (trainer.max_time?): give the same command again to go on")
@@ -220,14 +228,29 @@ def choose_encoder(cfg: DictConfig, frontend: FrontEnd) -> Encoder | Literal["lo
     return load_encoder(cfg.bundle, readout=readout, readout_bands=bands, frontend=frontend, network=own_network(cfg))
 
 
-def device_of(accelerator: str) -> str:
-    """Where the embedding pass runs: on the GPU when Lightning would take one."""
+def device_of(accelerator: str, devices: int | Sequence[int] = 1) -> str:
+    """Where the embedding pass runs: on the GPU when Lightning would take one.
+
+    Args:
+        accelerator: `auto`, `cpu` or `gpu`.
+        devices: 1, or a list of the one GPU to take. Jobs of a parallel sweep take turns with 1.
+
+    Raises:
+        ConfigError: There is no such GPU, or something else is asked for.
+    """
     import torch
 
+    named = [*devices] if isinstance(devices, Sequence) else gpus_in_turn(devices, accelerator)
+    one = devices == 1 or (named is not None and len(named) == 1 and isinstance(named[0], int))
+    require(one, f"devices={devices}: a task is judged on one device; give 1, or the number of a GPU as in [0]")
     require(accelerator in ("auto", "cpu", "gpu"), f"accelerator={accelerator}: choose auto, cpu or gpu")
     seen = torch.cuda.is_available()
     require(accelerator != "gpu" or seen, "accelerator=gpu: torch sees no GPU here; use accelerator=cpu")
-    return "cuda" if seen and accelerator != "cpu" else "cpu"
+    if not seen or accelerator == "cpu":
+        return "cpu"
+    there = torch.cuda.device_count()
+    require(not named or 0 <= named[0] < there, f"devices={devices}: torch sees {there} GPUs here, the first is [0]")
+    return f"cuda:{named[0]}" if named else "cuda"
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from decar import signals
-from decar.cli.trainer import bare_trainer, threads
+from decar.cli.trainer import TURN, bare_trainer, threads, turn
 from decar.cores import cpu_count
 from decar.errors import ConfigError, LostProcessError, require
 from decar.files import locked
@@ -155,6 +155,8 @@ def child_processes(
     if trainer.strategy.root_device.type == "cpu":  # each would take all cores
         share = str(max(1, cpu_count() // trainer.world_size))
         settings["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", share)
+    if (number := turn()) is not None:
+        settings[TURN] = str(number)
     known = json.dumps(sounds)
     command = [sys.executable, "-m", "decar.cli.train", str(config), checkpoint or "", str(trainer.world_size), known]
     with _environment({**settings, "LOCAL_RANK": "0"}), threads(settings.get("OMP_NUM_THREADS")):

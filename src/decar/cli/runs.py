@@ -41,7 +41,7 @@ FINISHED = "finished.json"  # of a pre-training run that came to its end
 # by the run itself, where they were left open
 PICKED = ("k", "sampler.every_n_steps", "trainer.max_epochs", "labels.network_from")
 # do not change what comes out of a run that came to its end; `beside` only serves to set `encoder`
-ASIDE = ("resume", "beside", "progress", "report", "objective", "cache_dir", "stall_timeout",
+ASIDE = ("resume", "beside", "devices", "progress", "report", "objective", "cache_dir", "stall_timeout",
          "trainer.enable_progress_bar", "trainer.max_time")  # fmt: skip
 OF_DATA = ("${data.", "${oc.select:data.")  # an option that follows `data`
 # or only says where a file lies, or how the folder is called
@@ -50,9 +50,9 @@ OF_FOLDER = ("${cache_dir}", "${hydra:runtime.output_dir}", "${basename:${hydra:
 WHICH = ("data.segment", "data.stream")  # say which clips there are; earlier versions had no such options
 OLD_ENCODER = "decar.models.Encoder"  # named before networks had names; `DecarModule` compares what was built
 # May change when a run goes on, but for TRAINING. `data` is compared by the sounds themselves.
-FREE = ("resume", "progress", "report", "objective", "cache_dir", "stall_timeout", "budget", "data", "limits", "logger",
-        "callbacks", "trainer", "loader.num_workers", "loader.persistent_workers", "loader.pin_memory",
-        "loader.timeout")  # fmt: skip
+FREE = ("resume", "exact", "compile", "progress", "report", "objective", "cache_dir", "stall_timeout", "budget", "data",
+        "limits", "logger", "callbacks", "trainer", "loader.num_workers", "loader.persistent_workers",
+        "loader.pin_memory", "loader.timeout")  # fmt: skip
 TRAINING = ("callbacks.stop", "trainer.precision", "trainer.accumulate_grad_batches", "trainer.gradient_clip_val",
             "trainer.gradient_clip_algorithm", "trainer.limit_train_batches", *WHICH, "data.buffer")  # fmt: skip
 
@@ -208,6 +208,8 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False,
     are known to be the same, their place does not matter. Options in `idle` have no effect beside the others.
     """
     now, raw = flat_options(cfg), dict(flat(OmegaConf.to_container(cfg)))
+    if before and "exact" in now:
+        before = {"exact": True, **before}  # of an earlier version, which had no such option
     aside = [*ASIDE, *left_open(now), *idle, *(["data"] if same_sounds else [])]
     if "trainer.max_epochs" in now and now["trainer.max_epochs"] is not None:
         aside.append("budget")

@@ -174,8 +174,8 @@ def prepare_run(
 def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> dict[str, float]:
     """Train in each process of a job, with no option left open; returns the last value of each metric."""
     from hydra.utils import instantiate
-    from pytorch_lightning.callbacks import RichProgressBar
 
+    from decar.pretrain import StepBar
     from decar.pretrain.checkpoint import RunRecord, TimeLimit, is_finished
     from decar.pretrain.liveness import training
 
@@ -186,7 +186,7 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     record = RunRecord(flat_options(cfg), store.content, len(store))
     callbacks.append(record)
     if cfg.trainer.enable_progress_bar:
-        callbacks.append(RichProgressBar(refresh_rate=BAR_RATE))
+        callbacks.append(StepBar(refresh_rate=BAR_RATE))
     options = trainer_options(cfg)
     if max_time := options.pop("max_time", None):
         callbacks.insert(0, TimeLimit(max_time))  # before those that save
@@ -206,19 +206,18 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
             if signals.asked():  # in the last step
                 raise signals.stop(signals.asked())
             if cfg.report:
-                report_run(cfg, output, clips)
+                on = trainer.strategy.root_device
+                report_run(cfg, output, clips, str(on) if on.type == "cuda" else "cpu")
     return metrics
 
 
-def report_run(cfg: Any, output: Path, store: LogMelStore) -> None:
+def report_run(cfg: Any, output: Path, store: LogMelStore, device: str) -> None:
     """Make the page of the run that has just ended; whatever fails is one line in the log and fails nothing."""
     try:
         from omegaconf import OmegaConf
 
-        from decar.cli.eval import device_of
         from decar.report import RunFiles, write_environment, write_report
 
-        device = device_of("cpu" if cfg.trainer.accelerator == "cpu" else "auto")
         write_environment(output)
         config: Any = OmegaConf.to_container(cfg, resolve=True)
         label = OmegaConf.select(cfg, "data.label")
@@ -273,6 +272,7 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
         schedule=cfg.schedule,
         warmup_steps=cfg.warmup_steps,
         features=cfg.pretrain.features,
+        compiled=cfg.compile,
         seed=cfg.seed,
     )
 

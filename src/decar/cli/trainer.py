@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from decar.cli.config import build_encoder
 from decar.cli.runs import flat_options, left_open, read_before
@@ -27,6 +30,11 @@ DDP = {  # whichever option asks for several processes; Lightning's own defaults
     "find_unused_parameters": True,  # else sums change their order after the first step, and a resume is not exact
     "timeout": {"_target_": "datetime.timedelta", "hours": 24},  # the other ranks wait while rank 0 clusters
 }
+INEXACT = {  # with exact=false
+    "find_unused_parameters": False,  # no search of the graph in each step
+    "broadcast_buffers": False,  # none before each step: `share_buffers` gives all rank 0's at the end of an epoch
+}
+TURN = "DECAR_TURN"  # environment variable of a child: `turn` of the job
 STRATEGIES = {  # values of trainer.strategy, and what they set
     "auto": {},
     "ddp": {},
@@ -78,8 +86,52 @@ def trainer_options(cfg: DictConfig) -> DictConfig:
     if options.pop("sync_batchnorm", False):
         options.plugins = [*options.get("plugins", []), {"_target_": "decar.pretrain.sync.SyncLayers"}]
     if asked != "auto" or isinstance(_bare(options).strategy, ParallelStrategy):  # of several processes
-        options.strategy = {**DDP, **(given or {})}
+        options.strategy = {**DDP, **({} if cfg.get("exact", True) else INEXACT), **(given or {})}
+    own = gpus_in_turn(options.get("devices"), options.get("accelerator"))
+    if own is not None:
+        options.devices = own
     return options
+
+
+def turn() -> int | None:
+    """The number of this job among those that run side by side on this machine; None: it runs alone, as far as known.
+
+    Of `hydra/launcher=joblib` alone: what starts jobs of SLURM gives each its own GPUs.
+    """
+    if TURN in os.environ:
+        return int(os.environ[TURN])
+    if not HydraConfig.initialized():
+        return None
+    conf: Any = HydraConfig.get()
+    beside = conf.mode == RunMode.MULTIRUN and conf.runtime.choices.get("hydra/launcher") == "joblib"
+    return int(conf.job.num) if beside else None
+
+
+def gpus_in_turn(wanted: object, accelerator: object) -> list[int] | None:
+    """The GPUs of this job of a parallel sweep; None: it takes those that its options say.
+
+    Args:
+        wanted: `trainer.devices`. A list names GPUs itself.
+        accelerator: `trainer.accelerator`.
+    """
+    import torch
+
+    number = turn()
+    if number is None or accelerator not in ("auto", "gpu", "cuda") or not isinstance(wanted, int) or wanted < 1:
+        return None
+    return gpus_of_job(number, wanted, torch.cuda.device_count())
+
+
+def gpus_of_job(number: int, wanted: int, visible: int) -> list[int] | None:
+    """GPUs of the job of this number, `wanted` of those `visible`: jobs take turns. None: there are not so many.
+
+    >>> [gpus_of_job(number, 1, 2) for number in range(3)], gpus_of_job(1, 2, 5), gpus_of_job(0, 2, 1)
+    ([[0], [1], [0]], [2, 3], None)
+    """
+    if visible < wanted:
+        return None
+    first = number % (visible // wanted) * wanted
+    return list(range(first, first + wanted))
 
 
 def _require_precision(asked: object) -> None:
@@ -217,12 +269,19 @@ def _time(cfg: DictConfig, processes: int) -> dict[str, Any]:
         return {}
     seconds = parse_budget(cfg.budget)
     on_gpu = torch.cuda.is_available() and cfg.trainer.accelerator in ("auto", "gpu")
+    device = f"cuda:{_first_gpu(cfg)}" if on_gpu else "cpu"
     encoder = build_encoder(cfg)
     share = share_of_batch(cfg.loader.batch_size, processes)
     with threads(max(1, torch.get_num_threads() // processes)):  # each process of several takes its share of the cores
         frames = cfg.loader.crop_frames or encoder.max_frames  # whole clips: at most these
-        cost = measure_step(encoder, share, frames, "cuda" if on_gpu else "cpu")
+        cost = measure_step(encoder, share, frames, device)
     return {"seconds": seconds, "step_seconds": cost}
+
+
+def _first_gpu(cfg: DictConfig) -> int:
+    """That of this job on which a step is measured."""
+    devices = trainer_options(cfg).get("devices")
+    return int(devices[0]) if isinstance(devices, ListConfig) and devices else 0
 
 
 @contextmanager

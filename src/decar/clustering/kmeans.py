@@ -1,4 +1,4 @@
-"""K-Means by faiss, on every point (paper, section 3.2; k = 256, 512, 1024)."""
+"""K-Means by faiss or superkmeans, on every point (paper, section 3.2; k = 256, 512, 1024)."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -29,6 +29,8 @@ class KMeans:
             gives two million: up to there 20 iterations for 1024 centres take minutes on two cores.
         n_init: Starts, of which the one with the lowest objective is kept (one in the paper). `auto`: 10 for at most
             1,000 points, of which a single start often leaves a poor clustering (docs/recipe.md); otherwise one.
+        superkmeans: Learn the centres by that library, on the CPU: Lloyd iterations as well, which leave out centres
+            that partial distances rule out (arXiv 2603.20009). Three times as fast as faiss on one core.
 
     >>> import numpy as np
     >>> KMeans(k=2).fit_predict(np.array([[0.0], [0.1], [9.0]])).n_clusters
@@ -42,6 +44,7 @@ class KMeans:
     n_threads: int | None = None
     max_points: int | None = None
     n_init: int | Literal["auto"] = 1
+    superkmeans: bool = False
 
     def with_seed(self, seed: int) -> "KMeans":
         """The same clusterer with another seed."""
@@ -73,6 +76,10 @@ class KMeans:
             raise ClusteringError(
                 f"k={self.k} is larger than the number of clips ({len(points)}): lower k or add sounds"
             )
+        centres = self._by_superkmeans(points) if self.superkmeans else self._by_faiss(points)
+        return Centres(centres, self.gpu, self.n_threads)
+
+    def _by_faiss(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         with faiss_threads(self.n_threads) as faiss:
             options = faiss.ClusteringParameters()
             options.niter = self.n_iter
@@ -82,8 +89,38 @@ class KMeans:
             options.max_points_per_centroid = len(points)  # the default, 256, would silently train on a sub-sample
             clustering = faiss.Clustering(points.shape[1], self.k, options)
             clustering.train(points, flat_index(faiss, points.shape[1], self.gpu))
-            centres = faiss.vector_to_array(clustering.centroids).reshape(self.k, -1)
-        return Centres(centres, self.gpu, self.n_threads)
+            centres: NDArray[np.float32] = faiss.vector_to_array(clustering.centroids).reshape(self.k, -1)
+        return centres
+
+    def _by_superkmeans(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The centres of the best start.
+
+        Raises:
+            ClusteringError: The library is missing, or a GPU is demanded.
+        """
+        if self.gpu is True:
+            raise ClusteringError("superkmeans=true runs on the CPU, and gpu=true demands a GPU: leave one out")
+        starts = range(self._starts(len(points)))
+        found = [Centres(self._one_start(points, (self.seed + n) % 2**31), False, self.n_threads) for n in starts]
+        if len(found) == 1:
+            return found[0].points
+        return min(found, key=lambda centres: centres.assign(points)[1].mean(dtype=np.float64)).points
+
+    def _one_start(self, points: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
+        try:
+            from superkmeans import SuperKMeans
+        except ImportError as error:
+            raise ClusteringError(
+                f"superkmeans=true: {error}; pip install 'decar[superkmeans]', or leave it out"
+            ) from error
+        with faiss_threads(self.n_threads) as faiss:
+            model = SuperKMeans(
+                self.k, points.shape[1], hierarchical=False, iters=self.n_iter, seed=seed,
+                n_threads=faiss.omp_get_max_threads(),
+                # the defaults would learn from a share of the points, and stop early
+                sampling_fraction=1.0, max_points_per_cluster=len(points), early_termination=False,
+            )  # fmt: skip
+        return np.ascontiguousarray(model.train(points))
 
     def _starts(self, n: int) -> int:
         if self.n_init == "auto":

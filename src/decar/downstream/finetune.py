@@ -261,7 +261,7 @@ def fit_finetune(
         seed: Seeds the head, the order, the crops and the network's own draws.
         crop_frames: Frames of a training crop.
         num_workers: Loader processes.
-        trainer_kwargs: For `Trainer`: accelerator, precision, progress bar. One device; no logger, no checkpoints.
+        trainer_kwargs: For `Trainer`: accelerator, one device, precision, progress bar. No logger, no checkpoints.
 
     Returns:
         The outcome; `chosen` has `lr` and `epoch` (from 0).
@@ -327,14 +327,13 @@ def _test(tuned: _Tuned, data: TaskData, kwargs: Mapping[str, Any]) -> tuple[dic
 def _trainer(kwargs: Mapping[str, Any], *callbacks: Callback) -> Trainer:
     """A trainer on one device that writes no file."""
     ours = {
-        "devices": 1,
         "logger": False,
         "enable_checkpointing": False,
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
         "callbacks": list(callbacks),
     }
-    return Trainer(**{"enable_progress_bar": False, "enable_model_summary": False, **kwargs, **ours})
+    return Trainer(**{"devices": 1, "enable_progress_bar": False, "enable_model_summary": False, **kwargs, **ours})
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Pre-training: cluster the whole set, learn to predict the clusters, again."""
 
-from decar.pretrain.callbacks import BestBundle, BundleExport, ClusterLog, EpochLine, StopOnNMI
+from decar.pretrain.callbacks import BestBundle, BundleExport, ClusterLog, EpochLine, StepBar, StopOnNMI
 from decar.pretrain.checkpoint import AtomicCheckpointIO, EpochCheckpoint, Safeguard
 from decar.pretrain.dashboard import Dashboard
 from decar.pretrain.datamodule import PretrainData
@@ -37,6 +37,7 @@ __all__ = [
     "ResumableCSVLogger",
     "Safeguard",
     "Situation",
+    "StepBar",
     "StopOnNMI",
     "StreamData",
     "UniformClusterSampler",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping, RichProgressBar
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from decar.digests import read_parquet, unreadable, write_parquet
@@ -214,6 +214,31 @@ class EpochLine(Callback):
         self._began = time.monotonic()
         if trainer.is_global_zero:
             log.info("making the labels of the first epoch")
+
+
+class StepBar(RichProgressBar):
+    """A progress bar that reads the figures in the steps that log; a GPU would wait each time that they are read."""
+
+    def __init__(self, refresh_rate: int) -> None:
+        super().__init__(refresh_rate=refresh_rate)
+        self._shown, self._reads = dict[str, Any](), True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance."""
+        steps = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self._reads = bool(steps) and trainer.global_step % steps == 0
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._reads = True
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The loss and what is logged for the bar, as they were read last."""
+        if self._reads:
+            found = trainer.callback_metrics
+            loss = {"loss_step": float(found["loss_step"])} if "loss_step" in found else {}
+            self._shown = {**super().get_metrics(trainer, pl_module), **loss}
+        return self._shown
 
 
 def _told(health: Mapping[str, float]) -> str:

@@ -31,7 +31,7 @@ from decar.pretrain.ranks import max_over_ranks, rank_and_size
 
 log = logging.getLogger(__name__)
 
-_AGREE_EVERY = 10  # steps after which the ranks compare whether one was asked to stop
+_AGREE_EVERY = 10  # steps after which the ranks compare whether one was asked to stop; a GPU waits for that
 LAST = "last.ckpt"  # a resume starts from it
 
 
@@ -246,8 +246,9 @@ class TimeLimit(Timer):
         super().__init__(duration if isinstance(duration, str) else dict(duration), verbose=False)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-        """Check the time after an optimizer step."""
-        if not gradients_wait(trainer):
+        """Check the time after an optimizer step; of several ranks, in the steps in which they agree."""
+        agree = trainer.world_size == 1 or trainer.global_step % _AGREE_EVERY == 0
+        if agree and not gradients_wait(trainer):
             super().on_train_batch_end(trainer, *args, **kwargs)
 
     def state_dict(self) -> dict[str, Any]:
@@ -299,10 +300,16 @@ class Safeguard(Callback):
         self._handlers = contextlib.ExitStack()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace Lightning's signal handlers, which call collective operations within the handler."""
+        """Replace Lightning's signal handlers, which call collective operations within the handler.
+
+        Without them its broadcast before each batch, of whether SIGTERM came, is of no use, and makes a GPU wait.
+        """
         self._saved = time.monotonic()
         self._handlers.enter_context(signals.stoppable(leads=trainer.is_global_zero))
         self._handlers.callback(signals.restore, signals.install())
+        loop: Any = trainer.fit_loop.epoch_loop
+        loop._broadcast_sigterm_tensor = lambda: None
+        self._handlers.callback(delattr, loop, "_broadcast_sigterm_tensor")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore the handlers."""

@@ -51,6 +51,8 @@ class DecarModule(LightningModule):
         head_optimizer: Options in which the heads' group differs; the released code's SGD for `p` has no momentum.
         schedule: `constant` (paper) or `cosine` to zero over all steps.
         warmup_steps: Linear warm-up before either.
+        compiled: Whether a step's network, `f` and `g`, is compiled (`torch.compile`); the pass, whose batches have
+            many lengths, is not.
         features: Vectors that are clustered: `pass`, of a pass over the whole set (paper, section 3.1), or `bank`,
             those of earlier training steps; see `FeatureBank`.
         seed: All randomness of a step derives from `(seed, epoch, step)`, so a resumed run repeats it; that of dropout
@@ -69,6 +71,7 @@ class DecarModule(LightningModule):
         schedule: Schedule = "constant",
         warmup_steps: int = 0,
         features: Features = "pass",
+        compiled: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -80,6 +83,7 @@ class DecarModule(LightningModule):
         self.source, self.make_optimizer, self.head_optimizer = source, optimizer, dict(head_optimizer or {})
         self.schedule, self.warmup_steps, self.seed = schedule, warmup_steps, seed
         self.means = EpochMeans("loss_epoch", "pseudo_accuracy")
+        self._network = torch.compile(self._project, dynamic=False) if compiled else self._project
         self.features: Features = features
         self.bank: FeatureBank | None = None  # from `setup` on
         if features not in get_args(Features):
@@ -121,8 +125,12 @@ class DecarModule(LightningModule):
 
     def forward(self, logmel: Tensor) -> Tensor:
         """`z`, which is clustered: log-mels `(B, 1, M, F)` to `(B, P)`."""
-        z: Tensor = self.projection(self.encoder.for_objective(logmel))[1]
-        return z
+        return self._project(logmel)[1]
+
+    def _project(self, logmel: Tensor) -> tuple[Tensor, Tensor]:
+        """What the heads read, and `z`."""
+        found: tuple[Tensor, Tensor] = self.projection(self.encoder.for_objective(logmel))
+        return found
 
     def on_train_epoch_start(self) -> None:
         """Make the labels."""
@@ -194,7 +202,7 @@ class DecarModule(LightningModule):
         """Mean cross-entropy over the clusterings."""
         crops, index = batch
         targets = self.data.targets(index)
-        projected, z = self.projection(self.encoder.for_objective(self._augmented(crops, batch_idx)))
+        projected, z = self._network(self._augmented(crops, batch_idx))
         if self.bank is not None:
             self.bank.add(index, z)
         logits = self.heads(projected)
@@ -207,7 +215,8 @@ class DecarModule(LightningModule):
         last = batch_idx + 1 == self.trainer.num_training_batches
         if loss.device.type == "cpu" or last or (batch_idx + 1) % _CHECK_EVERY == 0:
             self._require_finite(loss, index)
-        self.log("loss_step", mean_over_ranks(loss), on_step=True, on_epoch=False, prog_bar=True, batch_size=len(index))
+        # no `prog_bar`: Lightning would read the loss after each batch, bar or not; `StepBar` shows it
+        self.log("loss_step", mean_over_ranks(loss), on_step=True, on_epoch=False, batch_size=len(index))
         self.means.add(loss, torch.stack(hits).mean())
         if last:
             self._log_means()

@@ -9,14 +9,13 @@ from typing import Any, cast
 
 import torch
 from pytorch_lightning.plugins.layer_sync import LayerSync
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules._functions import SyncBatchNorm as FusedSyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from decar.errors import TrainingError
-from decar.pretrain.ranks import rank_and_size, sum_over_ranks
+from decar.pretrain.ranks import all_gather, rank_and_size, sum_over_ranks
 
 
 class SyncLayers(LayerSync):
@@ -98,9 +97,7 @@ def batch_norm_over_ranks(
     """
     assert training
     if x.is_cuda:
-        size, group = rank_and_size()[1], distributed.group.WORLD
-        numbers = (running_mean, running_var, eps, momentum)
-        return cast(Tensor, FusedSyncBatchNorm.apply(x, weight, bias, *numbers, group, size))
+        return cast(Tensor, _OnGpu.apply(x, weight, bias, running_mean, running_var, eps, momentum))
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     rest, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
     local = torch.cat([wide.new_tensor([x.numel() / x.shape[1]]), wide.sum(rest)])
@@ -115,3 +112,48 @@ def batch_norm_over_ranks(
     out: Tensor = centred * (var + eps).rsqrt().view(shape)
     out = out if weight is None else out * weight.view(shape)
     return (out if bias is None else out + bias.view(shape)).to(x.dtype)
+
+
+class _OnGpu(torch.autograd.Function):
+    """The same by the kernels that `nn.SyncBatchNorm` uses, to the same bits.
+
+    That looks for ranks without a batch, and so makes the CPU wait in each layer. Here each rank has its share.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        eps: float,
+        momentum: float,
+    ) -> Tensor:
+        x, width = _dense(x), x.shape[1]
+        mean, inverse = torch.batch_norm_stats(x, eps)
+        own = torch.cat([mean, inverse, mean.new_full((1,), x.numel() / width)])
+        means, inverses, counts = torch.split(torch.stack(all_gather(own)), [width, width, 1], dim=1)
+        mean, inverse = torch.batch_norm_gather_stats_with_counts(
+            x, means, inverses, running_mean, running_var, momentum, eps, counts.flatten()
+        )
+        ctx.save_for_backward(x, weight, mean, inverse, counts.flatten().int())
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, counts = ctx.saved_tensors
+        above, wanted = _dense(gradients[0]), ctx.needs_input_grad[:3]
+        *sums, of_weight, of_bias = torch.batch_norm_backward_reduce(above, x, mean, inverse, weight, *wanted)
+        of_x = None
+        if wanted[0]:
+            total, dot = sum_over_ranks(torch.cat(sums)).chunk(2)
+            of_x = torch.batch_norm_backward_elemt(above, x, mean, inverse, weight, total, dot, counts)
+        affine = (of_weight, of_bias) if weight is not None else (None, None)
+        return of_x, *(g if w else None for g, w in zip(affine, wanted[1:], strict=True)), None, None, None, None
+
+
+def _dense(x: Tensor) -> Tensor:
+    """As the kernels take it: channels last, or in order."""
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
