@@ -120,8 +120,7 @@ def embed(
     Raises:
         DecarError: There is no such source or encoder, an embedding is not finite, or `out` cannot be written.
     """
-    clips = _clips(source)
-    clips = fetched(clips, progress=progress) if fetch else clips
+    clips = _clips(source, fetch, progress)
     embedder = Embedder(bundle, segment=segment, windows=windows, device=device)
     if out is None:
         return embedder.files(clips, progress=progress)
@@ -213,12 +212,12 @@ def search(
     return neighbour_table(index, queries, n)
 
 
-def _clips(source: Source) -> Manifest:
-    if isinstance(source, Manifest):
-        return source
+def _clips(source: Source, fetch: bool, progress: bool) -> Manifest:
     if isinstance(source, str | Path):
-        return read_source(source)
-    return Manifest(pd.DataFrame({"path": [str(path) for path in source]}), Path.cwd())
+        return read_source(source, fetch=fetch, later=True, progress=progress)
+    if not isinstance(source, Manifest):
+        source = Manifest(pd.DataFrame({"path": [str(path) for path in source]}), Path.cwd())
+    return fetched(source, progress=progress) if fetch else source
 
 
 def _model_of(place: Path) -> Path:

@@ -34,7 +34,7 @@ def embed(args: argparse.Namespace) -> None:
     start_log(logging.INFO)
     check_out(args.out)
     check_numbers(args)
-    clips = source_of(args)
+    clips = source_of(args, later=True)
     segment = as_segment(args.segment) if args.segment else None
     embedder = embedder_of(args, args.bundle, segment, windows=args.windows, hop=args.hop, dim=args.dim)
     made = embedder.write(clips, args.out, name=args.bundle)
@@ -43,9 +43,9 @@ def embed(args: argparse.Namespace) -> None:
     say(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")
 
 
-def source_of(args: argparse.Namespace) -> Manifest:
-    """The clips that SOURCE and the options beside it name."""
-    options = {"root": args.root, "path_column": args.path_column, "fetch": args.fetch}
+def source_of(args: argparse.Namespace, *, later: bool = False) -> Manifest:
+    """The clips that SOURCE and the options beside it name; `later` as of `read_source`."""
+    options = {"root": args.root, "path_column": args.path_column, "fetch": args.fetch, "later": later}
     return read_source(args.source, **options, progress=sys.stderr.isatty())
 
 

@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 
 import decar
 from decar.audio import Manifest
-from decar.audio.clips import ClipEnd, Event, Frames, Piece, RowEnd, Segment, Windows, one_torch_thread, read_clips
+from decar.audio.arrival import arriving
+from decar.audio.clips import ClipEnd, Event, Frames, Job, Piece, RowEnd, Segment, Windows, one_torch_thread, read_clips
 from decar.audio.crops import padded_frames
 from decar.audio.journal import Journal
 from decar.audio.progress import progress_bar
@@ -189,10 +190,10 @@ class Embedder:
         encoder, home, done = self.encoder, self.encoder.device, len(sink.ends)
         with progress_bar("embed", len(clips), enabled=progress) as advance, one_torch_thread():
             advance(done)
-            events = read_clips(clips.jobs[done:], self.windows, self.num_workers)
             encoder.to(self.device)
             try:
-                with evaluating(encoder):
+                with evaluating(encoder), arriving(clips, done) as (batches, faults):
+                    events = _events(batches, faults, self.windows, self.num_workers)
                     _embed(events, encoder, sink, self.batch_size, self.device, advance)
             except _NotFiniteError:
                 raise DecarError(
@@ -226,6 +227,18 @@ class Embedder:
             "sample_rate": rate, "version": decar.__version__,
             **{key: n / rate if n else None for key, n in self.windows.as_dict().items()},
         }  # fmt: skip
+
+
+def _events(
+    batches: Iterable[list[Job]], faults: Mapping[Path, str], windows: Windows, num_workers: int
+) -> Iterator[Event]:
+    """What `read_clips` makes of the batches; the reason why a file was not fetched, where that is known."""
+    for batch in batches:
+        files = iter(batch)
+        for event in read_clips(batch, windows, num_workers):
+            if isinstance(event, ClipEnd) and (reason := faults.get(next(files)[0])):
+                event = replace(event, reason=reason)
+            yield event
 
 
 def _prepare(folder: Path, key: str) -> None:
