@@ -88,7 +88,7 @@ def listed(address: str) -> dict[str, Stored]:
 
     def find() -> dict[str, Any]:
         fs.invalidate_cache()
-        found: dict[str, Any] = fs.find(path, detail=True)
+        found: dict[str, Any] = fs.find(path, detail=True, **_raising(fs))
         fs.invalidate_cache()  # a million objects need not be in memory twice
         return found
 
@@ -101,14 +101,12 @@ def matching(address: str) -> dict[str, Stored]:
     Raises:
         UnreachableError: As `listed`.
     """
-    fs, path = _open(address)
-
-    def find() -> dict[str, Any]:
-        fs.invalidate_cache()
-        found: dict[str, Any] = fs.glob(path, detail=True)
-        return {name: info for name, info in found.items() if info.get("type") != "directory"}
-
-    return _below(address, folder_of_pattern(path).strip("/"), patiently(address, find))
+    folder = folder_of_pattern(address)
+    fits = re.compile(importlib.import_module("fsspec.utils").glob_translate(address[len(folder) + 1 :]))
+    found = {name: stored for name, stored in listed(folder).items() if fits.match(name)}
+    if not found:
+        raise UnreachableError("no object fits this pattern", final=True)
+    return found
 
 
 def folder_of_pattern(pattern: str) -> str:
@@ -118,6 +116,16 @@ def folder_of_pattern(pattern: str) -> str:
     'hf://datasets/me/birds/data'
     """
     return re.split(r"/[^/]*[*?\[]", pattern, maxsplit=1)[0]
+
+
+def _raising(fs: Any) -> dict[str, str]:
+    """What makes the listing of `fsspec` itself raise: it leaves out a folder that the store does not list."""
+    asyn, spec = importlib.import_module("fsspec.asyn"), importlib.import_module("fsspec.spec")
+    if isinstance(fs, asyn.AsyncFileSystem):
+        own = type(fs)._find is not asyn.AsyncFileSystem._find
+    else:
+        own = type(fs).find is not spec.AbstractFileSystem.find
+    return {} if own else {"on_error": "raise"}
 
 
 def _below(address: str, folder: str, found: dict[str, Any]) -> dict[str, Stored]:
@@ -178,6 +186,29 @@ def write(file: Path, address: str) -> None:
             raise UnreachableError(f"{size:,} bytes were written, and {there:,} are there")
 
     patiently(address, put)
+
+
+def look(address: str) -> Stored:
+    """What a store says of an object.
+
+    Raises:
+        UnreachableError: The store cannot be reached, refuses, or has no such object.
+    """
+    fs, path = _open(address)
+    fs.invalidate_cache()
+    return _stored(patiently(address, lambda: fs.info(path)))
+
+
+def check_bucket(address: str) -> None:
+    """Look for the bucket, or the repository, that an address lies in.
+
+    Raises:
+        UnreachableError: There is none, or its store cannot be reached or refuses.
+    """
+    fs, path = _open(address)
+    parts = path.strip("/").split("/")
+    depth = 1 if scheme_of(address) != "hf" else 3 if parts[0] in ("datasets", "spaces") else 2
+    patiently(address, lambda: fs.info("/".join(parts[:depth])))
 
 
 def remove(address: str) -> None:

@@ -25,7 +25,7 @@ from decar.audio.remote import MOST_BYTES, THREADS, fetched_home, place_of
 from decar.errors import ManifestError
 from decar.fetch import UnreachableError
 from decar.files import warn_left_out, whole
-from decar.objects import Stored, listed, read
+from decar.objects import Stored, look, read
 from decar.unpack import saving
 
 if TYPE_CHECKING:
@@ -95,8 +95,8 @@ class Origin:
         others = [other for other in self.objects if other != path]
         for other in others[:: max(1, len(others) // PROBES)][:PROBES]:
             try:
-                if listed(f"{self.address}/{other}"):
-                    return True
+                look(f"{self.address}/{other}")
+                return True
             except UnreachableError as error:
                 if not error.final:
                     raise

@@ -19,7 +19,7 @@ from decar.audio.source import read_source
 from decar.cli.config import build_encoder, conf_dir
 from decar.cli.terminal import say, start_log
 from decar.embedder import Embedder
-from decar.embedder.output import beside, check_out
+from decar.embedder.output import check_out, name_beside
 from decar.errors import BundleError, check_whole, printable, require
 from decar.files import write_table
 from decar.models import Encoder, load_encoder, read_facts
@@ -39,7 +39,7 @@ def embed(args: argparse.Namespace) -> None:
     embedder = embedder_of(args, args.bundle, segment, windows=args.windows, hop=args.hop, dim=args.dim)
     made = embedder.write(clips, args.out, name=args.bundle)
     rows, dim = made.vectors.shape
-    left_out = f", {len(made.bad)} clips left out ({beside(args.out, 'bad')})" if len(made.bad) else ""
+    left_out = f", {len(made.bad)} clips left out ({name_beside(args.out, 'bad')})" if len(made.bad) else ""
     say(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")
 
 
