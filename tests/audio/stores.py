@@ -1,6 +1,7 @@
 """An object store in memory, under s3:// and through fsspec as the real one, that can fail and counts what it sends."""
 
 import hashlib
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -13,9 +14,9 @@ class Bucket(MemoryFileSystem):
     """Stands for s3fs."""
 
     protocol, store, pseudo_dirs = ("s3",), {}, [""]
-    sent: list[str] = []  # objects that were opened
+    sent: ClassVar[list[str]] = []  # objects that were opened
     listings = 0
-    refused: dict[str, Exception] = {}  # what is raised for which object
+    refused: ClassVar[dict[str, Exception]] = {}  # what is raised for which object
     down_after: int | None = None  # objects that are sent before the store stops
     read_only = False
 
