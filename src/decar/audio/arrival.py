@@ -22,7 +22,8 @@ from decar.unpack import saving
 log = logging.getLogger(__name__)
 
 BATCH_BYTES = 2**26  # files of a batch, unless one is larger
-PASSING = "passing-"
+PASSING = "passing-"  # before the name of a folder of files that do not stay
+SPARE = 0.1  # of the disk
 ROOM = 2**30  # bytes of batches that wait while one is read
 
 Faults = dict[Path, str]
@@ -33,8 +34,9 @@ def arriving(clips: Manifest, first: int) -> Iterator[tuple[Iterable[list[Job]],
     """The jobs of the clips from one on, in batches whose files are there, and why files are missing.
 
     Files on this disk are one batch. Those of a store are fetched while earlier batches are read. They stay in the
-    cache if that leaves half of its disk's free room, or else are deleted after their last clip; then what lies on the
-    disk is `ROOM`, and two batches a thread.
+    cache if that takes at most half of its disk's free room and leaves `SPARE` of the disk; otherwise they are deleted
+    after their last clip, and what lies on the disk is `ROOM` and two batches a thread. The cache is that of the
+    machine that calls this: clips may be sent to another one.
 
     Raises:
         ManifestError: The store does not answer, or an object has changed since it was listed.
@@ -43,12 +45,12 @@ def arriving(clips: Manifest, first: int) -> Iterator[tuple[Iterable[list[Job]],
         yield iter([clips.jobs[first:]]), {}
         return
     origin, rows, faults = clips.origin, clips.take(range(first, len(clips))), Faults()
-    todo = origin.lacking(dict.fromkeys(rows.table["path"]), clips.root)
-    if fits(sum(origin.objects[path].size for path in todo), fetched_home()):
-        with closing(_batches(origin, rows, clips.root, faults)) as batches:
+    todo = origin.lacking(dict.fromkeys(rows.table["path"]), origin.home)
+    if fits(sum(origin.objects[path].size for path in todo), origin.home, SPARE):
+        with closing(_batches(origin, rows, origin.home, faults)) as batches:
             yield batches, faults
         return
-    log.info("%s: more than half of the free room of the cache: each file is deleted after use", origin.address)
+    log.info("%s: little room in the cache: each file is deleted after use", origin.address)
     with _passing_folder() as folder, closing(_batches(origin, rows, folder, faults)) as batches:
         yield _passing(batches, Counter(rows.table["path"]), folder), faults
 

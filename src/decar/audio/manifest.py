@@ -251,7 +251,8 @@ class Manifest:
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer | np.bool_]) -> Manifest:
         """The clips at `indices` (or where a mask is True), in that order."""
-        return Manifest(self.table.iloc[positions(indices, len(self))], self.root, origin=self.origin)
+        table = self.table.iloc[positions(indices, len(self))]
+        return Manifest(table, self.root, origin=self.origin and self.origin.of(table["path"]))
 
     def column(self, name: str) -> pd.Series:
         """One column; capitals, spaces and punctuation of the name do not count where only one can be meant.

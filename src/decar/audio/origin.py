@@ -58,12 +58,16 @@ class Origin:
 
     def records(self, paths: Sequence[str]) -> Records:
         """Size, time and digest of each path, as `identify` has them of files; `(N,)`."""
-        records = np.zeros(len(paths), RECORD)
-        for i, path in enumerate(paths):
-            stored = self.objects[path]
-            digest = np.frombuffer(stored.digest[:16], "<u8")
-            records[i] = (stored.size, time_of(stored), 0, 0, digest)
+        records, found = np.zeros(len(paths), RECORD), [self.objects[path] for path in paths]
+        records["size"] = [stored.size for stored in found]
+        records["mtime"] = [time_of(stored) for stored in found]
+        digests = b"".join(stored.digest[:16] for stored in found)
+        records["digest"] = np.frombuffer(digests, "<u8").reshape(-1, 2)
         return records
+
+    def of(self, paths: Iterable[str]) -> Origin:
+        """The same store with these objects only."""
+        return Origin(self.address, {path: self.objects[path] for path in paths})
 
     def lacking(self, paths: Iterable[str], folder: Path) -> list[str]:
         """The paths whose copies are not in a folder, or are of another version."""
@@ -126,11 +130,18 @@ def unusable(path: str) -> str:
     return ""
 
 
-def fits(n_bytes: int, folder: Path) -> bool:
-    """Whether so many bytes take at most half of the free room of a folder's disk."""
+def fits(n_bytes: int, folder: Path, spare: float = 0.0) -> bool:
+    """Whether so many bytes take at most half of the free room of a folder's disk, and leave some of the disk free.
+
+    Args:
+        n_bytes: What is to be written.
+        folder: Where; it need not exist.
+        spare: The part of the whole disk that has to stay free.
+    """
     while not folder.exists():
         folder = folder.parent
-    return 2 * n_bytes <= shutil.disk_usage(folder).free
+    disk = shutil.disk_usage(folder)
+    return 2 * n_bytes <= disk.free and n_bytes + spare * disk.total <= disk.free
 
 
 @contextmanager

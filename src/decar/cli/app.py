@@ -88,7 +88,7 @@ def _flag(name: str, text: str) -> Option:
 def as_path(text: str) -> Path:
     """A path of this disk; of an address `Path` would make one."""
     if is_address(text):
-        raise argparse.ArgumentTypeError(f"{text} is an address; only SOURCE and the --out of decar embed can be one")
+        raise argparse.ArgumentTypeError(f"{text} is an address, and a path on this disk is expected here")
     return Path(text)
 
 
