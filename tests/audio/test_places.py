@@ -1,5 +1,6 @@
 """Prefixes, tables, archives and Parquet files of an object store as SOURCE: the clips of the same things on disk."""
 
+import pickle
 import shutil
 from pathlib import Path
 from urllib.parse import quote
@@ -93,6 +94,7 @@ def test_a_changed_object_is_fetched_again(folder, bucket, cache, tmp_path):
 def test_a_store_that_stops_half_way_is_an_error_and_the_next_call_finishes(folder, tmp_path, monkeypatch, cache, room):
     monkeypatch.setattr(arrival, "fits", lambda *_: room)
     monkeypatch.setattr(arrival, "BATCH_BYTES", 1)
+    monkeypatch.setattr(arrival, "GROUP_BYTES", 1)
     monkeypatch.setattr(decar.embedder, "BLOCK_FRAMES", 40)
     monkeypatch.setattr(arrival, "THREADS", 1)
     decar.embed("s3://b/birds", fetch=True, out=tmp_path / "never.parquet", progress=False)
@@ -144,6 +146,7 @@ def test_without_room_files_are_deleted_after_use(folder, monkeypatch, cache):
     here = decar.embed(folder, progress=False)
     monkeypatch.setattr(arrival, "fits", lambda *_: False)
     monkeypatch.setattr(arrival, "BATCH_BYTES", 1)
+    monkeypatch.setattr(arrival, "GROUP_BYTES", 1)
     monkeypatch.setattr(arrival, "ROOM", 1)
     monkeypatch.setattr(arrival, "THREADS", 2)
     held, fetch = [], origin.Origin.fetch
@@ -155,7 +158,7 @@ def test_without_room_files_are_deleted_after_use(folder, monkeypatch, cache):
 
     monkeypatch.setattr(origin.Origin, "fetch", counted)
     equal(decar.embed("s3://b/birds", fetch=True, progress=False), here)
-    assert max(held) <= 5  # a batch that is read, one that waits, one a thread, one that is being deleted
+    assert max(held) <= 5  # a batch that is read, one that is packed, one that waits, one a thread
     assert not list(cache.rglob("*.wav"))
     assert not list(cache.glob("passing-*"))
 
@@ -174,6 +177,19 @@ def test_where_all_files_are_needed_at_once_a_lack_of_room_is_said_first(folder,
     ):
         read_source("s3://b/birds", fetch=True)
     assert Bucket.sent == []
+
+
+def test_a_part_of_the_clips_is_fetched_where_it_is_embedded(folder, monkeypatch, tmp_path, cache):
+    """As on a worker with a cache of its own; what the clips are is known without their files."""
+    clips = read_source("s3://b/birds", fetch=True, later=True)
+    assert Bucket.sent == []
+    part = pickle.loads(pickle.dumps(clips.take(range(3, 7))))
+    assert [*part.origin.objects] == clips.table["path"].tolist()[3:7]
+    assert part.fingerprint() == clips.take(range(3, 7)).fingerprint() != clips.take(range(2, 6)).fingerprint()
+    monkeypatch.setenv("DECAR_CACHE", str(tmp_path / "elsewhere"))
+    here = decar.embed(folder, progress=False)
+    assert np.abs(decar.embed(part, progress=False).vectors - here.vectors[3:7]).max() < 1e-5
+    assert not cache.exists()
 
 
 def test_an_object_that_changes_after_it_was_listed_is_an_error(folder, bucket):

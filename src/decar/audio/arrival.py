@@ -8,9 +8,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
-from decar.audio.clips import Job
+from decar.audio.clips import GROUP_CLIPS, Job
 from decar.audio.crops import packed
 from decar.audio.manifest import Manifest
 from decar.audio.origin import GOES_ON, Origin, fits, reachable
@@ -21,10 +22,11 @@ from decar.unpack import saving
 
 log = logging.getLogger(__name__)
 
-BATCH_BYTES = 2**26  # files of a batch, unless one is larger
+GROUP_BYTES = 2**21  # files that a thread fetches at a time, unless one is larger
+BATCH_BYTES = 2**26  # files of a batch
 PASSING = "passing-"  # before the name of a folder of files that do not stay
 SPARE = 0.1  # of the disk
-ROOM = 2**30  # bytes of batches that wait while one is read
+ROOM = 2**30  # bytes of files that wait while a batch is read
 
 Faults = dict[Path, str]
 
@@ -35,8 +37,8 @@ def arriving(clips: Manifest, first: int) -> Iterator[tuple[Iterable[list[Job]],
 
     Files on this disk are one batch. Those of a store are fetched while earlier batches are read. They stay in the
     cache if that takes at most half of its disk's free room and leaves `SPARE` of the disk; otherwise they are deleted
-    after their last clip, and what lies on the disk is `ROOM` and two batches a thread. The cache is that of the
-    machine that calls this: clips may be sent to another one.
+    after their last clip, and what lies on the disk is `ROOM`, two batches, and a group a thread. The cache is that of
+    the machine that calls this: clips may be sent to another one.
 
     Raises:
         ManifestError: The store does not answer, or an object has changed since it was listed.
@@ -58,19 +60,20 @@ def arriving(clips: Manifest, first: int) -> Iterator[tuple[Iterable[list[Job]],
 def _batches(origin: Origin, clips: Manifest, folder: Path, faults: Faults) -> Generator[list[Job], None, None]:
     """Jobs of consecutive clips; files are fetched in threads, up to `ROOM` ahead."""
 
-    def fetched(group: list[tuple[str, float, float | None]]) -> Iterator[list[Job]]:
-        for path in dict.fromkeys(path for path, _, _ in group):
-            if reason := origin.fetch(path, folder):
-                faults[folder / path] = reason
-        yield [(folder / path, start, duration) for path, start, duration in group]
+    def size(job: Job) -> int:
+        return origin.objects[job[0].relative_to(folder).as_posix()].size
 
-    def size(batch: list[Job]) -> int:
-        return sum(origin.objects[file.relative_to(folder).as_posix()].size for file in {job[0] for job in batch})
+    def fetched(group: list[Job]) -> Iterator[list[Job]]:
+        for file in dict.fromkeys(file for file, _, _ in group):
+            if reason := origin.fetch(file.relative_to(folder).as_posix(), folder):
+                faults[file] = reason
+        yield group
 
-    jobs = [(path, *stretch) for path, stretch in zip(clips.table["path"], clips.stretches, strict=True)]
-    groups = packed(jobs, lambda job: origin.objects[job[0]].size, BATCH_BYTES)
-    with reachable(origin.address, GOES_ON):
-        yield from in_order(fetched, groups, THREADS, size=size, room=ROOM)
+    jobs = [(folder / path, *stretch) for path, stretch in zip(clips.table["path"], clips.stretches, strict=True)]
+    groups = packed(jobs, size, GROUP_BYTES, most=GROUP_CLIPS)
+    arrived = in_order(fetched, groups, THREADS, size=lambda group: sum(map(size, group)), room=ROOM)
+    with reachable(origin.address, GOES_ON), closing(arrived):
+        yield from packed(chain.from_iterable(arrived), size, BATCH_BYTES)
 
 
 @contextmanager
