@@ -8,7 +8,7 @@ READY := $(VENV)/.ready-$(EXTRA)
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-gpu test-web test-hear chaos lint types format bench bench-scale seeds table2 table3 ready docs wheel clean
+.PHONY: help setup demo test test-slow test-gpu test-web test-hear test-s3 chaos lint types format bench bench-scale seeds table2 table3 ready docs wheel clean
 
 # of make table2, table3
 RUNS ?= $(if $(filter table3,$(MAKECMDGOALS)),runs/table3,runs/eval)
@@ -42,6 +42,11 @@ test-web: $(READY) ## the tests of report.html in Chromium, which is installed b
 	  command -v apt-get >/dev/null || { echo "test-web needs Chromium on the path, and apt-get is not here to install it"; exit 1; }; \
 	  SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); $$SUDO apt-get update -q && $$SUDO apt-get install -y -q --no-install-recommends chromium; }
 	$(ONE_THREAD) $(BIN)/python -m pytest -m web -n 0 tests/report
+
+test-s3: $(READY) ## decar embed from and to object storage: s3fs and moto's S3 server, which is stopped on the way
+	# not in $(VENV): botocore wants an older python-dateutil than constraints.txt has
+	test -d build/s3 || $(BIN)/python -m pip install --quiet --target build/s3 's3fs==2026.9.0' 'moto[s3]==5.2.5' flask flask-cors
+	PYTHONPATH=build/s3 $(ONE_THREAD) $(BIN)/python -m pytest -m s3 -n 0 tests/cli/test_s3.py
 
 chaos: $(READY) ## damage files and processes of small runs at random, go on, compare with undamaged runs (30 minutes)
 	$(BIN)/python benchmarks/chaos.py --out benchmarks/chaos.md

@@ -12,6 +12,7 @@ import decar
 ROOT = Path(decar.__file__).parent
 LEVEL = {
     "errors": 0, "files": 0, "digests": 0, "cores": 0, "metrics": 0, "limits": 0.5, "unpack": 0.5, "fetch": 0.6,
+    "objects": 0.7,
     "audio": 1, "clustering": 1, "signals": 1,
     "corpora": 2, "models": 2,
     "pretrain": 3, "downstream": 3, "embedder": 3, "neighbours": 3, "hear": 3,

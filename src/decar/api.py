@@ -104,14 +104,15 @@ def embed(
     """Embeddings of sounds.
 
     Args:
-        source: What `decar embed` takes: a folder, archive, table, Parquet with the sounds in it, pattern or file; or a
-            list of files, or a `Manifest`.
+        source: What `decar embed` takes: a folder, archive, table, Parquet with the sounds in it, pattern, file or
+            address; or a list of files, or a `Manifest`.
         bundle: An encoder, a run's folder, a bundle; None: the encoder that comes with decar.
         segment: Cut long recordings into segments, a row each; see `decar.embedder.Windows`.
         windows: Seconds: a row for each such window.
-        fetch: Whether to fetch the sounds of addresses, such as https://…; otherwise they are refused.
+        fetch: Whether to fetch what is at addresses, such as https://… or s3://…; otherwise they are refused.
         device: Where the network runs; None: on a GPU if there is one.
-        out: Also write them to this .parquet or .npy file. A call that was stopped continues where it was.
+        out: Also write them to this .parquet or .npy file, or address of object storage. A call that was stopped
+            continues where it was.
         progress: Show progress.
 
     Returns:
@@ -120,8 +121,7 @@ def embed(
     Raises:
         DecarError: There is no such source or encoder, an embedding is not finite, or `out` cannot be written.
     """
-    clips = _clips(source)
-    clips = fetched(clips, progress=progress) if fetch else clips
+    clips = _clips(source, fetch, progress)
     embedder = Embedder(bundle, segment=segment, windows=windows, device=device)
     if out is None:
         return embedder.files(clips, progress=progress)
@@ -213,12 +213,12 @@ def search(
     return neighbour_table(index, queries, n)
 
 
-def _clips(source: Source) -> Manifest:
-    if isinstance(source, Manifest):
-        return source
+def _clips(source: Source, fetch: bool, progress: bool) -> Manifest:
     if isinstance(source, str | Path):
-        return read_source(source)
-    return Manifest(pd.DataFrame({"path": [str(path) for path in source]}), Path.cwd())
+        return read_source(source, fetch=fetch, later=True, progress=progress)
+    if not isinstance(source, Manifest):
+        source = Manifest(pd.DataFrame({"path": [str(path) for path in source]}), Path.cwd())
+    return fetched(source, progress=progress) if fetch else source
 
 
 def _model_of(place: Path) -> Path:

@@ -137,7 +137,7 @@ def test_a_sound_without_end_is_refused(server, sounds, monkeypatch):
 
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "zip://a.wav::https://example.org/a.zip", "data://x"])
 def test_other_kinds_of_addresses_are_refused(address):
-    with pytest.raises(ManifestError, match=r"cannot be fetched; known are http:// https:// s3://"):
+    with pytest.raises(ManifestError, match=r"unknown kind of address; known are http:// https:// s3://"):
         read_source(address, fetch=True)
 
 
@@ -148,14 +148,13 @@ def test_other_kinds_of_addresses_are_refused(address):
         ("https://example.org/../../a.wav", r"https/a~[0-9a-f]{16}\.wav"),
         ("https://example.org/.hidden/a.wav", r"https/a~[0-9a-f]{16}\.wav"),
         ("https://example.org/a.wav?token=1", r"https/a~[0-9a-f]{16}\.wav"),
-        ("https://user:secret@example.org/a.wav", r"https/a~[0-9a-f]{16}\.wav"),
         ("https://example.org/" + "a" * 300 + ".wav", r"https/a{96}~[0-9a-f]{16}\.wav"),
         ("https://example.org/", r"https/~[0-9a-f]{16}"),
         ("https://example.org/\\..\\a\n.wav", r"https/_\.\._a~[0-9a-f]{16}\.wav"),
     ],
 )
 def test_no_address_leads_out_of_the_cache(address, place):
-    assert pd.Series([remote._place(address)]).str.fullmatch(place).all(), remote._place(address)
+    assert pd.Series([remote.place_of(address)]).str.fullmatch(place).all(), remote.place_of(address)
 
 
 class Bucket(MemoryFileSystem):
@@ -175,9 +174,9 @@ def test_other_stores_through_fsspec(sounds):
         Bucket().pipe("s3://bucket/b.flac", content)
         [file] = read_source("s3://bucket/b.flac", fetch=True).files
         assert file.read_bytes() == content
-        with pytest.raises(ManifestError, match=r"s3://bucket/c\.flac: FileNotFoundError"):
+        with pytest.raises(ManifestError, match=r"s3://bucket/c\.flac: nothing lies there"):
             read_source("s3://bucket/c.flac", fetch=True)
     finally:
         fsspec.register_implementation("s3", "s3fs.S3FileSystem", clobber=True)
-    with pytest.raises(ManifestError, match=r"gs:// cannot be fetched: .*pip install 'decar\[remote\]'"):
+    with pytest.raises(ManifestError, match=r"gs:// needs another package .*pip install 'decar\[remote\]'"):
         read_source("gs://bucket/a.wav", fetch=True)

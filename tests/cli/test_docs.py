@@ -22,6 +22,8 @@ ELSEWHERE = {  # a part of a command: why it is not run here
     "table1": "tests/cli/test_corpora.py", "table3": "tests/cli/test_done.py",
     "experiment=table2": "tests/cli/test_table2.py", "runs/table2": "the same", "push": "tests/models/test_hub.py",
     "experiment=paper": "tests/cli/test_train.py", "--to hoplite": "tests/report/test_tools.py",
+    "s3://": "tests/cli/test_s3.py",
+    "hf://datasets": "tests/audio/test_hf.py",
     "devices=": "tests/cli/test_ddp.py", "trainer=ddp": "the same", "hear21passt": "is not installed",
     "--dim 512": "tests/cli/test_embed.py: a run of so few clips has fewer directions",
     "runs/pretrain/A": "the sweep of README: tests/cli/test_sweep.py",

@@ -7,12 +7,13 @@ import shutil
 import pandas as pd
 import pytest
 
+from tests.audio.stores import Bucket, bucket
 from tests.cli.helpers import write_recordings
 from tests.cli.test_train import FAST
 from tests.corpora.test_download import server
 from tests.embedder.test_kill import finish, killed_after
 
-__all__ = ["server"]
+__all__ = ["bucket", "server"]
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +88,47 @@ def test_addresses_are_fetched_where_the_command_says_so(decar, train, server, s
     assert outcome.code == 0, outcome.err
     assert pd.read_parquet(tmp_path / "embeddings.parquet")["url"].tolist() == [f"{server.url}/{i}.wav" for i in (0, 3)]
     assert len(server.asked) == 2
+
+
+def test_from_a_store_to_a_store(decar, bucket, sound_folder, tmp_path):
+    for file in sound_folder.rglob("*.wav"):
+        bucket.pipe_file(f"s3://b/in/{file.relative_to(sound_folder).as_posix()}", file.read_bytes())
+    bucket.pipe_file("s3://b/in/low/bad.wav", b"no sound")
+    assert "nothing is fetched" in decar("embed", "s3://b/in").errors[0]
+    assert (Bucket.listings, Bucket.sent) == (0, [])
+    outcome = decar("embed", "s3://b/in", "--fetch", "--out", "s3://b/out/e.parquet")
+    assert outcome.code == 0, outcome.err
+    assert "s3://b/out/e.parquet: 12 embeddings" in outcome.out
+    assert "1 clips left out (s3://b/out/e.parquet.bad.csv)" in outcome.out
+    (tmp_path / "there.parquet").write_bytes(Bucket.store["/b/out/e.parquet"].getvalue())
+    assert decar("embed", str(sound_folder), "--out", "here.parquet").code == 0
+    here, there = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("here", "there"))
+    pd.testing.assert_frame_equal(here, there)
+
+
+def test_commands_that_make_pages_have_the_sounds_of_a_store(decar, bucket, sound_folder, tmp_path):
+    for file in sound_folder.rglob("*.wav"):
+        bucket.pipe_file(f"s3://b/in/{file.name}", file.read_bytes())
+    outcome = decar("cluster", "s3://b/in", "--fetch", "-k", "2")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "clusters" / "report.html").read_text().count("data:audio") > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["embed", "DIR", "--root", "s3://b/in"], "s3://b/in is an address, and a path on this disk is expected here"),
+        (["cluster", "DIR", "--out", "s3://b/out"], "s3://b/out is an address"),
+        (["fit", "s3://b/labels.csv"], "s3://b/labels.csv is an address"),
+    ],
+)
+def test_an_address_where_a_path_is_expected_is_refused(decar, words, says):
+    outcome = decar(*words)
+    assert outcome.code == 2
+    assert says in outcome.err
+
+
+def test_a_training_does_not_take_a_prefix(train):
+    outcome = train(*FAST, "data=folder", "data.root=s3://b/in", "hydra.run.dir=run")
+    assert (outcome.code, len(outcome.errors)) == (2, 1)
+    assert "s3://b/in is an address, and sounds are read from this disk here" in outcome.errors[0]

@@ -31,9 +31,11 @@ KINDS = {
     "embeddings": "embeddings of tasks",
     "identity": "digests of sounds",
     "sources": "unpacked and fetched",
+    "outputs": "unsent outputs",
 }
 STORE_NAME = re.compile(r"[0-9a-f]{64}(\.partial)?")
 SOURCE_NAME = re.compile(r"[0-9a-f]{40}(\.part)?|fetched")  # see `containers` and `remote`
+OUTPUT_NAME = re.compile(r"[0-9a-f]{40}")  # see `embedder.output`
 WITHOUT_DIGESTS = {"format", "fingerprint", "frontend", "n_clips", "n_frames"}  # in a meta.json of an earlier version
 
 
@@ -136,7 +138,7 @@ def cached(cache_dir: str | os.PathLike[str]) -> dict[str, list[Path]]:
     """What decar has put into a cache and can make again: for each of `KINDS`, folders or files."""
     cache = Path(cache_dir).expanduser()
     found = {kind: sorted((cache / kind).glob(f"*{ARRAY_SUFFIX}")) for kind in KINDS}
-    for kind, name in (("logmel", STORE_NAME), ("sources", SOURCE_NAME)):
+    for kind, name in (("logmel", STORE_NAME), ("sources", SOURCE_NAME), ("outputs", OUTPUT_NAME)):
         found[kind] = sorted(path for path in (cache / kind).glob("*") if name.fullmatch(path.name))
     return found
 

@@ -32,6 +32,7 @@ from decar.audio.tables import MOST_BYTES, check_file, parquet_errors, read_parq
 from decar.digests import DamagedError, read_json, write_json
 from decar.errors import ManifestError
 from decar.files import advice, cache_home, locked, whole
+from decar.objects import is_address
 from decar.unpack import BOUNDS, Member, UnwritableError, is_archive, unpack, write_members
 
 SOURCES = "sources"  # folder of the cache
@@ -50,6 +51,11 @@ def folder_of(root: str | os.PathLike[str]) -> Path:
         CorpusError: It is damaged or refused.
     """
     path = Path(root).expanduser()
+    if is_address(str(root)):
+        raise ManifestError(
+            f"{root} is an address, and sounds are read from this disk here: `decar embed`, `cluster`, `predict` and "
+            "`suggest` take addresses as SOURCE, with --fetch; for other uses copy the sounds first"
+        )
     return _stored([path], lambda folder: unpack(path, folder, BOUNDS)) if is_archive(path) else path
 
 

@@ -24,6 +24,7 @@ from decar.audio.columns import find_column, no_column, on_this_system, path_col
 from decar.audio.conditions import matching
 from decar.audio.containers import folder_of, read_sounds
 from decar.audio.identity import WHOLE_BYTES, Records, identify, remembered
+from decar.audio.origin import Origin
 from decar.audio.remote import refuse_addresses
 from decar.audio.scan import AUDIO_SUFFIXES, below_wrapper, find_audio, labels_from_folders
 from decar.audio.tables import is_parquet, read_parquet_table, read_text_table
@@ -61,11 +62,13 @@ class Manifest:
         root: the folder under which relative paths lie.
         part_of: where `where` made it: the manifest that it took the clips from, and their rows there. A store of all
             of them serves for some.
+        origin: the store that the files of all clips come from as they are needed; see `decar.audio.origin`.
     """
 
     table: pd.DataFrame
     root: Path
     part_of: tuple[Manifest, npt.NDArray[np.int64]] | None = None
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         table = self.table.reset_index(drop=True)  # a copy: the caller's table is never changed
@@ -248,7 +251,8 @@ class Manifest:
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer | np.bool_]) -> Manifest:
         """The clips at `indices` (or where a mask is True), in that order."""
-        return Manifest(self.table.iloc[positions(indices, len(self))], self.root)
+        table = self.table.iloc[positions(indices, len(self))]
+        return Manifest(table, self.root, origin=self.origin and self.origin.of(table["path"]))
 
     def column(self, name: str) -> pd.Series:
         """One column; capitals, spaces and punctuation of the name do not count where only one can be meant.
@@ -267,6 +271,8 @@ class Manifest:
         Args:
             cache_dir: where digests of files are remembered; None: every file is read.
         """
+        if self.origin is not None:  # by what the store says of them
+            return self._identity_of(self.origin.records(self.table["path"].tolist()))
         codes, files = self._distinct_files()
         records = identify(files, cache_dir, known_elsewhere=lambda: self._known_to_whole(files, cache_dir))
         return self._identity_of(records[codes])

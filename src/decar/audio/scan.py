@@ -38,8 +38,12 @@ def find_audio(folder: Path, *, recursive: bool) -> list[str]:
     folders are left out, and, with a warning, names that are not valid Unicode and what `find_files` leaves out. Links
     to folders are followed, each real folder once.
     """
+    return audio_below(folder, find_files(folder, recursive=recursive, hidden=False))
+
+
+def audio_below(folder: Path | str, files: list[str]) -> list[str]:
+    """The audio files among those below a folder, as `find_audio` has them."""
     suffixes = (*AUDIO_SUFFIXES, *(ffmpeg.SUFFIXES if ffmpeg.available() else ()))
-    files = find_files(folder, recursive=recursive, hidden=False)
     audio = [path for path in files if path.lower().endswith(suffixes)]
     _report(folder, Counter(os.path.splitext(path)[1].lower() for path in set(files).difference(audio)))
     return sorted(only_unicode(audio))
@@ -51,7 +55,7 @@ def only_unicode(paths: list[str]) -> list[str]:
     return [path for path in paths if is_unicode(path)]
 
 
-def _report(folder: Path, passed_over: Counter[str]) -> None:
+def _report(folder: Path | str, passed_over: Counter[str]) -> None:
     """One line: how many files of which ending are not read."""
     if not passed_over:
         return

@@ -13,11 +13,14 @@ import pandas as pd
 
 from decar.audio.containers import folder_of
 from decar.audio.manifest import Manifest
-from decar.audio.remote import fetched, is_address
+from decar.audio.origin import with_files
+from decar.audio.places import at_address
+from decar.audio.remote import fetched
 from decar.audio.scan import only_unicode
 from decar.audio.tables import is_parquet, is_table
 from decar.errors import ManifestError, is_unicode
 from decar.files import not_a_file, warn_left_out
+from decar.objects import is_address
 from decar.unpack import is_archive
 
 STDIN = "-"
@@ -30,6 +33,7 @@ def read_source(
     path_column: str = "path",
     stdin: Iterable[str] | None = None,
     fetch: bool = False,
+    later: bool = False,
     progress: bool = False,
 ) -> Manifest:
     """The clips of a source.
@@ -37,20 +41,30 @@ def read_source(
     Args:
         source: A folder, or a zip or tar archive of one; a table with a column of paths (.csv, .tsv, .txt, .parquet);
             .parquet files that hold the sounds, also by a pattern; a pattern with `*`, `?` or `[]` (`**` for folders
-            at any depth), whose files are all taken; one audio file; or "-": a path a line on stdin.
+            at any depth), whose files are all taken; one audio file; or "-": a path a line on stdin. Where `fetch`
+            is set, also a prefix or object of a store (s3://, gs://, hf://datasets/…), a pattern with `*` of objects,
+            and an archive, table, Parquet or audio file at any address.
         root: The folder or archive that relative paths of a table or of stdin start from; None: the table's folder, or
             this one.
         path_column: The column of a table that names the files.
         stdin: What "-" reads.
         fetch: Whether to fetch paths that are addresses, see `decar.audio.remote`; reading the sounds fails otherwise.
+        later: Whether files below a prefix may come as they are needed, see `decar.audio.arrival`; otherwise they are
+            all there when this returns.
         progress: Whether to show a bar while they are fetched.
 
     Raises:
         ManifestError: There is no such thing, or nothing in it.
         CorpusError: An archive is damaged or refused.
     """
-    clips = _read(str(source), root, path_column, stdin)
-    return fetched(clips, progress=progress) if fetch else clips
+    text = str(source)
+    if not fetch:
+        return _read(text, root, path_column, stdin)
+    if is_address(text):
+        clips = at_address(text, root=root, path_column=path_column, progress=progress)
+    else:
+        clips = _read(text, root, path_column, stdin)
+    return clips if later and clips.origin else fetched(with_files(clips, progress=progress), progress=progress)
 
 
 def _read(text: str, root: str | Path | None, path_column: str, stdin: Iterable[str] | None) -> Manifest:

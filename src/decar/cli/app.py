@@ -15,6 +15,7 @@ from decar.cli.config import named_class
 from decar.cli.terminal import command
 from decar.files import cache_home
 from decar.limits import Limits, set_limits
+from decar.objects import is_address
 
 Option = tuple[str, dict[str, Any]]
 CACHE_HOME = object()  # stands for `cache_home()`, which follows the environment
@@ -77,11 +78,23 @@ def _option(name: str, text: str, **settings: Any) -> Option:
 
 
 def _file(name: str, text: str, **settings: Any) -> Option:
-    return _option(name, text, **{"type": Path, "metavar": "FILE", **settings})
+    return _option(name, text, **{"type": as_path, "metavar": "FILE", **settings})
 
 
 def _flag(name: str, text: str) -> Option:
     return _option(name, text, action="store_true")
+
+
+def as_path(text: str) -> Path:
+    """A path of this disk; of an address `Path` would make one."""
+    if is_address(text):
+        raise argparse.ArgumentTypeError(f"{text} is an address, and a path on this disk is expected here")
+    return Path(text)
+
+
+def as_out(text: str) -> str | Path:
+    """An address or a path."""
+    return text if is_address(text) else Path(text)
 
 
 def as_k(text: str) -> int | str:
@@ -94,7 +107,7 @@ CSV = _file("--csv", "write the table as CSV too")
 CACHE = _file("--cache-dir", "default: %(default)s", default=CACHE_HOME, metavar="DIR")
 ROOT = _file("--root", "the folder or archive that relative paths of the table or of stdin start from", metavar="DIR")
 FETCH = _flag(
-    "--fetch", "fetch paths that are addresses (https://…, s3://…) into the cache; without it they are refused"
+    "--fetch", "fetch what is at addresses (https://…, s3://…), as SOURCE or in a table; without it they are refused"
 )
 PATHS = _option("--path-column", "the column of a table that names the files", default="path", metavar="NAME")
 PLACES = [ROOT, PATHS, FETCH]
@@ -135,7 +148,7 @@ CACHED = [
 SOURCE = _option(
     "source", "a folder, or a zip or tar archive of one; a table with a column of paths (.csv, .tsv, .txt, .parquet; "
     "start and end or duration in seconds select stretches); .parquet files that hold the sounds; a quoted pattern; an "
-    "audio file; or - for paths on stdin",
+    "audio file; - for paths on stdin; or, with --fetch, such things at an address, or a prefix s3://BUCKET/PREFIX",
     metavar="SOURCE",
 )  # fmt: skip
 ENCODER = (
@@ -152,8 +165,8 @@ EMBED = [
     SOURCE,
     _option("--bundle", ENCODER, default="small", metavar="NAME"),
     _file(
-        "--out", ".parquet, or .npy with FILE.paths.csv beside it (default: %(default)s)",
-        default=Path("embeddings.parquet"),
+        "--out", ".parquet, or .npy with FILE.paths.csv beside it; may be an address, s3://… (default: %(default)s)",
+        default=Path("embeddings.parquet"), type=as_out,
     ),
     *PLACES,
     _option("--windows", "one row for each such window, with start and duration", type=float, metavar="SECONDS"),

@@ -19,7 +19,7 @@ from decar.audio.source import read_source
 from decar.cli.config import build_encoder, conf_dir
 from decar.cli.terminal import say, start_log
 from decar.embedder import Embedder
-from decar.embedder.output import beside, check_out
+from decar.embedder.output import check_out, name_beside
 from decar.errors import BundleError, check_whole, printable, require
 from decar.files import write_table
 from decar.models import Encoder, load_encoder, read_facts
@@ -34,18 +34,18 @@ def embed(args: argparse.Namespace) -> None:
     start_log(logging.INFO)
     check_out(args.out)
     check_numbers(args)
-    clips = source_of(args)
+    clips = source_of(args, later=True)
     segment = as_segment(args.segment) if args.segment else None
     embedder = embedder_of(args, args.bundle, segment, windows=args.windows, hop=args.hop, dim=args.dim)
     made = embedder.write(clips, args.out, name=args.bundle)
     rows, dim = made.vectors.shape
-    left_out = f", {len(made.bad)} clips left out ({beside(args.out, 'bad')})" if len(made.bad) else ""
+    left_out = f", {len(made.bad)} clips left out ({name_beside(args.out, 'bad')})" if len(made.bad) else ""
     say(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")
 
 
-def source_of(args: argparse.Namespace) -> Manifest:
-    """The clips that SOURCE and the options beside it name."""
-    options = {"root": args.root, "path_column": args.path_column, "fetch": args.fetch}
+def source_of(args: argparse.Namespace, *, later: bool = False) -> Manifest:
+    """The clips that SOURCE and the options beside it name; `later` as of `read_source`."""
+    options = {"root": args.root, "path_column": args.path_column, "fetch": args.fetch, "later": later}
     return read_source(args.source, **options, progress=sys.stderr.isatty())
 
 

@@ -135,7 +135,8 @@ def start_log(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(EscapingFormatter("%(message)s"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # it tells which processor it was built for
+    for chatty in ("faiss.loader", "botocore", "aiobotocore", "httpx"):  # processors, credentials found, each request
+        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 class EscapingFormatter(logging.Formatter):

@@ -11,8 +11,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +22,14 @@ from numpy.typing import ArrayLike, NDArray
 
 import decar
 from decar.audio import Manifest
-from decar.audio.clips import ClipEnd, Event, Frames, Piece, RowEnd, Segment, Windows, one_torch_thread, read_clips
+from decar.audio.arrival import arriving
+from decar.audio.clips import ClipEnd, Event, Frames, Job, Piece, RowEnd, Segment, Windows, one_torch_thread, read_clips
 from decar.audio.crops import padded_frames
 from decar.audio.journal import Journal
 from decar.audio.progress import progress_bar
 from decar.audio.samples import CANCEL_NOTE, as_array, mixed, resampled, scaled
 from decar.cores import cpu_count
-from decar.embedder.output import beside, check_out, write_bad, write_rows
+from decar.embedder.output import check_out, deliver, name_beside, places_of, write_bad, write_rows
 from decar.errors import AudioError, DecarError, check_whole
 from decar.files import locked
 from decar.limits import limits
@@ -142,18 +143,21 @@ class Embedder:
 
         Args:
             clips: What to embed.
-            out: Ends in .parquet or .npy.
+            out: Ends in .parquet or .npy. Of an address, such as s3://bucket/e.parquet, the parts lie in the cache, and
+                the complete file is copied there.
             name: Name of the encoder for the file's metadata.
             progress: Whether to show progress.
 
         Raises:
             DecarError: Nothing could be embedded, the file cannot be written, or another process is writing it.
         """
-        out = Path(out)
         check_out(out)
-        folder, key, root = out.with_name(f".{out.name}.parts"), self.key(clips), os.path.abspath(clips.root)
+        (file, folder), key = places_of(out), self.key(clips)
+        facts = {**self._facts(name), "root": os.path.abspath(clips.root), "key": key}
+        if clips.origin is not None:
+            facts["address"] = clips.origin.address
         try:
-            out.parent.mkdir(parents=True, exist_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
             with locked(f"{folder}.lock"):
                 _prepare(folder, key)
                 with Journal(folder / VECTORS, "<f4", self.encoder.dim, len(clips)) as journal:
@@ -161,10 +165,11 @@ class Embedder:
                         log.info("going on with %s at clip %d of %d", out, journal.committed, len(clips))
                     self._run(clips, journal, progress)
                     made = Embedded(*self._tables(clips, journal))
-                write_bad(out, made.bad)
+                write_bad(file, made.bad)
                 if len(made.vectors):
-                    write_rows(out, made.table, made.vectors, {**self._facts(name), "root": root, "key": key})
+                    write_rows(file, made.table, made.vectors, facts)
                 first_bad = _log_problems(made.bad, journal.ends, clips, out)
+                deliver(file, out)
             shutil.rmtree(folder)
         except BlockingIOError as error:
             raise DecarError(f"{out}: {error.strerror}; wait until it has ended, or give another --out") from None
@@ -189,10 +194,10 @@ class Embedder:
         encoder, home, done = self.encoder, self.encoder.device, len(sink.ends)
         with progress_bar("embed", len(clips), enabled=progress) as advance, one_torch_thread():
             advance(done)
-            events = read_clips(clips.jobs[done:], self.windows, self.num_workers)
             encoder.to(self.device)
             try:
-                with evaluating(encoder):
+                with evaluating(encoder), arriving(clips, done) as (batches, faults):
+                    events = _events(batches, faults, self.windows, self.num_workers)
                     _embed(events, encoder, sink, self.batch_size, self.device, advance)
             except _NotFiniteError:
                 raise DecarError(
@@ -228,6 +233,18 @@ class Embedder:
         }  # fmt: skip
 
 
+def _events(
+    batches: Iterable[list[Job]], faults: Mapping[Path, str], windows: Windows, num_workers: int
+) -> Iterator[Event]:
+    """What `read_clips` makes of the batches; the reason why a file was not fetched, where that is known."""
+    for batch in batches:
+        files = iter(batch)
+        for event in read_clips(batch, windows, num_workers):
+            if isinstance(event, ClipEnd) and (reason := faults.get(next(files)[0])):
+                event = replace(event, reason=reason)
+            yield event
+
+
 def _prepare(folder: Path, key: str) -> None:
     """Empty the folder of unfinished rows unless they were made with the same key."""
     try:
@@ -240,7 +257,7 @@ def _prepare(folder: Path, key: str) -> None:
     (folder / KEY).write_text(key)
 
 
-def _log_problems(bad: pd.DataFrame, ends: list[ClipEnd], clips: Manifest, out: Path) -> str:
+def _log_problems(bad: pd.DataFrame, ends: list[ClipEnd], clips: Manifest, out: str | Path) -> str:
     """Log what is wrong with the clips; return the first reasons for a message."""
     silent = [f"{clips.table['path'][i]}: silent, embedded all the same" for i, e in enumerate(ends) if e.silent]
     left_out = [f"{path}: left out: {reason}" for path, reason in bad[["path", "reason"]].to_numpy()]
@@ -250,7 +267,7 @@ def _log_problems(bad: pd.DataFrame, ends: list[ClipEnd], clips: Manifest, out: 
         if len(lines) > NAMED_IN_LOG:
             log.warning("… and %d more", len(lines) - NAMED_IN_LOG)
     if left_out:
-        log.warning("%d of %d clips left out, listed in %s", len(left_out), len(clips), beside(out, "bad"))
+        log.warning("%d of %d clips left out, listed in %s", len(left_out), len(clips), name_beside(out, "bad"))
     return "; ".join(left_out[:3])
 
 

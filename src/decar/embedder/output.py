@@ -1,9 +1,14 @@
-"""Rows → Parquet, or npy with its list of paths; what could not be embedded → FILE.bad.csv. Whole or not at all."""
+"""Rows → Parquet, or npy with its list of paths; what could not be embedded → FILE.bad.csv. Whole or not at all.
+
+An output at an address, such as s3://bucket/e.parquet, is written in the cache first, and copied when it is complete.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +19,9 @@ from numpy.typing import NDArray
 
 from decar.digests import seal_parquet
 from decar.errors import ConfigError
-from decar.files import whole, write_csv
+from decar.fetch import UnreachableError
+from decar.files import cache_home, whole, write_csv
+from decar.objects import SCHEMES, check_address, check_bucket, is_address, remove, write
 
 ROWS_AT_ONCE = 1024
 SUFFIXES = (".parquet", ".pq", ".npy")
@@ -22,10 +29,62 @@ HEADER = b"decar"  # of a Parquet file's metadata: JSON with encoder (hash), bun
 CHECKED = "checksums"  # of that JSON: pages and footer have some
 
 
-def check_out(out: Path) -> None:
-    """Raise a ConfigError unless the ending says what to write."""
-    if out.suffix.lower() not in SUFFIXES:
+OUTPUTS = "outputs"  # folder of the cache
+
+
+def check_out(out: str | Path) -> None:
+    """Refuse an output whose ending does not say what to write, and an address without a bucket.
+
+    Raises:
+        ConfigError: It is such an output.
+        ManifestError: The address is of an unknown kind.
+    """
+    if Path(out).suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--out {out}: the name has to end in .parquet or .npy")
+    if isinstance(out, Path) and str(out).startswith(tuple(f"{scheme}:/" for scheme in SCHEMES)):
+        raise ConfigError(f"--out {out}: give an address as text, a path loses one of its slashes")
+    if is_address(str(out)):
+        check_address(str(out), SCHEMES)
+        with _reached(str(out)):
+            check_bucket(str(out))
+
+
+def places_of(out: str | Path) -> tuple[Path, Path]:
+    """The file that an output is written to, and the folder of its unfinished rows; of an address both in the cache.
+
+    The file of an address lies in the folder, and is deleted with it once it has been copied.
+    """
+    if not is_address(str(out)):
+        return Path(out), Path(out).with_name(f".{Path(out).name}.parts")
+    folder = Path(cache_home()).expanduser() / OUTPUTS / hashlib.sha256(str(out).encode()).hexdigest()[:40]
+    return folder / f"out{Path(out).suffix.lower()}", folder
+
+
+def deliver(file: Path, out: str | Path) -> None:
+    """Copy an output and what lies beside it to its address, the output last; lists that are out of date are deleted.
+
+    Raises:
+        ConfigError: The store cannot be reached or refuses.
+    """
+    if not is_address(str(out)):
+        return
+    for what in ("paths", "bad"):
+        with _reached(address := name_beside(out, what)):
+            if beside(file, what).exists():
+                write(beside(file, what), address)
+            else:
+                remove(address)
+    if file.exists():
+        with _reached(str(out)):
+            write(file, str(out))
+
+
+@contextmanager
+def _reached(address: str) -> Iterator[None]:
+    try:
+        yield
+    except UnreachableError as error:
+        raise ConfigError(f"--out {address}: {error}") from error
 
 
 def write_rows(out: Path, table: pd.DataFrame, vectors: NDArray[np.float32], facts: Mapping[str, object]) -> None:
@@ -67,4 +126,9 @@ def write_bad(out: Path, bad: pd.DataFrame) -> None:
 
 def beside(out: Path, what: str) -> Path:
     """FILE.paths.csv, FILE.bad.csv."""
-    return out.with_name(f"{out.name}.{what}.csv")
+    return Path(name_beside(out, what))
+
+
+def name_beside(out: str | Path, what: str) -> str:
+    """The same of an output that may be an address."""
+    return f"{out}.{what}.csv"
