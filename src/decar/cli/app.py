@@ -148,6 +148,17 @@ FORWARD = [
     _option("--workers", "decoding threads (default: one for each core)", type=int, metavar="N"),
     NETWORK,
 ]
+MACHINES = [
+    _option(
+        "--engine", "embed on many machines, by Ray or as SLURM jobs (docs/machines.md); --workers is then the number "
+        "of cores of each process", choices=("ray", "slurm"),
+    ),
+    _option(
+        "--address", "the Ray cluster, HOST:PORT or auto (default: RAY_ADDRESS, else this machine)", metavar="ADDRESS"
+    ),
+    _option("--jobs", "number of SLURM jobs (default: 8)", type=int, metavar="N"),
+    _option("--slurm", "options of the SLURM jobs, such as partition=gpu account=me", nargs="+", metavar="NAME=VALUE"),
+]  # fmt: skip
 EMBED = [
     SOURCE,
     _option("--bundle", ENCODER, default="small", metavar="NAME"),
@@ -167,6 +178,7 @@ EMBED = [
         metavar="SECONDS",
     ),
     *FORWARD,
+    *MACHINES,
 ]  # fmt: skip
 CLUSTER = [
     SOURCE,
@@ -190,6 +202,7 @@ CLUSTER = [
     *PLACES,
     SEED,
     *FORWARD,
+    *MACHINES,
 ]  # fmt: skip
 LABELS = (
     "tables with path and label, and start and duration (s) where a stretch is labelled; several labels with commas "
@@ -226,6 +239,7 @@ PREDICT = [
     _option("--bundle", "the encoder, if the classifier does not say where it lies", metavar="NAME"),
     *PLACES,
     *FORWARD,
+    *MACHINES,
 ]
 SUGGEST = [
     SEGMENTS,
@@ -239,6 +253,7 @@ SUGGEST = [
     *PLACES,
     SEED,
     *FORWARD,
+    *MACHINES,
 ]
 SEARCH = [
     _option("sounds", "a file, or a path of the table if there is no such file", nargs="+", metavar="SOUND"),
