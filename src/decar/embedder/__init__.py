@@ -165,7 +165,9 @@ class Embedder:
                     if journal.committed:
                         log.info("going on with %s at clip %d of %d", out, journal.committed, len(clips))
                     if self.engine:
-                        self._spread(self.engine, clips, journal, Parts(folder, key, self.encoder.dim), progress)
+                        self._spread(
+                            self.engine, clips, journal, Parts(folder.absolute(), key, self.encoder.dim), progress
+                        )
                     else:
                         self.into(clips, journal, progress)
                     made = Embedded(*self._tables(clips, journal))

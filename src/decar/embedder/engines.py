@@ -49,7 +49,7 @@ class RayEngine:
         except ImportError as error:
             raise ConfigError("Ray is not installed: pip install 'decar[ray]', on all machines") from error
         self.ray = ray
-        self._connect(address or os.environ.get("RAY_ADDRESS"))
+        self._connect(address or os.environ.get("RAY_ADDRESS") or None)
         found = ray.cluster_resources()
         self.device: str | None = "cuda" if found.get("GPU") else None
         self.cores = cores or (max(1, int(found["CPU"] // found["GPU"])) if self.device else 1)

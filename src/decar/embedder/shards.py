@@ -305,8 +305,8 @@ class Crew:
             self.losses[shard] += 1
             if self.losses[shard] == TRIES:
                 raise DecarError(
-                    f"clips {shard.first + 1} to {shard.stop} ({path} and those behind it): not done by {TRIES} workers, "
-                    f"the last time because of: {why}; what is done is kept"
+                    f"clips {shard.first + 1} to {shard.stop} ({path} and those behind it): not done by {TRIES} "
+                    f"workers, the last time because of: {why}; what is done is kept"
                 )
             log.warning("clips %d to %d are embedded again: %s", shard.first + 1, shard.stop, why)
         return [shard for shard, _ in again]
