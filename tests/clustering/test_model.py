@@ -77,6 +77,9 @@ def test_beyond_so_many_clips_centres_are_learned_from_a_sample_and_all_clips_as
     assert nmi(placed.labels, usual.place(vectors).labels) > 0.9
     auto, _ = make_clusters(vectors, np.arange(3_000), max_points=500)
     assert len(auto.centres) >= min(plausible(3_000)) > min(plausible(500))  # k follows from all clips
+    with pytest.raises(ClusteringError, match="k=9 is more than max_points=8"):
+        make_clusters(vectors, np.arange(3_000), k=9, max_points=8)
+    assert len(make_clusters(vectors, np.arange(3_000), max_points=8)[0].centres) < 8
 
 
 def test_a_table_in_a_file_is_clustered_in_memory_that_does_not_grow_with_it(tmp_path, monkeypatch):
@@ -85,6 +88,7 @@ def test_a_table_in_a_file_is_clustered_in_memory_that_does_not_grow_with_it(tmp
     monkeypatch.setattr(sys.modules["decar.clustering.whiten"], "_ROWS_AT_ONCE", 500)
     for name in ("_ROWS_AT_ONCE", "ROWS_AT_ONCE", "KEPT"):
         monkeypatch.setattr(f"decar.clustering.model.{name}", 500)
+    make_clusters(*sounds(100), k=KINDS)  # imports are no part of it
     peaks = []
     for n in (5_000, 20_000):
         np.save(tmp_path / "v.npy", sounds(n, dim=64)[0])

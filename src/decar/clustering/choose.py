@@ -47,7 +47,7 @@ def choose_k(
     """
     points = check_features(features)
     scores: dict[int, float] = {}
-    for k in plausible(n or len(points)):
+    for k in [k for k in plausible(n or len(points)) if k < len(points)] or plausible(len(points)):
         scores[k] = silhouette(points, KMeans(k, n_init="auto", seed=seed).fit_predict(points).labels, seed)
         advance(1)
     return smallest_nearly_best(scores)

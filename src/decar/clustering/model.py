@@ -211,6 +211,8 @@ def make_clusters(
     if method == "kmeans":
         if k != "auto":
             require_at_least_one(k=k)
+            if k > max_points:
+                raise ClusteringError(f"k={k} is more than max_points={max_points}: raise that, or lower k")
         some = KMeans(seed=seed, max_points=max_points).sample(len(unit))
         points = unit if some is None else unit[some]
         number = choose_k(points, seed, advance, len(unit)) if k == "auto" else k
@@ -273,7 +275,7 @@ def _nearest_centre(unit: Floats, centres: Floats) -> Labels:
 def _distance(unit: Floats, labels: Labels, centres: Floats) -> Floats:
     directions = l2_normalize(centres)
     found = np.empty(len(unit), np.float32)
-    for rows in row_blocks(len(unit)):
+    for rows in row_blocks(len(unit), ROWS_AT_ONCE):
         found[rows] = (1 - np.einsum("ij,ij->i", unit[rows], directions[labels[rows]])).clip(0, 2)
     found[labels == NOISE] = np.nan
     return found

@@ -8,6 +8,7 @@ of part file and pyarrow blocks in the object store, to a loop of ten lines that
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -20,10 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar.embedder.shards import Embeds, Pool, Task, work
-from decar.errors import ConfigError, DecarError, one_line
+from decar.errors import REASON_LENGTH, ConfigError, DecarError, one_line, reason_of
 
 if TYPE_CHECKING:
     from decar.embedder import Embedder
+
+log = logging.getLogger(__name__)
 
 ANSWERS = 10.0  # seconds that a cluster has to answer; Ray itself waits for two minutes, then ends the process
 POLL = 2.0  # seconds between two looks at what has come
@@ -62,7 +65,7 @@ class RayEngine:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to Ray's makers
         try:
             self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # a wrong address, another version, no token: each is of another kind
             raise ConfigError(f"--address {address}: no Ray cluster there ({one_line(error)})") from error
         finally:
             if threading.current_thread() is threading.main_thread():
@@ -129,10 +132,9 @@ class _RayPool:
         self.begun.discard(handle)
         try:
             found: DecarError | OSError | None = self.ray.get(handle)
-        except self.ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from None
-        except self.ray.exceptions.RayError as error:  # the worker or its machine is gone
-            return one_line(error)
+        except self.ray.exceptions.RayError as error:  # the worker or its machine is gone, or cannot import decar
+            log.debug("a task has failed", exc_info=True)
+            return reason_of(getattr(error, "cause", None) or error)
         return found
 
     def cancel(self) -> None:
@@ -216,15 +218,14 @@ class _SlurmPool:
         return found
 
     def outcome(self, handle: Any) -> DecarError | OSError | str | None:
-        from submitit.core.utils import FailedJobError, UncompletedJobError
+        from submitit.core.utils import UncompletedJobError
 
         self.begun.discard(handle)
         try:
             found: DecarError | OSError | None = handle.result()
-        except FailedJobError:
-            raise
-        except UncompletedJobError as error:
-            return one_line(error)
+        except UncompletedJobError as error:  # lost, stopped, out of time, or it raised what the last line says
+            log.debug("a job has failed", exc_info=True)
+            return str(error).strip("\n -").splitlines()[-1][:REASON_LENGTH]
         return found
 
     def cancel(self) -> None:
