@@ -15,7 +15,8 @@ import soundfile
 from decar.audio import Manifest
 from decar.cli.app import main
 from decar.embedder import Embedder
-from decar.embedder.engines import SlurmEngine
+from decar.embedder.engines import SlurmEngine, _RayPool
+from decar.errors import DecarError
 
 RATE = 16_000
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray is installed for tests on Linux")
@@ -79,6 +80,47 @@ def test_options_of_other_engines_and_wrong_ones_are_refused(capsys, tmp_path):
         (["--engine", "slurm"], "SLURM cannot be used"),  # there is no sbatch here
     ):
         assert line in says(capsys, ["embed", source, "--bundle", "random", "--out", str(tmp_path / "o.npy"), *words])
+
+
+def test_the_script_of_a_slurm_job_asks_for_what_was_given(tmp_path, monkeypatch):
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    engine = SlurmEngine(2, options={"partition": "gpu", "mem_gb": "7"})
+    for cores, gpus, line in ((4, 1, "--gpus-per-node=1"), (2, 0, "--cpus-per-task=2")):
+        executor = engine._executor(tmp_path, cores, gpus)._executor
+        text = executor._make_submission_file_text("work", "0")
+        assert line in text
+        assert all(word in text for word in ("--partition=gpu", "--mem=7GB", "--time=240", f"--cpus-per-task={cores}"))
+
+
+class Nodes:
+    """Ray, as far as it says which machines there are."""
+
+    def __init__(self, *resources):
+        self.resources = resources
+
+    def nodes(self):
+        return [{"Alive": alive, "Resources": has} for alive, has in self.resources]
+
+    def put(self, thing):
+        return thing
+
+    def remote(self, **options):
+        self.options = options
+        return lambda work: work
+
+
+def test_a_worker_has_its_gpu_and_cores_on_one_machine():
+    ray = Nodes((True, {"CPU": 8.0, "GPU": 2.0}), (True, {"CPU": 4.0}), (False, {"CPU": 64.0, "GPU": 8.0}))
+    assert _RayPool(ray, None, 1, 0).room() == 2 * 12
+    assert _RayPool(ray, None, 3, 0).room() == 2 * 3
+    assert _RayPool(ray, None, 4, 1).room() == 2 * 2
+    assert ray.options["num_cpus"] == 4
+    assert ray.options["num_gpus"] == 1
+    with pytest.raises(DecarError, match="none of the 2 machines of the Ray cluster has 16 cores and 0 GPUs"):
+        _RayPool(ray, None, 16, 0).room()
 
 
 def test_slurm_jobs_write_the_table_of_one_process(tmp_path, monkeypatch, small_encoder):

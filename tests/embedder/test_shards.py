@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from decar.audio import Manifest
+from decar.cli.app import main
 from decar.embedder import Embedder, shards
 from decar.embedder.shards import Parts, Shard, work
 from decar.errors import DecarError
@@ -277,3 +278,33 @@ def test_shards_do_not_depend_on_what_is_done(clips):
     assert shards.cut(clips, 16) == whole[2:]
     assert shards.cut(clips, 19) == [Shard(19, 24), *whole[3:]]
     assert shards.cut(clips, 60) == []
+
+
+def test_a_worker_that_was_given_up_leaves_nothing_behind_when_all_is_done(clips, encoder, tmp_path):
+    engine, late = Workers(), []
+
+    def keeps(n, task):
+        late.append(task)
+        return ""
+
+    engine.fate = keeps
+    spread(engine, clips, encoder, tmp_path / "many.parquet")
+    assert isinstance(work(pickle.loads(engine.embedder), late[0]), DecarError)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many.parquet", "many.parquet.bad.csv"]
+
+
+@pytest.mark.parametrize("command", ["embed", "cluster"])
+def test_the_commands_embed_where_they_are_asked_to(command, folder, tmp_path, monkeypatch):
+    made = []
+
+    def engine(address, cores):
+        made.append((address, cores, Workers()))
+        return made[-1][2]
+
+    monkeypatch.setattr("decar.embedder.engines.RayEngine", engine)
+    out = ["--out", str(tmp_path / "out.parquet" if command == "embed" else tmp_path)]
+    more = ["--engine", "ray", "--address", "HEAD:1", "--workers", "3", "--bundle", "random"]
+    main([command, str(folder), *out, *more, *(["-k", "3"] if command == "cluster" else [])])
+    ((address, cores, workers),) = made
+    assert (address, cores) == ("HEAD:1", 3)
+    assert [len(task.clips) for task in workers.given] == [60]

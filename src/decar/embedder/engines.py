@@ -66,7 +66,8 @@ class RayEngine:
         try:
             self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except Exception as error:  # a wrong address, another version, no token: each is of another kind
-            raise ConfigError(f"--address {address}: no Ray cluster there ({one_line(error)})") from error
+            where = f"--address {address}: no Ray cluster there" if address else "Ray cannot be started here"
+            raise ConfigError(f"{where} ({one_line(error)})") from error
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # Ray's own handler would end the process without a word

@@ -203,6 +203,7 @@ def work(embedder: Embeds, task: Task) -> DecarError | OSError | None:
         for shard in task.shards:
             stop, made = first + shard.stop - shard.first, Memory(task.parts.dim)
             embedder.into(task.clips.take(np.arange(first, stop)), made)
+            task.parts.check_folder()  # it is gone, or another's, if this worker was given up long ago
             task.parts.write(shard, made)
             first = stop
     except (DecarError, OSError) as error:
