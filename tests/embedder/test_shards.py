@@ -68,17 +68,22 @@ def folder(tmp_path_factory):
     return root
 
 
-@pytest.fixture
-def clips(folder, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_CLIPS", 8)
+@pytest.fixture(scope="module")
+def clips(folder):
     table = pd.DataFrame({"path": [f"{i:02}.wav" for i in range(60)], "kind": [f"k{i % 7}" for i in range(60)]})
     return Manifest(table, folder)
 
 
-@pytest.fixture
-def alone(clips, encoder, tmp_path):
-    Embedder(encoder, windows=0.3).write(clips, tmp_path / "alone.parquet", progress=False)
-    return tmp_path / "alone.parquet"
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_CLIPS", 8)
+
+
+@pytest.fixture(scope="module")
+def alone(clips, encoder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "alone.parquet"
+    Embedder(encoder, windows=0.3).write(clips, out, progress=False)
+    return out
 
 
 def spread(engine, clips, encoder, out, **options):
@@ -293,8 +298,7 @@ def test_a_worker_that_was_given_up_leaves_nothing_behind_when_all_is_done(clips
     assert sorted(path.name for path in tmp_path.iterdir()) == ["many.parquet", "many.parquet.bad.csv"]
 
 
-@pytest.mark.parametrize("command", ["embed", "cluster"])
-def test_the_commands_embed_where_they_are_asked_to(command, folder, tmp_path, monkeypatch):
+def test_the_commands_embed_where_they_are_asked_to(folder, tmp_path, monkeypatch):
     made = []
 
     def engine(address, cores):
@@ -302,9 +306,9 @@ def test_the_commands_embed_where_they_are_asked_to(command, folder, tmp_path, m
         return made[-1][2]
 
     monkeypatch.setattr("decar.embedder.engines.RayEngine", engine)
-    out = ["--out", str(tmp_path / "out.parquet" if command == "embed" else tmp_path)]
-    more = ["--engine", "ray", "--address", "HEAD:1", "--workers", "3", "--bundle", "random"]
-    main([command, str(folder), *out, *more, *(["-k", "3"] if command == "cluster" else [])])
+    words = ["--engine", "ray", "--address", "HEAD:1", "--workers", "3", "--bundle", "random", "-k", "3"]
+    main(["cluster", str(folder), "--out", str(tmp_path), *words])
     ((address, cores, workers),) = made
     assert (address, cores) == ("HEAD:1", 3)
-    assert [len(task.clips) for task in workers.given] == [60]
+    assert [len(task.clips) for task in workers.given] == [8] * 7 + [4]
+    assert len(pd.read_csv(tmp_path / "clusters.csv")) == 59

@@ -28,8 +28,9 @@ from decar.limits import limits
 
 log = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16_000
 NOT_FOUND = "file not found"  # the reason of a clip whose file is missing
+
+SAMPLE_RATE = 16_000
 """Hz, of every waveform in the project unless a front-end says otherwise."""
 
 BLOCK_SECONDS = 10

@@ -55,7 +55,7 @@ class RayEngine:
         self._connect(address or os.environ.get("RAY_ADDRESS") or None)
         found = ray.cluster_resources()
         self.device: str | None = "cuda" if found.get("GPU") else None
-        self.cores = cores or (max(1, int(found["CPU"] // found["GPU"])) if self.device else 1)
+        self.cores = cores or (max(1, int(found.get("CPU", 0) // found["GPU"])) if self.device else 1)
 
     def _connect(self, address: str | None) -> None:
         if self.ray.is_initialized():

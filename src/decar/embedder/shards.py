@@ -140,11 +140,8 @@ class Parts:
         Raises:
             DamagedError: It does not hold the rows of these clips.
         """
-        file = self.file(shard)
-        if not file.exists():
-            os.listdir(self.folder)  # an NFS client remembers for a while that a name was missing
         try:
-            line, _, rows = file.read_bytes().partition(b"\n")
+            line, _, rows = self.file(shard).read_bytes().partition(b"\n")
         except FileNotFoundError:
             return None
         clips, digest = parse_line(line, shard.stop - shard.first)
@@ -153,6 +150,10 @@ class Parts:
         if xxhash.xxh3_64(rows).hexdigest() != digest or len(rows) != 4 * self.dim * sum(n for n, _ in clips):
             raise DamagedError("its rows do not fit their digest")
         return clips, np.frombuffer(rows, "<f4").reshape(-1, self.dim)
+
+    def refresh(self) -> None:
+        """See what other machines have written: an NFS client may remember that a name was missing until it lists."""
+        os.listdir(self.folder)
 
     def drop(self, shard: Shard) -> None:
         """Delete a part file."""
@@ -298,6 +299,7 @@ class Crew:
         """The shards of a task that has ended which have to be done again."""
         if isinstance(outcome, DecarError):
             raise outcome
+        self.parts.refresh()
         left = [shard for shard in shards if shard.first >= self.journal.committed]
         again = [(shard, found) for shard in left if isinstance(found := self._found(shard), str)]
         if again:
