@@ -38,8 +38,8 @@ class RayEngine:
     """Workers of a Ray cluster: one for each GPU, or for each `cores` cores.
 
     Args:
-        address: `HOST:PORT`, `ray://HOST:PORT` or `auto`; None: what RAY_ADDRESS names, else a cluster of this machine
-            alone, which ends with the process.
+        address: `HOST:PORT`, `ray://HOST:PORT` or `auto`; None: what RAY_ADDRESS names, else the cluster that this
+            machine belongs to, else one of this machine alone, which ends with the process.
         cores: Cores of a worker, which decode; None: one, or the cores that there are for each GPU.
 
     Raises:
