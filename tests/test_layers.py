@@ -27,6 +27,8 @@ FENCES = {
     "faiss": {"clustering", "neighbours"},
     "timm": {"models"},
     "perch_hoplite": {"report"},
+    "ray": {"embedder"},
+    "submitit": {"embedder"},
     "wandb": set(),
 }
 

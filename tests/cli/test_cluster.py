@@ -55,6 +55,17 @@ def test_recordings_become_clusters(decar, recordings, tmp_path, method):
     assert all(sound for sound, _, _ in data["clips"]["sounds"].values())
 
 
+def test_centres_may_be_learned_from_some_segments(decar, recordings, tmp_path):
+    assert decar("cluster", "field", "-k", "4", "--max-points", "12").code == 0
+    table = pd.read_csv(tmp_path / "clusters/clusters.csv")
+    assert len(table) == 24
+    assert table["cluster"].between(0, 3).all()
+    refused = decar("cluster", "field", "-k", "4", "--max-points", "3")
+    assert refused.code == 2
+    assert "k=4 is more than max_points=3" in refused.err
+    assert "--max-points=1: not allowed" in decar("cluster", "field", "--max-points", "1").err
+
+
 def test_new_sounds_get_the_clusters_that_there_are(decar, recordings, tmp_path):
     assert decar("cluster", "field/north", "-k", "4", "--out", "known").code == 0
     known = pd.read_csv(tmp_path / "known/clusters.csv")

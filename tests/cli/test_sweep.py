@@ -1,5 +1,7 @@
 """Sweeps: jobs that fail, jobs in processes of their own, jobs of a cluster."""
 
+import dataclasses
+
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -45,21 +47,30 @@ def test_a_fault_of_ours_does_not_stop_the_other_jobs_either(train, tmp_path, mo
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_slurm"])
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_slurm", "ray"])
 def test_launchers_compose(command, launcher):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose(command, overrides=[f"hydra/launcher={launcher}"], return_hydra_config=True)
-    name = {"joblib": "JoblibLauncher", "submitit_slurm": "SlurmLauncher"}[launcher]
+    name = {"joblib": "JoblibLauncher", "submitit_slurm": "SlurmLauncher", "ray": "RayLauncher"}[launcher]
     assert cfg.hydra.launcher._target_.endswith(name)
 
 
 def test_the_options_of_the_launchers_are_the_plugins_own():
     """A plugin that drops or renames an option would be found out only on the cluster."""
-    import dataclasses
-
     joblib = pytest.importorskip("hydra_plugins.hydra_joblib_launcher.config").JobLibLauncherConf
     slurm = pytest.importorskip("hydra_plugins.hydra_submitit_launcher.config").SlurmQueueConf
     for launcher, schema in (("joblib", joblib), ("submitit_slurm", slurm)):
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             cfg = compose("train", overrides=[f"hydra/launcher={launcher}"], return_hydra_config=True)
         assert set(cfg.hydra.launcher) == {field.name for field in dataclasses.fields(schema)}
+
+
+@pytest.mark.slow  # a Ray cluster, and two processes that import torch
+def test_a_sweep_on_a_ray_cluster_of_this_machine(train, tmp_path):
+    schema = pytest.importorskip("hydra_plugins.hydra_ray_launcher._config", exc_type=ImportError).RayLauncherConf
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=["hydra/launcher=ray"], return_hydra_config=True)
+    assert set(cfg.hydra.launcher) == {field.name for field in dataclasses.fields(schema)}
+    done = train("-m", *FAST, "k=3,4", f"hydra.sweep.dir={tmp_path}/sweep", "hydra/launcher=ray")
+    assert done.code == 0, done.err
+    assert len(list(tmp_path.glob("sweep/*/encoder.safetensors"))) == 2

@@ -1,6 +1,8 @@
 """Clusters that are kept: placed again as they were, refused when damaged, new where sounds are new."""
 
 import json
+import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -58,6 +60,45 @@ def test_labels_distance_and_order_follow_their_definitions(method):
         assert placed.distance[row] == pytest.approx(1 - cosine, abs=1e-5)
         if method != "kmeans":
             np.testing.assert_allclose(centre, unit[placed.labels == label].mean(axis=0), atol=1e-5)
+
+
+def test_beyond_so_many_clips_centres_are_learned_from_a_sample_and_all_clips_assigned():
+    vectors, _ = sounds(3_000)
+    everything, _ = make_clusters(vectors, np.arange(3_000), k=KINDS, max_points=3_000)
+    usual, _ = make_clusters(vectors, np.arange(3_000), k=KINDS)
+    np.testing.assert_array_equal(everything.centres, usual.centres)
+    made, placed = make_clusters(vectors, np.arange(3_000), k=KINDS, max_points=500)
+    unit = made.whitening.unit(vectors)
+    some = KMeans(max_points=500).sample(3_000)
+    learned = KMeans(KINDS, n_init="auto").fit(unit[some]).points
+    assert {tuple(centre) for centre in made.centres} == {tuple(centre) for centre in learned}
+    squared = ((unit[:, None] - made.centres) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(placed.labels, squared.argmin(axis=1))
+    assert nmi(placed.labels, usual.place(vectors).labels) > 0.9
+    auto, _ = make_clusters(vectors, np.arange(3_000), max_points=500)
+    assert len(auto.centres) >= min(plausible(3_000)) > min(plausible(500))  # k follows from all clips
+    with pytest.raises(ClusteringError, match="k=9 is more than max_points=8"):
+        make_clusters(vectors, np.arange(3_000), k=9, max_points=8)
+    assert len(make_clusters(vectors, np.arange(3_000), max_points=8)[0].centres) < 8
+
+
+def test_a_table_in_a_file_is_clustered_in_memory_that_does_not_grow_with_it(tmp_path, monkeypatch):
+    """Allocations of numpy, with blocks of 500 rows; the whitened vectors lie in a file as well."""
+    monkeypatch.setattr("decar.clustering.base.IN_MEMORY", 0)
+    monkeypatch.setattr(sys.modules["decar.clustering.whiten"], "_ROWS_AT_ONCE", 500)
+    for name in ("_ROWS_AT_ONCE", "ROWS_AT_ONCE", "KEPT"):
+        monkeypatch.setattr(f"decar.clustering.model.{name}", 500)
+    make_clusters(*sounds(100), k=KINDS)  # imports are no part of it
+    peaks = []
+    for n in (5_000, 20_000):
+        np.save(tmp_path / "v.npy", sounds(n, dim=64)[0])
+        vectors, recordings = np.load(tmp_path / "v.npy", mmap_mode="r"), np.arange(n)
+        tracemalloc.start()
+        _, placed = make_clusters(vectors, recordings, k=KINDS, max_points=1_000)
+        peaks.append(tracemalloc.get_traced_memory()[1] - 60 * n)  # less numbers a clip: codes, labels, distances
+        tracemalloc.stop()
+        assert len(placed.labels) == n
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_novelty_is_measured_to_other_recordings():

@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from decar.clustering import base
 from decar.models import embed, embed_store
 from decar.models.embed import batches_by_length, embed_clips, evaluating, room_for, run_pass
 from tests.conftest import make_encoder
@@ -27,7 +28,7 @@ def test_vectors_beyond_the_bound_lie_in_a_file_and_are_the_same(make_store, enc
     store = make_store(LENGTHS)
     expected = embed_store(encoder, store, batch_size=2, progress=False)
     assert not isinstance(expected, np.memmap)
-    monkeypatch.setattr(embed, "IN_MEMORY", 0)
+    monkeypatch.setattr(base, "IN_MEMORY", 0)
     found = embed_store(encoder, store, batch_size=2, progress=False)
     assert isinstance(found, np.memmap)
     np.testing.assert_array_equal(found, expected)
@@ -35,8 +36,8 @@ def test_vectors_beyond_the_bound_lie_in_a_file_and_are_the_same(make_store, enc
 
 
 def test_the_file_has_no_name_and_its_room_is_taken(make_store, monkeypatch, tmp_path):
-    monkeypatch.setattr(embed, "IN_MEMORY", 0)
-    monkeypatch.setattr(embed.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(base, "IN_MEMORY", 0)
+    monkeypatch.setattr(base.tempfile, "tempdir", str(tmp_path))
     taken = []
     real = os.posix_fallocate
     monkeypatch.setattr(os, "posix_fallocate", lambda *args: taken.append(args[1:]) or real(*args))
@@ -47,7 +48,7 @@ def test_the_file_has_no_name_and_its_room_is_taken(make_store, monkeypatch, tmp
 
 
 def test_a_full_disk_leaves_them_in_memory(make_store, encoder, monkeypatch, caplog):
-    monkeypatch.setattr(embed, "IN_MEMORY", 0)
+    monkeypatch.setattr(base, "IN_MEMORY", 0)
 
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -226,10 +226,10 @@ def read_clips(jobs: Iterable[Job], windows: Windows, num_workers: int) -> Itera
 
 def groups(jobs: Iterable[Job]) -> Iterator[list[Job]]:
     """Consecutive clips that one thread reads: a few short ones, or a long one."""
-    return packed(jobs, _weight, GROUP_BYTES, most=GROUP_CLIPS)
+    return packed(jobs, weight, GROUP_BYTES, most=GROUP_CLIPS)
 
 
-def _weight(job: Job) -> int:
+def weight(job: Job) -> int:
     """Bytes to read for a clip, roughly."""
     file, _, duration = job
     if duration is not None:

@@ -28,6 +28,8 @@ from decar.limits import limits
 
 log = logging.getLogger(__name__)
 
+NOT_FOUND = "file not found"  # the reason of a clip whose file is missing
+
 SAMPLE_RATE = 16_000
 """Hz, of every waveform in the project unless a front-end says otherwise."""
 
@@ -192,7 +194,7 @@ def _check_file(file: Path) -> None:
     try:
         found = os.stat(file)
     except (FileNotFoundError, ValueError):  # no file has a name with a null byte
-        raise AudioError("file not found") from None
+        raise AudioError(NOT_FOUND) from None
     except OSError as error:
         raise AudioError(f"cannot be opened ({error.strerror})") from error
     if not stat.S_ISREG(found.st_mode):  # a folder, or a pipe that would block for ever

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -101,12 +102,11 @@ class Journal:
     def commit(self) -> None:
         """Make the clips so far survive a kill. Does nothing within a clip."""
         new = slice(self.committed, None)
-        clips = [[n, e.n_samples, e.reason, e.silent] for n, e in zip(self.counts[new], self.ends[new], strict=True)]
-        if not clips or self._begun:
+        if not self.ends[new] or self._begun:
             return
         self._flush()
         os.fsync(self._rows.fileno())
-        line = sealed({"clips": clips, "rows": self._digest.hexdigest()})
+        line = as_line(self.counts[new], self.ends[new], self._digest.hexdigest())
         _write_all(self._lines.fileno(), f"{line}\n".encode())
         os.fsync(self._lines.fileno())
         self._digest.reset()
@@ -143,7 +143,7 @@ class Journal:
                 if not line.endswith(b"\n"):  # torn by a kill
                     break
                 try:
-                    clips, digest = _parse(line, self.n_clips - len(self.ends))
+                    clips, digest = parse_line(line, self.n_clips - len(self.ends))
                     n_rows = sum(n for n, _ in clips)
                     self._compare(data, n_rows, digest)
                 except DamagedError as error:
@@ -173,7 +173,13 @@ class Journal:
             raise DamagedError(f"{self.data.name} at clip {len(self.ends) + 1}")
 
 
-def _parse(line: bytes, most: int) -> tuple[list[tuple[int, ClipEnd]], str]:
+def as_line(counts: Sequence[int], ends: Sequence[ClipEnd], digest: str, **more: str) -> str:
+    """A line of a journal, without its end: the rows and the end of each clip, and the digest of their rows."""
+    clips = [[n, e.n_samples, e.reason, e.silent] for n, e in zip(counts, ends, strict=True)]
+    return sealed({"clips": clips, "rows": digest, **more})
+
+
+def parse_line(line: bytes, most: int) -> tuple[list[tuple[int, ClipEnd]], str]:
     """The rows and the end of each clip of a line, and the digest of their rows.
 
     Raises:

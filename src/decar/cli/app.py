@@ -161,6 +161,17 @@ FORWARD = [
     _option("--workers", "decoding threads (default: one for each core)", type=int, metavar="N"),
     NETWORK,
 ]
+MACHINES = [
+    _option(
+        "--engine", "embed on many machines, by Ray or as SLURM jobs (docs/machines.md); --workers is then the number "
+        "of cores of each process", choices=("ray", "slurm"),
+    ),
+    _option(
+        "--address", "the Ray cluster, HOST:PORT or auto (default: RAY_ADDRESS, else this machine)", metavar="ADDRESS"
+    ),
+    _option("--jobs", "number of SLURM jobs (default: 8)", type=int, metavar="N"),
+    _option("--slurm", "options of the SLURM jobs, such as partition=gpu account=me", nargs="+", metavar="NAME=VALUE"),
+]  # fmt: skip
 EMBED = [
     SOURCE,
     _option("--bundle", ENCODER, default="small", metavar="NAME"),
@@ -180,6 +191,7 @@ EMBED = [
         metavar="SECONDS",
     ),
     *FORWARD,
+    *MACHINES,
 ]  # fmt: skip
 CLUSTER = [
     SOURCE,
@@ -192,6 +204,10 @@ CLUSTER = [
         "--clusterer", "pic and hdbscan find the number of clusters themselves; hdbscan has noise (default: "
         "%(default)s)", choices=("kmeans", "pic", "hdbscan"), default="kmeans",
     ),
+    _option(
+        "--max-points", "learn the centres of kmeans from so many segments; all are assigned (default: %(default)s)",
+        type=int, default=2_000_000, metavar="N",
+    ),
     _file(
         "--like", "put the sounds into the clusters of an earlier call: its folder, or clusters.npz", metavar="CLUSTERS"
     ),
@@ -203,6 +219,7 @@ CLUSTER = [
     *PLACES,
     SEED,
     *FORWARD,
+    *MACHINES,
 ]  # fmt: skip
 LABELS = (
     "tables with path and label, and start and duration (s) where a stretch is labelled; several labels with commas "
@@ -239,6 +256,7 @@ PREDICT = [
     _option("--bundle", "the encoder, if the classifier does not say where it lies", metavar="NAME"),
     *PLACES,
     *FORWARD,
+    *MACHINES,
 ]
 SUGGEST = [
     SEGMENTS,
@@ -252,6 +270,7 @@ SUGGEST = [
     *PLACES,
     SEED,
     *FORWARD,
+    *MACHINES,
 ]
 SEARCH = [
     _option("sounds", "a file, or a path of the table if there is no such file", nargs="+", metavar="SOUND"),

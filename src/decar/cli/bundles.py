@@ -20,6 +20,7 @@ from decar.cli.config import build_encoder, conf_dir
 from decar.cli.terminal import say, start_log
 from decar.embedder import Embedder
 from decar.embedder.output import check_out, name_beside
+from decar.embedder.shards import Engine
 from decar.errors import BundleError, check_whole, printable, require
 from decar.files import write_table
 from decar.models import Encoder, load_encoder, read_facts
@@ -50,8 +51,9 @@ def source_of(args: argparse.Namespace, *, later: bool = False) -> Manifest:
 
 
 def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse `--workers` and `--batch-size` that are no numbers of workers and pieces."""
-    for name, value in (("--workers", args.workers), ("--batch-size", args.batch_size)):
+    """Refuse `--workers`, `--batch-size` and `--jobs` that are no numbers of workers, pieces and jobs."""
+    jobs = getattr(args, "jobs", None)
+    for name, value in (("--workers", args.workers), ("--batch-size", args.batch_size), ("--jobs", jobs)):
         if value is not None:
             check_whole(name, value, 1)
 
@@ -63,8 +65,30 @@ def embedder_of(
     """The embedder that the options of `FORWARD` and `--network` describe."""
     return Embedder(
         encoder_of(bundle, args.network, dim), windows=windows, hop=hop, segment=segment, device=args.device,
-        batch_size=args.batch_size, num_workers=args.workers,
+        batch_size=args.batch_size, num_workers=args.workers, engine=engine_of(args),
     )  # fmt: skip
+
+
+def engine_of(args: argparse.Namespace) -> Engine | None:
+    """The machines that the options of `MACHINES` name; None where a command has not got them, and for this one."""
+    engine = getattr(args, "engine", None)
+    for name, needs in (("address", "ray"), ("jobs", "slurm"), ("slurm", "slurm")):
+        given = getattr(args, name, None)
+        require(given is None or engine == needs, f"--{name} {given}: it is for --engine {needs}; leave it out")
+    if engine is None:
+        return None
+    from decar.embedder import engines  # Ray is imported for those who ask for it
+
+    if engine == "ray":
+        return engines.RayEngine(args.address, args.workers)
+    words = dict(_setting(word) for word in args.slurm or [])
+    return engines.SlurmEngine(args.jobs or 8, args.workers, words)
+
+
+def _setting(word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    require(bool(name and equals), f"--slurm {word}: give NAME=VALUE, such as partition=gpu")
+    return name, value
 
 
 def encoder_of(bundle: str, network: Callable[..., Any] | None, dim: int | None = None) -> Encoder:

@@ -44,6 +44,7 @@ def cluster(args: argparse.Namespace) -> None:
     """Embed, cluster or place in clusters that there are, write what was found."""
     start_log(logging.INFO)
     check_numbers(args)
+    check_whole("--max-points", args.max_points, 2)
     if args.k != "auto":
         check_whole("-k", args.k, 2)
     if args.k != "auto" and (args.clusterer != "kmeans" or args.like):
@@ -66,8 +67,9 @@ def cluster(args: argparse.Namespace) -> None:
         steps = len(plausible(len(vectors))) if args.clusterer == "kmeans" and args.k == "auto" else 0
         with progress_bar("choose k", steps, enabled=steps > 0 and sys.stderr.isatty()) as advance:
             model, placed = make_clusters(
-                vectors, files.to_numpy(), method=args.clusterer, k=args.k, seed=args.seed, facts=facts, advance=advance
-            )
+                vectors, files.to_numpy(), method=args.clusterer, k=args.k, seed=args.seed,
+                max_points=args.max_points, facts=facts, advance=advance,
+            )  # fmt: skip
     with writing(args.out):
         table = write_clusters(args.out, table, placed, model)
         labels = [NOISE if number < 0 else f"cluster {number}" for number in table["cluster"]]

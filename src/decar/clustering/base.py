@@ -1,7 +1,11 @@
 """What every clusterer is: features in, an `Assignment` out, nothing remembered in between."""
 
+import logging
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +13,9 @@ from numpy.typing import NDArray
 
 from decar.errors import ClusteringError
 
+log = logging.getLogger(__name__)
+
+IN_MEMORY = 2**30  # bytes of vectors; more go to a file, whose pages the system can drop when memory is short
 ROWS_AT_ONCE = 65_536
 _QUERIES_AT_ONCE = 4096  # faiss takes so many itself
 
@@ -52,6 +59,26 @@ def row_blocks(n: int, size: int = ROWS_AT_ONCE, *, least: int = 1) -> Iterator[
         stop = start + size if n - start - size >= least else n
         yield slice(start, stop)
         start = stop
+
+
+def room(n: int, dim: int, folder: Path | None = None) -> NDArray[np.float32]:
+    """An array `(n, dim)` to fill: in memory or, above 1 GiB, in a file without a name.
+
+    The file lies in `folder`, else in the system's temporary folder; it is gone with the array. Its space is reserved
+    at once, since a memory map that meets a full disk later kills the process.
+    """
+    size = 4 * n * dim
+    if size <= IN_MEMORY:
+        return np.empty((n, dim), np.float32)
+    for place in (folder, None):
+        try:
+            with tempfile.TemporaryFile(dir=place) as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+                return np.memmap(file, np.float32, "r+", shape=(n, dim))
+        except (OSError, AttributeError) as error:  # the second: a system without posix_fallocate
+            reason = error
+    log.warning("%.1f GB of vectors stay in memory: no room for them on disk (%s)", size / 1e9, reason)
+    return np.empty((n, dim), np.float32)
 
 
 def query_blocks(n: int, size: int = ROWS_AT_ONCE) -> Iterator[slice]:

@@ -31,20 +31,23 @@ def plausible(n: int) -> list[int]:
     return [int(k) for k in found]
 
 
-def choose_k(features: NDArray[Any], seed: int = 0, advance: Callable[[int], object] = lambda _: None) -> int:
+def choose_k(
+    features: NDArray[Any], seed: int = 0, advance: Callable[[int], object] = lambda _: None, n: int | None = None
+) -> int:
     """The number of clusters for K-Means of `(N, d)` whitened vectors of length 1.
 
     Args:
-        features: The vectors.
+        features: The vectors, or a sample of them.
         seed: Of K-Means, and of the points that the silhouette is computed of.
         advance: Called with 1 after each number that has been tried.
+        n: `N` of a sample: which numbers are plausible depends on all points.
 
     Returns:
         The smallest of the `plausible` numbers with at least 95 % of the best silhouette among them.
     """
     points = check_features(features)
     scores: dict[int, float] = {}
-    for k in plausible(len(points)):
+    for k in [k for k in plausible(n or len(points)) if k < len(points)] or plausible(len(points)):
         scores[k] = silhouette(points, KMeans(k, n_init="auto", seed=seed).fit_predict(points).labels, seed)
         advance(1)
     return smallest_nearly_best(scores)

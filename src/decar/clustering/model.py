@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from decar.clustering.base import require_at_least_one, row_blocks
+from decar.clustering.base import ROWS_AT_ONCE, require_at_least_one, room, row_blocks
 from decar.clustering.choose import choose_k
 from decar.clustering.kmeans import KMeans
 from decar.clustering.pic import PIC
@@ -31,7 +31,9 @@ KEPT = 20_000  # clips that new sounds are compared with; of more an even sample
 MIN_SIZE = 5  # clips of the smallest cluster that HDBSCAN makes
 FORMAT = 1
 MOST_BYTES = 2**30  # of a file's arrays; 20,000 clips of 1,000 numbers are 80 MB
+MAX_POINTS = 2_000_000  # as `conf/clusterer/kmeans.yaml`
 _ROWS_AT_ONCE = 1024
+_PRODUCTS = 2**27  # of points and centres at once, half a gigabyte
 
 Labels = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -91,7 +93,7 @@ class Clusters:
                 f"embeddings of shape {np.shape(vectors)}, the clusters were made of {wide} numbers a clip: embed the "
                 "sounds with the same encoder"
             )
-        unit = self.whitening.unit(vectors)
+        unit = self.whitening.unit(vectors, room(len(vectors), self.whitening.projection.shape[1]))
         likeness, nearest = _nearest(unit, self.known)
         labels = _nearest_centre(unit, self.centres) if self.method == "kmeans" else self.labels[nearest]
         return Placed(labels, _distance(unit, labels, self.centres), (1 - likeness) / np.float32(self.scale))
@@ -179,6 +181,7 @@ def make_clusters(
     k: int | Literal["auto"] = "auto",
     dim: int = 128,
     seed: int = 0,
+    max_points: int = MAX_POINTS,
     facts: Mapping[str, Any] | None = None,
     advance: Callable[[int], object] = lambda _: None,
 ) -> tuple[Clusters, Placed]:
@@ -191,6 +194,8 @@ def make_clusters(
         k: Clusters of K-Means; `auto`: see `choose_k`.
         dim: Whitened directions at most; fewer than 30 dim clips get fewer (`affordable_dim`).
         seed: Of all that is random.
+        max_points: K-Means chooses k and learns centres from at most so many clips, drawn by the seed; all are then
+            put into the nearest cluster, a block at a time.
         facts: To be kept with the clusters.
         advance: See `choose_k`.
 
@@ -202,12 +207,16 @@ def make_clusters(
     if len(vectors) < 2:
         raise ClusteringError(f"{len(vectors)} clip: nothing to cluster, give at least two")
     whitening = Whitening.fit(vectors, dim)
-    unit = whitening.unit(vectors)
+    unit = whitening.unit(vectors, room(len(vectors), whitening.projection.shape[1]))
     if method == "kmeans":
         if k != "auto":
             require_at_least_one(k=k)
-        number = choose_k(unit, seed, advance) if k == "auto" else k
-        centres = KMeans(number, n_init="auto", seed=seed).fit(unit).points
+            if k > max_points:
+                raise ClusteringError(f"k={k} is more than max_points={max_points}: raise that, or lower k")
+        some = KMeans(seed=seed, max_points=max_points).sample(len(unit))
+        points = unit if some is None else unit[some]
+        number = choose_k(points, seed, advance, len(unit)) if k == "auto" else k
+        centres = KMeans(number, n_init="auto", seed=seed).fit(points).points
         order = _by_size(_nearest_centre(unit, centres))  # without those that are empty
         centres = centres[order]
         labels = _nearest_centre(unit, centres)
@@ -259,12 +268,15 @@ def _means(unit: Floats, labels: Labels) -> Floats:
 
 def _nearest_centre(unit: Floats, centres: Floats) -> Labels:
     half = 0.5 * np.einsum("ij,ij->i", centres, centres)
-    return np.concatenate([(unit[rows] @ centres.T - half).argmax(axis=1) for rows in row_blocks(len(unit))])
+    size = min(ROWS_AT_ONCE, max(_PRODUCTS // len(centres), 1))
+    return np.concatenate([(unit[rows] @ centres.T - half).argmax(axis=1) for rows in row_blocks(len(unit), size)])
 
 
 def _distance(unit: Floats, labels: Labels, centres: Floats) -> Floats:
     directions = l2_normalize(centres)
-    found: Floats = (1 - np.einsum("ij,ij->i", unit, directions[labels])).clip(0, 2).astype(np.float32)
+    found = np.empty(len(unit), np.float32)
+    for rows in row_blocks(len(unit), ROWS_AT_ONCE):
+        found[rows] = (1 - np.einsum("ij,ij->i", unit[rows], directions[labels[rows]])).clip(0, 2)
     found[labels == NOISE] = np.nan
     return found
 

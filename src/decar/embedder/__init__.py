@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from decar.audio.progress import progress_bar
 from decar.audio.samples import CANCEL_NOTE, as_array, mixed, resampled, scaled
 from decar.cores import cpu_count
 from decar.embedder.output import check_out, deliver, name_beside, places_of, write_bad, write_rows
+from decar.embedder.shards import KEY, Crew, Engine, Memory, Parts
 from decar.errors import AudioError, DecarError, check_whole
 from decar.files import locked
 from decar.limits import limits
@@ -41,7 +43,7 @@ log = logging.getLogger(__name__)
 FORMAT = 4  # of the unfinished rows; raise it when what is computed into them changes
 BLOCK_FRAMES = 64 * 998  # ten minutes of sound: what is in memory at once, and what a kill costs at most
 NAMED_IN_LOG = 20
-VECTORS, KEY = "vectors.f32", "key.txt"
+VECTORS = "vectors.f32"
 
 __all__ = ["Embedded", "Embedder", "Windows"]
 
@@ -75,6 +77,7 @@ class Embedder:
         device: Where the network runs; None: on a GPU when torch sees one.
         batch_size: Pieces at a time.
         num_workers: Threads that decode; as many as there are cores when None.
+        engine: Other machines, on which `write` embeds; see `decar.embedder.engines`. None: this process.
     """
 
     def __init__(
@@ -87,11 +90,13 @@ class Embedder:
         device: str | None = None,
         batch_size: int = 16,
         num_workers: int | None = None,
+        engine: Engine | None = None,
     ) -> None:
         check_whole("batch_size", batch_size, 1)
         self.encoder = bundle if isinstance(bundle, Encoder) else load_encoder(bundle)
         self.windows = Windows(windows, hop, self.encoder.frontend, self.encoder.max_frames, segment=segment)
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.engine = engine
+        self.device = device or (engine and engine.device) or ("cuda" if torch.cuda.is_available() else "cpu")
         self.batch_size, self.num_workers = batch_size, num_workers or cpu_count()
 
     def waveforms(self, waveforms: Sequence[torch.Tensor | ArrayLike], sample_rate: int | None = None) -> Vectors:
@@ -131,8 +136,8 @@ class Embedder:
         """
         if not isinstance(clips, Manifest):
             clips = Manifest(pd.DataFrame({"path": [str(path) for path in clips]}), Path.cwd())
-        memory = _Memory(self.encoder.dim)
-        self._run(clips, memory, progress)
+        memory = Memory(self.encoder.dim)
+        self.into(clips, memory, progress)
         return Embedded(*self._tables(clips, memory))
 
     def write(self, clips: Manifest, out: str | Path, *, name: str = "small", progress: bool = True) -> Embedded:
@@ -163,7 +168,12 @@ class Embedder:
                 with Journal(folder / VECTORS, "<f4", self.encoder.dim, len(clips)) as journal:
                     if journal.committed:
                         log.info("going on with %s at clip %d of %d", out, journal.committed, len(clips))
-                    self._run(clips, journal, progress)
+                    if self.engine:
+                        self._spread(
+                            self.engine, clips, journal, Parts(folder.absolute(), key, self.encoder.dim), progress
+                        )
+                    else:
+                        self.into(clips, journal, progress)
                     made = Embedded(*self._tables(clips, journal))
                 write_bad(file, made.bad)
                 if len(made.vectors):
@@ -189,7 +199,16 @@ class Embedder:
         words = [self.encoder.hash(), clips.fingerprint(), clips.content_hash(), json.dumps(options)]
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
-    def _run(self, clips: Manifest, sink: _Memory | Journal, progress: bool) -> None:
+    def _spread(self, engine: Engine, clips: Manifest, journal: Journal, parts: Parts, progress: bool) -> None:
+        """As `into`, on other machines."""
+        own = copy(self)
+        own.engine = None
+        clips = replace(clips, root=Path(os.path.abspath(clips.root)))
+        with engine.pool(own, parts.folder) as pool, progress_bar("embed", len(clips), enabled=progress) as advance:
+            advance(journal.committed)
+            Crew(pool, clips, parts, journal).run(advance)
+
+    def into(self, clips: Manifest, sink: Memory | Journal, progress: bool = False) -> None:
         """Embed the clips that the sink has not got, the encoder on its device and in eval mode meanwhile."""
         encoder, home, done = self.encoder, self.encoder.device, len(sink.ends)
         with progress_bar("embed", len(clips), enabled=progress) as advance, one_torch_thread():
@@ -207,7 +226,7 @@ class Embedder:
             finally:
                 encoder.to(home)
 
-    def _tables(self, clips: Manifest, sink: _Memory | Journal) -> tuple[pd.DataFrame, Vectors, pd.DataFrame]:
+    def _tables(self, clips: Manifest, sink: Memory | Journal) -> tuple[pd.DataFrame, Vectors, pd.DataFrame]:
         """Table, vectors and bad clips, as in `Embedded`."""
         table = clips.table.drop(columns="embedding", errors="ignore")
         rows = table.iloc[np.repeat(np.arange(len(table)), sink.counts)].reset_index(drop=True)
@@ -275,31 +294,6 @@ class _NotFiniteError(ValueError):
     """The encoder made NaN or Inf of the clip at hand."""
 
 
-class _Memory:
-    """Keeps rows as a `Journal` does, without files."""
-
-    def __init__(self, dim: int) -> None:
-        self.ends: list[ClipEnd] = []
-        self.counts: list[int] = []
-        self._vectors, self._begun = [np.zeros((0, dim), np.float32)], list[Vectors]()
-
-    def rows(self, rows: Vectors) -> None:
-        self._begun.append(rows)
-
-    def end(self, end: ClipEnd) -> None:
-        rows = [] if end.reason else self._begun
-        self.counts.append(sum(map(len, rows)))
-        self.ends.append(end)
-        self._vectors += rows
-        self._begun = []
-
-    def commit(self) -> None:
-        """Nothing to do."""
-
-    def matrix(self) -> Vectors:
-        return np.concatenate(self._vectors)
-
-
 class _Mean:
     """The vector of a row whose pieces come one by one, as `embed_clips` has it: a row may be ten hours long."""
 
@@ -326,7 +320,7 @@ class _Mean:
 def _embed(
     events: Iterable[Event],
     encoder: Encoder,
-    sink: _Memory | Journal,
+    sink: Memory | Journal,
     batch_size: int,
     device: str,
     advance: Callable[[int], object],

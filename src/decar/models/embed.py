@@ -4,8 +4,6 @@ Letters: `B` batch, `M` mel bands, `F` frames, `D` width of a vector, `N` clips.
 """
 
 import logging
-import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -24,12 +22,11 @@ from decar.audio.crops import Frames, as_input, length_batches, packed, padded_f
 from decar.audio.parallel import in_order
 from decar.audio.progress import progress_bar
 from decar.clustering import l2_normalize
+from decar.clustering.base import room
 
 log = logging.getLogger(__name__)
 
 PIECES_AT_ONCE = 64  # largest batch of 10 s pieces in `Encoder.embed` and in the full-dataset pass of training
-IN_MEMORY = 2**30  # bytes of vectors; more go to a file, whose pages the system can drop when memory is short
-
 READ_AHEAD = 2**26  # bytes of log-mels that wait for the network: a few batches of 10 s pieces
 BEGUN = 2  # batches that a GPU has been given beside the one whose vectors are waited for
 
@@ -265,24 +262,9 @@ def _leaving(vectors: Tensor) -> Callable[[], Tensor]:
 
 
 def room_for(n: int, dim: int, store: LogMelStore) -> NDArray[np.float32]:
-    """An array `(n, dim)` to fill: in memory or, above 1 GiB, in a file without a name.
-
-    The file lies beside the store, else in the system's temporary folder; it is gone with the array. Its space is
-    reserved at once, since a memory map that meets a full disk later kills the process.
-    """
-    size = 4 * n * dim
-    if size <= IN_MEMORY:
-        return np.empty((n, dim), np.float32)
-    beside = Path(store.mel.filename).parent if isinstance(store.mel, np.memmap) and store.mel.filename else None
-    for folder in (beside, None):
-        try:
-            with tempfile.TemporaryFile(dir=folder) as file:
-                os.posix_fallocate(file.fileno(), 0, size)
-                return np.memmap(file, np.float32, "r+", shape=(n, dim))
-        except (OSError, AttributeError) as error:  # the second: a system without posix_fallocate
-            reason = error
-    log.warning("%.1f GB of vectors stay in memory: no room for them on disk (%s)", size / 1e9, reason)
-    return np.empty((n, dim), np.float32)
+    """An array `(n, dim)` to fill, see `decar.clustering.base.room`; a file lies beside the store."""
+    named = isinstance(store.mel, np.memmap) and store.mel.filename
+    return room(n, dim, Path(named).parent if named else None)
 
 
 def standardiser(

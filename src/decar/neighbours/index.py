@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from decar.audio.tables import read_flat
 from decar.clustering import l2_normalize
+from decar.clustering.base import room
 from decar.clustering.nearest import load_faiss
 from decar.digests import DamagedError, check_parquet
 from decar.errors import SearchError, one_line
@@ -110,8 +111,11 @@ class EmbeddingTable:
             raise _unreadable(self.file, error) from error
 
     def vectors(self) -> NDArray[np.float32]:
-        """All embeddings, `(N, D)`, in memory."""
-        return np.concatenate([block for _, block in self.blocks()])
+        """All embeddings, `(N, D)`, in memory or, above 1 GiB, in a file without a name."""
+        out = room(len(self), self.dim)
+        for start, block in self.blocks():
+            out[start : start + len(block)] = block
+        return out
 
     def _checked(self, start: int, column: Any) -> NDArray[np.float32]:
         vectors = _matrix(column, self.dim)
