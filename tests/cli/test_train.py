@@ -22,6 +22,7 @@ from decar.errors import ConfigError
 from decar.files import locked
 from decar.models import read_facts
 from tests.cli.helpers import write_recordings
+from tests.pretrain.wandb_files import files, history, records
 
 BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
 FAST = [
@@ -154,41 +155,14 @@ def test_wandb_offline_gets_config_and_metrics_one_run_a_job(train, sound_folder
     import wandb
 
     wandb.teardown()  # its service writes the last records as it ends
-    runs = list((tmp_path / "sweep").glob("*/wandb/offline-run-*/*.wandb"))
-    assert len(runs) == 2
-    for path in runs:
-        keys, config = read_wandb(path)
-        assert {"nmi", "loss_epoch", "pseudo_accuracy", "entropy"} <= keys
+    jobs = [folder.parent for folder in (tmp_path / "sweep").glob("*/wandb")]
+    assert len(jobs) == 2
+    for job in jobs:
+        [file] = files(job)
+        found = list(records(file))
+        config = {update.key: json.loads(update.value_json) for record in found for update in record.config.update}
+        assert {"nmi", "loss_epoch", "pseudo_accuracy", "entropy"} <= {key for row in history(job) for key in row}
         assert config["k"] == 3
-
-
-def read_wandb(path):
-    """Keys of the history and the config of a run file."""
-    from wandb.proto import wandb_internal_pb2
-
-    keys, config = set(), {}
-    for data in wandb_records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        keys |= {item.key or ".".join(item.nested_key) for item in record.history.item}
-        for update in (*record.run.config.update, *record.config.update):
-            config[update.key or ".".join(update.nested_key)] = json.loads(update.value_json)
-    return keys, config
-
-
-def wandb_records(data, block=32768):
-    """A .wandb file: 7 bytes, then a LevelDB log, blocks of 32 KiB, records in parts (checksum, length, type, data)."""
-    position, whole = 7, b""
-    while position + 7 <= len(data):
-        if block - position % block < 7:  # too little room for a part's header: filled with zeros
-            position += block - position % block
-            continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        whole += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # the only part, or the last
-            yield whole
-            whole = b""
 
 
 def test_tensorboard(train, sound_folder, tmp_path):

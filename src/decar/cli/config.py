@@ -247,6 +247,7 @@ def register_resolvers() -> None:
         "bundled": bundled,
         "cache_home": cache_home,
         "wandb_offline": wandb_offline,
+        "job_type": lambda name: "pretrain" if name == "train" else name,
         "index_of": index_of,
         "table_of": table_of,
         "basename": lambda path: Path(path).name,  # also of a folder with a slash behind

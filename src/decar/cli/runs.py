@@ -330,7 +330,7 @@ def clear(output: Path) -> None:
     """Delete leftovers of a run that was killed before its first checkpoint."""
     for name in (
         FINISHED, "metrics.csv", ".metrics.sealed", "bad_files.csv", "report.html", "environment.json", "clusters.csv",
-        "clusters.npz", "best/encoder.safetensors",
+        "clusters.npz", "best/encoder.safetensors", "wandb.jsonl",
     ):  # fmt: skip
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "clusters.parquet", ignore_errors=True)
