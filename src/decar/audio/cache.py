@@ -31,6 +31,7 @@ KINDS = {
     "embeddings": "embeddings of tasks",
     "identity": "digests of sounds",
     "sources": "unpacked and fetched",
+    "artifacts": "bundles from wandb",
 }
 STORE_NAME = re.compile(r"[0-9a-f]{64}(\.partial)?")
 SOURCE_NAME = re.compile(r"[0-9a-f]{40}(\.part)?|fetched")  # see `containers` and `remote`
@@ -138,6 +139,7 @@ def cached(cache_dir: str | os.PathLike[str]) -> dict[str, list[Path]]:
     found = {kind: sorted((cache / kind).glob(f"*{ARRAY_SUFFIX}")) for kind in KINDS}
     for kind, name in (("logmel", STORE_NAME), ("sources", SOURCE_NAME)):
         found[kind] = sorted(path for path in (cache / kind).glob("*") if name.fullmatch(path.name))
+    found["artifacts"] = sorted(path for path in (cache / "artifacts").glob("*/*/*/v*") if path.is_dir())
     return found
 
 

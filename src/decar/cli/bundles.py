@@ -23,7 +23,7 @@ from decar.embedder.output import beside, check_out
 from decar.errors import BundleError, check_whole, printable, require
 from decar.files import write_table
 from decar.models import Encoder, load_encoder, read_facts
-from decar.models.bundle import FILE, HUB, bundle_file, hub_reason, parse_address
+from decar.models.bundle import FILE, HUB, bundle_file, exact_name, hub_reason, parse_address
 from decar.neighbours.index import Index
 from decar.neighbours.page import write_page
 from decar.neighbours.query import find_queries, neighbour_table
@@ -37,7 +37,7 @@ def embed(args: argparse.Namespace) -> None:
     clips = source_of(args)
     segment = as_segment(args.segment) if args.segment else None
     embedder = embedder_of(args, args.bundle, segment, windows=args.windows, hop=args.hop, dim=args.dim)
-    made = embedder.write(clips, args.out, name=args.bundle)
+    made = embedder.write(clips, args.out, name=exact_name(args.bundle))
     rows, dim = made.vectors.shape
     left_out = f", {len(made.bad)} clips left out ({beside(args.out, 'bad')})" if len(made.bad) else ""
     say(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")
