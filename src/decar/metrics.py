@@ -11,6 +11,7 @@ import xxhash
 log = logging.getLogger(__name__)
 
 COPY = ".metrics.sealed"  # beside metrics.csv; written before it
+JOURNAL = "wandb.jsonl"  # beside it: the run of wandb that it belongs to, and what that was given
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -151,8 +151,9 @@ def test_the_real_client_without_a_login(tmp_path):
     """A new process, as wandb remembers logins; without a network."""
     code = f"import decar; decar.load_encoder('{WANDB}me/decar/encoder:v0')"
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": ":".join(sys.path)}
+    words = [sys.executable, "-c", code]
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, check=False
+        words, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, check=False
     )  # fmt: skip
     assert "BundleError: wandb://me/decar/encoder:v0: wandb has no login here; run `wandb login`" in done.stderr
 

@@ -79,6 +79,8 @@ def check(cfg: DictConfig) -> None:
         not online or OmegaConf.select(cfg, "labels.clusterer._target_") != "decar.clustering.PIC",
         "labels=online needs clusterer=kmeans: it compares each crop with centres, and PIC has none",
     )
+    others = set(cfg.get("logger") or {}) - {"wandb"} if "bundle" in cfg else set()
+    require(not others, f"logger={min(others, default='')}: eval.py logs to wandb only; result.json has all figures")
     _refuse_unread(cfg)
     _refuse_idle(cfg)
 
@@ -299,6 +301,7 @@ def _idle_in_eval(cfg: DictConfig) -> dict[str, str]:
         idle[f"protocol.{key}"] = "protocol=search uses it for fine-tuning only; pass mode=finetune, or protocol=paper"
     if search and not frozen:
         idle["protocol.strengths"] = "protocol=search uses it for frozen embeddings only; pass mode=frozen"
+    idle["logger.wandb.log_model"] = "it is of train.py, whose bundle becomes an artifact"
     if OmegaConf.select(cfg, "task.shots") is not None:
         idle["protocol.refit"] = f"task.shots={cfg.task.shots}: of few shots, validation clips are not learned from"
     return idle | _idle_of_task(cfg)

@@ -22,8 +22,9 @@ from omegaconf import DictConfig
 
 from decar.cli.config import conf_dir, hydra_value
 from decar.cli.terminal import command, complain, explain, say, say_lines
-from decar.errors import DecarError, PreemptedError, require
+from decar.errors import DecarError, PreemptedError, reason_of, require
 from decar.files import find_files
+from decar.metrics import JOURNAL
 from decar.signals import active, go_on_by, stoppable
 
 log = logging.getLogger(__name__)
@@ -201,4 +202,11 @@ class PrintTable(Callback):
             say_lines(f"\n{table2_markdown(collect([folder]))}")
         except DecarError as error:
             say(f"no table: {error}")
+        if any(folder.glob(f"*/{JOURNAL}")):  # jobs have logged to wandb
+            from decar.cli.eval_wandb import log_table
+
+            try:
+                log_table(folder, collect([folder]))
+            except Exception as error:  # wandb's client raises a dozen kinds
+                log.warning("%s: the table is not on wandb (%s)", folder, reason_of(error))
         say(f"results: {folder}")

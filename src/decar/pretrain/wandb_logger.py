@@ -22,11 +22,10 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from decar.errors import TrainingError
 from decar.files import advice, whole
-from decar.metrics import read_sealed, sealed_line
+from decar.metrics import JOURNAL, read_sealed, sealed_line
 
 log = logging.getLogger(__name__)
 
-JOURNAL = "wandb.jsonl"  # in a run's folder
 X_AXIS = "trainer/global_step"  # Lightning's name
 _BLOCK = 32768  # bytes of a .wandb file, a log of LevelDB
 _HEADER = 7  # bytes of such a file, and of a part of a record
