@@ -81,8 +81,28 @@ def check(cfg: DictConfig) -> None:
     )
     others = set(cfg.get("logger") or {}) - {"wandb"} if "bundle" in cfg else set()
     require(not others, f"logger={min(others, default='')}: eval.py logs to wandb only; result.json has all figures")
+    _refuse_search(cfg)
     _refuse_unread(cfg)
     _refuse_idle(cfg)
+
+
+def _refuse_search(cfg: DictConfig) -> None:
+    """Refuse a search by Optuna that would look for the worst, or for what is best where nothing is learned."""
+    sweeper: Any = HydraConfig.get().sweeper if HydraConfig.initialized() else {}
+    if not str(sweeper.get("_target_")).endswith("OptunaSweeper") or "objective" not in cfg:
+        return
+    wanted = "minimize" if str(cfg.objective).startswith("loss") else "maximize"
+    given = getattr(sweeper.direction, "name", sweeper.direction)
+    require(
+        given == wanted,
+        f"objective={cfg.objective} with hydra.sweeper.direction={given}: pass hydra.sweeper.direction={wanted}",
+    )
+    labelled = any(OmegaConf.select(cfg, key) is not None for key in ("data.label", "callbacks.probe.path"))
+    require(
+        cfg.objective != "nmi" and (cfg.objective is not None or labelled),
+        f"objective={cfg.objective} is the NMI of consecutive clusterings, which is highest where nothing is learned: "
+        "pass objective=embedding_rank, or labelled sounds (callbacks.probe.path=FILE, data.label=COLUMN)",
+    )
 
 
 def _refuse_unread(cfg: DictConfig) -> None:

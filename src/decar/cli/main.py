@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -34,6 +36,7 @@ FOREIGN = ("hear:", "torch:")  # bundles that have no network of decar's; `model
 FAILED = "failed.txt"  # in the folder of a job, which may run on another machine: its options, and why it failed
 
 _failures: list[str] = []  # a line for each failed job of the sweep that has just ended
+_sweeps: list[Path] = []  # the folder of the sweep that has begun
 
 
 def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
@@ -73,15 +76,32 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
         note_failure(line or f"{type(error).__name__}: {error} (a fault of decar's: see {config_name}.log there)")
         return None
 
+    replace_sweeper()
     with command(config_name):
         sys.argv[1:] = name_neighbours(expand_tasks(sys.argv[1:]))
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+        except ValueError:  # of Optuna, which has nothing to compare where all jobs have failed
+            _failures.extend(line for folder in _sweeps for line in notes_of(folder))
+            if not _failures:
+                raise
     lines = [*_failures]
     _failures.clear()
+    _sweeps.clear()
     for line in lines:
         complain(line)
     if lines:
         sys.exit(DecarError.status)
+
+
+def replace_sweeper() -> None:
+    """Let `conf/hydra/sweeper/optuna.yaml` stand for the plugin's own settings, which minimise.
+
+    Hydra refuses a file beside settings of the same name that have defaults.
+    """
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's, which lists what it loads
+    Plugins.instance()  # registers them, where the plugin is installed
+    ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop("optuna.yaml", None)
 
 
 def same_command(typed: Sequence[str]) -> str:
@@ -173,18 +193,23 @@ def forget_failure() -> None:
     Path(HydraConfig.get().runtime.output_dir, FAILED).unlink(missing_ok=True)
 
 
+def notes_of(sweep: Path) -> list[str]:
+    """A line for each job of a sweep that has failed."""
+    return [note.read_text().strip() for note in sorted(sweep.glob(f"*/{FAILED}"))]
+
+
 class FailedJobs(Callback):
     """At the end of a sweep, collect which jobs failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Delete the notes of an earlier sweep in the same folder."""
-        for note in Path(config.hydra.sweep.dir).glob(f"*/{FAILED}"):
+        _sweeps[:] = [Path(config.hydra.sweep.dir)]
+        for note in _sweeps[0].glob(f"*/{FAILED}"):
             note.unlink()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs have written."""
-        notes = sorted(Path(config.hydra.sweep.dir).glob(f"*/{FAILED}"))
-        _failures.extend(note.read_text().strip() for note in notes)
+        _failures.extend(notes_of(Path(config.hydra.sweep.dir)))
 
 
 class PrintTable(Callback):
