@@ -80,7 +80,8 @@ class ResumableWandbLogger(WandbLogger):
         self._catch_up(run, step)
         if self.cut_short and "loss_epoch" in metrics:
             return
-        new = {key: value for key, value in metrics.items() if key not in self._known.get(step, ())}
+        known = self._known.get(step, set()) - {"epoch"}  # which each row has
+        new = {key: value for key, value in metrics.items() if key not in known}
         if new.keys() <= {"epoch"}:
             return
         row = self._row(step, new)
