@@ -184,6 +184,8 @@ def test_a_line_that_is_cut_or_damaged_ends_the_journal(tmp_path, caplog):
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines)[:-5])
     assert len(read_journal(file)[1]) == 4
+    logged(tmp_path, Server(4), (4, {"loss_step": 2.0}))
+    assert [row["figures"]["loss_step"] for row in read_journal(file)[1]] == [1.0, 1.0, 1.0, 1.0, 2.0]
     assert not caplog.records
     file.write_bytes(b"".join([*lines[:3], lines[3].replace(b"1.0", b"1.5"), *lines[4:]]))
     assert len(read_journal(file)[1]) == 2
@@ -192,7 +194,7 @@ def test_a_line_that_is_cut_or_damaged_ends_the_journal(tmp_path, caplog):
 
 def test_files_that_a_kill_has_cut_end_with_a_whole_record(tmp_path):
     """Cut anywhere, as blocks of 32 KiB are written."""
-    run = wandb.init(mode="offline", dir=tmp_path, project="p", id="xyz")
+    run = wandb.init(mode="offline", dir=tmp_path, project="p", id="my-run")
     for i in range(400):
         run.log({"x": i, "text": "a" * 100})
     run.finish()
@@ -202,12 +204,12 @@ def test_files_that_a_kill_has_cut_end_with_a_whole_record(tmp_path):
     assert len(data) > 3 * 32768
     for size in (32768, 2 * 32768, 2 * 32768 + 3, len(data) - 1):
         file.write_bytes(data[:size])
-        count = count_offline(tmp_path / "wandb" / "offline-run-of-now-xyz")
+        count = count_offline(tmp_path / "wandb" / "offline-run-now-my-run", "my-run")
         left = [record.SerializeToString() for record in records(file)]
         assert left == found[: len(left)]
         rows = history(tmp_path)
         assert count == len(rows) == rows[-1]["_step"] + 1
         assert file.stat().st_size > size - 3000
     file.write_bytes(data[:7])
-    assert count_offline(tmp_path / "wandb" / "offline-run-of-now-xyz") == 0
+    assert count_offline(tmp_path / "wandb" / "offline-run-now-my-run", "my-run") == 0
     assert not file.exists(), "`wandb sync` would give up at it"

@@ -105,10 +105,12 @@ def log_result(cfg: DictConfig, output: Path, result: Result) -> Result:
     """Log a result to wandb, where that is chosen and not done; a failure is a line in the log."""
     if not cfg.get("logger"):
         return result
-    from decar.cli.eval_wandb import log_to_wandb
+    from decar.cli.eval_wandb import is_logged, log_to_wandb
 
     try:
-        log_to_wandb(cfg, output, result)
+        options: Any = OmegaConf.to_container(cfg, resolve=True)
+        if not is_logged(output):
+            log_to_wandb(instantiate(cfg.logger.wandb), options, result)
     except Exception as error:  # wandb's client raises a dozen kinds
         again = "the same command with resume=auto tries again, without judging again"
         log.warning("%s: not logged to wandb (%s); %s", output, reason_of(error), again)

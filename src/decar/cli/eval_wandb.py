@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import wandb
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
 
 from decar.cli.runs import read_config
 from decar.downstream import Result
@@ -31,12 +29,14 @@ COLUMNS = ("task", "mode", "protocol", "bundle", "encoder", "seed", "fold", "sho
 CELLS = 10_000  # of a confusion matrix: what a table of wandb shows
 
 
-def log_to_wandb(cfg: DictConfig, output: Path, result: Result) -> None:
-    """Log a result as a run of wandb, unless that was done."""
-    if read_journal(output / JOURNAL)[1]:
-        return
-    options: Any = OmegaConf.to_container(cfg, resolve=True)
-    with opened(instantiate(cfg.logger.wandb)) as logger:
+def is_logged(output: Path) -> bool:
+    """Whether the result in this folder was logged."""
+    return bool(read_journal(output / JOURNAL)[1])
+
+
+def log_to_wandb(logger: ResumableWandbLogger, options: dict[str, Any], result: Result) -> None:
+    """Log a result and the options of its job as a run of wandb."""
+    with opened(logger):
         run = logger.experiment
         logger.log_hyperparams(options)
         run.config.update({"result": settings_of(result), "pretraining": pretraining_of(result.bundle)})
@@ -55,15 +55,16 @@ def log_table(folder: Path, results: Sequence[Result]) -> None:
         key: value for key, value in read_config(job / "config.yaml")["logger"]["wandb"].items() if key[0] != "_"
     }
     options |= {"save_dir": folder, "name": f"{folder.name}: results", "job_type": "table", "log_model": False}
-    with opened(ResumableWandbLogger(**options)) as logger:
+    logger = ResumableWandbLogger(**options)
+    with opened(logger):
         logger.experiment.log({"results": table_of(results)})
 
 
 @contextmanager
-def opened(logger: ResumableWandbLogger) -> Iterator[ResumableWandbLogger]:
+def opened(logger: ResumableWandbLogger) -> Iterator[None]:
     """Close the run of wandb whatever happens: a sweep's next job would log into it."""
     try:
-        yield logger
+        yield
     finally:
         logger.experiment.finish()
 

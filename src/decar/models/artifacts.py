@@ -89,10 +89,19 @@ def _download(artifact: Any, name: str, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as part:
         fetched = Path(artifact.get_entry(name).download(root=part))
-        made_by = artifact.logged_by()
         with whole(file.with_name(ORIGIN)) as target:
-            write_json(target, {"run": "/".join(made_by.path) if made_by else ""})
+            write_json(target, {"run": _made_by(artifact)})
         fetched.replace(file)
+
+
+def _made_by(artifact: Any) -> str:
+    """The run that logged an artifact, as ENTITY/PROJECT/ID; "" where there is none, or it may not be seen."""
+    try:
+        run = artifact.logged_by()
+    except Exception as error:  # wandb's client raises a dozen kinds
+        log.debug("the run of the artifact is not known (%s)", reason_of(error))
+        return ""
+    return "/".join(run.path) if run else ""
 
 
 def _reason(error: Exception, name: str) -> str:

@@ -14,6 +14,8 @@ import logging
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from glob import escape
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +67,12 @@ class ResumableWandbLogger(WandbLogger):
     def _begin(self, run: Any) -> None:
         """Compare what has been logged with what wandb has."""
         self._facts = {key: getattr(run, key, None) for key in ("id", "project", "entity")}
-        self._next = count_offline(Path(run.dir).parent) if run.offline else int(run.starting_step)
+        self._next = count_offline(Path(run.dir).parent, run.id) if run.offline else int(run.starting_step)
         self._lost = [row for row in self._rows if row["n"] >= self._next]
         self._rows = [row for row in self._rows if row["n"] < self._next]
         for row in self._rows:
             self._learn(row)
-        if not self._journal.is_file():
-            self._write([])
+        self._write([*self._rows, *self._lost])  # without half a line at its end
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -120,7 +121,7 @@ class ResumableWandbLogger(WandbLogger):
             self._give(run, row, row["figures"])
 
     def _row(self, step: int, values: Mapping[str, Any]) -> Row:
-        figures = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+        figures = {key: float(value) for key, value in values.items() if isinstance(value, Real)}
         return {"n": self._next, "step": step, "figures": figures, "media": sorted(values.keys() - figures.keys())}
 
     def _give(self, run: Any, row: Row, values: Mapping[str, Any]) -> None:
@@ -156,15 +157,14 @@ def _line(values: Mapping[str, Any]) -> str:
     return sealed_line(json.dumps(values))
 
 
-def count_offline(current: Path) -> int:
-    """How many rows the offline files of a run of wandb hold, without those in the folder `current`.
+def count_offline(current: Path, run_id: str) -> int:
+    """How many rows the offline files of a run of wandb hold, without that in the folder `current` beside them.
 
     Files that a kill has cut are made to end with a whole record: `wandb sync` stops at half of one, and at a file
     without any.
     """
-    run_id = current.name.rpartition("-")[2]
     found = 0
-    for file in sorted(current.parent.glob(f"offline-run-*-{run_id}/run-{run_id}.wandb")):
+    for file in sorted(current.parent.glob(f"offline-run-*-{escape(run_id)}/run-{escape(run_id)}.wandb")):
         if file.parent != current:
             found = max(found, _mend(file))
     return found
