@@ -63,6 +63,15 @@ def test_a_search_for_the_wrong_thing_is_refused(train, labelled, tmp_path, opti
     assert not list(tmp_path.glob("sweep/*/checkpoints"))
 
 
+def test_without_the_extra_a_line_says_what_to_install(train, monkeypatch):
+    monkeypatch.setattr("decar.cli.main.OPTUNA", "hydra_plugins.none")
+    done = train("-m", "hydra/sweeper=optuna")
+    assert done.code == 2
+    assert done.errors == [
+        "decar: error: hydra/sweeper=optuna: the plugin is not installed; pip install 'decar[sweep]'"
+    ]
+
+
 def test_without_labels_the_rank_of_the_embedding_is_searched(train, labelled, tmp_path):
     words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", f"hydra.sweep.dir={tmp_path}/sweep"]
     done = train(*words, *SMALL, *labelled[:2], "objective=embedding_rank", "augment=none")

@@ -8,6 +8,7 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 SKIP = "DECAR_SKIP_TASKS"  # in hydra.job.env_set: the one place that a job in another process is handed, and no option
 FOREIGN = ("hear:", "torch:")  # bundles that have no network of decar's; `models.other` would import torch
+OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
 FAILED = "failed.txt"  # in the folder of a job, which may run on another machine: its options, and why it failed
 
 _failures: list[str] = []  # a line for each failed job of the sweep that has just ended
@@ -76,8 +78,8 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
         note_failure(line or f"{type(error).__name__}: {error} (a fault of decar's: see {config_name}.log there)")
         return None
 
-    replace_sweeper()
     with command(config_name):
+        replace_sweeper(sys.argv)
         sys.argv[1:] = name_neighbours(expand_tasks(sys.argv[1:]))
         try:
             hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
@@ -94,11 +96,16 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
         sys.exit(DecarError.status)
 
 
-def replace_sweeper() -> None:
+def replace_sweeper(arguments: Sequence[str]) -> None:
     """Let `conf/hydra/sweeper/optuna.yaml` stand for the plugin's own settings, which minimise.
 
     Hydra refuses a file beside settings of the same name that have defaults.
+
+    Raises:
+        ConfigError: It is asked for and not installed.
     """
+    there = "hydra/sweeper=optuna" not in arguments or find_spec(OPTUNA) is not None
+    require(there, "hydra/sweeper=optuna: the plugin is not installed; pip install 'decar[sweep]'")
     logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's, which lists what it loads
     Plugins.instance()  # registers them, where the plugin is installed
     ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop("optuna.yaml", None)
