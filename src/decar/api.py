@@ -25,6 +25,7 @@ from decar.clustering.model import Method
 from decar.embedder import Embedded, Embedder
 from decar.errors import TrainingError
 from decar.models import load_encoder
+from decar.models.bundle import exact_name
 from decar.report.final import FOUND, MODEL, TABLE
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def embed(
     embedder = Embedder(bundle, segment=segment, windows=windows, device=device)
     if out is None:
         return embedder.files(clips, progress=progress)
-    name = str(bundle or "small") if bundle is None or isinstance(bundle, str | Path) else ""
+    name = exact_name(str(bundle or "small")) if bundle is None or isinstance(bundle, str | Path) else ""
     return embedder.write(clips, out, name=name, progress=progress)
 
 
@@ -166,7 +167,7 @@ def cluster(
     encoder = load_encoder(bundle) if bundle is None or isinstance(bundle, str | Path) else bundle
     made = embed(source, encoder, segment=segment, fetch=fetch, device=device, progress=progress)
     if like is None:
-        facts = {"encoder": encoder.hash(), "bundle": str(bundle or "small"), "segment": segment}
+        facts = {"encoder": encoder.hash(), "bundle": exact_name(str(bundle or "small")), "segment": segment}
         recordings = made.table["path"].to_numpy()
         model, placed = make_clusters(made.vectors, recordings, method=clusterer, k=k, seed=seed, facts=facts)
     else:

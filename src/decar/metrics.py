@@ -11,6 +11,7 @@ import xxhash
 log = logging.getLogger(__name__)
 
 COPY = ".metrics.sealed"  # beside metrics.csv; written before it
+JOURNAL = "wandb.jsonl"  # beside it: the run of wandb that it belongs to, and what that was given
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -72,6 +73,21 @@ def _lines(path: Path) -> list[str | None]:
 def sealed_line(line: str) -> str:
     """A line of the copy: the digest, the line, its end."""
     return f"{xxhash.xxh3_64_hexdigest(line.encode())} {line}\n"
+
+
+def read_sealed(path: Path) -> tuple[list[str], str]:
+    """What was written with `sealed_line`, up to the first line that is damaged, and what is wrong, "" for nothing.
+
+    Half a line at the end is left by a kill and is not damage.
+    """
+    found = _lines(path)
+    lines = [_checked(line) for line in found]
+    if found and found[-1] is None:
+        lines.pop()
+    if None not in lines:
+        return [line for line in lines if line is not None], ""
+    first = lines.index(None)
+    return [line for line in lines[:first] if line is not None], f"damaged from line {first + 1} on, which is left out"
 
 
 def _checked(line: str | None) -> str | None:

@@ -171,9 +171,17 @@ def test_wandb_is_offline_unless_somebody_is_logged_in(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     assert wandb_offline()
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password 0123\n")
-    (tmp_path / ".netrc").chmod(0o600)
-    assert not wandb_offline()
+    for host in (
+        "api.wandb.ai",
+        "api.forge.coreweave.com",
+        "wandb.example.org:8080",
+    ):  # wandb 0.31 logs in at the second
+        (tmp_path / ".netrc").write_text(f"machine {host} login user password 0123\n")
+        (tmp_path / ".netrc").chmod(0o600)
+        monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080")
+        assert not wandb_offline()
+    monkeypatch.delenv("WANDB_BASE_URL")
+    assert wandb_offline(), "of another server"
     (tmp_path / ".netrc").unlink()
     monkeypatch.setenv("WANDB_API_KEY", "0123")
     assert not wandb_offline()

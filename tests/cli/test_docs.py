@@ -27,6 +27,7 @@ ELSEWHERE = {  # a part of a command: why it is not run here
     "devices=": "tests/cli/test_ddp.py", "trainer=ddp": "the same", "hear21passt": "is not installed",
     "--dim 512": "tests/cli/test_embed.py: a run of so few clips has fewer directions",
     "runs/pretrain/A": "the sweep of README: tests/cli/test_sweep.py",
+    "hydra/sweeper=optuna": "tests/cli/test_search.py",
 }  # fmt: skip
 FOLDERS = (
     "/path/to/sounds",

@@ -1,10 +1,15 @@
 """Pre-training through the command line, on real files."""
 
+import base64
 import csv
+import hashlib
 import json
 import math
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,9 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
+import wandb
 from omegaconf import OmegaConf
+from pytorch_lightning import Callback
 
 import decar as decar_package
 from benchmarks.damage import damage
@@ -22,6 +29,7 @@ from decar.errors import ConfigError
 from decar.files import locked
 from decar.models import read_facts
 from tests.cli.helpers import write_recordings
+from tests.pretrain.wandb_files import files, history, records, run_ids
 
 BUNDLED = Path(decar_package.__file__).parent / "data" / "mini"
 FAST = [
@@ -148,47 +156,53 @@ def test_two_runs_in_one_process_equal_two_runs_in_two(train, sound_folder, tmp_
 def test_wandb_offline_gets_config_and_metrics_one_run_a_job(train, sound_folder, tmp_path):
     outcome = train(
         "-m", *FAST, "data=folder", f"data.root={sound_folder}", "logger=[csv,wandb]", "seed=1,2",
-        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}", "logger.wandb.log_model=true",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    import wandb
-
     wandb.teardown()  # its service writes the last records as it ends
-    runs = list((tmp_path / "sweep").glob("*/wandb/offline-run-*/*.wandb"))
-    assert len(runs) == 2
-    for path in runs:
-        keys, config = read_wandb(path)
-        assert {"nmi", "loss_epoch", "pseudo_accuracy", "entropy"} <= keys
+    jobs = [folder.parent for folder in (tmp_path / "sweep").glob("*/wandb")]
+    assert len(jobs) == 2
+    for job in jobs:
+        [file] = files(job)
+        found = list(records(file))
+        config = {update.key: json.loads(update.value_json) for record in found for update in record.config.update}
+        assert {"nmi", "loss_epoch", "pseudo_accuracy", "entropy"} <= {key for row in history(job) for key in row}
         assert config["k"] == 3
+        made = [record.artifact for record in found if record.artifact.type == "model"]
+        assert {(artifact.name, artifact.type) for artifact in made} == {
+            (f"encoder-{made[0].run_id}", "model"), (f"encoder-{made[0].run_id}-best", "model"),
+        }  # fmt: skip
+        for artifact in made:
+            [entry] = artifact.manifest.contents
+            bundle = job / ("best" if artifact.name.endswith("-best") else "") / "encoder.safetensors"
+            assert (entry.path, entry.size) == ("encoder.safetensors", bundle.stat().st_size)
+            assert base64.b64decode(entry.digest) == hashlib.md5(bundle.read_bytes()).digest()
 
 
-def read_wandb(path):
-    """Keys of the history and the config of a run file."""
-    from wandb.proto import wandb_internal_pb2
-
-    keys, config = set(), {}
-    for data in wandb_records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        keys |= {item.key or ".".join(item.nested_key) for item in record.history.item}
-        for update in (*record.run.config.update, *record.config.update):
-            config[update.key or ".".join(update.nested_key)] = json.loads(update.value_json)
-    return keys, config
+class Kill(Callback):
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.current_epoch == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wandb_records(data, block=32768):
-    """A .wandb file: 7 bytes, then a LevelDB log, blocks of 32 KiB, records in parts (checksum, length, type, data)."""
-    position, whole = 7, b""
-    while position + 7 <= len(data):
-        if block - position % block < 7:  # too little room for a part's header: filled with zeros
-            position += block - position % block
-            continue
-        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
-        whole += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # the only part, or the last
-            yield whole
-            whole = b""
+@pytest.mark.slow
+def test_a_killed_run_goes_on_in_its_run_of_wandb(train, sound_folder, tmp_path):
+    words = [*FAST, "trainer.max_epochs=4", "data=folder", f"data.root={sound_folder}", "logger=[csv,wandb]",
+             "trainer.log_every_n_steps=1", f"hydra.run.dir={tmp_path / 'run'}", "resume=auto"]  # fmt: skip
+    root = Path(__file__).parents[2]
+    killed = subprocess.run(
+        [sys.executable, str(root / "train.py"), *words, f"+callbacks.kill._target_={__name__}.Kill"], check=False,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{root}:{root / 'src'}"},
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    assert train(*words).code == 0
+    wandb.teardown()
+    rows = [row for row in history(tmp_path / "run") if not any("." in key for key in row)]
+    assert len(run_ids(tmp_path / "run")) == 1
+    for name in ("loss_step", "loss_epoch"):
+        found = [(row["trainer/global_step"], row[name]) for row in rows if name in row]
+        assert found == [(int(row["step"]), float(row[name])) for row in metrics(tmp_path / "run") if row[name]]
+    assert [row["epoch"] for row in rows if "loss_epoch" in row] == [0, 1, 2, 3]
 
 
 def test_tensorboard(train, sound_folder, tmp_path):

@@ -17,9 +17,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from decar.pretrain import Dashboard
 from decar.pretrain.boards import TensorBoardBoard
-from tests.cli.test_train import wandb_records
 from tests.conftest import FORK
 from tests.pretrain.helpers import build, fit
+from tests.pretrain.wandb_files import records
 
 LENGTHS = [20, 40, 33, 64] * 4
 SMALL = ["debug=fast", "trainer=cpu", "loader.batch_size=4", "labels.first.dim=4", "labels.network.dim=4"]
@@ -27,12 +27,8 @@ SMALL = ["debug=fast", "trainer=cpu", "loader.batch_size=4", "labels.first.dim=4
 
 def read_wandb(path):
     """Config, summary, last row by key, and how the run is called."""
-    from wandb.proto import wandb_internal_pb2
-
     config, summary, history, run, metrics = {}, {}, {}, None, {}
-    for data in wandb_records(path.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    for record in records(path):
         run = record.run if record.HasField("run") else run
         for update in (*record.run.config.update, *record.config.update):
             config[update.key or ".".join(update.nested_key)] = json.loads(update.value_json)

@@ -32,6 +32,7 @@ KINDS = {
     "identity": "digests of sounds",
     "sources": "unpacked and fetched",
     "outputs": "unsent outputs",
+    "artifacts": "bundles from wandb",
 }
 STORE_NAME = re.compile(r"[0-9a-f]{64}(\.partial)?")
 SOURCE_NAME = re.compile(r"[0-9a-f]{40}(\.part)?|fetched")  # see `containers` and `remote`
@@ -140,6 +141,7 @@ def cached(cache_dir: str | os.PathLike[str]) -> dict[str, list[Path]]:
     found = {kind: sorted((cache / kind).glob(f"*{ARRAY_SUFFIX}")) for kind in KINDS}
     for kind, name in (("logmel", STORE_NAME), ("sources", SOURCE_NAME), ("outputs", OUTPUT_NAME)):
         found[kind] = sorted(path for path in (cache / kind).glob("*") if name.fullmatch(path.name))
+    found["artifacts"] = sorted(path for path in (cache / "artifacts").glob("*/*/*/v*") if path.is_dir())
     return found
 
 

@@ -24,7 +24,7 @@ from decar.embedder.shards import Engine
 from decar.errors import BundleError, check_whole, printable, require
 from decar.files import write_table
 from decar.models import Encoder, load_encoder, read_facts
-from decar.models.bundle import FILE, HUB, bundle_file, hub_reason, parse_address
+from decar.models.bundle import FILE, HUB, bundle_file, exact_name, hub_reason, parse_address
 from decar.neighbours.index import Index
 from decar.neighbours.page import write_page
 from decar.neighbours.query import find_queries, neighbour_table
@@ -38,7 +38,7 @@ def embed(args: argparse.Namespace) -> None:
     clips = source_of(args, later=True)
     segment = as_segment(args.segment) if args.segment else None
     embedder = embedder_of(args, args.bundle, segment, windows=args.windows, hop=args.hop, dim=args.dim)
-    made = embedder.write(clips, args.out, name=args.bundle)
+    made = embedder.write(clips, args.out, name=exact_name(args.bundle))
     rows, dim = made.vectors.shape
     left_out = f", {len(made.bad)} clips left out ({name_beside(args.out, 'bad')})" if len(made.bad) else ""
     say(f"{args.out}: {rows} embeddings of {dim} numbers, by {args.bundle}{left_out}")

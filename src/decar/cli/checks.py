@@ -83,8 +83,30 @@ def check(cfg: DictConfig) -> None:
         not online or OmegaConf.select(cfg, "labels.clusterer._target_") != "decar.clustering.PIC",
         "labels=online needs clusterer=kmeans: it compares each crop with centres, and PIC has none",
     )
+    others = set(cfg.get("logger") or {}) - {"wandb"} if "bundle" in cfg else set()
+    require(not others, f"logger={min(others, default='')}: eval.py logs to wandb only; result.json has all figures")
+    _refuse_search(cfg)
     _refuse_unread(cfg)
     _refuse_idle(cfg)
+
+
+def _refuse_search(cfg: DictConfig) -> None:
+    """Refuse a search by Optuna that would look for the worst, or for what is best where nothing is learned."""
+    sweeper: Any = HydraConfig.get().sweeper if HydraConfig.initialized() else {}
+    if not str(sweeper.get("_target_")).endswith("OptunaSweeper") or "objective" not in cfg:
+        return
+    wanted = "minimize" if str(cfg.objective).startswith("loss") else "maximize"
+    given = getattr(sweeper.direction, "name", sweeper.direction)
+    require(
+        given == wanted,
+        f"objective={cfg.objective} with hydra.sweeper.direction={given}: pass hydra.sweeper.direction={wanted}",
+    )
+    labelled = any(OmegaConf.select(cfg, key) is not None for key in ("data.label", "callbacks.probe.path"))
+    require(
+        cfg.objective != "nmi" and (cfg.objective is not None or labelled),
+        f"objective={cfg.objective} is the NMI of consecutive clusterings, which is highest where nothing is learned: "
+        "pass objective=embedding_rank, or labelled sounds (callbacks.probe.path=FILE, data.label=COLUMN)",
+    )
 
 
 def _refuse_unread(cfg: DictConfig) -> None:
@@ -303,6 +325,7 @@ def _idle_in_eval(cfg: DictConfig) -> dict[str, str]:
         idle[f"protocol.{key}"] = "protocol=search uses it for fine-tuning only; pass mode=finetune, or protocol=paper"
     if search and not frozen:
         idle["protocol.strengths"] = "protocol=search uses it for frozen embeddings only; pass mode=frozen"
+    idle["logger.wandb.log_model"] = "it is of train.py, whose bundle becomes an artifact"
     if OmegaConf.select(cfg, "task.shots") is not None:
         idle["protocol.refit"] = f"task.shots={cfg.task.shots}: of few shots, validation clips are not learned from"
     return idle | _idle_of_task(cfg)

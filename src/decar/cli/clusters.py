@@ -28,7 +28,7 @@ from decar.embedder import Embedder
 from decar.embedder.output import write_rows
 from decar.errors import ConfigError, DecarError, SearchError, check_whole
 from decar.files import advice
-from decar.models.bundle import HUB
+from decar.models.bundle import REMOTE, exact_name
 from decar.models.other import PREFIXES
 from decar.neighbours.index import EmbeddingTable
 from decar.report import write_cluster_page
@@ -115,7 +115,7 @@ def _clusters_of(place: Path, args: argparse.Namespace) -> tuple[Clusters, str]:
 
 def bundle_named(bundle: str) -> str:
     """The name of a bundle as files keep it: of one that lies here, where."""
-    return str(Path(bundle).resolve()) if bundle != "small" and Path(bundle).exists() else bundle
+    return str(Path(bundle).resolve()) if bundle != "small" and Path(bundle).exists() else exact_name(bundle)
 
 
 def may_load(file: Path, bundle: str, given: str | None) -> str:
@@ -124,7 +124,7 @@ def may_load(file: Path, bundle: str, given: str | None) -> str:
     Raises:
         DecarError: The file names one that would have to be downloaded or imported.
     """
-    if given is None and bundle.startswith((HUB, *PREFIXES)):
+    if given is None and bundle.startswith((*REMOTE, *PREFIXES)):
         raise DecarError(
             f"{file} was made with {bundle}: nothing is downloaded or imported because a file says so; if you trust "
             f"it, pass --bundle {bundle}"

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
 log = logging.getLogger(__name__)
 
 OUR_NETWORK = "decar.models.build_network"  # `_target_` of the `encoder` group, unless it is a user's network
+WANDB_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # the second is where wandb 0.31 logs in
 WHOLE_MIN_FRAMES = 98  # 1 s: that a shortest clip is padded to where training has no crops (loader.crop_frames=null)
 Groups = tuple[dict[str, Any], dict[str, Any]]
 _PACKAGE = Path(decar.__file__).parent
@@ -48,8 +50,9 @@ def wandb_offline() -> bool:
     """Whether wandb has no login on this machine."""
     if os.environ.get("WANDB_API_KEY"):
         return False
+    server = urlsplit(os.environ.get("WANDB_BASE_URL", "")).netloc
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is None
+        return not any(netrc.netrc().authenticators(host) for host in (*WANDB_HOSTS, server) if host)
     except (OSError, netrc.NetrcParseError):
         return True
 
@@ -247,6 +250,7 @@ def register_resolvers() -> None:
         "bundled": bundled,
         "cache_home": cache_home,
         "wandb_offline": wandb_offline,
+        "job_type": lambda name: "pretrain" if name == "train" else name,
         "index_of": index_of,
         "table_of": table_of,
         "basename": lambda path: Path(path).name,  # also of a folder with a slash behind

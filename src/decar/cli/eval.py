@@ -25,9 +25,10 @@ from decar.cli.main import SKIP, run_hydra
 from decar.cli.runs import FINISHED, same_job, write_config
 from decar.cli.trainer import TURN, gpus_in_turn, turn
 from decar.digests import DamagedError, read_json, write_json
-from decar.errors import DecarError, require
+from decar.errors import DecarError, reason_of, require
 from decar.files import locked, whole
 from decar.limits import Limits, set_limits
+from decar.metrics import JOURNAL
 
 if TYPE_CHECKING:  # torch takes seconds to import, --help and --cfg should not
     from decar.audio import FrontEnd
@@ -59,6 +60,7 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     from decar.downstream import judge
     from decar.downstream.task import load_task
     from decar.models import read_facts
+    from decar.models.bundle import exact_name
 
     device = device_of(cfg.accelerator, cfg.devices)
     obtain(cfg)
@@ -72,8 +74,8 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     before = judged_before(cfg, output, judged) if cfg.resume == "auto" else None
     if before:
         log.info("%s: judged already, nothing to do", output)
-        return before.value
-    for name in ("result.json", JUDGED):  # of other options: config.yaml speaks for this job from here on
+        return log_result(cfg, output, before).value
+    for name in ("result.json", JUDGED, JOURNAL):  # of other options: config.yaml speaks for this job from here on
         (output / name).unlink(missing_ok=True)
     write_config(output, OmegaConf.to_yaml(cfg, resolve=True))
     trainer = {"accelerator": cfg.accelerator, "precision": cfg.precision, "enable_progress_bar": cfg.progress}
@@ -82,7 +84,7 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     result = judge(
         task,
         encoder,
-        bundle=str(cfg.bundle),
+        bundle=exact_name(str(cfg.bundle)),
         mode=cfg.mode.name,
         protocol=instantiate(cfg.protocol, _convert_="all"),
         seed=cfg.seed,
@@ -102,7 +104,23 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
         result.task, result.mode, result.protocol, result.bundle, 100 * result.value, 100 * result.valid_value,
         result.n_classes, result.n_train, result.seconds,
     )  # fmt: skip
-    return result.value
+    return log_result(cfg, output, result).value
+
+
+def log_result(cfg: DictConfig, output: Path, result: Result) -> Result:
+    """Log a result to wandb, where that is chosen and not done; a failure is a line in the log."""
+    if not cfg.get("logger"):
+        return result
+    from decar.cli.eval_wandb import is_logged, log_to_wandb
+
+    try:
+        options: Any = OmegaConf.to_container(cfg, resolve=True)
+        if not is_logged(output):
+            log_to_wandb(instantiate(cfg.logger.wandb), options, result)
+    except Exception as error:  # wandb's client raises a dozen kinds
+        again = "the same command with resume=auto tries again, without judging again"
+        log.warning("%s: not logged to wandb (%s); %s", output, reason_of(error), again)
+    return result
 
 
 def obtain(cfg: DictConfig) -> None:
@@ -190,7 +208,7 @@ def judged_before(cfg: DictConfig, output: Path, judged: dict[str, str]) -> Resu
     from decar.downstream import Result
 
     path, hashes = output / "result.json", output / JUDGED
-    if not path.is_file() or not same_job(cfg, output):
+    if not path.is_file() or not same_job(cfg, output, aside=("logger",)):
         return None
     try:
         before = read_json(hashes) if hashes.is_file() else {}

@@ -8,13 +8,16 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
@@ -22,17 +25,20 @@ from omegaconf import DictConfig
 
 from decar.cli.config import conf_dir, hydra_value
 from decar.cli.terminal import command, complain, explain, say, say_lines
-from decar.errors import DecarError, PreemptedError, require
+from decar.errors import DecarError, PreemptedError, reason_of, require
 from decar.files import find_files
+from decar.metrics import JOURNAL
 from decar.signals import active, go_on_by, stoppable
 
 log = logging.getLogger(__name__)
 
 SKIP = "DECAR_SKIP_TASKS"  # in hydra.job.env_set: the one place that a job in another process is handed, and no option
 FOREIGN = ("hear:", "torch:")  # bundles that have no network of decar's; `models.other` would import torch
+OPTUNA = "hydra_plugins.hydra_optuna_sweeper"
 FAILED = "failed.txt"  # in the folder of a job, which may run on another machine: its options, and why it failed
 
 _failures: list[str] = []  # a line for each failed job of the sweep that has just ended
+_sweeps: list[Path] = []  # the folder of the sweep that has begun
 
 
 def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
@@ -73,14 +79,36 @@ def run_hydra(task: Callable[[DictConfig], object], config_name: str) -> None:
         return None
 
     with command(config_name):
+        replace_sweeper(sys.argv)
         sys.argv[1:] = name_neighbours(expand_tasks(sys.argv[1:]))
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+        except ValueError:  # of Optuna, which has nothing to compare where all jobs have failed
+            _failures.extend(line for folder in _sweeps for line in notes_of(folder))
+            if not _failures:
+                raise
     lines = [*_failures]
     _failures.clear()
+    _sweeps.clear()
     for line in lines:
         complain(line)
     if lines:
         sys.exit(DecarError.status)
+
+
+def replace_sweeper(arguments: Sequence[str]) -> None:
+    """Let `conf/hydra/sweeper/optuna.yaml` stand for the plugin's own settings, which minimise.
+
+    Hydra refuses a file beside settings of the same name that have defaults.
+
+    Raises:
+        ConfigError: It is asked for and not installed.
+    """
+    there = "hydra/sweeper=optuna" not in arguments or find_spec(OPTUNA) is not None
+    require(there, "hydra/sweeper=optuna: the plugin is not installed; pip install 'decar[sweep]'")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # Optuna's, which lists what it loads
+    Plugins.instance()  # registers them, where the plugin is installed
+    ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {}).pop("optuna.yaml", None)
 
 
 def same_command(typed: Sequence[str]) -> str:
@@ -172,18 +200,23 @@ def forget_failure() -> None:
     Path(HydraConfig.get().runtime.output_dir, FAILED).unlink(missing_ok=True)
 
 
+def notes_of(sweep: Path) -> list[str]:
+    """A line for each job of a sweep that has failed."""
+    return [note.read_text().strip() for note in sorted(sweep.glob(f"*/{FAILED}"))]
+
+
 class FailedJobs(Callback):
     """At the end of a sweep, collect which jobs failed."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Delete the notes of an earlier sweep in the same folder."""
-        for note in Path(config.hydra.sweep.dir).glob(f"*/{FAILED}"):
+        _sweeps[:] = [Path(config.hydra.sweep.dir)]
+        for note in _sweeps[0].glob(f"*/{FAILED}"):
             note.unlink()
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Read what the jobs have written."""
-        notes = sorted(Path(config.hydra.sweep.dir).glob(f"*/{FAILED}"))
-        _failures.extend(note.read_text().strip() for note in notes)
+        _failures.extend(notes_of(Path(config.hydra.sweep.dir)))
 
 
 class PrintTable(Callback):
@@ -201,4 +234,11 @@ class PrintTable(Callback):
             say_lines(f"\n{table2_markdown(collect([folder]))}")
         except DecarError as error:
             say(f"no table: {error}")
+        if any(folder.glob(f"*/{JOURNAL}")):  # jobs have logged to wandb
+            from decar.cli.eval_wandb import log_table
+
+            try:
+                log_table(folder, collect([folder]))
+            except Exception as error:  # wandb's client raises a dozen kinds
+                log.warning("%s: the table is not on wandb (%s)", folder, reason_of(error))
         say(f"results: {folder}")

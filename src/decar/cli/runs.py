@@ -28,6 +28,7 @@ from decar.digests import (
 )
 from decar.errors import ConfigError, TrainingError, require
 from decar.files import whole
+from decar.metrics import JOURNAL
 
 if TYPE_CHECKING:
     from decar.pretrain.checkpoint import Record
@@ -196,9 +197,9 @@ def left_open(options: dict[str, Any]) -> list[str]:
     return [key for key in PICKED if key in options and options[key] is None]
 
 
-def same_job(cfg: DictConfig, output: Path) -> bool:
-    """Whether `output/config.yaml` is of a job that was asked for the same as this one."""
-    return _same(cfg, _options_in(output))
+def same_job(cfg: DictConfig, output: Path, aside: Iterable[str] = ()) -> bool:
+    """Whether `output/config.yaml` is of a job that was asked for the same as this one, the options `aside` apart."""
+    return _same(cfg, _options_in(output), idle=aside)
 
 
 def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False, idle: Iterable[str] = ()) -> bool:
@@ -332,7 +333,7 @@ def clear(output: Path) -> None:
     """Delete leftovers of a run that was killed before its first checkpoint."""
     for name in (
         FINISHED, "metrics.csv", ".metrics.sealed", "bad_files.csv", "report.html", "environment.json", "clusters.csv",
-        "clusters.npz", "best/encoder.safetensors",
+        "clusters.npz", "best/encoder.safetensors", JOURNAL,
     ):  # fmt: skip
         (output / name).unlink(missing_ok=True)
     shutil.rmtree(output / "clusters.parquet", ignore_errors=True)

@@ -9,8 +9,9 @@ ever unpickled.
 Settings without an entry `network` are arguments of `build_network`. A network of the user's is named there and never
 imported from there: only a class that the caller of `load_encoder` passes is constructed.
 
-Bundles come from a file, the folder of a run, the Hugging Face hub (`hf://USER/NAME[@REVISION]`), or the package: the
-text `small` always means that one; a file or folder of that name is `./small`, or a `Path`.
+Bundles come from a file, the folder of a run, the Hugging Face hub (`hf://USER/NAME[@REVISION]`), wandb
+(`wandb://ENTITY/PROJECT/NAME[:VERSION]`), or the package: the text `small` always means that one; a file or folder of
+that name is `./small`, or a `Path`.
 """
 
 import json
@@ -30,6 +31,7 @@ from decar.audio import FrontEnd
 from decar.digests import NO_DIGEST, seal_tensors, tensors_digest
 from decar.errors import BundleError, check_whole, reason_of
 from decar.files import advice, whole
+from decar.models.artifacts import WANDB, exact_address, fetch_artifact
 from decar.models.components import DIRECTIONS
 from decar.models.encoder import Encoder
 from decar.models.networks import CONV, build_network, check_readout, seeded
@@ -43,7 +45,8 @@ MOST = {"n_fft": 2**16, "win_length": 2**16, "hop_length": 2**16, "n_mels": 1024
 MOST_INPUT = 2**20  # bands times frames of a shortest clip: 160 times the usual
 MOST_WIDTHS = 20  # blocks of a trunk: each halves the frames
 HUB = "hf://"  # no local path is taken for a repository, nor the other way round
-FILE = "encoder.safetensors"  # in a run's folder, and on the hub
+REMOTE = (HUB, WANDB)  # addresses, which are fetched only where a user types them
+FILE = "encoder.safetensors"  # in a run's folder, on the hub and in an artifact
 _OFFLINE = "the hub cannot be reached and the cache has no copy; go online, unset HF_HUB_OFFLINE, or give a file"
 HUB_REASONS = {  # by class of the hub's client
     "GatedRepoError": "the repository is gated; ask for access on its page, then run `hf auth login`",
@@ -139,9 +142,10 @@ def load_encoder(
     """Load a bundle as an encoder in eval mode on the CPU.
 
     Args:
-        path: A bundle, the folder of a run that holds `encoder.safetensors`, or `hf://USER/NAME`. None, or the text
-            "small": the one that comes with decar, see its MODEL_CARD.md. `hear:MODULE[:WEIGHTS]` or
-            `torch:MODULE.FUNCTION`: an encoder that is not decar's, see `load_other`.
+        path: A bundle, the folder of a run that holds `encoder.safetensors`, `hf://USER/NAME`, or
+            `wandb://ENTITY/PROJECT/NAME:VERSION`. None, or the text "small": the one that comes with decar, see its
+            MODEL_CARD.md. `hear:MODULE[:WEIGHTS]` or `torch:MODULE.FUNCTION`: an encoder that is not decar's, see
+            `load_other`.
         dim: Embeddings of fewer numbers, for search: projected on so many of the bundle's principal directions.
         readout: Another readout than the bundle's, for a network with the trunk `conv`: it has no weights. See
             `FrequencyKeeping`, also for `readout_bands`; empty: the bundle's.
@@ -218,17 +222,28 @@ def _is_finite(value: Tensor) -> bool:
 
 
 def bundle_file(path: str | Path | None) -> Path:
-    """The file of a bundle; `path` as of `load_encoder`. One on the hub is downloaded or found in the hub's cache.
+    """The file of a bundle; `path` as of `load_encoder`. One on the hub or wandb is downloaded or found in the cache.
 
     Raises:
-        BundleError: There is no such repository, revision or bundle on the hub, or the hub cannot be reached.
+        BundleError: There is no such repository, revision, artifact or bundle, or the hub or wandb cannot be reached.
     """
     if path is None or path == READY:  # a Path never equals a text
         return READY_FILE
     if isinstance(path, str) and path.startswith(HUB):
         return _fetch(path)
+    if isinstance(path, str) and path.startswith(WANDB):
+        return fetch_artifact(path, FILE)
     path = Path(path)
     return path / FILE if path.is_dir() else path
+
+
+def exact_name(bundle: str) -> str:
+    """A bundle's name as files and results keep it: with the version of an artifact in place of an alias.
+
+    Raises:
+        BundleError: See `bundle_file`.
+    """
+    return exact_address(bundle, FILE) if bundle.startswith(WANDB) else bundle
 
 
 def parse_address(address: str) -> tuple[str, str | None]:

@@ -17,7 +17,7 @@ from decar.audio.logmel import waveform_to_frames
 from decar.audio.samples import Gauge
 from decar.errors import AudioError, BundleError, SearchError, is_unicode
 from decar.models import Encoder, load_encoder
-from decar.models.bundle import HUB
+from decar.models.bundle import REMOTE
 from decar.models.other import PREFIXES
 from decar.neighbours.index import EmbeddingTable, Index
 
@@ -128,7 +128,7 @@ def _encoder_of(table: EmbeddingTable, bundle: str | Encoder | None, network: Ca
             + (f" (it says '{path}')" if path else "")
             + ": pass --bundle, or search for a path of the table"
         )
-    if bundle is None and str(path).startswith((HUB, *PREFIXES)):
+    if bundle is None and str(path).startswith((*REMOTE, *PREFIXES)):
         raise SearchError(
             f"{table.file} was made by {path}: nothing is downloaded or imported because a file says so; if you trust "
             f"it, pass --bundle {path}"

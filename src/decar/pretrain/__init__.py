@@ -14,6 +14,7 @@ from decar.pretrain.ranks import on_rank_zero
 from decar.pretrain.sampler import UniformClusterSampler, derive_seed
 from decar.pretrain.stream import StreamData
 from decar.pretrain.vectors import Vectors
+from decar.pretrain.wandb_logger import ResumableWandbLogger
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -35,6 +36,7 @@ __all__ = [
     "OnlineProbe",
     "PretrainData",
     "ResumableCSVLogger",
+    "ResumableWandbLogger",
     "Safeguard",
     "Situation",
     "StepBar",

@@ -20,6 +20,7 @@ from decar.models.components import MOST_CLIPS, principal_directions
 from decar.pretrain.checkpoint import epoch_is_whole, is_finished
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import on_rank_zero
+from decar.pretrain.wandb_logger import ResumableWandbLogger
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,13 @@ class BundleExport(Callback):
             self.on_train_epoch_end(trainer, pl_module)
         if self.dim and is_finished(trainer) and on_rank_zero(lambda: "directions" not in read_facts(self.path)):
             self._add_directions(pl_module, self.dim)
+        self._publish(trainer)
+
+    def _publish(self, trainer: Trainer, suffix: str = "") -> None:
+        """Make the bundle of a finished run an artifact of wandb, where that is asked for."""
+        for logger in trainer.loggers if is_finished(trainer) else ():
+            if isinstance(logger, ResumableWandbLogger) and logger.log_model and self.path.is_file():
+                logger.log_bundle(self.path, suffix)
 
     def _add_directions(self, pl_module: LightningModule, dim: int) -> None:
         """Write the bundle anew, with principal directions of the embeddings of its clips. Collective."""
@@ -93,6 +101,8 @@ class BestBundle(BundleExport):
         """Log that a bundle of an earlier epoch is gone: no checkpoint that is loaded here holds its weights."""
         if self.best >= 0 and trainer.is_global_zero and (reason := unreadable(self.path, read_facts)):
             log.warning("%s: %s; best.ckpt has its weights", self.path, reason)
+        else:
+            self._publish(trainer, "-best")
 
     def state_dict(self) -> dict[str, Any]:
         """The highest NMI."""

@@ -19,6 +19,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from decar.errors import TrainingError
 from decar.files import advice, whole
 from decar.metrics import COPY, read_lines, read_rows, sealed_line
+from decar.pretrain.checkpoint import epoch_is_whole
+from decar.pretrain.wandb_logger import ResumableWandbLogger
 
 log = logging.getLogger(__name__)
 
@@ -132,12 +134,16 @@ class EpochRow(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give them to the loggers that lack them; an epoch that goes on has no figures yet."""
         for logger in trainer.loggers:
-            if not isinstance(logger, ResumableCSVLogger):
-                continue
-            if trainer.fit_loop.restarted_mid_epoch:
+            if isinstance(logger, ResumableCSVLogger) and trainer.fit_loop.restarted_mid_epoch:
                 logger.take_back(trainer.current_epoch)
-            if self._row:
+            if isinstance(logger, ResumableCSVLogger | ResumableWandbLogger) and self._row:
                 logger.put_back(self._row, self._step)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say that an epoch is cut short, before its figures are logged: wandb cannot take them back."""
+        for logger in trainer.loggers:
+            if isinstance(logger, ResumableWandbLogger):
+                logger.cut_short = not epoch_is_whole(trainer)
 
 
 def _plain(value: Any) -> Any:
