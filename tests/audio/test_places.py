@@ -210,6 +210,16 @@ def test_names_that_cannot_be_files_are_left_out(bucket, caplog, monkeypatch):
     assert caplog.text.count("left out: s3://b/odd/a/../../x.wav (its name cannot be that of a file)") == 1
 
 
+@pytest.mark.parametrize("names", [["../../../../x.parquet"], ["../../../../x.parquet", "y.parquet"]])
+def test_no_object_leads_out_of_the_cache(bucket, monkeypatch, names, tmp_path, cache):
+    bucket.pipe_file("s3://b/odd/y.parquet", b"y")
+    monkeypatch.setattr(Bucket, "find", lambda *_, **__: {f"b/odd/{name}": {"size": 1, "ETag": name} for name in names})
+    with pytest.raises(ManifestError, match="its name cannot be that of a file"):
+        read_source("s3://b/odd/**", fetch=True)
+    assert not list(tmp_path.rglob("x.parquet"))
+    assert set(Bucket.sent) <= {"/b/odd/y.parquet"}
+
+
 @pytest.mark.parametrize(
     ("source", "says"),
     [
@@ -253,7 +263,7 @@ def test_archives_and_tables_at_an_address(folder, bucket, tmp_path, sounds, ser
     assert difference(f"{server.url}/x/t.csv", folder, slice(1)) < 1e-6
 
 
-def test_parquet_files_and_patterns_at_an_address(folder, bucket, tmp_path, sounds):
+def test_parquet_files_and_patterns_at_an_address(folder, bucket, tmp_path, sounds, cache):
     rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sounds]
     for part in (0, 1):
         pd.DataFrame({"audio": rows[part * 5 :][: 5 + 10 * part]}).to_parquet(tmp_path / "p.parquet")
@@ -265,5 +275,9 @@ def test_parquet_files_and_patterns_at_an_address(folder, bucket, tmp_path, soun
     assert difference("s3://b/data/train-*.parquet", folder) < 1e-6
     assert difference("s3://b/data/train-1.parquet", folder, slice(5, None)) < 1e-6
     assert difference("s3://b/birds/größe/*.wav", folder, slice(0, 6)) < 1e-6
+    Bucket.refused["/b/data/train-0.parquet"] = PermissionError("AccessDenied")
+    shutil.rmtree(cache)
+    with pytest.raises(ManifestError, match=r"^s3://b/data/train-0\.parquet: cannot be fetched: access denied"):
+        read_source("s3://b/data/train-*.parquet", fetch=True)
     with pytest.raises(ManifestError, match=r"s3://b/data/\*\.flac: no object fits this pattern"):
         read_source("s3://b/data/*.flac", fetch=True)

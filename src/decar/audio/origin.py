@@ -82,6 +82,8 @@ class Origin:
             CorpusError: The file cannot be written.
         """
         stored, file = self.objects[path], folder / path
+        if reason := unusable(path):
+            return reason
         if _is_copy(file, stored):
             return ""
         try:
@@ -162,12 +164,22 @@ def with_files(clips: Manifest, *, progress: bool = False) -> Manifest:
     """
     if clips.origin is None:
         return clips
-    fetch_all(clips.origin, list(dict.fromkeys(clips.table["path"])), clips.root, progress=progress)
+    paths = list(dict.fromkeys(clips.table["path"]))
+    fetch_all(clips.origin, paths, clips.root, some_may_fail=True, progress=progress)
     return replace(clips, origin=None)
 
 
-def fetch_all(origin: Origin, paths: Sequence[str], folder: Path, *, progress: bool = False) -> None:
+def fetch_all(
+    origin: Origin, paths: Sequence[str], folder: Path, *, some_may_fail: bool = False, progress: bool = False
+) -> None:
     """Copy objects into a folder.
+
+    Args:
+        origin: Where they are.
+        paths: Which ones.
+        folder: Where to.
+        some_may_fail: Whether one that cannot be had is named in the log; otherwise it is an error.
+        progress: Whether to show a bar.
 
     Raises:
         ManifestError: As `with_files`.
@@ -190,7 +202,7 @@ def fetch_all(origin: Origin, paths: Sequence[str], folder: Path, *, progress: b
             advance(1)
             if reason:
                 failed[path] = reason
-    warn_left_out([f"{origin.address}/{path} ({reason})" for path, reason in failed.items()])
-    if failed and len(failed) == len(paths):
+    if failed and (len(failed) == len(paths) or not some_may_fail):
         path, reason = next(iter(failed.items()))
         raise ManifestError(f"{origin.address}/{path}: {reason}")
+    warn_left_out([f"{origin.address}/{path} ({reason})" for path, reason in failed.items()])
