@@ -14,7 +14,7 @@ import soundfile
 
 from decar.audio import Manifest
 from decar.cli.app import main
-from decar.embedder import Embedder
+from decar.embedder import Embedder, engines
 from decar.embedder.engines import SlurmEngine, _RayPool
 from decar.errors import DecarError
 
@@ -112,15 +112,24 @@ class Nodes:
         return lambda work: work
 
 
-def test_a_worker_has_its_gpu_and_cores_on_one_machine():
+def test_a_worker_has_its_gpu_and_cores_on_one_machine(monkeypatch):
+    monkeypatch.setattr(engines, "ANSWERS", 0.0)
     ray = Nodes((True, {"CPU": 8.0, "GPU": 2.0}), (True, {"CPU": 4.0}), (False, {"CPU": 64.0, "GPU": 8.0}))
     assert _RayPool(ray, None, 1, 0).room() == 2 * 12
     assert _RayPool(ray, None, 3, 0).room() == 2 * 3
     assert _RayPool(ray, None, 4, 1).room() == 2 * 2
     assert ray.options["num_cpus"] == 4
     assert ray.options["num_gpus"] == 1
-    with pytest.raises(DecarError, match="none of the 2 machines of the Ray cluster has 16 cores and 0 GPUs"):
+    with pytest.raises(DecarError, match="no machine of the Ray cluster has 16 cores and 0 GPUs"):
         _RayPool(ray, None, 16, 0).room()
+
+
+def test_a_machine_that_joins_late_is_waited_for(monkeypatch):
+    monkeypatch.setattr(engines, "POLL", 0.01)
+    ray = Nodes()
+    answers = iter([[], [(True, {})], [(True, {"CPU": 2.0})]])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": a, "Resources": has} for a, has in next(answers)])
+    assert _RayPool(ray, None, 1, 0).room() == 2 * 2
 
 
 def test_slurm_jobs_write_the_table_of_one_process(tmp_path, monkeypatch, small_encoder):

@@ -112,14 +112,19 @@ class _RayPool:
 
     def room(self) -> int:
         """Two tasks for each worker, so that none waits for the next one."""
-        alive = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        workers = sum(min(int(has.get(name, 0) // n) for name, n in self.wants.items() if n) for has in alive)
-        if not workers:
-            raise DecarError(
-                f"none of the {len(alive)} machines of the Ray cluster has {self.wants['CPU']} cores and "
-                f"{self.wants['GPU']} GPUs, which a worker needs; what is done is kept"
-            )
+        patience = time.monotonic() + ANSWERS  # a machine that has just joined says a moment later what it has
+        while not (workers := self._workers()):
+            if time.monotonic() > patience:
+                raise DecarError(
+                    f"no machine of the Ray cluster has {self.wants['CPU']} cores and {self.wants['GPU']} GPUs, which "
+                    "a worker needs; what is done is kept"
+                )
+            time.sleep(POLL)
         return 2 * workers
+
+    def _workers(self) -> int:
+        alive = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        return sum(min(int(has.get(name, 0) // n) for name, n in self.wants.items() if n) for has in alive)
 
     def submit(self, tasks: Sequence[Task]) -> Sequence[Any]:
         new = [self.remote.remote(self.embedder, task) for task in tasks]
