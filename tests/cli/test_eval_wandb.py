@@ -78,16 +78,18 @@ def test_a_sweep_on_wandb(evaluate, sound_folder, run, tmp_path):
 
 
 def test_a_result_that_is_there_is_logged_once_and_not_judged_again(evaluate, sound_folder, run, tmp_path, monkeypatch):
-    folder = tmp_path / "cell"
-    common = [f"bundle={run}", f"hydra.run.dir={folder}", "resume=auto"]
-    assert evaluate(*words(sound_folder)[:-1], *common).code == 0
+    common = [f"bundle={run}", f"hydra.sweep.dir={tmp_path}/sweep", "resume=auto"]
+    done = evaluate("-m", *words(sound_folder)[:-1], *common)
+    assert done.code == 0, done.err
+    [folder] = [path.parent for path in (tmp_path / "sweep").glob("*/result.json")]
     before = (folder / "result.json").read_bytes()
     assert not (folder / "wandb").exists()
     monkeypatch.setattr("decar.downstream.judge", lambda *a, **k: 1 / 0)
     for _ in range(2):
-        done = evaluate(*words(sound_folder), *common)
+        done = evaluate("-m", *words(sound_folder), *common)
         assert done.code == 0, done.err
         wandb.teardown()
+        assert len(list((tmp_path / "sweep").glob("*/result.json"))) == 1, "wandb is no part of a job's name"
         assert len(history(folder)) == 1
         assert len(files(folder)) == 1
     assert (folder / "result.json").read_bytes() == before

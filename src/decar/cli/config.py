@@ -68,19 +68,19 @@ def table_of(root: str | None, name: str | None) -> str | None:
     return str(Path(root).expanduser() / "tasks" / f"{name}.csv") if root and name else None
 
 
-def job_name(overrides: Iterable[str]) -> str:
+def job_name(overrides: Iterable[str], *aside: str) -> str:
     """The name of a sweep's job, and of its folder, from its options: the same whatever its place in the sweep.
 
     Of a path only its end; no slashes and odd characters. Where that, or a bound on the length, has cost anything, a
-    hash of the options keeps jobs apart.
+    hash of the options keeps jobs apart. The options `aside`, and what is below them, are left out.
 
     >>> job_name(["k=512", "clusterer=pic", "resume=auto"])
     'clusterer=pic,k=512'
     >>> job_name(["k=512", "data.root=/my sounds/birds"])
     'data.root=birds,k=512-b06a23f4'
     """
-    aside = ("resume=", "cache_dir=", "progress=", "beside=")
-    options = sorted(word for word in overrides if not word.startswith(aside))
+    aside = ("resume", "cache_dir", "progress", "beside", *aside)
+    options = sorted(word for word in overrides if re.split(r"[.=]", word, maxsplit=1)[0] not in aside)
     short = [re.sub(r"^([^=/]*=).*/(?=[^/]+/?$)", r"\1", word) for word in options]
     name = re.sub(r"[^\w=,.+-]", "_", ",".join(short))[:160] or "job"
     return name if name == ",".join(options) else f"{name}-{hashlib.sha256(repr(options).encode()).hexdigest()[:8]}"
