@@ -20,7 +20,7 @@ from decar.cli.config import (
     wandb_offline,
 )
 from decar.cli.eval import choose_encoder
-from decar.cli.main import same_command
+from decar.cli.main import replace_sweeper, same_command
 from decar.clustering import PIC, KMeans
 from decar.corpora import CORPORA
 from decar.errors import BundleError, ConfigError
@@ -56,6 +56,7 @@ def _resolvers():
 
 
 def composed(root: str, *overrides: str) -> DictConfig:
+    replace_sweeper(overrides)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(root, overrides=list(overrides), return_hydra_config=True)
     OmegaConf.set_struct(cfg, False)

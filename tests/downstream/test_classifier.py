@@ -287,7 +287,7 @@ def test_unsure_clips_are_suggested_that_are_unlike_one_another():
     assert np.abs(along[rows]).max() < 0.3  # the 50 least sure of 198
     assert (rows >= 190).sum() <= 1
     assert len(set(rows.tolist())) == 10
-    unit = (x - x.mean(0)) / x.std(0)
+    unit = (x - x.mean(0)) / np.sqrt(x.var(0) + x.var(0).mean())
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     order = np.argsort(doubt(margins(made.scores(x), made.thresholds)), kind="stable")
     pool = [i for i in order.tolist() if i not in (0, 189)][:50]

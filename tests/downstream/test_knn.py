@@ -10,8 +10,8 @@ from tests.downstream.helpers import blob_task
 
 
 def slow(x, y, z, k, n_classes):
-    mean, std = x.mean(0), x.std(0)
-    x, z = (x - mean) / std, (z - mean) / std
+    mean, variance = x.mean(0), x.var(0)
+    x, z = ((rows - mean) / np.sqrt(variance + variance.mean()) for rows in (x, z))
     votes = np.zeros((len(z), n_classes))
     for i, clip in enumerate(z):
         cosines = [float(clip @ other) / np.linalg.norm(clip) / np.linalg.norm(other) for other in x]
