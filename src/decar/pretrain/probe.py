@@ -50,7 +50,7 @@ class OnlineProbe(Callback):
             not there: a quarter is held out, whole groups at a time.
         group: Column whose values are not divided over both parts; "auto": those called speaker, recording, location
             and the like, where they leave something to hold out; None: clips of one file.
-        kind: `knn`, or `linear`: logistic regression; both on standardised embeddings.
+        kind: `knn`, on half-standardised embeddings, or `linear`: logistic regression, on standardised ones.
         every_n_epochs: How often; after the last epoch too.
         neighbours: That vote, of `knn`.
         strength: `C` of the logistic regression.

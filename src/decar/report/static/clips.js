@@ -100,7 +100,7 @@ function setUpMap() {
   const labels = DATA.labels.map((name) => [`label:${name}`, name]);
   choices(at("colour"), [...(RUN ? [...labels, ...clusterings] : [...clusterings, ...labels]), ["mine:", "the labels given here"], ...(DATA.labels.length || clusterings.length ? [] : [["none:", "nothing"]])]);
   const n = CLIPS.name.length;
-  at("map-hint").textContent = `Each point is a clip${n < DATA.n_clips ? `: a sample of ${n.toLocaleString("en")} out of ${DATA.n_clips.toLocaleString("en")}, drawn evenly at random` : ""}; t-SNE of the standardised embeddings, where near means alike and far means little. Lasso and box, above the map, select clips to list, label and save. ` +
+  at("map-hint").textContent = `Each point is a clip${n < DATA.n_clips ? `: a sample of ${n.toLocaleString("en")} out of ${DATA.n_clips.toLocaleString("en")}, drawn evenly at random` : ""}; t-SNE of the half-standardised embeddings, where near means alike and far means little. Lasso and box, above the map, select clips to list, label and save. ` +
     `${SERVED ? "Every clip plays in full." : `${DATA.n_sounds.toLocaleString("en")} clips can be heard, their first ${SEEN} s made equally loud: those nearest to and farthest from the middle of the clusters first, then a random choice.`}${DATA.labels.length ? "" : " The manifest has no label columns."}`;
   drawMap().then(() => {
     at("map-chart").on("plotly_click", (event) => { const i = event.points[0].customdata; if (i !== undefined) showClip(i); });
@@ -213,7 +213,7 @@ function setUpExplorer() {
   const members = (which) => { const found = new Map(); CLIPS.clusters[which].forEach((id, i) => { if (!found.has(id)) found.set(id, []); found.get(id).push(i); }); return found; };
   const show = () => {
     const found = all[at("explored").value], name = at("against").value, overall = found.overall[name], of_ = members(Number(at("explored").value));
-    at("explorer-hint").textContent = (RUN && Number(at("explored").value) < all.length - 1 ? "The last assignment of this clustering. " : "") + (DATA.suggested ? "Clips whose labels would teach a classifier most, the most useful first. " : "Nearest and farthest: by cosine to the mean of the cluster's standardised embeddings") +
+    at("explorer-hint").textContent = (RUN && Number(at("explored").value) < all.length - 1 ? "The last assignment of this clustering. " : "") + (DATA.suggested ? "Clips whose labels would teach a classifier most, the most useful first. " : "Nearest and farthest: by cosine to the mean of the cluster's half-standardised embeddings") +
       (CLIPS.name.length < DATA.n_clips ? ", among the sampled clips; sizes and purity are of all clips." : DATA.suggested ? "" : ".") +
       (overall ? ` Against ${name}: purity ${percent(overall.purity)}, NMI ${overall.nmi.toFixed(3)}. Purity is the share of the commonest label; many small clusters are purer by chance.` : RUN ? " The manifest has no label columns to compare with." : "");
     const of = (c) => c.purity[name] || [null, "", 0];
