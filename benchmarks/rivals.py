@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from decar.audio.descriptors import describe
-from decar.clustering import Assignment, Clusterer, KMeans
+from decar.clustering import Assignment, Clusterer, KMeans, l2_normalize
 from decar.clustering.whiten import whiten
 from decar.models import build_network, load_encoder
 from decar.models.embed import run_pass
@@ -156,7 +156,7 @@ def matched(new: Labels, old: Labels, k: int) -> Labels:
 
 @dataclass(frozen=True)
 class TeacherLabels:
-    """Clusters of the vectors of another encoder, made once, beside those of descriptors: a student is "born again".
+    """Clusters of another encoder's vectors and the descriptors together, made once, beside those of each descriptor.
 
     Attributes:
         first: The clusterings of descriptors.
@@ -164,7 +164,6 @@ class TeacherLabels:
         teacher: A bundle or run; `random` is an untrained network of the default kind.
         ks: A clustering of each size.
         dim: Whitened dimensions of the vectors.
-        joined: Whether the descriptors stand beside the vectors, each whitened by itself, when they are clustered.
     """
 
     first: DescriptorLabels
@@ -172,7 +171,6 @@ class TeacherLabels:
     teacher: str
     ks: Sequence[int] = (64, 512, 2048)
     dim: int = 64
-    joined: bool = True
 
     @property
     def clusterers(self) -> Sequence[Clusterer]:
@@ -187,16 +185,14 @@ class TeacherLabels:
         """The same labels in every epoch."""
         before = situation.previous
         if before is not None:
-            return replace(before, epoch=situation.epoch, kept=len(before.sizes))
+            return before.again(situation.epoch)
         columns = self.first.assign(None, situation)
         return on_rank_zero(lambda: self._joined(columns, situation))
 
     def _joined(self, columns: EpochLabels, situation: Situation) -> EpochLabels:
-        points = whiten(self._vectors(situation), self.dim)
-        if self.joined:
-            plain = describe(situation.store, self.first.descriptors).values()
-            points = np.concatenate([points, *(whiten(x, self.first.dim) for x in plain)], axis=1)
-            points /= np.linalg.norm(points, axis=1, keepdims=True).clip(1e-9)
+        plain = describe(situation.store, self.first.descriptors).values()
+        parts = [whiten(self._vectors(situation), self.dim), *(whiten(x, self.first.dim) for x in plain)]
+        points = l2_normalize(np.concatenate(parts, axis=1))
         seed = derive_seed(Stream.CLUSTERS, situation.seed, situation.epoch, len(columns.sizes)) % 2**31
         found = [replace(self.clusterer, k=k, seed=seed).fit_predict(points) for k in self.ks]
         labels = np.concatenate([columns.labels, np.stack([a.labels for a in found], axis=1)], axis=1)
@@ -301,11 +297,7 @@ class Byol(DecarModule):
         with torch.no_grad():
             wanted = self.target[1](self.target[0].for_objective(views)).roll(len(crops), dims=0)
         loss = (2 - 2 * functional.cosine_similarity(found, wanted)).mean()
-        self._require_finite(loss, index)
-        self.log("loss_step", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=len(index))
-        self.means.add(loss, torch.zeros(()))
-        if batch_idx + 1 == self.trainer.num_training_batches:
-            self._log_means()
+        self.record(loss, torch.zeros(()), index, batch_idx)
         return loss
 
     def _view(self, crops: Tensor) -> Tensor:

@@ -54,6 +54,10 @@ class EpochLabels:
     views: int = 1
     sample: NDArray[np.int64] | None = None
 
+    def again(self, epoch: int) -> "EpochLabels":
+        """The same labels for another epoch; no head is reset."""
+        return replace(self, epoch=epoch, kept=len(self.sizes))
+
     def last(self) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
         """The last clustering, the network's own where there is one: clips `(n,)`, their clusters `(n,)`, and `k`."""
         if self.sample is not None:
@@ -232,7 +236,7 @@ class DescriptorLabels:
         """The previous labels or, in the first epoch, new ones."""
         before = situation.previous
         if before is not None:
-            return replace(before, epoch=situation.epoch, kept=len(before.sizes))
+            return before.again(situation.epoch)
         return on_rank_zero(lambda: self._cluster(situation))
 
     def _cluster(self, situation: Situation) -> EpochLabels:

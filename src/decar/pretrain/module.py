@@ -212,15 +212,23 @@ class DecarModule(LightningModule):
         losses = [functional.cross_entropy(scores, y) for scores, y in zip(logits, wanted, strict=True)]
         hits = [_hits(scores, y) for scores, y in zip(logits, wanted, strict=True)]
         loss = torch.stack(losses).mean()
+        self.record(loss, torch.stack(hits).mean(), index, batch_idx)
+        return loss
+
+    def record(self, loss: Tensor, hits: Tensor, index: Tensor, batch_idx: int) -> None:
+        """Log the loss of a step, add it and the share of hits to the epoch's means, and refuse one that is not finite.
+
+        Raises:
+            TrainingError: The loss is NaN or Inf. On a GPU not every step is looked at.
+        """
         last = batch_idx + 1 == self.trainer.num_training_batches
         if loss.device.type == "cpu" or last or (batch_idx + 1) % _CHECK_EVERY == 0:
             self._require_finite(loss, index)
         # no `prog_bar`: Lightning would read the loss after each batch, bar or not; `StepBar` shows it
         self.log("loss_step", mean_over_ranks(loss), on_step=True, on_epoch=False, batch_size=len(index))
-        self.means.add(loss, torch.stack(hits).mean())
+        self.means.add(loss, hits)
         if last:
             self._log_means()
-        return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means of an epoch that a callback has just ended, such as a time limit."""

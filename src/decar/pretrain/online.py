@@ -97,7 +97,7 @@ class FittedDescriptors:
     def assign(self, z: Vectors | None, situation: Situation) -> EpochLabels:
         """The labels of the store's clips, the same in every epoch."""
         if situation.previous is not None:
-            return replace(situation.previous, epoch=situation.epoch, kept=len(self.names))
+            return situation.previous.again(situation.epoch)
         store, sizes = situation.store, [len(fitted.centres[0].points) for fitted in self.fitted]
         return EpochLabels(self.label([store[i] for i in range(len(store))], store.frontend), sizes, situation.epoch)
 
