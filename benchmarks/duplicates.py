@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import soundfile
 import soxr
 
@@ -28,12 +27,10 @@ SOFTER = 10 ** (-12 / 20)
 BOUNDS = (0.9, 0.93, 0.95, 0.96, 0.97, 0.98, 0.99)
 
 
-def copies(clip: pd.Series, root: Path, folder: Path, name: str) -> list[Path]:
-    """The clip as Opus, as MP3 and softer."""
-    rate = soundfile.info(root / clip["path"]).samplerate
-    start, duration = float(clip.get("start", 0) or 0), float(clip.get("duration_s", 10))
-    sound, _ = soundfile.read(root / clip["path"], start=round(start * rate), frames=round(duration * rate))
-    made = [folder / f"{name}.{end}" for end in ("opus.ogg", "mp3", "softer.wav")]
+def copies(file: Path, folder: Path) -> list[Path]:
+    """The sound as Opus, as MP3 and softer."""
+    sound, rate = soundfile.read(file)
+    made = [folder / f"{file.stem}.{end}" for end in ("opus.ogg", "mp3", "softer.wav")]
     at_opus_rate = soxr.resample(sound, rate, OPUS_RATE)
     soundfile.write(made[0], at_opus_rate, OPUS_RATE, format="OGG", subtype="OPUS")
     soundfile.write(made[1], sound, rate, format="MP3")
@@ -51,7 +48,7 @@ def main() -> None:
     bundled = embedder.files(clips, progress=True)
     rows = np.arange(0, len(bundled.table), EVERY)
     with tempfile.TemporaryDirectory() as folder:
-        made = [copies(bundled.table.iloc[row], INDEX.parent, Path(folder), str(row)) for row in rows]
+        made = [copies(file, Path(folder)) for file in clips.take(rows).files]
         anew = embedder.files([file for files in made for file in files]).vectors.reshape(len(rows), 3, -1)
     n = len(bundled.vectors)
     kinds = bundled.table["kind"].to_numpy()

@@ -46,7 +46,7 @@ def test_optuna_finds_the_best_of_what_it_tried_and_goes_on_where_it_stopped(tra
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "says"),
     [
         (["data.label=null"], "objective=None is the NMI of consecutive clusterings, which is highest where nothing"),
         (["objective=nmi"], "pass objective=embedding_rank, or labelled sounds"),
@@ -54,12 +54,12 @@ def test_optuna_finds_the_best_of_what_it_tried_and_goes_on_where_it_stopped(tra
         (["hydra.sweeper.direction=minimize"], "objective=None with hydra.sweeper.direction=minimize: pass"),
     ],
 )
-def test_a_search_for_the_wrong_thing_is_refused(train, labelled, tmp_path, options, told):
+def test_a_search_for_the_wrong_thing_is_refused(train, labelled, tmp_path, options, says):
     words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", f"hydra.sweep.dir={tmp_path}/sweep"]
     done = train(*words, *SMALL, *labelled[:2], *(labelled[2:] if "data.label=null" not in options else []), *options)
     assert done.code == 2
     [line] = done.errors
-    assert told in line
+    assert says in line
     assert not list(tmp_path.glob("sweep/*/checkpoints"))
 
 

@@ -99,9 +99,9 @@ def test_a_click_on_a_point_shows_its_clip_which_plays(visit, file):
     seen.page.wait_for_selector("#map-chart .hoverlayer .hovertext")
     seen.page.mouse.click(place[0], place[1])
     seen.page.wait_for_selector("#clip audio")
-    told = seen.js("document.getElementById('clip').textContent")
-    assert f"clip {place[2]}.wav" in told
-    assert "<img src=x onerror=alert(2)>" in told, "the label, as text"
+    shown = seen.js("document.getElementById('clip').textContent")
+    assert f"clip {place[2]}.wav" in shown
+    assert "<img src=x onerror=alert(2)>" in shown, "the label, as text"
     assert seen.js("document.querySelectorAll('#clip img').length") == 1, "the spectrogram and no other"
     picture = "document.querySelector('#clip img')"
     assert seen.js(f"{picture}.decode().then(() => {picture}.naturalHeight)") == 64

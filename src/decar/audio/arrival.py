@@ -61,7 +61,7 @@ def _batches(origin: Origin, clips: Manifest, folder: Path, faults: Faults) -> G
     """Jobs of consecutive clips; files are fetched in threads, up to `ROOM` ahead."""
 
     def size(job: Job) -> int:
-        return origin.objects[job[0].relative_to(folder).as_posix()].size
+        return origin.size(job[0], folder)
 
     def fetched(group: list[Job]) -> Iterator[list[Job]]:
         for file in dict.fromkeys(file for file, _, _ in group):

@@ -65,6 +65,10 @@ class Origin:
         records["digest"] = np.frombuffer(digests, "<u8").reshape(-1, 2)
         return records
 
+    def size(self, file: Path, folder: Path) -> int:
+        """Bytes of the object whose copy in a folder is this file, whether or not it is there."""
+        return self.objects[file.relative_to(folder).as_posix()].size
+
     def of(self, paths: Iterable[str]) -> Origin:
         """The same store with these objects only."""
         return Origin(self.address, {path: self.objects[path] for path in paths})

@@ -85,8 +85,7 @@ def cut(clips: Manifest, done: int = 0) -> list[Shard]:
     """
 
     def heavy(job: Job) -> int:  # what the store says of an object, whether or not its copy is here
-        origin = clips.origin
-        return weight(job) if origin is None else origin.objects[job[0].relative_to(clips.root).as_posix()].size
+        return weight(job) if clips.origin is None else clips.origin.size(job[0], clips.root)
 
     shards, first = [], 0
     for jobs in packed(clips.jobs, heavy, SHARD_BYTES, most=SHARD_CLIPS):
