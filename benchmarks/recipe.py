@@ -5,11 +5,12 @@
 
 An arm is a line of benchmarks/recipe_arms.yaml: options of train.py, behind the module that runs in its place if there
 is one. Beside each stand untrained weights of its own network; log-mel statistics once. What is finished is not run
-again. Arms are compared by validation, the test column is for the end.
+again. Arms are compared by validation, the test column is for the end; `more` is over the first arm, paired by seed.
 """
 
 import argparse
 import csv
+import hashlib
 import math
 import os
 import re
@@ -87,17 +88,25 @@ def train(folder: Path, options: Sequence[str], threads: int) -> None:
     (folder / "seconds.txt").write_text(f"{time.monotonic() - began:.0f}")
 
 
-def judge(folder: Path, tasks: Sequence[str], seed: int, threads: int) -> None:
-    """Judge a run and untrained weights of its network on all tasks, unless that is done."""
-    cells = folder / "cells"
+def judge(cells: Path, bundle: str, tasks: Sequence[str], seed: int, threads: int, network: Sequence[str] = ()) -> None:
+    """Judge a bundle on all tasks, unless that is done."""
     if (cells / "done").is_file():
         return
+    words = ["eval.py", "-m", *tasks, "protocol=search", f"bundle={bundle}", f"seed={seed}", *network]
+    run([*words, f"hydra.sweep.dir={cells}"], Path(f"{cells}.log"), threads)
+    (cells / "done").touch()
+
+
+def network_of(folder: Path) -> list[str]:
+    """The options of eval.py that name a run's network."""
     encoder = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").encoder)
     assert isinstance(encoder, dict)
-    network = [f"encoder.{key!s}={_typed(value)}" for key, value in encoder.items() if key not in NOT_THE_NETWORK]
-    words = ["eval.py", "-m", *tasks, "protocol=search", f"bundle=random,{folder}", f"seed={seed}", *network]
-    run([*words, f"hydra.sweep.dir={cells}"], Path(f"{folder}.eval.log"), threads)
-    (cells / "done").touch()
+    return [f"encoder.{key!s}={_typed(value)}" for key, value in encoder.items() if key not in NOT_THE_NETWORK]
+
+
+def untrained(out: Path, network: Sequence[str], seed: int) -> Path:
+    """Where the results of untrained weights of a network are; arms of one network share them."""
+    return out / f"untrained-{hashlib.sha256(' '.join(network).encode()).hexdigest()[:8]}-seed{seed}"
 
 
 def _typed(value: object) -> str:
@@ -122,21 +131,34 @@ def row(name: str, options: Sequence[str], folders: Iterable[Path], results: Map
     )  # fmt: skip
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The table, figures in %."""
+def markdown(rows: Sequence[Row], base: Row | None = None) -> str:
+    """The table, figures in %; with `base` also what an arm has more than that one, paired by seed."""
     tasks = list(rows[0].tasks)
-    lines = [["arm", "options", "steps", "s", "validation", "test", *tasks]]
-    lines.append(["---", "---", *["---:"] * (4 + len(tasks))])
+    lines = [["arm", "options", "steps", "s", "validation", "test", *(("more", "more") if base else ()), *tasks]]
+    lines.append(["---", "---", *["---:"] * (len(lines[0]) - 2)])
     for r in rows:
-        means = [f"{100 * np.mean(v):.1f} ± {100 * interval(v):.1f}" for v in (r.valid, r.test)]
         cost = [f"{x:.0f}" if math.isfinite(x) else "" for x in (r.steps, r.seconds)]
+        means = [_mean(r.valid), _mean(r.test), *(_more(r, base) if base else ())]
         lines.append([r.name, r.options, *cost, *means, *(f"{100 * r.tasks.get(t, math.nan):.0f}" for t in tasks)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines).replace(" ± nan", "")
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write(rows: Sequence[Row], out: Path) -> None:
+def _mean(values: Sequence[float], sign: str = "") -> str:
+    mean = round(100 * float(np.mean(values)), 1) + 0.0  # no -0.0
+    return f"{mean:{sign}.1f} ± {100 * interval(values):.1f}".replace(" ± nan", "")
+
+
+def _more(row: Row, base: Row) -> list[str]:
+    """On validation and on test."""
+    if row is base or len(row.valid) != len(base.valid):
+        return ["", ""]
+    pairs = ((row.valid, base.valid), (row.test, base.test))
+    return [_mean([a - b for a, b in zip(mine, theirs, strict=True)], "+") for mine, theirs in pairs]
+
+
+def write(rows: Sequence[Row], out: Path, base: Row | None = None) -> None:
     """The table as Markdown and, a line an arm, as CSV."""
-    (out / "recipe.md").write_text(markdown(rows) + "\n")
+    (out / "recipe.md").write_text(markdown(rows, base) + "\n")
     with (out / "recipe.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["arm", "options", "steps", "seconds", *FIGURES, *rows[0].tasks])
@@ -169,22 +191,29 @@ def main() -> None:
         name, seed = job
         folder = out / f"{name}-seed{seed}"
         train(folder, [*arms[name], *data, *args.options, f"seed={seed}"], threads)
-        judge(folder, tasks, seed, threads)
+        judge(folder / "cells", str(folder), tasks, seed, threads)
         print(f"{folder.name}: done", flush=True)
 
+    def beside(job: tuple[Path, tuple[int, list[str]]]) -> None:
+        cells, (seed, network) = job
+        judge(cells, "random", tasks, seed, threads, network)
+
+    jobs = [(name, seed) for seed in args.seeds for name in arms]
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(cell, [(name, seed) for seed in args.seeds for name in arms]))
-    run(["eval.py", "-m", *tasks, "protocol=search", "bundle=logmel", f"hydra.sweep.dir={out / 'logmel'}"],
-        out / "logmel.log", threads)  # fmt: skip
+        list(pool.map(cell, jobs))
+        networks = {job: network_of(out / "{}-seed{}".format(*job)) for job in jobs}
+        random = {job: untrained(out, network, job[1]) for job, network in networks.items()}
+        list(pool.map(beside, {random[job]: (job[1], networks[job]) for job in jobs}.items()))
+    judge(out / "logmel", "logmel", tasks, 0, threads)
     rows = [row("log-mel statistics", [], [out / "logmel"], {out / "logmel": collect([out / "logmel"])})]
     for name, options in arms.items():
         runs = [out / f"{name}-seed{seed}" for seed in args.seeds]
-        found = {folder: collect([folder / "cells"]) for folder in runs}
-        for kind, label in (("random", f"{name}, untrained"), ("decar", name)):
-            chosen = {folder: [r for r in results if r.encoder == kind] for folder, results in found.items()}
-            rows.append(row(label, options if kind == "decar" else [], runs, chosen))
-    write(rows, out)
-    print(markdown(rows), f"\nwritten to {out / 'recipe.md'} and recipe.csv", sep="\n")
+        plain = {folder: collect([random[name, seed]]) for folder, seed in zip(runs, args.seeds, strict=True)}
+        rows.append(row(f"{name}, untrained", [], runs, plain))
+        rows.append(row(name, options, runs, {folder: collect([folder / "cells"]) for folder in runs}))
+    base = next(r for r in rows if r.name in arms)
+    write(rows, out, base)
+    print(markdown(rows, base), f"\nwritten to {out / 'recipe.md'} and recipe.csv", sep="\n")
 
 
 if __name__ == "__main__":

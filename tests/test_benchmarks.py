@@ -72,6 +72,28 @@ def test_the_table_has_means_and_intervals():
     assert lines[3] == "| b |  |  | 60 | 50.0 | 40.0 | 50 |"
 
 
+def test_an_arm_is_compared_with_the_first_by_seed():
+    first = recipe.Row("a", "", 620, math.nan, [0.5, 0.7, 0.6], [0.4, 0.4, 0.4], {"pitch": 0.25})
+    other = recipe.Row("b", "", 620, math.nan, [0.51, 0.72, 0.6], [0.3, 0.4, 0.5], {"pitch": 0.5})
+    half = stats.t.interval(0.95, 2, loc=0.01, scale=stats.sem([0.01, 0.02, 0.0]))[1] - 0.01
+    lines = recipe.markdown([first, other], first).splitlines()
+    assert lines[2] == "| a |  | 620 |  | 60.0 ± 24.8 | 40.0 ± 0.0 |  |  | 25 |"
+    assert lines[3].split(" | ")[6:8] == [f"+1.0 ± {100 * half:.1f}", "+0.0 ± 24.8"]
+
+
+def test_arms_of_one_network_share_its_untrained_weights(tmp_path):
+    for name, width in (("a", 64), ("b", 64), ("c", 32)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(
+            f"encoder: {{name: conv, hidden: {width}, seed: 3, min_frames: 98}}"
+        )
+    networks = [recipe.network_of(tmp_path / name) for name in "abc"]
+    assert networks[0] == ["encoder.name=conv", "encoder.hidden=64"]
+    places = [recipe.untrained(tmp_path, network, 3) for network in networks]
+    assert places[0] == places[1] != places[2]
+    assert recipe.untrained(tmp_path, networks[0], 4) != places[0]
+
+
 def test_the_plot_is_drawn_from_the_table_as_written(tmp_path):
     def row(name, test):
         return recipe.Row(name, "", 620, 60, test, test, {"pitch": 0.25})
