@@ -16,6 +16,7 @@ from decar.audio.store import LogMelStore
 from decar.errors import AudioError
 from tests.audio.headers import RATE, SECONDS, encoded, flac_total, heard, kinds, ladder, put, sized, without_xing
 
+NO_END = "cut short: its last Ogg page is not marked as the end"
 TOLERANCE = 0.15  # s a stream: the delay of an mp3 encoder and its last frame
 
 
@@ -39,7 +40,8 @@ def test_every_second_comes_out(folder: Path, times: dict[str, int]) -> None:
         notes: list[str] = []
         wave = decode(folder / name, note=notes.append)
         close = abs(len(wave) / RATE - count * SECONDS) <= TOLERANCE * count
-        if heard(wave) != list(range(SECONDS)) * count or notes or not close:
+        said = [NO_END] if name.startswith("no end") else []
+        if heard(wave) != list(range(SECONDS)) * count or notes != said or not close:
             wrong[name] = len(wave) / RATE, heard(wave), notes
     assert not wrong
 
@@ -125,6 +127,26 @@ def test_no_container_is_read_short_without_a_word(tmp_path: Path, container: st
     (tmp_path / "a").write_bytes(data[: len(data) // 2])
     assert 0.4 * SECONDS * RATE < len(decode(tmp_path / "a", note=notes.append)) < 0.6 * SECONDS * RATE
     assert [note.partition(":")[0] for note in notes] == ["cut short"]
+
+
+@pytest.mark.parametrize("coding", ["VORBIS", "OPUS"])
+def test_an_ogg_file_without_its_end_is_not_read_without_a_word(tmp_path: Path, coding: str) -> None:
+    """It has no length in its header: only a mark on its last page says that this is the end."""
+    data = encoded(tmp_path, "OGG", coding)
+    last = data.rfind(b"OggS\0")
+    notes: list[str] = []
+    for kept, wanted in (
+        (data, []),
+        (data[: len(data) // 2], ["cut short: its last Ogg page is not whole"]),
+        (data[: last + 20], ["cut short: its last Ogg page is not whole"]),
+        (data[:last], [NO_END]),
+    ):
+        (tmp_path / "a").write_bytes(kept)
+        notes.clear()
+        decode(tmp_path / "a", note=notes.append)
+        assert notes == wanted
+        decode(tmp_path / "a", duration=1.0, note=notes.append)
+        assert notes == wanted  # that stretch is there
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ FLAC_START = b"fLaC\0\0\0\x22"
 FLAC_LEAST = 42  # bytes of its marker and STREAMINFO
 FLAC_TAIL = 2**16  # bytes in which the last frame begins
 OGG_START = b"OggS\0\x02"  # a first page
+OGG_LAST = 4  # flag of a last page
+OGG_PAGE = 2**16  # bytes; a page has 65,307 at most
 UNSOUGHT = -1  # where the next link begins is looked for only when it is asked for
 
 
@@ -131,7 +133,7 @@ def _link(file: BinaryIO, begin: int, size: int) -> tuple[Link | None, int | Non
         file.seek(start)
         head = file.read(HEAD_BYTES)
     if head[:4] == b"OggS":
-        return Link(begin), UNSOUGHT
+        return Link(begin, note=_ogg_cut(file, size)), UNSOUGHT
     if head[:4] == b"fLaC":
         return _flac(file, begin, start, head, size)
     if head[:4] == b"RIFF":
@@ -182,6 +184,17 @@ def _next_ogg(file: BinaryIO, begin: int) -> int | None:
         if page[:6] != OGG_START:
             return _find(file, OGG_START, begin)
         begin += 27 + page[26] + sum(page[27 : 27 + page[26]])
+
+
+def _ogg_cut(file: BinaryIO, size: int) -> str:
+    """The note of an Ogg file whose last page is not whole or not marked as the last (RFC 3533, section 6)."""
+    tail = max(0, size - OGG_PAGE)
+    file.seek(tail)
+    data = file.read(OGG_PAGE)
+    page = data[data.rfind(b"OggS\0") :]
+    if page[:4] != b"OggS" or len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
+        return "cut short: its last Ogg page is not whole"
+    return "" if page[5] & OGG_LAST else "cut short: its last Ogg page is not marked as the end"
 
 
 def _flac(file: BinaryIO, begin: int, start: int, head: bytes, size: int) -> tuple[Link, int | None]:
