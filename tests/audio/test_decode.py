@@ -8,6 +8,7 @@ import soxr
 import decar
 from decar.audio import decode
 from decar.audio.decode import BLOCK_SECONDS
+from decar.audio.samples import Power
 from decar.errors import AudioError
 from tests.audio.sounds import FORMATS, tone, write, write_bad_files
 
@@ -222,3 +223,26 @@ def test_the_bundled_sounds_decode() -> None:
         wave = decode(file)
         assert 1_000 < len(wave) < 16_000 * 30
         assert 1e-3 < np.abs(wave).max() < 2
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "said"), [(0.5, 0.0, True), (0.5, 0.04, True), (0.5, 0.06, False), (1e-5, 0.0, False)]
+)
+def test_a_sound_that_is_lost_at_the_lower_rate_is_reported(tmp_path, high, low, said):
+    """Of 40 kHz nothing is left at 16 kHz but the ringing of the filter, which is not silent."""
+    t = np.arange(192_000) / 192_000
+    wave = 0.1 + high * np.sin(2 * np.pi * 40_000 * t) + low * np.sin(2 * np.pi * 500 * t)
+    soundfile.write(tmp_path / "bat.wav", wave, 192_000, subtype="FLOAT")
+    notes: list[str] = []
+    decode(tmp_path / "bat.wav", note=notes.append)
+    share = 1 - low**2 / (high**2 + low**2)
+    assert notes == ([f"too high: {share:.1%} of its power is above 8000 Hz, which is left out"] if said else [])
+
+
+def test_power_is_the_variance_of_the_samples():
+    wave = np.random.default_rng(0).normal(0.5, 0.1, 1_000).astype(np.float32)
+    power = Power()
+    for block in np.split(wave, [17, 300]):
+        power.add(block)
+    assert power.mean == pytest.approx(float(wave.var()), rel=1e-4)
+    assert Power().mean == 0

@@ -137,6 +137,15 @@ def test_channels_that_cancel_are_no_silence_by_either_door(rate, tmp_path, enco
     np.testing.assert_allclose(Embedder(encoder).files([tmp_path / "a.wav"]).vectors[0], wanted, rtol=0, atol=1e-5)
 
 
+def test_a_waveform_that_is_lost_at_the_rate_of_the_encoder_is_reported(encoder, caplog):
+    waves = np.sin(np.arange(96_000) / 192_000 * 2 * np.pi * np.array([[500], [40_000]]))
+    said = "waveform 1: too high: 100.0% of its power is above 8000 Hz, which is left out"
+    for embed in (Embedder(encoder).waveforms, encoder.embed):
+        caplog.clear()
+        embed(waves, 192_000)
+        assert caplog.messages == [said]
+
+
 def test_waveforms_may_be_tensors_of_any_float_type(encoder):
     wave = torch.linspace(-0.5, 0.5, 16_000).bfloat16()
     wanted = Embedder(encoder).waveforms([wave.float().numpy()])

@@ -21,7 +21,7 @@ import soxr
 
 from decar.audio import ffmpeg
 from decar.audio.ffmpeg import FfmpegSound
-from decar.audio.samples import CANCEL_NOTE, mixed
+from decar.audio.samples import CANCEL_NOTE, Power, mixed, too_high
 from decar.audio.streams import Link, View, links
 from decar.errors import AudioError
 from decar.limits import limits
@@ -159,7 +159,7 @@ def decode_blocks(
     n_samples, known = 0, limits()
     try:
         for rate, blocks in _parts(file, start, duration, say):
-            for block in blocks if rate == sample_rate else _resampled(blocks, rate, sample_rate):
+            for block in blocks if rate == sample_rate else _resampled(blocks, rate, sample_rate, say):
                 n_samples += len(block)
                 known.check_seconds(n_samples / sample_rate)
                 if not np.isfinite(block).all():
@@ -321,12 +321,15 @@ class _Part:
         return AudioError(f"truncated: {self._header()}, {self.position / self.sound.samplerate:.3f} s could be read")
 
 
-def _resampled(blocks: Iterator[Waveform], rate: int, sample_rate: int) -> Iterator[Waveform]:
+def _resampled(blocks: Iterator[Waveform], rate: int, sample_rate: int, say: Note) -> Iterator[Waveform]:
     """Block by block as soxr does it at once (bit for bit, measured): the filter's state goes from block to block."""
     stream = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+    before, after = Power(), Power()
     for block in blocks:
-        yield stream.resample_chunk(np.ascontiguousarray(block))
-    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield after.add(stream.resample_chunk(np.ascontiguousarray(before.add(block))))
+    yield after.add(stream.resample_chunk(np.zeros(0, np.float32), last=True))
+    if lost := too_high(before, after, sample_rate):
+        say(lost)
 
 
 def _reason(error: Exception) -> str:

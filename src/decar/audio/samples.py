@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,13 @@ import torch
 from decar.errors import AudioError
 from decar.limits import limits
 
+log = logging.getLogger(__name__)
+
 LOUDEST = 32.0  # times full scale, of floats: 30 dB above what any recording reaches, far below unscaled 16-bit numbers
 CANCELLED = 1e-3  # -30 dB: channels whose mean has less of their power than this cancel one another
 CANCEL_NOTE = "channels cancel: they are of opposite polarity, one of them is taken"
+LOST = 1e-2  # a waveform that keeps less of its power at a lower rate is reported: a bat, not a cymbal
+SILENT_POWER = 1e-8  # mean square, -80 dBFS
 WIDEST_INTEGER = 4  # bytes; wider ones are a language's default for numbers, not a format of samples
 
 Waveform = npt.NDArray[np.float32]
@@ -35,6 +40,42 @@ class Gauge:
         self.samples += len(block)
         self.peak = max(self.peak, float(np.abs(block).max(initial=0.0)))
         return block
+
+
+class Power:
+    """Mean power of a waveform that comes in blocks, without a constant offset."""
+
+    _samples, _sum, _squares = 0, 0.0, 0.0
+
+    def add(self, block: Waveform) -> Waveform:
+        """Count a block, and return it."""
+        with np.errstate(over="ignore"):
+            self._samples += len(block)
+            self._sum += float(block.sum())
+            self._squares += float(np.dot(block, block))
+        return block
+
+    @property
+    def mean(self) -> float:
+        """Mean square of the samples less their mean."""
+        n = max(self._samples, 1)
+        return max(0.0, self._squares / n - (self._sum / n) ** 2)
+
+
+def too_high(before: Power, after: Power, rate: int) -> str:
+    """The note of a waveform of whose power next to nothing is left at a lower rate (Hz); "" for another."""
+    if before.mean <= max(SILENT_POWER, after.mean / LOST):
+        return ""
+    return f"too high: {1 - after.mean / before.mean:.1%} of its power is above {rate // 2} Hz, which is left out"
+
+
+def warn_if_lost(i: int, before: Waveform, after: Waveform, rate: int) -> None:
+    """Log that next to nothing of waveform `i`, `(T,)`, is left at a lower rate (Hz)."""
+    powers = Power(), Power()
+    for power, waveform in zip(powers, (before, after), strict=True):
+        power.add(waveform)
+    if lost := too_high(*powers, rate):
+        log.warning("waveform %d: %s", i, lost)
 
 
 def as_array(samples: torch.Tensor | npt.ArrayLike) -> npt.NDArray[Any]:
@@ -123,5 +164,7 @@ def mono_batch(samples: npt.NDArray[Any], rate: int | None, wanted: int) -> Wave
         )
     waveform = scaled(batch)
     if len(waveform):
-        waveform = resampled(waveform.T, rate, wanted).T
+        whole, waveform = waveform, resampled(waveform.T, rate, wanted).T
+        for i, (before, after) in enumerate(zip(whole, waveform, strict=True)):
+            warn_if_lost(i, before, after, wanted)
     return np.ascontiguousarray(waveform)

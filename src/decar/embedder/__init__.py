@@ -28,7 +28,7 @@ from decar.audio.clips import ClipEnd, Event, Frames, Job, Piece, RowEnd, Segmen
 from decar.audio.crops import padded_frames
 from decar.audio.journal import Journal
 from decar.audio.progress import progress_bar
-from decar.audio.samples import CANCEL_NOTE, as_array, mixed, resampled, scaled
+from decar.audio.samples import CANCEL_NOTE, as_array, mixed, resampled, scaled, warn_if_lost
 from decar.cores import cpu_count
 from decar.embedder.output import check_out, deliver, name_beside, places_of, write_bad, write_rows
 from decar.embedder.shards import KEY, Crew, Engine, Memory, Parts
@@ -120,7 +120,8 @@ class Embedder:
                     wave, cancelled = mixed(wave, int(sample_rate or rate))
                     if cancelled:
                         log.warning("waveform %d: %s", i, CANCEL_NOTE)
-                wave = resampled(wave, sample_rate, rate)
+                whole, wave = wave, resampled(wave, sample_rate, rate)
+                warn_if_lost(i, whole, wave, rate)
                 if len(wave) < self.encoder.frontend.win_length:
                     raise AudioError(f"too short, {len(wave) / rate:.3f} s")
             except AudioError as error:
