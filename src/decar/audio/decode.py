@@ -128,8 +128,8 @@ def decode(
         start: s, where the stretch begins.
         duration: s, how long it is; None for all that is left. Where the file ends earlier, so does the waveform.
         sample_rate: Hz, of the result.
-        note: is called with what is odd about the file though it is read ("channels cancel: …", "cut short: …"); None
-            logs it as a warning, once a file.
+        note: is called with what is odd about the file though it is read ("channels cancel: …", "cut short: …",
+            "too high: …"); None logs it as a warning, once a file.
 
     Returns:
         (T,) float32. T is 0 for a file that holds no samples. Values are as stored, ±1 is full scale. Streams that
