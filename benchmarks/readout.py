@@ -42,7 +42,8 @@ from decar.models.networks import READOUT_SCALE, ConvTrunk, FrequencyKeeping, se
 from decar.neighbours.index import Index
 
 BANDS = {"in": (64,), "b1": (32, 16, 8, 4), "b2": (16, 8, 4), "b3": (8,)}
-STATS = ("mean", "max", "std", "delta")
+QUARTERS = ("q0", "q1", "q2", "q3")
+STATS = ("mean", "max", "std", "delta", *QUARTERS)
 PENALTIES = 10.0 ** np.arange(-4, 2)  # times the mean square length of a clip
 FOLDS = 4
 SHARES = (0, 0.01, 0.1, 0.3, 1, 3)  # of the mean variance, that --search adds to each
@@ -85,6 +86,10 @@ CANDIDATES: dict[str, list[str]] = {
     "b3 + b2 16, no MLP": VECTOR[2:] + part("b2", 16),
     "b3 + b1 8 + b2 8, no MLP": VECTOR[2:] + both(8, 8),
     "b3 + b1 32 + b2 16, no MLP": VECTOR[2:] + both(32, 16),
+    "quarters of b3": VECTOR + part("b3", 8, QUARTERS),
+    "quarters of the MLP": [*VECTOR, *(f"mlp.{quarter}" for quarter in QUARTERS)],
+    "b1 16 + b2 16, quarters of b3": VECTOR + both(16, 16) + part("b3", 8, QUARTERS),
+    "b1 16 + b2 16, quarters of b2 8": VECTOR + both(16, 16) + part("b2", 8, QUARTERS),
     "MLP max + b3 + b2 16": VECTOR[1:] + part("b2", 16),
     "MLP mean + b3 + b2 16": [*VECTOR[:1], *VECTOR[2:], *part("b2", 16)],
 }
@@ -116,9 +121,12 @@ class Groups(nn.Module):
 
 
 def statistics(x: Tensor) -> dict[str, Tensor]:
-    """Of `(B, C, F)` over time, each `(B, C)`; `delta` is the mean absolute difference of neighbouring frames."""
-    delta = x.diff(dim=2).abs().mean(2)
-    return dict(zip(STATS, (x.mean(2), x.amax(2), x.std(2, correction=0), delta), strict=True))
+    """Of `(B, C, F)` over time, each `(B, C)`.
+
+    `delta` is the mean absolute difference of neighbouring frames, `q0` to `q3` the means of the quarters of the time.
+    """
+    delta, quarters = x.diff(dim=2).abs().mean(2), functional.adaptive_avg_pool1d(x, len(QUARTERS)).unbind(2)
+    return dict(zip(STATS, (x.mean(2), x.amax(2), x.std(2, correction=0), delta, *quarters), strict=True))
 
 
 class Features:
