@@ -63,12 +63,15 @@ class Manifest:
         part_of: where `where` made it: the manifest that it took the clips from, and their rows there. A store of all
             of them serves for some.
         origin: the store that the files of all clips come from as they are needed; see `decar.audio.origin`.
+        understood: that the names of times are those above already: whether a column looks like a time depends on its
+            cells, so a part of a table could be refused where all of it was not.
     """
 
     table: pd.DataFrame
     root: Path
     part_of: tuple[Manifest, npt.NDArray[np.int64]] | None = None
     origin: Origin | None = None
+    understood: bool = False
 
     def __post_init__(self) -> None:
         table = self.table.reset_index(drop=True)  # a copy: the caller's table is never changed
@@ -80,10 +83,11 @@ class Manifest:
             raise ManifestError(
                 f"row {nul[0] + 1}: the path {table['path'][nul[0]]!r} holds a NUL byte: no file has that"
             )
-        table, notes = with_stretches(table)
+        table, notes = (table, []) if self.understood else with_stretches(table)
         if notes:
             log.info("table: %s", ", ".join(notes))
         object.__setattr__(self, "table", table)
+        object.__setattr__(self, "understood", True)
         object.__setattr__(self, "root", Path(self.root))
 
     @classmethod
@@ -252,7 +256,8 @@ class Manifest:
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer | np.bool_]) -> Manifest:
         """The clips at `indices` (or where a mask is True), in that order."""
         table = self.table.iloc[positions(indices, len(self))]
-        return Manifest(table, self.root, origin=self.origin and self.origin.of(table["path"]))
+        origin = self.origin and self.origin.of(table["path"])
+        return Manifest(table, self.root, origin=origin, understood=True)
 
     def column(self, name: str) -> pd.Series:
         """One column; capitals, spaces and punctuation of the name do not count where only one can be meant.
