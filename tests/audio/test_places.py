@@ -263,6 +263,15 @@ def test_archives_and_tables_at_an_address(folder, bucket, tmp_path, sounds, ser
     assert difference(f"{server.url}/x/t.csv", folder, slice(1)) < 1e-6
 
 
+def test_signs_in_the_paths_of_a_table_do_not_end_its_addresses(tmp_path, sounds, server):
+    """A server that has `a` too would send it for a#1.wav and a#2.wav."""
+    names = ["a#1.wav", "a#2.wav", "a?.wav", "50%.wav"]
+    server.files = {f"/x/{quote(name)}": file.read_bytes() for name, file in zip(names, sounds, strict=False)}
+    server.files |= {"/x/a": sounds[5].read_bytes(), "/x/t.csv": "\n".join(["path", *names]).encode()}
+    found = read_source(f"{server.url}/x/t.csv?of=a/b", fetch=True, path_column="path")
+    assert [file.read_bytes() for file in found.files] == [file.read_bytes() for file in sounds[:4]]
+
+
 def test_parquet_files_and_patterns_at_an_address(folder, bucket, tmp_path, sounds, cache):
     rows = [{"bytes": path.read_bytes(), "path": path.name} for path in sounds]
     for part in (0, 1):

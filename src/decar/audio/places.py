@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pandas as pd
 
@@ -112,12 +113,18 @@ def _inside(file: Path, address: str, root: str | os.PathLike[str] | None, path_
 
 
 def _beside(address: str, path: str) -> str:
-    """The address of a path that a table at an address names.
+    """The address of a path that a table at an address names; signs of a file's name that end an address are escaped.
 
     >>> _beside("s3://bucket/birds/t.csv", "../bats/a.wav"), _beside("s3://bucket/t.csv", "https://example.org/a.wav")
     ('s3://bucket/bats/a.wav', 'https://example.org/a.wav')
+    >>> _beside("https://example.org/birds/t.csv?of=a/b", "what?#1.wav")
+    'https://example.org/birds/what%3F%231.wav'
     """
     if is_address(path) or os.path.isabs(path):
         return path
     scheme, _, place = address.partition("://")
+    if not is_object(address):
+        host, _, file = re.split(r"[?#]", place, maxsplit=1)[0].partition("/")
+        path = re.sub(r"[#?]|%(?![0-9A-Fa-f]{2})", lambda sign: quote(sign[0]), path)
+        return f"{scheme}://{host}{posixpath.normpath(posixpath.join('/', posixpath.dirname(file), path))}"
     return f"{scheme}:/{posixpath.normpath(posixpath.join('/', posixpath.dirname(place), path))}"
