@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import soundfile
 
+from decar.audio import ffmpeg
 from decar.neighbours.index import EmbeddingTable
 from tests.cli.helpers import write_recordings
 
@@ -64,6 +65,27 @@ def test_centres_may_be_learned_from_some_segments(decar, recordings, tmp_path):
     assert refused.code == 2
     assert "k=4 is more than max_points=3" in refused.err
     assert "--max-points=1: not allowed" in decar("cluster", "field", "--max-points", "1").err
+
+
+def test_what_was_left_out_is_said_again_and_read_once_there_is_ffmpeg(decar, recordings, monkeypatch):
+    """A table that is taken again is of the sounds that could be read then."""
+    (recordings / "north/cut.wav").write_bytes(b"RIFF")
+    (recordings / "south/coded.wav").write_bytes(b"\0\0\0\x1cftypM4A " + bytes(100))
+    monkeypatch.setattr(ffmpeg, "available", lambda: False)
+    for _ in range(2):
+        outcome = decar("cluster", "field", "-k", "4")
+        assert outcome.code == 0, outcome.err
+        assert "north/cut.wav: left out: " in outcome.err
+        assert re.search(r"south/coded.wav: left out: .* install the program ffmpeg", outcome.err)
+        assert "2 of 8 clips left out, listed in clusters/embeddings.parquet.bad.csv" in outcome.err
+    assert "taken again" in outcome.err
+    monkeypatch.setattr(ffmpeg, "available", lambda: True)
+    outcome = decar("cluster", "field", "-k", "4")
+    assert "taken again" not in outcome.err
+    assert "ffmpeg can read" in outcome.err
+    assert "taken again" in decar("cluster", "field", "-k", "4").err
+    (recordings.parent / "clusters/embeddings.parquet.bad.csv").write_text('a"b')
+    assert "has no columns path and reason; the sounds are embedded anew" in decar("cluster", "field", "-k", "4").err
 
 
 def test_new_sounds_get_the_clusters_that_there_are(decar, recordings, tmp_path):

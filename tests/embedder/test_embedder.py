@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ from decar import embedder
 from decar.audio import Manifest, decode
 from decar.embedder import Embedder
 from decar.errors import AudioError, DecarError
+from decar.files import locked
 from tests.audio.sounds import tone, write, write_bad_files
 from tests.conftest import make_encoder
 
@@ -158,3 +161,18 @@ def test_another_key_starts_anew(tmp_path):
         embedder._prepare(tmp_path / "parts", key)
         assert len([*(tmp_path / "parts").glob("rows")]) == left
         (tmp_path / "parts" / "rows").touch()
+
+
+def test_the_folder_of_unfinished_rows_is_deleted_before_the_next_call_may_begin_in_it(tmp_path, encoder, monkeypatch):
+    """The other way round it was deleted under a call that had waited: hours later its rows were not there."""
+    write(tmp_path / "a.wav", tone(0.3))
+    delete = shutil.rmtree
+
+    def rmtree(folder, **options):
+        with pytest.raises(BlockingIOError), locked(f"{folder}.lock", 0):
+            pass
+        delete(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    Embedder(encoder).write(Manifest.from_folder(tmp_path), tmp_path / "e.parquet", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "e.parquet"]

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from decar.audio import Manifest
+from decar.audio import Manifest, ffmpeg
 from decar.audio.annotations import write_annotations
 from decar.audio.clips import Segment, as_segment
 from decar.audio.progress import progress_bar
@@ -24,8 +24,8 @@ from decar.cli.bundles import check_numbers, embedder_of, source_of
 from decar.cli.terminal import say, start_log
 from decar.clustering import Clusters, Placed, make_clusters
 from decar.clustering.choose import plausible
-from decar.embedder import Embedder
-from decar.embedder.output import write_rows
+from decar.embedder import Embedder, log_left_out
+from decar.embedder.output import read_bad, write_rows
 from decar.errors import ConfigError, DecarError, SearchError, check_whole
 from decar.files import advice
 from decar.models.bundle import REMOTE, exact_name
@@ -148,17 +148,23 @@ def embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tup
     file = out / EMBEDDINGS
     if file.is_file():
         try:
-            known = EmbeddingTable.open(file)
-            if known.facts.get("key") == embedder.key(clips):
+            known, bad = EmbeddingTable.open(file), read_bad(file)
+            if known.facts.get("key") == embedder.key(clips) and not (lacked_ffmpeg(bad) and ffmpeg.available()):
                 vectors, root = known.vectors(), os.path.abspath(clips.root)
                 if known.root != Path(root):  # the sounds have been moved
                     write_rows(file, known.rows, vectors, {**known.facts, "root": root})
+                log_left_out(bad, len(clips), file)
                 log.info("%s: of these sounds, taken again", file)
                 return known.rows, vectors
         except SearchError as error:
             log.warning("%s; the sounds are embedded anew", error)
     made = embedder.write(clips, file, name=bundle)
     return made.table, made.vectors
+
+
+def lacked_ffmpeg(bad: pd.DataFrame) -> bool:
+    """Whether clips were left out because the program ffmpeg was not installed."""
+    return any(str(reason).endswith(ffmpeg.INSTALL) for reason in bad["reason"])
 
 
 def recordings_of(root: Path, table: pd.DataFrame) -> pd.Series:

@@ -45,7 +45,7 @@ BLOCK_FRAMES = 64 * 998  # ten minutes of sound: what is in memory at once, and 
 NAMED_IN_LOG = 20
 VECTORS = "vectors.f32"
 
-__all__ = ["Embedded", "Embedder", "Windows"]
+__all__ = ["Embedded", "Embedder", "Windows", "log_left_out"]
 
 Vectors = NDArray[np.float32]
 
@@ -179,9 +179,10 @@ class Embedder:
                 write_bad(file, made.bad)
                 if len(made.vectors):
                     write_rows(file, made.table, made.vectors, facts)
-                first_bad = _log_problems(made.bad, journal.ends, clips, out)
+                _log_silent(journal.ends, clips)
+                log_left_out(made.bad, len(clips), out)
                 deliver(file, out)
-            shutil.rmtree(folder)
+                shutil.rmtree(folder)  # with the lock: another call may wait for it, and begin in there at once
         except BlockingIOError as error:
             raise DecarError(f"{out}: {error.strerror}; wait until it has ended, or give another --out") from None
         except OSError as error:
@@ -190,7 +191,8 @@ class Embedder:
                 "command, it goes on where it stopped"
             ) from error
         if not len(made.vectors):
-            raise DecarError(f"none of the {len(clips)} clips can be embedded: {first_bad}")
+            first = "; ".join(_lines(made.bad[:3]))
+            raise DecarError(f"none of the {len(clips)} clips can be embedded: {first}")
         return made
 
     def key(self, clips: Manifest) -> str:
@@ -277,18 +279,26 @@ def _prepare(folder: Path, key: str) -> None:
     (folder / KEY).write_text(key)
 
 
-def _log_problems(bad: pd.DataFrame, ends: list[ClipEnd], clips: Manifest, out: str | Path) -> str:
-    """Log what is wrong with the clips; return the first reasons for a message."""
-    silent = [f"{clips.table['path'][i]}: silent, embedded all the same" for i, e in enumerate(ends) if e.silent]
-    left_out = [f"{path}: left out: {reason}" for path, reason in bad[["path", "reason"]].to_numpy()]
-    for lines in (left_out, silent):
-        for line in lines[:NAMED_IN_LOG]:
-            log.warning("%s", line)
-        if len(lines) > NAMED_IN_LOG:
-            log.warning("… and %d more", len(lines) - NAMED_IN_LOG)
-    if left_out:
-        log.warning("%d of %d clips left out, listed in %s", len(left_out), len(clips), name_beside(out, "bad"))
-    return "; ".join(left_out[:3])
+def log_left_out(bad: pd.DataFrame, n_clips: int, out: str | Path) -> None:
+    """Log which clips have no embedding, and where all of them are listed."""
+    _log_some(_lines(bad))
+    if len(bad):
+        log.warning("%d of %d clips left out, listed in %s", len(bad), n_clips, name_beside(out, "bad"))
+
+
+def _log_silent(ends: list[ClipEnd], clips: Manifest) -> None:
+    _log_some([f"{clips.table['path'][i]}: silent, embedded all the same" for i, e in enumerate(ends) if e.silent])
+
+
+def _lines(bad: pd.DataFrame) -> list[str]:
+    return [f"{path}: left out: {reason}" for path, reason in bad[["path", "reason"]].to_numpy()]
+
+
+def _log_some(lines: list[str]) -> None:
+    for line in lines[:NAMED_IN_LOG]:
+        log.warning("%s", line)
+    if len(lines) > NAMED_IN_LOG:
+        log.warning("… and %d more", len(lines) - NAMED_IN_LOG)
 
 
 class _NotFiniteError(ValueError):
