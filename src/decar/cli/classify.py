@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 ROW = "row"  # column of the number of an example
 SCORE = "score_"  # before a label, as the name of a column
 MEASURES = ("average_precision", "precision", "recall", "f1")
+# options that say how sounds are embedded
+OF_SOUNDS = ("segment", "bundle", "network", "device", "workers", "engine", "address", "jobs", "slurm", "fetch")
 LIKE_AUTO = (2.5, 7.5)  # s: labelled stretches for which segments of 5 s will do
 LONG = 15.0  # s: a clip that is labelled as a whole and longer than that deserves a warning
 
@@ -219,6 +221,9 @@ def _written(source: str) -> EmbeddingTable | None:
 def _taken(
     known: EmbeddingTable, args: argparse.Namespace, classifier: Classifier | None
 ) -> tuple[pd.DataFrame, pd.Series, NDArray[np.float32], int]:
+    if given := [f"--{name}" for name in OF_SOUNDS if getattr(args, name)]:
+        raise ConfigError(f"{given[0]}: {known.file} holds embeddings, which are taken as they are; give the sounds, or "
+                          "leave it out")  # fmt: skip
     if "start" not in known.rows or "duration" not in known.rows:
         raise ConfigError(f"{known.file}: has no start and duration: embed with --segment auto, or give the sounds")
     if classifier:

@@ -24,6 +24,7 @@ from decar.cli.bundles import check_numbers, embedder_of, source_of
 from decar.cli.terminal import say, start_log
 from decar.clustering import Clusters, Placed, make_clusters
 from decar.clustering.choose import plausible
+from decar.clustering.model import MAX_POINTS
 from decar.embedder import Embedder, log_left_out
 from decar.embedder.output import read_bad, write_rows
 from decar.errors import ConfigError, DecarError, SearchError, check_whole
@@ -44,12 +45,7 @@ def cluster(args: argparse.Namespace) -> None:
     """Embed, cluster or place in clusters that there are, write what was found."""
     start_log(logging.INFO)
     check_numbers(args)
-    check_whole("--max-points", args.max_points, 2)
-    if args.k != "auto":
-        check_whole("-k", args.k, 2)
-    if args.k != "auto" and (args.clusterer != "kmeans" or args.like):
-        why = "--like takes the clusters that there are" if args.like else f"{args.clusterer} finds their number itself"
-        raise ConfigError(f"-k {args.k}: {why}; leave it out")
+    _check_kmeans(args)
     like, bundle = _clusters_of(args.like, args) if args.like else (None, args.bundle or "small")
     segment = as_segment(args.segment or (like.facts["segment"] if like else "auto"))
     clips = source_of(args)
@@ -68,7 +64,7 @@ def cluster(args: argparse.Namespace) -> None:
         with progress_bar("choose k", steps, enabled=steps > 0 and sys.stderr.isatty()) as advance:
             model, placed = make_clusters(
                 vectors, files.to_numpy(), method=args.clusterer, k=args.k, seed=args.seed,
-                max_points=args.max_points, facts=facts, advance=advance,
+                max_points=args.max_points or MAX_POINTS, facts=facts, advance=advance,
             )  # fmt: skip
     with writing(args.out):
         table = write_clusters(args.out, table, placed, model)
@@ -79,6 +75,21 @@ def cluster(args: argparse.Namespace) -> None:
     say(f"{args.out / TABLE}: a row a segment with cluster, distance, novelty; labels for Audacity and Raven beside it")
     say(f"look at it: {page}")
     say(f"new sounds: decar cluster FOLDER --like {args.out}")
+
+
+def _check_kmeans(args: argparse.Namespace) -> None:
+    """Refuse the options of K-Means where they are no numbers of clusters and segments, or nothing reads them."""
+    given = {"-k": None if args.k == "auto" else args.k, "--max-points": args.max_points}
+    others = {"-k": "finds their number itself", "--max-points": "takes all segments"}
+    for name, value in given.items():
+        if value is None:
+            continue
+        check_whole(name, value, 2)
+        if args.clusterer != "kmeans" or args.like:
+            own = f"{args.clusterer} {others[name]}"
+            raise ConfigError(
+                f"{name} {value}: {'--like takes the clusters that there are' if args.like else own}; leave it out"
+            )
 
 
 def summary(model: Clusters, placed: Placed, args: argparse.Namespace) -> str:
