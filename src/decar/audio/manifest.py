@@ -23,7 +23,7 @@ import pandas as pd
 from decar.audio.columns import find_column, no_column, on_this_system, path_columns, with_path, with_stretches
 from decar.audio.conditions import matching
 from decar.audio.containers import folder_of, read_sounds
-from decar.audio.identity import WHOLE_BYTES, Records, identify, remembered
+from decar.audio.identity import RECORD, WHOLE_BYTES, Records, identify, remembered
 from decar.audio.origin import Origin
 from decar.audio.remote import refuse_addresses
 from decar.audio.scan import AUDIO_SUFFIXES, below_wrapper, find_audio, labels_from_folders
@@ -334,6 +334,10 @@ class Manifest:
     def fingerprint(self, cache_dir: str | os.PathLike[str] | None = None) -> str:
         """SHA-256 (hex) of what the log-mels of the clips depend on: `identity().fingerprint`."""
         return self.identity(cache_dir).fingerprint
+
+    def names_hash(self) -> str:
+        """SHA-256 (hex) of paths as the source writes them, and stretches: no sound is looked at."""
+        return self._identity_of(np.zeros(len(self), RECORD)).fingerprint
 
     def content_hash(self, *columns: str) -> str:
         """SHA-256 (hex) of the values of `columns`, all when none is named.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from decar import signals
 from decar.cli.checks import check, idle_words
-from decar.cli.config import build_encoder, job_name, length_of_stream, listed, own_network, take_over
+from decar.cli.config import build_encoder, content_of, job_name, length_of_stream, listed, own_network, take_over
 from decar.cli.launch import PARENT, child_processes, end_with_parent, folder_lock, given_to_child, leads, process_group
 from decar.cli.main import quiet, run_hydra
 from decar.cli.runs import (
@@ -97,7 +97,6 @@ def find_twin(stack: ExitStack, cfg: DictConfig) -> dict[str, Any] | None:
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from hydra.utils import instantiate
 
     conf: Any = HydraConfig.get()
     idle = idle_words(cfg)
@@ -105,7 +104,7 @@ def find_twin(stack: ExitStack, cfg: DictConfig) -> dict[str, Any] | None:
         return None
     sweep, name = Path(conf.sweep.dir), job_name(word for word in conf.overrides.task if word not in idle)
     stack.enter_context(locked(sweep / f".{name}.lock", wait=math.inf))
-    content = instantiate(cfg.data.manifest).identity(cfg.cache_dir).content
+    content = content_of(cfg, identity_of(cfg).content)
     twin = finished_twin(cfg, sweep, content, [word.lstrip("+").partition("=")[0] for word in idle])
     if twin is None:
         return None
@@ -124,9 +123,10 @@ def find_earlier_run(
     checkpoint, done = find_checkpoint(cfg.resume, output), None
     if cfg.resume is not None and (checkpoint is not None or (output / FINISHED).is_file()):
         sounds = identity()
+        content = content_of(cfg, sounds.content)
         if checkpoint is not None:
-            refuse_other_run(cfg, Path(checkpoint), sounds.content, sounds.n_clips, processes)
-        done = complete(cfg, output, sounds.content, checkpoint)
+            refuse_other_run(cfg, Path(checkpoint), content, sounds.n_clips, processes)
+        done = complete(cfg, output, content, checkpoint)
     if not done and checkpoint is None:
         clear(output)
     return done, checkpoint
@@ -312,6 +312,7 @@ def all_clips(cfg: DictConfig, identity: Identity | None = None) -> LogMelStore:
     set_limits(Limits(**cfg.limits))  # a further process of the job comes here first
     segment = as_segment(cfg.data.get("segment"), "data.segment")
     store = LogMelStore.open_or_build(listed(cfg), instantiate(cfg.frontend), cfg.cache_dir, identity=identity)
+    store.content = content_of(cfg, store.content)
     return store if cfg.data.get("stream") else store.segmented(segment)
 
 
