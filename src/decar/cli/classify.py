@@ -222,8 +222,9 @@ def _taken(
     known: EmbeddingTable, args: argparse.Namespace, classifier: Classifier | None
 ) -> tuple[pd.DataFrame, pd.Series, NDArray[np.float32], int]:
     if given := [f"--{name}" for name in OF_SOUNDS if getattr(args, name)]:
-        raise ConfigError(f"{given[0]}: {known.file} holds embeddings, which are taken as they are; give the sounds, or "
-                          "leave it out")  # fmt: skip
+        raise ConfigError(
+            f"{given[0]}: {known.file} holds embeddings, which are taken as they are; give the sounds, or leave it out"
+        )
     if "start" not in known.rows or "duration" not in known.rows:
         raise ConfigError(f"{known.file}: has no start and duration: embed with --segment auto, or give the sounds")
     if classifier:

@@ -195,19 +195,19 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
         with training():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         metrics = last_metrics(output, trainer)
-        if trainer.is_global_zero:
-            if is_finished(trainer):
-                write_finished(output, metrics, trainer.current_epoch, trainer.global_step, record.record)
-            else:
-                log.warning(
-                    "stopped in epoch %d of %d: the same command with hydra.run.dir=%s resume=auto goes on",
-                    trainer.current_epoch, trainer.max_epochs, output,
-                )  # fmt: skip
-            if signals.asked():  # in the last step
-                raise signals.stop(signals.asked())
-            if cfg.report:
-                on = trainer.strategy.root_device
-                report_run(cfg, output, clips, str(on) if on.type == "cuda" else "cpu")
+    if trainer.is_global_zero:  # loggers have written all: a run that is finished is not opened again for that
+        if is_finished(trainer):
+            write_finished(output, metrics, trainer.current_epoch, trainer.global_step, record.record)
+        else:
+            log.warning(
+                "stopped in epoch %d of %d: the same command with hydra.run.dir=%s resume=auto goes on",
+                trainer.current_epoch, trainer.max_epochs, output,
+            )  # fmt: skip
+        if signals.asked():  # in the last step
+            raise signals.stop(signals.asked())
+        if cfg.report:
+            on = trainer.strategy.root_device
+            report_run(cfg, output, clips, str(on) if on.type == "cuda" else "cpu")
     return metrics
 
 
