@@ -109,6 +109,12 @@ class ResumableWandbLogger(WandbLogger):
         run = self.experiment
         run.log_artifact(str(file), name=f"encoder-{run.id}{suffix}", type="model")
 
+    def end(self) -> None:
+        """End the run of wandb. From then on the journal's facts have `ended`: wandb has got all."""
+        self.experiment.finish()
+        self._facts["ended"] = True
+        self._write(self._rows)
+
     def _catch_up(self, run: Any, step: int) -> None:
         """Log the lost rows of the steps before `step`; those from there on come anew. Once after the start."""
         if not self._lost:
