@@ -200,12 +200,12 @@ def test_an_object_that_changes_after_it_was_listed_is_an_error(folder, bucket):
 
 
 def test_names_that_cannot_be_files_are_left_out(bucket, caplog, monkeypatch):
-    names = ("a/../../x.wav", "a//x.wav", f"{'a' * 201}.wav", "good.wav")
+    names = ("a/../../x.wav", "a//x.wav", f"{'a' * 201}.wav", "12::30.wav", "good.wav")
     found = {f"b/odd/{name}": {"size": 1, "ETag": name} for name in names}
     monkeypatch.setattr(Bucket, "find", lambda *_, **__: found)
     clips = read_source("s3://b/odd", fetch=True, later=True)
     assert clips.table["path"].tolist() == ["good.wav"]
-    assert caplog.text.count("left out: s3://b/odd/") == 2  # `..` counts as hidden
+    assert caplog.text.count("left out: s3://b/odd/") == 3  # `..` counts as hidden
     assert read_source("s3://b/odd/**", fetch=True, later=True).table["path"].tolist() == ["good.wav"]
     assert caplog.text.count("left out: s3://b/odd/a/../../x.wav (its name cannot be that of a file)") == 1
 
