@@ -1,5 +1,6 @@
 """Shards on workers that die, lie or are blind: the table is that of one process, and nothing goes on for ever."""
 
+import errno
 import logging
 import pickle
 from contextlib import contextmanager
@@ -9,13 +10,15 @@ import pandas as pd
 import pytest
 import soundfile
 
-from decar.audio import Manifest
+from decar.audio import Manifest, origin
 from decar.audio.source import read_source
 from decar.cli.app import main
 from decar.embedder import Embedder, shards
 from decar.embedder.shards import Parts, Shard, work
 from decar.errors import DecarError
+from decar.fetch import UnreachableError
 from decar.limits import Limits, limits, set_limits
+from decar.unpack import saving
 from tests.audio.stores import bucket
 from tests.conftest import make_encoder
 
@@ -251,6 +254,30 @@ def test_a_machine_that_does_not_see_the_output_or_has_another_version_says_so(c
 
     with pytest.raises(DecarError, match=r"has decar .*, this machine 9\.9: install the same"):
         spread(Workers(other), clips, encoder, tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("everywhere", [False, True], ids=["one machine", "all"])
+def test_a_cache_that_is_full_or_a_store_that_is_not_reached_may_be_so_on_one_machine(
+    clips, encoder, alone, tmp_path, monkeypatch, everywhere
+):
+    """It ended everything, as a damaged bundle does."""
+    faults = [UnreachableError("cannot be reached"), OSError(errno.ENOSPC, "No space left on device")]
+    into = Embedder.into
+
+    def fails(self, clips, sink, progress=False):
+        if not faults:
+            return into(self, clips, sink, progress)
+        error = faults[0] if everywhere else faults.pop()
+        with origin.reachable("s3://b"), saving(tmp_path / "cache"):
+            raise error
+
+    monkeypatch.setattr(Embedder, "into", fails)
+    if everywhere:
+        with pytest.raises(DecarError, match=r"not done by 3 workers, .* because of: s3://b: cannot be reached; what"):
+            spread(Workers(room=1), clips, encoder, tmp_path / "none.parquet")
+    else:
+        spread(Workers(), clips, encoder, tmp_path / "many.parquet")
+        assert_equal(tmp_path / "many.parquet", alone)
 
 
 def test_limits_hold_on_the_workers(clips, encoder, tmp_path):

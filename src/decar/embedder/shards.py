@@ -30,8 +30,10 @@ from decar.audio.decode import NOT_FOUND
 from decar.audio.journal import Journal, as_line, parse_line
 from decar.digests import DamagedError, unsealed
 from decar.errors import DecarError
+from decar.fetch import UnreachableError
 from decar.files import whole
 from decar.limits import Limits, limits, set_limits
+from decar.unpack import UnwritableError
 
 log = logging.getLogger(__name__)
 
@@ -212,8 +214,18 @@ def work(embedder: Embeds, task: Task) -> DecarError | OSError | None:
             task.parts.write(shard, made)
             first = stop
     except (DecarError, OSError) as error:
-        return error
+        return _of_this_machine(error)
     return None
+
+
+def _of_this_machine(error: DecarError | OSError) -> DecarError | OSError:
+    """What another machine may do without as an OSError: a full cache, a store that this machine does not reach."""
+    cause = error.__cause__
+    if isinstance(error, UnwritableError) and isinstance(cause, OSError):
+        return cause
+    if isinstance(cause, UnreachableError) and not cause.final:
+        return ConnectionError(str(error))
+    return error
 
 
 class Pool(Protocol):
