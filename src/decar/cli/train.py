@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar import signals
-from decar.cli.checks import check, idle_words
+from decar.cli.checks import check, idle_words, is_search
 from decar.cli.config import build_encoder, content_of, job_name, length_of_stream, listed, own_network, take_over
 from decar.cli.launch import PARENT, child_processes, end_with_parent, folder_lock, given_to_child, leads, process_group
 from decar.cli.main import quiet, run_hydra
@@ -238,9 +238,14 @@ def objective(cfg: DictConfig, metrics: dict[str, float]) -> float:
     """The metric `objective` names; else the online probe's accuracy, else the NMI, else NaN: nothing to compare by.
 
     Raises:
-        ConfigError: The run has no metric of that name.
+        ConfigError: The run has no metric of that name, or has a search by Optuna compare by the NMI.
     """
     name = cfg.objective or next((name for name in OBJECTIVES if name in metrics), None)
+    require(
+        cfg.objective is not None or name == OBJECTIVES[0] or not is_search(),
+        f"objective=null: the run has no {OBJECTIVES[0]} (are there clips of two labels?), and the NMI, which is "
+        "highest where nothing is learned, is not searched by: pass objective=embedding_rank, or other labelled sounds",
+    )
     if name is None:
         return math.nan
     require(name in metrics, f"objective={name}: the run has no such metric; it has {', '.join(sorted(metrics))}")
