@@ -3,6 +3,7 @@
 import errno
 import logging
 import pickle
+import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -123,7 +124,8 @@ def test_what_a_lost_worker_had_is_done_again(clips, encoder, alone, tmp_path, c
             return ""
         done = task.shards[:-1]
         if done:
-            part = shards.Task(task.clips.take(range(sum(s.stop - s.first for s in done))), done, task.parts, limits())
+            n = sum(s.stop - s.first for s in done)
+            part = shards.Task(task.clips.take(range(n)), task.records[:n], done, task.parts, limits())
             assert work(pickle.loads(engine.embedder), part) is None
         return "node lost"
 
@@ -240,6 +242,26 @@ def test_a_machine_that_does_not_see_the_sounds_does_not_call_them_missing(
     bad = set(range(100))
     with pytest.raises(DecarError, match=r"a machine does not see .*00\.wav, which is here"):
         spread(Workers(blind, room=1), clips, encoder, tmp_path / "none.parquet")
+
+
+def test_a_machine_that_has_other_sounds_at_these_paths_embeds_none_of_them(clips, encoder, alone, tmp_path, caplog):
+    """Of equal length and time, as on local disks that are no longer alike."""
+    other = shutil.copytree(clips.root, tmp_path / "local disk")
+    shutil.copy2(other / "03.wav", other / "05.wav")
+
+    def local(n, task):
+        if n in bad:
+            first, stop = task.shards[0].first, task.shards[0].stop
+            object.__setattr__(task, "clips", Manifest(clips.table, other).take(range(first, stop)))
+        return ""
+
+    bad = {0, 1}
+    spread(Workers(local), clips, encoder, tmp_path / "many.parquet")
+    assert_equal(tmp_path / "many.parquet", alone)
+    assert caplog.text.count("has another file at") == 1, "what is the same there will do"
+    bad = set(range(100))
+    with pytest.raises(DecarError, match=r"by 3 workers, .* has another file at .*05\.wav, or it was changed since"):
+        spread(Workers(local, room=1), clips, encoder, tmp_path / "none.parquet")
 
 
 def test_a_machine_that_does_not_see_the_output_or_has_another_version_says_so(clips, encoder, tmp_path):

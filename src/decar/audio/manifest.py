@@ -270,17 +270,21 @@ class Manifest:
             raise ManifestError(f"the manifest has {no_column(self.table.columns, name)}")
         return self.table[found]
 
-    def identity(self, cache_dir: str | os.PathLike[str] | None = None) -> Identity:
+    def identity(self, cache_dir: str | os.PathLike[str] | None = None, *, records: Records | None = None) -> Identity:
         """What the audio of the clips depends on, in two hashes; labels do not enter. See `decar.audio.identity`.
 
         Args:
             cache_dir: where digests of files are remembered; None: every file is read.
+            records: what `records` has just found.
         """
-        if self.origin is not None:  # by what the store says of them
-            return self._identity_of(self.origin.records(self.table["path"].tolist()))
+        return self._identity_of(self.records(cache_dir) if records is None else records)
+
+    def records(self, cache_dir: str | os.PathLike[str] | None = None) -> Records:
+        """Size, times and digest of each clip's file, `(N,)`; of objects of a store, what that says of them."""
+        if self.origin is not None:
+            return self.origin.records(self.table["path"].tolist())
         codes, files = self._distinct_files()
-        records = identify(files, cache_dir, known_elsewhere=lambda: self._known_to_whole(files, cache_dir))
-        return self._identity_of(records[codes])
+        return identify(files, cache_dir, known_elsewhere=lambda: self._known_to_whole(files, cache_dir))[codes]
 
     def identity_of_whole(self, identity: Identity, cache_dir: str | os.PathLike[str]) -> Identity | None:
         """The identity of all clips of `part_of` when it was last found, if the sounds of these clips are still those.

@@ -26,6 +26,7 @@ from decar.audio import Manifest
 from decar.audio.arrival import arriving
 from decar.audio.clips import ClipEnd, Event, Frames, Job, Piece, RowEnd, Segment, Windows, one_torch_thread, read_clips
 from decar.audio.crops import padded_frames
+from decar.audio.identity import Records
 from decar.audio.journal import Journal
 from decar.audio.progress import progress_bar
 from decar.audio.samples import CANCEL_NOTE, as_array, mixed, resampled, scaled, warn_if_lost
@@ -158,7 +159,8 @@ class Embedder:
             DecarError: Nothing could be embedded, the file cannot be written, or another process is writing it.
         """
         check_out(out)
-        (file, folder), key = places_of(out), self.key(clips)
+        (file, folder), records = places_of(out), clips.records()
+        key = self.key(clips, records)
         facts = {**self._facts(name), "root": os.path.abspath(clips.root), "key": key}
         if clips.origin is not None:
             facts["address"] = clips.origin.address
@@ -170,9 +172,8 @@ class Embedder:
                     if journal.committed:
                         log.info("going on with %s at clip %d of %d", out, journal.committed, len(clips))
                     if self.engine:
-                        self._spread(
-                            self.engine, clips, journal, Parts(folder.absolute(), key, self.encoder.dim), progress
-                        )
+                        parts = Parts(folder.absolute(), key, self.encoder.dim)
+                        self._spread(self.engine, clips, records, journal, parts, progress)
                     else:
                         self.into(clips, journal, progress)
                     made = Embedded(*self._tables(clips, journal))
@@ -195,21 +196,29 @@ class Embedder:
             raise DecarError(f"none of the {len(clips)} clips can be embedded: {first}")
         return made
 
-    def key(self, clips: Manifest) -> str:
-        """SHA-256 (hex) of all that the bytes of an output depend on: encoder, clips with columns, files, options."""
+    def key(self, clips: Manifest, records: Records | None = None) -> str:
+        """SHA-256 (hex) of all that the bytes of an output depend on: encoder, clips with columns, files, options.
+
+        Args:
+            clips: What is embedded.
+            records: What `clips.records()` has just found; None: the files are looked at.
+        """
         options = [FORMAT, BLOCK_FRAMES, self.batch_size, self.device, self.windows.as_dict(), self.windows.placed]
         options += [decar.__version__, limits().changed()]
-        words = [self.encoder.hash(), clips.fingerprint(), clips.content_hash(), json.dumps(options)]
+        files = clips.identity(records=records).fingerprint
+        words = [self.encoder.hash(), files, clips.content_hash(), json.dumps(options)]
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
-    def _spread(self, engine: Engine, clips: Manifest, journal: Journal, parts: Parts, progress: bool) -> None:
+    def _spread(
+        self, engine: Engine, clips: Manifest, records: Records, journal: Journal, parts: Parts, progress: bool
+    ) -> None:
         """As `into`, on other machines."""
         own = copy(self)
         own.engine = None
         clips = replace(clips, root=Path(os.path.abspath(clips.root)))
         with engine.pool(own, parts.folder) as pool, progress_bar("embed", len(clips), enabled=progress) as advance:
             advance(journal.committed)
-            Crew(pool, clips, parts, journal).run(advance)
+            Crew(pool, clips, records, parts, journal).run(advance)
 
     def into(self, clips: Manifest, sink: Memory | Journal, progress: bool = False) -> None:
         """Embed the clips that the sink has not got, the encoder on its device and in eval mode meanwhile."""
