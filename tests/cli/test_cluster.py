@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from decar.audio import ffmpeg
+from decar.files import locked
 from decar.neighbours.index import EmbeddingTable
 from tests.cli.helpers import write_recordings
 
@@ -65,6 +66,32 @@ def test_centres_may_be_learned_from_some_segments(decar, recordings, tmp_path):
     assert refused.code == 2
     assert "k=4 is more than max_points=3" in refused.err
     assert "--max-points=1: not allowed" in decar("cluster", "field", "--max-points", "1").err
+
+
+@pytest.mark.parametrize(
+    ("words", "lock"),
+    [
+        (["cluster", "field", "-k", "4"], "clusters/.lock"),
+        (["suggest", "field"], ".suggest.csv.lock"),
+    ],
+)
+def test_results_are_of_one_call(decar, recordings, tmp_path, monkeypatch, words, lock):
+    monkeypatch.setattr("decar.files.LOCK_WAIT", 0)
+    (tmp_path / "clusters").mkdir()
+    with locked(tmp_path / lock):
+        outcome = decar(*words)
+    assert outcome.code == 2
+    assert re.search(r"in use by process \d+ on .*; wait until it has ended, or give another --out", outcome.errors[0])
+    assert decar(*words).code == 0
+    assert not (tmp_path / lock).exists()
+
+
+def test_labels_of_one_s_own_stop_it_before_the_work(decar, recordings):
+    (recordings / "raven").mkdir()
+    outcome = decar("cluster", "field", "--out", "field")
+    assert outcome.code == 2
+    assert "field/raven: is not of an earlier call" in outcome.errors[0]
+    assert not (recordings / "embeddings.parquet").exists()
 
 
 def test_what_was_left_out_is_said_again_and_read_once_there_is_ffmpeg(decar, recordings, monkeypatch):

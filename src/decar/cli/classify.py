@@ -15,11 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio import FrontEnd, Manifest
-from decar.audio.annotations import write_annotations
+from decar.audio.annotations import check_annotations, write_annotations
 from decar.audio.clips import Segment, as_segment
 from decar.audio.remote import refuse_addresses
 from decar.cli.bundles import as_text, check_numbers, embedder_of, source_of
-from decar.cli.clusters import bundle_named, embedded, may_load, recordings_of, root_of, writing
+from decar.cli.clusters import bundle_named, claimed, embedded, may_load, recordings_of, root_of, writing
 from decar.cli.terminal import say, say_lines, start_log
 from decar.clustering import Placed
 from decar.downstream import to_markdown
@@ -75,6 +75,12 @@ def predict(args: argparse.Namespace) -> None:
     start_log(logging.INFO)
     check_numbers(args)
     classifier = Classifier.load(args.classifier)
+    with claimed(args.out, args.out.with_name(f".{args.out.name}.lock")):
+        check_annotations(args.out.with_suffix(""))
+        _predict(args, classifier)
+
+
+def _predict(args: argparse.Namespace, classifier: Classifier) -> None:
     table, files, vectors, rate = _segments(args, classifier, args.out.with_suffix(""))
     scores = classifier.scores(vectors)
     columns = _score_columns(classifier, scores)
@@ -97,6 +103,11 @@ def suggest(args: argparse.Namespace) -> None:
     check_numbers(args)
     check_whole("-n", args.n, 1)
     classifier = Classifier.load(args.classifier) if args.classifier else None
+    with claimed(args.out, args.out.with_name(f".{args.out.name}.lock")):
+        _suggest(args, classifier)
+
+
+def _suggest(args: argparse.Namespace, classifier: Classifier | None) -> None:
     table, files, vectors, _ = _segments(args, classifier, args.out.with_suffix(""))
     examples = _examples(args) if args.labels else None
     labelled = _overlapping(table, files, examples.clips) if examples else np.empty(0, np.int64)

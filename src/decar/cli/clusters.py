@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio import Manifest, ffmpeg
-from decar.audio.annotations import write_annotations
+from decar.audio.annotations import check_annotations, write_annotations
 from decar.audio.clips import Segment, as_segment
 from decar.audio.progress import progress_bar
 from decar.audio.recorded import with_clock
@@ -28,7 +28,7 @@ from decar.clustering.model import MAX_POINTS
 from decar.embedder import Embedder, log_left_out
 from decar.embedder.output import read_bad, write_rows
 from decar.errors import ConfigError, DecarError, SearchError, check_whole
-from decar.files import advice
+from decar.files import advice, locked
 from decar.models.bundle import REMOTE, exact_name
 from decar.models.other import PREFIXES
 from decar.neighbours.index import EmbeddingTable
@@ -52,6 +52,14 @@ def cluster(args: argparse.Namespace) -> None:
     embedder = embedder_of(args, bundle, segment)
     if like:
         like.require_encoder(embedder.encoder.hash())
+    with claimed(args.out, args.out / ".lock"):
+        check_annotations(args.out)
+        _cluster(args, clips, embedder, bundle, segment, like)
+
+
+def _cluster(
+    args: argparse.Namespace, clips: Manifest, embedder: Embedder, bundle: str, segment: Segment, like: Clusters | None
+) -> None:
     table, vectors = embedded(clips, embedder, args.out, bundle)
     files = recordings_of(clips.root, table)
     table = with_clock(table, files.tolist())
@@ -141,6 +149,23 @@ def may_load(file: Path, bundle: str, given: str | None) -> str:
             f"it, pass --bundle {bundle}"
         )
     return given or bundle
+
+
+@contextmanager
+def claimed(out: Path, lock: Path) -> Iterator[None]:
+    """Keep other calls out of the results `out`: files of two calls would make one set of them.
+
+    Raises:
+        DecarError: Another call writes them, or the folder of the lock file cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            with writing(out):
+                lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(lock))
+        except BlockingIOError as error:
+            raise DecarError(f"{out}: {error.strerror}; wait until it has ended, or give another --out") from None
+        yield
 
 
 @contextmanager

@@ -200,7 +200,7 @@ class OnlineProbe(Callback):
         train, valid, y = self._train, self._valid, self._classes
         if self.kind == "knn":
             mean, scale = half_standardiser([vectors[train]])
-            vectors = (vectors - mean) * scale
+            vectors = ((vectors - mean) * scale).astype(vectors.dtype)
             model: Any = KNeighborsClassifier(min(self.neighbours, len(train)), metric="cosine")
         else:
             model = make_pipeline(StandardScaler(), LogisticRegression(C=self.strength, max_iter=300))
