@@ -153,7 +153,8 @@ def read(address: str, part: Path, *, expected: Stored | None = None, most: int 
 
     def get() -> None:
         with fs.open(path, "rb", block_size=BLOCK) as source:
-            if expected and hasattr(source, "details") and expected.differs(_stored(source.details)):
+            details = getattr(source, "details", None)
+            if expected and details and expected.differs(_stored(details)):
                 raise ManifestError(f"{address}: {CHANGED}")
             with saving(part):
                 target = part.open("wb")
@@ -161,6 +162,10 @@ def read(address: str, part: Path, *, expected: Stored | None = None, most: int 
                 copy(source, target, part, most=most)
         if expected and part.stat().st_size != expected.size:
             raise ManifestError(f"{address}: {CHANGED}")
+        if expected and details and expected.size > BLOCK:  # by several requests
+            fs.invalidate_cache()
+            if expected.differs(_stored(fs.info(path))):
+                raise ManifestError(f"{address}: {CHANGED}")
 
     patiently(address, get)
 

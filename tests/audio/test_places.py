@@ -8,8 +8,10 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 import decar
+from decar import objects
 from decar.audio import Manifest, arrival, origin
 from decar.audio.source import read_source
 from decar.errors import ManifestError
@@ -197,6 +199,24 @@ def test_an_object_that_changes_after_it_was_listed_is_an_error(folder, bucket):
     bucket.pipe_file("s3://b/birds/owl/00.wav", b"shorter")
     with pytest.raises(ManifestError, match=r"s3://b/birds/owl/00\.wav: it has changed since it was listed"):
         decar.embed(clips, progress=False)
+
+
+def test_an_object_that_changes_while_it_is_read_is_an_error(bucket, monkeypatch, cache):
+    """Between two requests, to an object of equal size: what has come is half of each."""
+    monkeypatch.setattr(objects, "BLOCK", 100)
+    bucket.pipe_file("s3://b/one/a.wav", b"a" * 150)
+    clips, open_ = read_source("s3://b/one", fetch=True, later=True), Bucket._open
+
+    def changes(self, path, mode="rb", **options):
+        source = open_(self, path, mode, **options)
+        source.details = self.info(path)
+        self.store[self._strip_protocol(path)] = MemoryFile(self, path, b"b" * 150)
+        return source
+
+    monkeypatch.setattr(Bucket, "_open", changes)
+    with pytest.raises(ManifestError, match=r"s3://b/one/a.wav: it has changed since it was listed; run the same"):
+        origin.with_files(clips)
+    assert not list(cache.rglob("a.wav"))
 
 
 def test_names_that_cannot_be_files_are_left_out(bucket, caplog, monkeypatch):
