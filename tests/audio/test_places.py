@@ -11,8 +11,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFile
 
 import decar
+import decar.embedder
 from decar import objects
-from decar.audio import Manifest, arrival, origin
+from decar.audio import Manifest, arrival, origin, remote
 from decar.audio.source import read_source
 from decar.errors import ManifestError
 from tests.audio.sounds import tone, write
@@ -214,8 +215,12 @@ def test_an_object_that_changes_while_it_is_read_is_an_error(bucket, monkeypatch
         return source
 
     monkeypatch.setattr(Bucket, "_open", changes)
-    with pytest.raises(ManifestError, match=r"s3://b/one/a.wav: it has changed since it was listed; run the same"):
+    with pytest.raises(ManifestError, match=r"s3://b/one/a.wav: it has changed since it was listed, or while it was"):
         origin.with_files(clips)
+    bucket.pipe_file("s3://b/one/a.wav", b"a" * 150)
+    table = Manifest(pd.DataFrame({"path": ["s3://b/one/a.wav"]}), cache)
+    with pytest.raises(ManifestError, match=r"s3://b/one/a.wav: it has changed since it was listed, or while it was"):
+        remote.fetched(table)
     assert not list(cache.rglob("a.wav"))
 
 

@@ -97,6 +97,7 @@ def test_a_result_that_is_there_is_logged_once_and_not_judged_again(evaluate, so
         assert len(history(folder)) == 1
         assert len(files(folder)) == 1
     assert (folder / "result.json").read_bytes() == before
+    assert [row["_step"] for row in history(tmp_path / "sweep")] == [0, 1], "the tables of two calls"
 
 
 def test_a_result_that_a_kill_kept_from_wandb_is_logged_by_the_next_call(evaluate, sound_folder, tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def log_table(folder: Path, results: Sequence[Result]) -> None:
     options |= {"save_dir": folder, "name": f"{folder.name}: results", "job_type": "table", "log_model": False}
     logger = ResumableWandbLogger(**options)
     with opened(logger):
-        logger.experiment.log({"results": table_of(results)})
+        logger.experiment.log({"results": table_of(results)}, step=logger.n_rows)  # behind that of an earlier call
 
 
 @contextmanager

@@ -64,6 +64,12 @@ class ResumableWandbLogger(WandbLogger):
             self._begin(run)
         return run
 
+    @property
+    def n_rows(self) -> int:
+        """Rows that wandb has; the next one has this number, of which wandb takes none twice."""
+        assert self.experiment is not None  # it says how many there are
+        return self._next
+
     def _begin(self, run: Any) -> None:
         """Compare what has been logged with what wandb has."""
         self._facts = {key: getattr(run, key, None) for key in ("id", "project", "entity")}
