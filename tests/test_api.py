@@ -74,6 +74,8 @@ def test_a_recording_is_cut(tmp_path):
     _, model = decar.cluster(tmp_path, segment=2, progress=False)
     again, _ = decar.cluster(tmp_path, like=model, progress=False)
     assert again["duration"].tolist() == [*[2] * 10, 1], "as the clusters were made, and as the command does"
+    assert model.facts["segment"] == 2
+    assert isinstance(model.facts["segment"], float), "as `decar cluster --like` expects it"
     with pytest.raises(ConfigError, match="like takes the clusters that there are"):
         decar.cluster(tmp_path, like=model, k=3, progress=False)
     with pytest.raises(ConfigError, match="k=3: pic finds the number of clusters itself"):

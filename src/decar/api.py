@@ -170,7 +170,8 @@ def cluster(
         raise ConfigError(f"k={k}, clusterer={clusterer}: like takes the clusters that there are; leave them out")
     encoder = load_encoder(bundle) if bundle is None or isinstance(bundle, str | Path) else bundle
     if segment is None:
-        segment = as_segment(model.facts.get("segment", "auto") if model else "auto", "segment")
+        segment = model.facts.get("segment", "auto") if model else "auto"
+    segment = as_segment(segment, "segment")  # as a float, which --like expects
     made = embed(source, encoder, segment=segment, fetch=fetch, device=device, progress=progress)
     if model is None:
         facts = {"encoder": encoder.hash(), "bundle": exact_name(str(bundle or "small")), "segment": segment}
