@@ -14,8 +14,9 @@ import decar
 import decar.embedder
 from decar import objects
 from decar.audio import Manifest, arrival, origin, remote
+from decar.audio.origin import Origin
 from decar.audio.source import read_source
-from decar.errors import ManifestError
+from decar.errors import DecarError, ManifestError
 from tests.audio.sounds import tone, write
 from tests.audio.stores import Bucket, bucket
 from tests.corpora.test_download import server
@@ -222,6 +223,24 @@ def test_an_object_that_changes_while_it_is_read_is_an_error(bucket, monkeypatch
     with pytest.raises(ManifestError, match=r"s3://b/one/a.wav: it has changed since it was listed, or while it was"):
         remote.fetched(table)
     assert not list(cache.rglob("a.wav"))
+
+
+def test_a_file_that_is_deleted_before_it_is_read_is_an_error_and_not_a_missing_sound(folder, monkeypatch, tmp_path):
+    """By who cleans the cache, or by another machine where the file system has no locks."""
+    fetch, once = Origin.fetch, ["owl/02.wav"]
+
+    def fetched(self, path, folder):
+        reason = fetch(self, path, folder)
+        if path in once:
+            once.remove(path)
+            (folder / path).unlink()
+        return reason
+
+    monkeypatch.setattr(Origin, "fetch", fetched)
+    out = tmp_path / "e.parquet"
+    with pytest.raises(DecarError, match=r"owl/02\.wav: was deleted before it was read.*run the same command again"):
+        decar.embed("s3://b/birds", fetch=True, out=out, progress=False)
+    equal(decar.embed("s3://b/birds", fetch=True, out=out, progress=False), decar.embed(folder, progress=False))
 
 
 def test_names_that_cannot_be_files_are_left_out(bucket, caplog, monkeypatch):

@@ -283,7 +283,9 @@ def test_a_cache_that_is_full_or_a_store_that_is_not_reached_may_be_so_on_one_ma
     clips, encoder, alone, tmp_path, monkeypatch, everywhere
 ):
     """It ended everything, as a damaged bundle does."""
-    faults = [UnreachableError("cannot be reached"), OSError(errno.ENOSPC, "No space left on device")]
+    faults = [
+        UnreachableError("cannot be reached"), OSError(errno.ENOSPC, "No space left"), shards.VanishedError("deleted"),
+    ]  # fmt: skip
     into = Embedder.into
 
     def fails(self, clips, sink, progress=False):

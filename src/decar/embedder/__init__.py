@@ -26,13 +26,14 @@ from decar.audio import Manifest
 from decar.audio.arrival import arriving
 from decar.audio.clips import ClipEnd, Event, Frames, Job, Piece, RowEnd, Segment, Windows, one_torch_thread, read_clips
 from decar.audio.crops import padded_frames
+from decar.audio.decode import NOT_FOUND
 from decar.audio.identity import Records
 from decar.audio.journal import Journal
 from decar.audio.progress import progress_bar
 from decar.audio.samples import CANCEL_NOTE, as_array, mixed, resampled, scaled, warn_if_lost
 from decar.cores import cpu_count
 from decar.embedder.output import check_out, deliver, name_beside, places_of, write_bad, write_rows
-from decar.embedder.shards import KEY, Crew, Engine, Memory, Parts
+from decar.embedder.shards import KEY, Crew, Engine, Memory, Parts, VanishedError
 from decar.errors import AudioError, DecarError, check_whole
 from decar.files import locked
 from decar.limits import limits
@@ -228,7 +229,8 @@ class Embedder:
             encoder.to(self.device)
             try:
                 with evaluating(encoder), arriving(clips, done) as (batches, faults):
-                    events = _events(batches, faults, self.windows, self.num_workers)
+                    fetched = clips.origin is not None
+                    events = _events(batches, faults, self.windows, self.num_workers, fetched=fetched)
                     _embed(events, encoder, sink, self.batch_size, self.device, advance)
             except _NotFiniteError:
                 raise DecarError(
@@ -265,14 +267,25 @@ class Embedder:
 
 
 def _events(
-    batches: Iterable[list[Job]], faults: Mapping[Path, str], windows: Windows, num_workers: int
+    batches: Iterable[list[Job]], faults: Mapping[Path, str], windows: Windows, num_workers: int, *, fetched: bool
 ) -> Iterator[Event]:
-    """What `read_clips` makes of the batches; the reason why a file was not fetched, where that is known."""
+    """What `read_clips` makes of the batches; the reason why a file was not fetched, where that is known.
+
+    Raises:
+        VanishedError: A file that was fetched is not there any more.
+    """
     for batch in batches:
         files = iter(batch)
         for event in read_clips(batch, windows, num_workers):
-            if isinstance(event, ClipEnd) and (reason := faults.get(next(files)[0])):
-                event = replace(event, reason=reason)
+            if isinstance(event, ClipEnd):
+                file = next(files)[0]
+                if reason := faults.get(file):
+                    event = replace(event, reason=reason)
+                elif fetched and event.reason == NOT_FOUND:
+                    raise VanishedError(
+                        f"{file}: was deleted before it was read, by somebody who cleans the cache; what is done is "
+                        "kept, run the same command again"
+                    )
             yield event
 
 

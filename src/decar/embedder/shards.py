@@ -45,6 +45,10 @@ TRIES = 3  # workers that may be lost on a shard
 Vectors = NDArray[np.float32]
 
 
+class VanishedError(DecarError):
+    """A file of the cache was deleted before it was read."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """The clips `first` up to but without `stop`."""
@@ -238,12 +242,12 @@ def check_sounds(clips: Manifest, expected: Records) -> None:
 
 
 def _of_this_machine(error: DecarError | OSError) -> DecarError | OSError:
-    """What another machine may do without as an OSError: a full cache, a store that this machine does not reach."""
+    """What another machine may do without as an OSError: a cache that is full or cleaned, a store out of reach."""
     cause = error.__cause__
     if isinstance(error, UnwritableError) and isinstance(cause, OSError):
         return cause
-    if isinstance(cause, UnreachableError) and not cause.final:
-        return ConnectionError(str(error))
+    if isinstance(error, VanishedError) or (isinstance(cause, UnreachableError) and not cause.final):
+        return OSError(str(error))
     return error
 
 
