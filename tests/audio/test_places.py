@@ -238,7 +238,9 @@ def test_a_file_that_is_deleted_before_it_is_read_is_an_error_and_not_a_missing_
 
     monkeypatch.setattr(Origin, "fetch", fetched)
     out = tmp_path / "e.parquet"
-    with pytest.raises(DecarError, match=r"owl/02\.wav: was deleted before it was read.*run the same command again"):
+    with pytest.raises(
+        DecarError, match=r"owl/02\.wav: was there a moment ago and is gone: was the cache cleaned.*run the same"
+    ):
         decar.embed("s3://b/birds", fetch=True, out=out, progress=False)
     equal(decar.embed("s3://b/birds", fetch=True, out=out, progress=False), decar.embed(folder, progress=False))
 

@@ -272,8 +272,10 @@ def _events(
     """What `read_clips` makes of the batches; the reason why a file was not fetched, where that is known.
 
     Raises:
-        VanishedError: A file that was fetched is not there any more.
+        VanishedError: A file that was fetched is not there any more, or a file is missing and the one that was read
+            before it is too, as on a disk that was unmounted: not one sound is missing then but all.
     """
+    before: Path | None = None  # on this disk, and read
     for batch in batches:
         files = iter(batch)
         for event in read_clips(batch, windows, num_workers):
@@ -281,11 +283,12 @@ def _events(
                 file = next(files)[0]
                 if reason := faults.get(file):
                     event = replace(event, reason=reason)
-                elif fetched and event.reason == NOT_FOUND:
+                elif event.reason == NOT_FOUND and (fetched or (before and not before.exists())):
                     raise VanishedError(
-                        f"{file}: was deleted before it was read, by somebody who cleans the cache; what is done is "
-                        "kept, run the same command again"
+                        f"{file if fetched else before}: was there a moment ago and is gone: was the cache cleaned, or "
+                        "the disk unmounted? What is done is kept; run the same command again once it is there"
                     )
+                before = before if event.reason else file
             yield event
 
 

@@ -46,7 +46,7 @@ Vectors = NDArray[np.float32]
 
 
 class VanishedError(DecarError):
-    """A file of the cache was deleted before it was read."""
+    """Files are gone that were there: the cache was cleaned, or a disk was unmounted."""
 
 
 @dataclass(frozen=True)
