@@ -44,11 +44,14 @@ def at_address(
     if not is_object(address):
         one = Manifest(pd.DataFrame({"path": [address]}), Path.cwd())
         if not _holds_sounds(urlsplit(address).path):
+            refuse_options_of_tables(address, root, path_column)
             return one
         [file] = fetched(one, progress=progress).files
         return _inside(file, address, root, path_column)
     with reachable(address):
         found = matching(address) if "*" in address else listed(address)
+    if [*found] != [""]:  # of a pattern that Parquet files fit, the column of sounds may be named
+        refuse_options_of_tables(address, root, "path" if "*" in address else path_column)
     if "*" in address:
         return _of_pattern(folder_of_pattern(address), found, path_column, progress)
     if [*found] == [""]:
@@ -57,12 +60,20 @@ def at_address(
     return _below(address, found)
 
 
+def refuse_options_of_tables(source: str, root: str | os.PathLike[str] | None, path_column: str) -> None:
+    """Raise a ManifestError where an option is given that only tables, and lists of paths, have."""
+    if root is not None or path_column != "path":
+        what = f"root={root}" if root is not None else f"path_column={path_column}"
+        raise ManifestError(f"{source} with {what}: that is of tables and lists of paths; leave it out")
+
+
 def _holds_sounds(name: str) -> bool:
     return name.lower().endswith(ARCHIVES) or is_table(Path(name))
 
 
 def _of_object(origin: Origin, name: str, root: str | os.PathLike[str] | None, column: str, progress: bool) -> Manifest:
     if not _holds_sounds(name):
+        refuse_options_of_tables(f"{origin.address}/{name}", root, column)
         return _clips(origin, [name])
     fetch_all(origin, [name], origin.home, progress=progress)
     return _inside(origin.home / name, f"{origin.address}/{name}", root, column)
