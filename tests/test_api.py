@@ -10,7 +10,7 @@ import soundfile
 
 import decar
 from decar.cli import app
-from decar.errors import ClusteringError, SearchError, TrainingError
+from decar.errors import ClusteringError, ConfigError, SearchError, TrainingError
 
 
 def test_importing_decar_imports_no_torch():
@@ -71,6 +71,15 @@ def test_a_recording_is_cut(tmp_path):
     assert decar.embed(tmp_path, segment="auto", progress=False).table["start"].tolist() == [0, 5, 10, 15]
     table, _ = decar.cluster(tmp_path, progress=False)
     assert table["duration"].tolist() == [5, 5, 5, 6]
+    _, model = decar.cluster(tmp_path, segment=2, progress=False)
+    again, _ = decar.cluster(tmp_path, like=model, progress=False)
+    assert again["duration"].tolist() == [*[2] * 10, 1], "as the clusters were made, and as the command does"
+    assert model.facts["segment"] == 2
+    assert isinstance(model.facts["segment"], float), "as `decar cluster --like` expects it"
+    with pytest.raises(ConfigError, match="like takes the clusters that there are"):
+        decar.cluster(tmp_path, like=model, k=3, progress=False)
+    with pytest.raises(ConfigError, match="k=3: pic finds the number of clusters itself"):
+        decar.cluster(tmp_path, clusterer="pic", k=3, progress=False)
 
 
 def test_search_finds_in_a_table_that_embed_wrote(sound_folder, small_encoder, tmp_path):

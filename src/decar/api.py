@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Literal
 import pandas as pd
 
 from decar.audio import Manifest
-from decar.audio.clips import Segment
+from decar.audio.clips import Segment, as_segment
 from decar.audio.containers import folder_of
 from decar.audio.remote import fetched
 from decar.audio.source import read_source
 from decar.clustering import Clusters, make_clusters
 from decar.clustering.model import Method
 from decar.embedder import Embedded, Embedder
-from decar.errors import TrainingError
+from decar.errors import ConfigError, TrainingError
 from decar.models import load_encoder
 from decar.models.bundle import exact_name
 from decar.report.final import FOUND, MODEL, TABLE
@@ -136,7 +136,7 @@ def cluster(
     *,
     k: int | Literal["auto"] = "auto",
     clusterer: Method = "kmeans",
-    segment: Segment = "auto",
+    segment: Segment | None = None,
     like: str | Path | Clusters | None = None,
     seed: int = 0,
     fetch: bool = False,
@@ -150,7 +150,7 @@ def cluster(
         bundle: As of `embed`.
         k: Number of clusters for `kmeans`; `auto`: see `decar.clustering.choose_k`.
         clusterer: `kmeans`, `pic` or `hdbscan`.
-        segment: As of `embed`.
+        segment: As of `embed`; None: as the clusters of `like` were made, else `auto`.
         like: Put the sounds into these clusters; a folder or file of `decar cluster`, or what this function returned.
         seed: Of all that is random.
         fetch: As of `embed`.
@@ -163,15 +163,21 @@ def cluster(
 
     Raises:
         ClusteringError: There are too few sounds, or those of `like` are of another encoder.
+        ConfigError: `k` or `clusterer` is given with `like`, or `k` with a clusterer that finds it itself.
     """
+    model = like if like is None or isinstance(like, Clusters) else Clusters.load(_model_of(Path(like)))
+    if model is not None and (k != "auto" or clusterer != "kmeans"):
+        raise ConfigError(f"k={k}, clusterer={clusterer}: like takes the clusters that there are; leave them out")
     encoder = load_encoder(bundle) if bundle is None or isinstance(bundle, str | Path) else bundle
+    if segment is None:
+        segment = model.facts.get("segment", "auto") if model else "auto"
+    segment = as_segment(segment, "segment")  # as a float, which --like expects
     made = embed(source, encoder, segment=segment, fetch=fetch, device=device, progress=progress)
-    if like is None:
+    if model is None:
         facts = {"encoder": encoder.hash(), "bundle": exact_name(str(bundle or "small")), "segment": segment}
         recordings = made.table["path"].to_numpy()
         model, placed = make_clusters(made.vectors, recordings, method=clusterer, k=k, seed=seed, facts=facts)
     else:
-        model = like if isinstance(like, Clusters) else Clusters.load(_model_of(Path(like)))
         model.require_encoder(encoder.hash())
         placed = model.place(made.vectors)
     table = made.table.drop(columns=[*FOUND], errors="ignore")

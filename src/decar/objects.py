@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 SCHEMES = ("s3", "gs", "gcs", "az", "abfs", "hf")
 WAITS = (1.0, 2.0, 4.0)  # s before each further try
 BLOCK = 4 << 20  # bytes read ahead of an object
-CHANGED = "it has changed since it was listed; run the same command again"
+CHANGED = "it has changed since it was listed, or while it was read; run the same command again"
 VERSIONS = ("ETag", "etag", "generation", "md5Hash", "blob_id", "LastModified", "last_modified", "mtime", "created")
 KEYS = {  # where the packages look for credentials
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or AWS_ENDPOINT_URL of another store",
@@ -153,7 +153,9 @@ def read(address: str, part: Path, *, expected: Stored | None = None, most: int 
 
     def get() -> None:
         with fs.open(path, "rb", block_size=BLOCK) as source:
-            if expected and hasattr(source, "details") and expected.differs(_stored(source.details)):
+            details = getattr(source, "details", None)
+            said = _stored(details) if details else None
+            if expected and said and expected.differs(said):
                 raise ManifestError(f"{address}: {CHANGED}")
             with saving(part):
                 target = part.open("wb")
@@ -161,6 +163,10 @@ def read(address: str, part: Path, *, expected: Stored | None = None, most: int 
                 copy(source, target, part, most=most)
         if expected and part.stat().st_size != expected.size:
             raise ManifestError(f"{address}: {CHANGED}")
+        if said and said.size > BLOCK:  # by several requests
+            fs.invalidate_cache()
+            if said.differs(_stored(fs.info(path))):
+                raise ManifestError(f"{address}: {CHANGED}")
 
     patiently(address, get)
 

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from decar.audio.annotations import write_annotations
+from decar.errors import DecarError
 
 
 def table(files):
@@ -51,5 +53,16 @@ def test_a_clean_up_never_reaches_beyond_its_folder(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "audacity").symlink_to(kept)
-    write_annotations(out, table(["/rec/a.wav"]), ["1"], 8000.0)
-    assert (kept / "mine.txt").read_text() == "mine"
+    with pytest.raises(DecarError, match=r"out/audacity: is not of an earlier call: rename it"):
+        write_annotations(out, table(["/rec/a.wav"]), ["1"], 8000.0)
+    assert [path.name for path in kept.iterdir()] == ["mine.txt"]
+
+
+def test_labels_of_one_s_own_are_not_deleted(tmp_path):
+    """With `--out` the folder of the recordings, which may have selection tables in a folder of that name."""
+    (tmp_path / "raven").mkdir()
+    (tmp_path / "raven/a.selections.txt").write_text("a year's work")
+    with pytest.raises(DecarError, match=r"/raven: is not of an earlier call: rename it, or write the results to"):
+        write_annotations(tmp_path, table(["/rec/a.wav"]), ["1"], 8000.0)
+    assert (tmp_path / "raven/a.selections.txt").read_text() == "a year's work"
+    assert not (tmp_path / "audacity").exists()

@@ -221,3 +221,11 @@ def test_conditions_that_cannot_hold(tmp_path: Path) -> None:
     for word in ("kind=bat", "kind!=bat"):  # a misspelt exclusion would leave everything in
         with pytest.raises(ManifestError, match=r"no clip has kind=bat \(values: 'dog', "):
             Manifest.from_csv(csv(tmp_path, TABLE), where=word)
+
+
+def test_a_part_of_a_table_is_understood_as_all_of_it(tmp_path: Path) -> None:
+    """Workers and streams are given some rows at a time, hours after the table was read."""
+    rows = "".join(f"{i}.wav,{i % 3}.5,{'none' if i == 7 else i}\n" for i in range(9))
+    manifest = Manifest.from_csv(csv(tmp_path, f"path,Begin Time (s),end_marker\n{rows}"))
+    assert manifest.take(np.arange(3)).stretches == manifest.stretches[:3]
+    assert manifest.where("end_marker!=none").stretches == manifest.stretches[:7] + manifest.stretches[8:]

@@ -8,11 +8,15 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 import decar
-from decar.audio import Manifest, arrival, origin
+import decar.embedder
+from decar import objects
+from decar.audio import Manifest, arrival, origin, remote
+from decar.audio.origin import Origin
 from decar.audio.source import read_source
-from decar.errors import ManifestError
+from decar.errors import DecarError, ManifestError
 from tests.audio.sounds import tone, write
 from tests.audio.stores import Bucket, bucket
 from tests.corpora.test_download import server
@@ -199,13 +203,55 @@ def test_an_object_that_changes_after_it_was_listed_is_an_error(folder, bucket):
         decar.embed(clips, progress=False)
 
 
+def test_an_object_that_changes_while_it_is_read_is_an_error(bucket, monkeypatch, cache):
+    """Between two requests, to an object of equal size: what has come is half of each."""
+    monkeypatch.setattr(objects, "BLOCK", 100)
+    bucket.pipe_file("s3://b/one/a.wav", b"a" * 150)
+    clips, open_ = read_source("s3://b/one", fetch=True, later=True), Bucket._open
+
+    def changes(self, path, mode="rb", **options):
+        source = open_(self, path, mode, **options)
+        source.details = self.info(path)
+        self.store[self._strip_protocol(path)] = MemoryFile(self, path, b"b" * 150)
+        return source
+
+    monkeypatch.setattr(Bucket, "_open", changes)
+    with pytest.raises(ManifestError, match=r"s3://b/one/a.wav: it has changed since it was listed, or while it was"):
+        origin.with_files(clips)
+    bucket.pipe_file("s3://b/one/a.wav", b"a" * 150)
+    table = Manifest(pd.DataFrame({"path": ["s3://b/one/a.wav"]}), cache)
+    with pytest.raises(ManifestError, match=r"s3://b/one/a.wav: it has changed since it was listed, or while it was"):
+        remote.fetched(table)
+    assert not list(cache.rglob("a.wav"))
+
+
+def test_a_file_that_is_deleted_before_it_is_read_is_an_error_and_not_a_missing_sound(folder, monkeypatch, tmp_path):
+    """By who cleans the cache, or by another machine where the file system has no locks."""
+    fetch, once = Origin.fetch, ["owl/02.wav"]
+
+    def fetched(self, path, folder):
+        reason = fetch(self, path, folder)
+        if path in once:
+            once.remove(path)
+            (folder / path).unlink()
+        return reason
+
+    monkeypatch.setattr(Origin, "fetch", fetched)
+    out = tmp_path / "e.parquet"
+    with pytest.raises(
+        DecarError, match=r"owl/02\.wav: was there a moment ago and is gone: was the cache cleaned.*run the same"
+    ):
+        decar.embed("s3://b/birds", fetch=True, out=out, progress=False)
+    equal(decar.embed("s3://b/birds", fetch=True, out=out, progress=False), decar.embed(folder, progress=False))
+
+
 def test_names_that_cannot_be_files_are_left_out(bucket, caplog, monkeypatch):
-    names = ("a/../../x.wav", "a//x.wav", f"{'a' * 201}.wav", "good.wav")
+    names = ("a/../../x.wav", "a//x.wav", f"{'a' * 201}.wav", "12::30.wav", "good.wav")
     found = {f"b/odd/{name}": {"size": 1, "ETag": name} for name in names}
     monkeypatch.setattr(Bucket, "find", lambda *_, **__: found)
     clips = read_source("s3://b/odd", fetch=True, later=True)
     assert clips.table["path"].tolist() == ["good.wav"]
-    assert caplog.text.count("left out: s3://b/odd/") == 2  # `..` counts as hidden
+    assert caplog.text.count("left out: s3://b/odd/") == 3  # `..` counts as hidden
     assert read_source("s3://b/odd/**", fetch=True, later=True).table["path"].tolist() == ["good.wav"]
     assert caplog.text.count("left out: s3://b/odd/a/../../x.wav (its name cannot be that of a file)") == 1
 
@@ -261,6 +307,15 @@ def test_archives_and_tables_at_an_address(folder, bucket, tmp_path, sounds, ser
     for address in ("s3://b/birds.zip", "s3://b/lists/t.csv", f"{server.url}/x/birds.zip"):
         assert difference(address, folder) < 1e-6, address
     assert difference(f"{server.url}/x/t.csv", folder, slice(1)) < 1e-6
+
+
+def test_signs_in_the_paths_of_a_table_do_not_end_its_addresses(tmp_path, sounds, server):
+    """A server that has `a` too would send it for a#1.wav and a#2.wav."""
+    names = ["a#1.wav", "a#2.wav", "a?.wav", "50%.wav"]
+    server.files = {f"/x/{quote(name)}": file.read_bytes() for name, file in zip(names, sounds, strict=False)}
+    server.files |= {"/x/a": sounds[5].read_bytes(), "/x/t.csv": "\n".join(["path", *names]).encode()}
+    found = read_source(f"{server.url}/x/t.csv?of=a/b", fetch=True, path_column="path")
+    assert [file.read_bytes() for file in found.files] == [file.read_bytes() for file in sounds[:4]]
 
 
 def test_parquet_files_and_patterns_at_an_address(folder, bucket, tmp_path, sounds, cache):

@@ -135,6 +135,13 @@ def test_a_sound_without_end_is_refused(server, sounds, monkeypatch):
         read_source(f"{server.url}/b.flac", fetch=True)
 
 
+def test_what_no_server_would_see_is_refused(tmp_path, server, sounds):
+    file = table(tmp_path, f"{server.url}/b.flac", f"{server.url}/b.flac#t=1,2")
+    with pytest.raises(ManifestError, match=r"b\.flac#t=1,2: what is behind # is not sent .* write %23 .* start"):
+        read_source(file, fetch=True)
+    assert not server.asked
+
+
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "zip://a.wav::https://example.org/a.zip", "data://x"])
 def test_other_kinds_of_addresses_are_refused(address):
     with pytest.raises(ManifestError, match=r"unknown kind of address; known are http:// https:// s3://"):

@@ -8,6 +8,9 @@ import pytest
 from decar.audio.source import read_source
 from decar.errors import ManifestError
 from tests.audio.sounds import tone, write
+from tests.audio.stores import bucket
+
+__all__ = ["bucket"]
 
 
 def test_everything_that_can_be_pointed_at(tmp_path, monkeypatch):
@@ -31,6 +34,16 @@ def test_everything_that_can_be_pointed_at(tmp_path, monkeypatch):
     assert paths("d/**/*.*") == ["d/a.wav", "d/e/b.flac"]
     assert paths(str(tmp_path / "d" / "*.wav")) == [str(tmp_path / "d" / "a.wav")]
     assert paths("-", stdin=["d/a.wav\n", "\n", "d/e/b.flac"]) == ["d/a.wav", "d/e/b.flac"]
+
+
+@pytest.mark.parametrize("options", [{"root": "d"}, {"path_column": "file"}])
+@pytest.mark.parametrize("source", ["d", "d/a.wav", "d/*.wav", "s3://b/d", "s3://b/d/a.wav"])
+def test_options_of_tables_are_refused_for_other_sources(tmp_path, monkeypatch, bucket, source, options):
+    file = write(tmp_path / "d" / "a.wav", tone(0.1))
+    bucket.pipe_file("s3://b/d/a.wav", file.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ManifestError, match=rf"with {next(iter(options))}=.*: that is of tables and lists of paths"):
+        read_source(source, fetch=True, **options)
 
 
 @pytest.mark.parametrize(("source", "told"), [("none", "does not exist"), ("*.wav", "no file fits"), ("-", "no path")])

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from decar.downstream.classifier import Classifier
 from tests.cli.helpers import write_recordings
 
 KINDS = ("low", "high", "noise", "pulse")
@@ -106,6 +107,18 @@ def test_what_is_suggested_is_not_labelled_and_can_be_labelled_on_a_page(decar, 
     pd.testing.assert_frame_equal(following, pd.read_csv(recordings / "sounds.csv", keep_default_na=False))
 
 
+@pytest.mark.parametrize("option", ["--segment 2", "--bundle random", "--engine slurm", "--workers 2", "--jobs 3"])
+@pytest.mark.parametrize("command", ["predict", "suggest"])
+def test_embeddings_are_taken_as_they_are_or_refused(decar, recordings, command, option):
+    table = pd.DataFrame({"path": ["a.wav"], "start": [0.0], "duration": [5.0], "embedding": [[0.5, 0.5]]})
+    table.to_parquet(recordings / "e.parquet")
+    Classifier(["a"], np.zeros((2, 1)), np.zeros(1), np.zeros(1), {}, {}).save(recordings / "c.safetensors")
+    outcome = decar(command, "e.parquet", "--classifier", "c.safetensors", *option.split())
+    assert outcome.code == 2
+    message = f"{option.split()[0]}: e.parquet holds embeddings, which are taken as they are; give the sounds"
+    assert message in outcome.errors[0]
+
+
 def test_a_bad_file_among_the_labels_is_left_out_and_named(decar, recordings):
     (recordings / "known" / "rec0.wav").write_bytes(b"RIFF")
     outcome = decar("fit", "labels.csv")
@@ -138,8 +151,6 @@ def test_mistakes_get_one_line(decar, recordings, words, message):
 
 
 def test_nothing_is_imported_because_a_classifier_says_so(decar, recordings):
-    from decar.downstream.classifier import Classifier
-
     facts = {"encoder": "0" * 64, "bundle": "torch:evil.network", "segment": "auto"}
     Classifier(["a"], np.zeros((4, 1)), np.zeros(1), np.zeros(1), {}, facts).save(recordings / "sent.safetensors")
     (recordings / "evil.py").write_text("open('ran', 'w')")

@@ -8,6 +8,8 @@ import pandas as pd
 import pytest
 import soundfile
 
+from decar.audio import ffmpeg
+from decar.files import locked
 from decar.neighbours.index import EmbeddingTable
 from tests.cli.helpers import write_recordings
 
@@ -64,6 +66,53 @@ def test_centres_may_be_learned_from_some_segments(decar, recordings, tmp_path):
     assert refused.code == 2
     assert "k=4 is more than max_points=3" in refused.err
     assert "--max-points=1: not allowed" in decar("cluster", "field", "--max-points", "1").err
+
+
+@pytest.mark.parametrize(
+    ("words", "lock"),
+    [
+        (["cluster", "field", "-k", "4"], "clusters/.lock"),
+        (["suggest", "field"], ".suggest.csv.lock"),
+    ],
+)
+def test_results_are_of_one_call(decar, recordings, tmp_path, monkeypatch, words, lock):
+    monkeypatch.setattr("decar.files.LOCK_WAIT", 0)
+    (tmp_path / "clusters").mkdir()
+    with locked(tmp_path / lock):
+        outcome = decar(*words)
+    assert outcome.code == 2
+    assert re.search(r"in use by process \d+ on .*; wait until it has ended, or give another --out", outcome.errors[0])
+    assert decar(*words).code == 0
+    assert not (tmp_path / lock).exists()
+
+
+def test_labels_of_one_s_own_stop_it_before_the_work(decar, recordings):
+    (recordings / "raven").mkdir()
+    outcome = decar("cluster", "field", "--out", "field")
+    assert outcome.code == 2
+    assert "field/raven: is not of an earlier call" in outcome.errors[0]
+    assert not (recordings / "embeddings.parquet").exists()
+
+
+def test_what_was_left_out_is_said_again_and_read_once_there_is_ffmpeg(decar, recordings, monkeypatch):
+    """A table that is taken again is of the sounds that could be read then."""
+    (recordings / "north/cut.wav").write_bytes(b"RIFF")
+    (recordings / "south/coded.wav").write_bytes(b"\0\0\0\x1cftypM4A " + bytes(100))
+    monkeypatch.setattr(ffmpeg, "available", lambda: False)
+    for _ in range(2):
+        outcome = decar("cluster", "field", "-k", "4")
+        assert outcome.code == 0, outcome.err
+        assert "north/cut.wav: left out: " in outcome.err
+        assert re.search(r"south/coded.wav: left out: .* install the program ffmpeg", outcome.err)
+        assert "2 of 8 clips left out, listed in clusters/embeddings.parquet.bad.csv" in outcome.err
+    assert "taken again" in outcome.err
+    monkeypatch.setattr(ffmpeg, "available", lambda: True)
+    outcome = decar("cluster", "field", "-k", "4")
+    assert "taken again" not in outcome.err
+    assert "ffmpeg can read" in outcome.err
+    assert "taken again" in decar("cluster", "field", "-k", "4").err
+    (recordings.parent / "clusters/embeddings.parquet.bad.csv").write_text('a"b')
+    assert "has no columns path and reason; the sounds are embedded anew" in decar("cluster", "field", "-k", "4").err
 
 
 def test_new_sounds_get_the_clusters_that_there_are(decar, recordings, tmp_path):
@@ -139,6 +188,8 @@ def test_columns_of_a_table_are_kept_and_its_own_cluster_column_gives_way(decar,
         (["sounds", "-k", "1"], "-k=1: not allowed"),
         (["sounds", "-k", "13"], "k=13 is larger than the number of clips (12)"),
         (["sounds", "-k", "3", "--clusterer", "pic"], "-k 3: pic finds their number itself"),
+        (["sounds", "--max-points", "9", "--clusterer", "pic"], "--max-points 9: pic takes all segments"),
+        (["sounds", "--max-points", "9", "--like", "c"], "--max-points 9: --like takes the clusters that there are"),
         (["sounds", "--segment", "five"], "--segment five: give a number"),
         (["sounds", "--segment", "-1"], "--segment=-1"),
         (["sounds", "--like", "nowhere"], "nowhere: not readable as clusters"),

@@ -1,9 +1,13 @@
 """Results on wandb, read back from its offline files."""
 
 import json
+import multiprocessing
+import os
+import signal
 
 import pytest
 import wandb
+from wandb.sdk.wandb_run import Run
 
 from decar.cli.eval_wandb import cells_of, pretraining_of
 from decar.downstream import Result
@@ -93,6 +97,35 @@ def test_a_result_that_is_there_is_logged_once_and_not_judged_again(evaluate, so
         assert len(history(folder)) == 1
         assert len(files(folder)) == 1
     assert (folder / "result.json").read_bytes() == before
+    assert [row["_step"] for row in history(tmp_path / "sweep")] == [0, 1], "the tables of two calls"
+
+
+def test_a_result_that_a_kill_kept_from_wandb_is_logged_by_the_next_call(evaluate, sound_folder, tmp_path, monkeypatch):
+    """The service has kept what it was given in memory, and is killed with the job."""
+    folder = tmp_path / "cell"
+    given = words(sound_folder, "bundle=logmel", f"hydra.run.dir={folder}", "resume=auto")
+
+    def killed(run):
+        os.killpg(0, signal.SIGKILL)
+
+    def job():
+        os.setpgid(0, 0)
+        monkeypatch.setattr(Run, "finish", killed)
+        evaluate(*given)
+
+    process = multiprocessing.get_context("fork").Process(target=job)
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert (folder / "result.json").is_file()
+    assert history(folder) == []
+    assert evaluate(*given).code == 0
+    [row] = history(folder)
+    assert row["value"] == Result.read(folder / "result.json").value
+    assert {"results.path", "confusion_table.path"} <= {*row}
+    there = files(folder)
+    assert evaluate(*given).code == 0
+    assert files(folder) == there
 
 
 def test_wandb_that_fails_costs_a_line(evaluate, sound_folder, tmp_path, monkeypatch):

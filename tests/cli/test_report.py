@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import decar.report
+from decar.pretrain.logger import ResumableCSVLogger
 from tests.report.test_page import data_of
 
 FAST = ["debug=fast", "report=true", "trainer.accelerator=cpu", "data=folder"]
@@ -61,6 +62,31 @@ def test_a_page_that_cannot_be_made_costs_one_line_and_not_the_run(train, sound_
     assert "RuntimeError: no more ink" in lines[0]
     assert (run / "finished.json").is_file()
     assert not (run / "report.html").exists()
+
+
+def test_a_run_is_finished_once_its_loggers_have_written_all(train, sound_folder, tmp_path, monkeypatch):
+    """Else what a kill had kept from them would be lost: a finished run is not opened again."""
+    run = tmp_path / "run"
+    words = ["debug=fast", "trainer.accelerator=cpu", "data=folder", "report=false", "resume=auto", "k=3"]
+    words += [f"data.root={sound_folder}", f"hydra.run.dir={run}"]
+
+    class Session:
+        def __init__(self):
+            self.reached = False
+
+        def finish(self):
+            assert not (run / "finished.json").exists()
+            if not self.reached:
+                raise ConnectionError("no answer")
+
+    session = Session()
+    monkeypatch.setattr(ResumableCSVLogger, "experiment", session, raising=False)
+    with pytest.raises(ConnectionError):
+        train(*words)
+    assert not (run / "finished.json").exists()
+    session.reached = True
+    assert train(*words).code == 0
+    assert (run / "finished.json").is_file()
 
 
 def test_false_leaves_it_out(train, sound_folder, tmp_path):

@@ -63,6 +63,16 @@ def test_a_search_for_the_wrong_thing_is_refused(train, labelled, tmp_path, opti
     assert not list(tmp_path.glob("sweep/*/checkpoints"))
 
 
+def test_labels_that_no_probe_can_use_do_not_make_it_a_search_for_the_nmi(train, labelled, sound_folder, tmp_path):
+    table = pd.read_csv(sound_folder / "t.csv").assign(sort="bird")
+    table.to_csv(sound_folder / "t.csv", index=False)
+    words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    done = train(*words, *SMALL, *labelled)
+    assert done.code == 2
+    assert "objective=null: the run has no probe_accuracy (are there clips of two labels?)" in done.errors[-1]
+    assert not (tmp_path / "sweep/optimization_results.yaml").exists()
+
+
 def test_without_the_extra_a_line_says_what_to_install(train, monkeypatch):
     monkeypatch.setattr("decar.cli.main.OPTUNA", "hydra_plugins.none")
     done = train("-m", "hydra/sweeper=optuna")

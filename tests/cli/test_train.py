@@ -411,6 +411,12 @@ def test_a_stream_trains_without_a_store_of_all_clips_and_has_a_page(train, deca
     again = train(*words, "resume=auto")
     assert "done already" in again.err + again.out
     assert decar("report", "run").code == 0
+    sample = {Path(path).name for path in table["clip"]}
+    (other,) = [file for file in sorted(sound_folder.rglob("*.wav")) if file.name not in sample][-1:]
+    other.rename(other.with_name("zz.wav"))  # no clip of the sample: all that is read before training is as before
+    refused = train(*words, "resume=auto")
+    assert refused.code == 2
+    assert "it belongs to other sounds (6 clips, as many here, with other content or order)" in refused.errors[0]
     assert (tmp_path / "run/report.html").is_file()
 
 
@@ -433,6 +439,10 @@ def test_a_stream_of_files_that_an_own_source_lists(train, sound_folder, tmp_pat
     outcome = train(*words, "k=3")
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "run/finished.json").is_file()
+    words[words.index("hydra.run.dir=run")] = "hydra.sweep.dir=sweep"
+    outcome = train("-m", *words, "k=3", "pretrain.features=pass,bank")  # which no stream uses
+    assert outcome.code == 0, outcome.err
+    assert "done already in" in outcome.err + outcome.out
 
 
 def test_a_budget_that_is_no_time_is_refused(train, sound_folder, tmp_path):

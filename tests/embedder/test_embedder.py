@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ from decar import embedder
 from decar.audio import Manifest, decode
 from decar.embedder import Embedder
 from decar.errors import AudioError, DecarError
+from decar.files import locked
 from tests.audio.sounds import tone, write, write_bad_files
 from tests.conftest import make_encoder
 
@@ -158,3 +161,41 @@ def test_another_key_starts_anew(tmp_path):
         embedder._prepare(tmp_path / "parts", key)
         assert len([*(tmp_path / "parts").glob("rows")]) == left
         (tmp_path / "parts" / "rows").touch()
+
+
+def test_the_folder_of_unfinished_rows_is_deleted_before_the_next_call_may_begin_in_it(tmp_path, encoder, monkeypatch):
+    """The other way round it was deleted under a call that had waited: hours later its rows were not there."""
+    write(tmp_path / "a.wav", tone(0.3))
+    delete = shutil.rmtree
+
+    def rmtree(folder, **options):
+        with pytest.raises(BlockingIOError), locked(f"{folder}.lock", 0):
+            pass
+        delete(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    Embedder(encoder).write(Manifest.from_folder(tmp_path), tmp_path / "e.parquet", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "e.parquet"]
+
+
+def test_a_disk_that_is_gone_ends_it_and_a_file_that_is_gone_does_not(tmp_path, encoder, monkeypatch):
+    """All clips behind an unmounted disk were left out, and the rows before it were taken for all there are."""
+    folder, read, out = tmp_path / "disk", embedder.read_clips, tmp_path / "e.parquet"
+    for name in "abcd":
+        write(folder / f"{name}.wav", tone(0.3))
+    clips, lose = Manifest.from_folder(folder), lambda: folder.rename(tmp_path / "unmounted")
+
+    def losing(batch, windows, num_workers):
+        yield from read(batch[:1], windows, num_workers)
+        lose()
+        yield from read(batch[1:], windows, num_workers)
+
+    monkeypatch.setattr(embedder, "read_clips", losing)
+    with pytest.raises(DecarError, match=r"disk/a\.wav: was there a moment ago and is gone.*the disk unmounted\?"):
+        Embedder(encoder).write(clips, out, progress=False)
+    assert not out.exists()
+    (tmp_path / "unmounted").rename(folder)
+    lose = (folder / "c.wav").unlink
+    made = Embedder(encoder).write(clips, out, progress=False)
+    assert made.bad["path"].tolist() == ["c.wav"]
+    assert made.table["path"].tolist() == ["a.wav", "b.wav", "d.wav"]

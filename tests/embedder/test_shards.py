@@ -1,7 +1,9 @@
 """Shards on workers that die, lie or are blind: the table is that of one process, and nothing goes on for ever."""
 
+import errno
 import logging
 import pickle
+import shutil
 from contextlib import contextmanager
 
 import numpy as np
@@ -9,13 +11,15 @@ import pandas as pd
 import pytest
 import soundfile
 
-from decar.audio import Manifest
+from decar.audio import Manifest, origin
 from decar.audio.source import read_source
 from decar.cli.app import main
 from decar.embedder import Embedder, shards
 from decar.embedder.shards import Parts, Shard, work
 from decar.errors import DecarError
+from decar.fetch import UnreachableError
 from decar.limits import Limits, limits, set_limits
+from decar.unpack import saving
 from tests.audio.stores import bucket
 from tests.conftest import make_encoder
 
@@ -120,7 +124,8 @@ def test_what_a_lost_worker_had_is_done_again(clips, encoder, alone, tmp_path, c
             return ""
         done = task.shards[:-1]
         if done:
-            part = shards.Task(task.clips.take(range(sum(s.stop - s.first for s in done))), done, task.parts, limits())
+            n = sum(s.stop - s.first for s in done)
+            part = shards.Task(task.clips.take(range(n)), task.records[:n], done, task.parts, limits())
             assert work(pickle.loads(engine.embedder), part) is None
         return "node lost"
 
@@ -239,6 +244,26 @@ def test_a_machine_that_does_not_see_the_sounds_does_not_call_them_missing(
         spread(Workers(blind, room=1), clips, encoder, tmp_path / "none.parquet")
 
 
+def test_a_machine_that_has_other_sounds_at_these_paths_embeds_none_of_them(clips, encoder, alone, tmp_path, caplog):
+    """Of equal length and time, as on local disks that are no longer alike."""
+    other = shutil.copytree(clips.root, tmp_path / "local disk")
+    shutil.copy2(other / "03.wav", other / "05.wav")
+
+    def local(n, task):
+        if n in bad:
+            first, stop = task.shards[0].first, task.shards[0].stop
+            object.__setattr__(task, "clips", Manifest(clips.table, other).take(range(first, stop)))
+        return ""
+
+    bad = {0, 1}
+    spread(Workers(local), clips, encoder, tmp_path / "many.parquet")
+    assert_equal(tmp_path / "many.parquet", alone)
+    assert caplog.text.count("has another file at") == 1, "what is the same there will do"
+    bad = set(range(100))
+    with pytest.raises(DecarError, match=r"by 3 workers, .* has another file at .*05\.wav, or it was changed since"):
+        spread(Workers(local, room=1), clips, encoder, tmp_path / "none.parquet")
+
+
 def test_a_machine_that_does_not_see_the_output_or_has_another_version_says_so(clips, encoder, tmp_path):
     def moved(n, task):
         object.__setattr__(task, "parts", Parts(tmp_path / "not mounted", task.parts.key, task.parts.dim))
@@ -251,6 +276,32 @@ def test_a_machine_that_does_not_see_the_output_or_has_another_version_says_so(c
 
     with pytest.raises(DecarError, match=r"has decar .*, this machine 9\.9: install the same"):
         spread(Workers(other), clips, encoder, tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("everywhere", [False, True], ids=["one machine", "all"])
+def test_a_cache_that_is_full_or_a_store_that_is_not_reached_may_be_so_on_one_machine(
+    clips, encoder, alone, tmp_path, monkeypatch, everywhere
+):
+    """It ended everything, as a damaged bundle does."""
+    faults = [
+        UnreachableError("cannot be reached"), OSError(errno.ENOSPC, "No space left"), shards.VanishedError("deleted"),
+    ]  # fmt: skip
+    into = Embedder.into
+
+    def fails(self, clips, sink, progress=False):
+        if not faults:
+            return into(self, clips, sink, progress)
+        error = faults[0] if everywhere else faults.pop()
+        with origin.reachable("s3://b"), saving(tmp_path / "cache"):
+            raise error
+
+    monkeypatch.setattr(Embedder, "into", fails)
+    if everywhere:
+        with pytest.raises(DecarError, match=r"not done by 3 workers, .* because of: s3://b: cannot be reached; what"):
+            spread(Workers(room=1), clips, encoder, tmp_path / "none.parquet")
+    else:
+        spread(Workers(), clips, encoder, tmp_path / "many.parquet")
+        assert_equal(tmp_path / "many.parquet", alone)
 
 
 def test_limits_hold_on_the_workers(clips, encoder, tmp_path):

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import requests
 import soundfile
 import wandb
 
@@ -112,6 +113,26 @@ def test_what_is_not_there_is_an_error_that_says_what_to_do(bundle, server):
     (root / "me/decar/empty/v0").mkdir(parents=True)
     with pytest.raises(BundleError, match=r"the artifact has no encoder.safetensors; was it logged with logger.wandb"):
         load_encoder(f"{WANDB}me/decar/empty:v0")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (requests.ConnectionError("no route"), r"wandb cannot be reached \(.*no route\); try again, or give a file$"),
+        (ConnectionResetError(104, "reset"), r"wandb cannot be reached .* give a file$"),
+        (OSError(28, "No space left on device"), r"cannot be kept in .*: the disk is full, make room$"),
+    ],
+)
+def test_what_breaks_off_is_said_for_what_it_is_and_is_not_in_the_cache(bundle, server, monkeypatch, error, says):
+    """An error of the network is an OSError too."""
+    put(server[0], bundle)
+
+    def breaks(*args):
+        raise error
+
+    monkeypatch.setattr(shutil, "copy", breaks)
+    with pytest.raises(BundleError, match=says):
+        load_encoder(f"{WANDB}me/decar/encoder-abc123:v0")
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,23 @@ def test_what_is_plain_to_see_is_seen_and_what_is_noise_is_not(make_store, table
     assert noise == pytest.approx(1 / 3, abs=0.1)
 
 
+def test_neighbours_are_half_standardised_by_the_clips_to_fit(make_store, table, tmp_path):
+    """Standardised, they are others: one column is larger than 60 of noise."""
+    watch = probe(table, tmp_path, split=None)
+    model, data = build(make_store(LENGTHS))
+    fit(model, data, tmp_path, epochs=1, callbacks=[watch])
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        vectors = 0.5 * rng.normal(size=(12, 60))
+        vectors[:, 0] = 3.0 * watch._classes + 0.5 * rng.normal(size=12)
+        variance = vectors[watch._train].var(0)
+        unit = (vectors - vectors[watch._train].mean(0)) / np.sqrt(variance + variance.mean())
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        nearest = watch._train[(unit[watch._valid] @ unit[watch._train].T).argmax(1)]
+        expected = np.mean(watch._classes[nearest] == watch._classes[watch._valid])
+        assert watch.accuracy(vectors) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("column", "group"), [("herd", "herd"), ("Speaker", "auto")])
 def test_groups_are_not_divided(make_store, table, tmp_path, column, group):
     frame = pd.read_csv(table).assign(herd=[f"h{i // 2}" for i in range(13)])

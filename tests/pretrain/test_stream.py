@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from decar.audio import LogMelStore, Manifest
+from decar.audio import FrontEnd, LogMelStore, Manifest
 from decar.audio import clips as clips_module
 from decar.audio.descriptors import DESCRIPTORS
 from decar.clustering import PIC, KMeans
@@ -18,6 +18,7 @@ from decar.errors import ConfigError, TrainingError
 from decar.pretrain import DescriptorLabels, EpochLabels, OnlineLabels, StreamData
 from decar.pretrain.online import FittedDescriptors
 from decar.pretrain.stream import endless, read_pieces, references, sample_of, shuffled
+from tests.audio.sounds import tone, write
 from tests.pretrain.helpers import build, fit
 
 NO_LABELS = EpochLabels(np.empty((12, 0), np.int64), [], 0, views=2)
@@ -193,6 +194,16 @@ def test_of_a_long_recording_a_random_stretch_is_kept(tmp_path):
     assert min(counts.values()) >= 4
     again = [mel for _, mel in read_pieces(jobs[10:], store.frontend, 1)]
     assert all(np.array_equal(a, b) for a, b in zip(pieces[10:], again, strict=True)), "by its seed alone"
+
+
+@pytest.mark.parametrize(("seconds", "lengths"), [(10.03, [1000, 1]), (15.0, [1000, 498])])
+def test_what_is_left_of_a_long_recording_is_taken_as_rarely_as_it_is_short(tmp_path, seconds, lengths):
+    """A clip of 10.03 s was a single frame, and silence, in every second pass."""
+    write(tmp_path / "long.wav", tone(seconds))
+    jobs = [((tmp_path / "long.wav", 0.0, None), seed) for seed in range(60)]
+    found = Counter(len(mel) for _, mel in read_pieces(jobs, FrontEnd(), 2))
+    assert found.keys() <= {*lengths}
+    assert found[lengths[1]] / 60 == pytest.approx(lengths[1] / sum(lengths), abs=0.15)
 
 
 def test_descriptors_label_a_clip_by_its_nearest_centre(store):

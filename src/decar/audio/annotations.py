@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from decar.errors import printable
+from decar.errors import DecarError, printable
 from decar.files import whole
 
 AUDACITY, RAVEN = "audacity", "raven"
+OURS = ".decar"  # a file of these folders
 
 
 def write_annotations(out: Path, table: pd.DataFrame, labels: list[str], highest: float) -> int:
-    """A file a recording in `OUT/audacity` and `OUT/raven`; what was there from an earlier call goes.
+    """A file a recording in `OUT/audacity` and `OUT/raven`; what was there from an earlier call goes, and nothing else.
 
     The files lie in the folders of their recordings, below the folder that all recordings share.
 
@@ -31,9 +32,14 @@ def write_annotations(out: Path, table: pd.DataFrame, labels: list[str], highest
 
     Raises:
         OSError: A file cannot be written.
+        DecarError: See `check_annotations`.
     """
-    for name in (AUDACITY, RAVEN):
-        shutil.rmtree(out / name, ignore_errors=True)
+    check_annotations(out)
+    for folder in (out / AUDACITY, out / RAVEN):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        (folder / OURS).write_text("decar deletes this folder before it writes it anew.\n")
     rows = table.assign(label=[_one_field(label) for label in labels])
     homes = _homes(rows["file"].unique().tolist())
     for file, stretches in rows.groupby("file", sort=False):
@@ -48,6 +54,13 @@ def write_annotations(out: Path, table: pd.DataFrame, labels: list[str], highest
             with whole(target) as part:
                 part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     return len(homes)
+
+
+def check_annotations(out: Path) -> None:
+    """Raise a DecarError where there is such a folder of somebody else's: OUT may be the folder of the recordings."""
+    for folder in (out / AUDACITY, out / RAVEN):
+        if folder.exists() and not (folder / OURS).is_file():
+            raise DecarError(f"{folder}: is not of an earlier call: rename it, or write the results to another folder")
 
 
 def audacity(stretches: pd.DataFrame) -> Iterator[str]:

@@ -23,7 +23,7 @@ import pandas as pd
 from decar.audio.columns import find_column, no_column, on_this_system, path_columns, with_path, with_stretches
 from decar.audio.conditions import matching
 from decar.audio.containers import folder_of, read_sounds
-from decar.audio.identity import WHOLE_BYTES, Records, identify, remembered
+from decar.audio.identity import RECORD, WHOLE_BYTES, Records, identify, remembered
 from decar.audio.origin import Origin
 from decar.audio.remote import refuse_addresses
 from decar.audio.scan import AUDIO_SUFFIXES, below_wrapper, find_audio, labels_from_folders
@@ -63,12 +63,15 @@ class Manifest:
         part_of: where `where` made it: the manifest that it took the clips from, and their rows there. A store of all
             of them serves for some.
         origin: the store that the files of all clips come from as they are needed; see `decar.audio.origin`.
+        understood: that the names of times are those above already: whether a column looks like a time depends on its
+            cells, so a part of a table could be refused where all of it was not.
     """
 
     table: pd.DataFrame
     root: Path
     part_of: tuple[Manifest, npt.NDArray[np.int64]] | None = None
     origin: Origin | None = None
+    understood: bool = False
 
     def __post_init__(self) -> None:
         table = self.table.reset_index(drop=True)  # a copy: the caller's table is never changed
@@ -80,10 +83,11 @@ class Manifest:
             raise ManifestError(
                 f"row {nul[0] + 1}: the path {table['path'][nul[0]]!r} holds a NUL byte: no file has that"
             )
-        table, notes = with_stretches(table)
+        table, notes = (table, []) if self.understood else with_stretches(table)
         if notes:
             log.info("table: %s", ", ".join(notes))
         object.__setattr__(self, "table", table)
+        object.__setattr__(self, "understood", True)
         object.__setattr__(self, "root", Path(self.root))
 
     @classmethod
@@ -252,7 +256,8 @@ class Manifest:
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer | np.bool_]) -> Manifest:
         """The clips at `indices` (or where a mask is True), in that order."""
         table = self.table.iloc[positions(indices, len(self))]
-        return Manifest(table, self.root, origin=self.origin and self.origin.of(table["path"]))
+        origin = self.origin and self.origin.of(table["path"])
+        return Manifest(table, self.root, origin=origin, understood=True)
 
     def column(self, name: str) -> pd.Series:
         """One column; capitals, spaces and punctuation of the name do not count where only one can be meant.
@@ -265,17 +270,21 @@ class Manifest:
             raise ManifestError(f"the manifest has {no_column(self.table.columns, name)}")
         return self.table[found]
 
-    def identity(self, cache_dir: str | os.PathLike[str] | None = None) -> Identity:
+    def identity(self, cache_dir: str | os.PathLike[str] | None = None, *, records: Records | None = None) -> Identity:
         """What the audio of the clips depends on, in two hashes; labels do not enter. See `decar.audio.identity`.
 
         Args:
             cache_dir: where digests of files are remembered; None: every file is read.
+            records: what `records` has just found.
         """
-        if self.origin is not None:  # by what the store says of them
-            return self._identity_of(self.origin.records(self.table["path"].tolist()))
+        return self._identity_of(self.records(cache_dir) if records is None else records)
+
+    def records(self, cache_dir: str | os.PathLike[str] | None = None) -> Records:
+        """Size, times and digest of each clip's file, `(N,)`; of objects of a store, what that says of them."""
+        if self.origin is not None:
+            return self.origin.records(self.table["path"].tolist())
         codes, files = self._distinct_files()
-        records = identify(files, cache_dir, known_elsewhere=lambda: self._known_to_whole(files, cache_dir))
-        return self._identity_of(records[codes])
+        return identify(files, cache_dir, known_elsewhere=lambda: self._known_to_whole(files, cache_dir))[codes]
 
     def identity_of_whole(self, identity: Identity, cache_dir: str | os.PathLike[str]) -> Identity | None:
         """The identity of all clips of `part_of` when it was last found, if the sounds of these clips are still those.
@@ -329,6 +338,10 @@ class Manifest:
     def fingerprint(self, cache_dir: str | os.PathLike[str] | None = None) -> str:
         """SHA-256 (hex) of what the log-mels of the clips depend on: `identity().fingerprint`."""
         return self.identity(cache_dir).fingerprint
+
+    def names_hash(self) -> str:
+        """SHA-256 (hex) of paths as the source writes them, and stretches: no sound is looked at."""
+        return self._identity_of(np.zeros(len(self), RECORD)).fingerprint
 
     def content_hash(self, *columns: str) -> str:
         """SHA-256 (hex) of the values of `columns`, all when none is named.

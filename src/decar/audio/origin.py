@@ -133,6 +133,8 @@ def unusable(path: str) -> str:
         return "its name cannot be that of a file"
     if max(len(part.encode("utf-8", "surrogatepass")) for part in parts) > LONGEST_NAME:
         return f"its name has more than {LONGEST_NAME} bytes"
+    if "::" in path:
+        return "its name holds ::, which joins two addresses"
     return ""
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pandas as pd
 
@@ -43,11 +44,14 @@ def at_address(
     if not is_object(address):
         one = Manifest(pd.DataFrame({"path": [address]}), Path.cwd())
         if not _holds_sounds(urlsplit(address).path):
+            refuse_options_of_tables(address, root, path_column)
             return one
         [file] = fetched(one, progress=progress).files
         return _inside(file, address, root, path_column)
     with reachable(address):
         found = matching(address) if "*" in address else listed(address)
+    if [*found] != [""]:  # of a pattern that Parquet files fit, the column of sounds may be named
+        refuse_options_of_tables(address, root, "path" if "*" in address else path_column)
     if "*" in address:
         return _of_pattern(folder_of_pattern(address), found, path_column, progress)
     if [*found] == [""]:
@@ -56,12 +60,20 @@ def at_address(
     return _below(address, found)
 
 
+def refuse_options_of_tables(source: str, root: str | os.PathLike[str] | None, path_column: str) -> None:
+    """Raise a ManifestError where an option is given that only tables, and lists of paths, have."""
+    if root is not None or path_column != "path":
+        what = f"root={root}" if root is not None else f"path_column={path_column}"
+        raise ManifestError(f"{source} with {what}: that is of tables and lists of paths; leave it out")
+
+
 def _holds_sounds(name: str) -> bool:
     return name.lower().endswith(ARCHIVES) or is_table(Path(name))
 
 
 def _of_object(origin: Origin, name: str, root: str | os.PathLike[str] | None, column: str, progress: bool) -> Manifest:
     if not _holds_sounds(name):
+        refuse_options_of_tables(f"{origin.address}/{name}", root, column)
         return _clips(origin, [name])
     fetch_all(origin, [name], origin.home, progress=progress)
     return _inside(origin.home / name, f"{origin.address}/{name}", root, column)
@@ -112,12 +124,18 @@ def _inside(file: Path, address: str, root: str | os.PathLike[str] | None, path_
 
 
 def _beside(address: str, path: str) -> str:
-    """The address of a path that a table at an address names.
+    """The address of a path that a table at an address names; signs of a file's name that end an address are escaped.
 
     >>> _beside("s3://bucket/birds/t.csv", "../bats/a.wav"), _beside("s3://bucket/t.csv", "https://example.org/a.wav")
     ('s3://bucket/bats/a.wav', 'https://example.org/a.wav')
+    >>> _beside("https://example.org/birds/t.csv?of=a/b", "what?#1.wav")
+    'https://example.org/birds/what%3F%231.wav'
     """
     if is_address(path) or os.path.isabs(path):
         return path
     scheme, _, place = address.partition("://")
+    if not is_object(address):
+        host, _, file = re.split(r"[?#]", place, maxsplit=1)[0].partition("/")
+        path = re.sub(r"[#?]|%(?![0-9A-Fa-f]{2})", lambda sign: quote(sign[0]), path)
+        return f"{scheme}://{host}{posixpath.normpath(posixpath.join('/', posixpath.dirname(file), path))}"
     return f"{scheme}:/{posixpath.normpath(posixpath.join('/', posixpath.dirname(place), path))}"

@@ -83,9 +83,15 @@ def place_of(address: str) -> str:
     """Where the file of an address lies below the folder of all: as in the address, if that can be a path.
 
     Raises:
-        ManifestError: The address is of an unknown kind, or holds a password.
+        ManifestError: The address is of an unknown kind, or holds a password, or a `#`, behind which no server sees
+            anything: the sounds of two addresses would be one.
     """
     scheme = check_address(address, (*HTTP, *SCHEMES))
+    if scheme in HTTP and "#" in address:
+        raise ManifestError(
+            f"{address}: what is behind # is not sent to a server: write %23 where it belongs to the name of the "
+            "file; stretches of a sound are given by columns start and duration"
+        )
     if _PLAIN.fullmatch(address):
         return address.replace("://", "/", 1)
     stem, suffix = os.path.splitext(re.sub(r"[^\w.-]", "_", urlsplit(address).path.rsplit("/", 1)[-1])[-100:])

@@ -14,7 +14,7 @@ import pandas as pd
 from decar.audio.containers import folder_of
 from decar.audio.manifest import Manifest
 from decar.audio.origin import with_files
-from decar.audio.places import at_address
+from decar.audio.places import at_address, refuse_options_of_tables
 from decar.audio.remote import fetched
 from decar.audio.scan import only_unicode
 from decar.audio.tables import is_parquet, is_table
@@ -76,10 +76,13 @@ def _read(text: str, root: str | Path | None, path_column: str, stdin: Iterable[
     if is_address(text):
         return _listed([text], None, "")
     path = Path(text).expanduser()
-    if path.is_dir() or is_archive(path):
-        return Manifest.from_folder(path)
-    if is_table(path) and (is_parquet(path) or path.exists() or not glob.has_magic(text)):
+    folder = path.is_dir() or is_archive(path)
+    if not folder and is_table(path) and (is_parquet(path) or path.exists() or not glob.has_magic(text)):
         return Manifest.from_path(path, root=root, path_column=path_column)
+    if path.exists() or glob.has_magic(text):
+        refuse_options_of_tables(text, root, path_column)
+    if folder:
+        return Manifest.from_folder(path)
     if path.exists():
         return _listed([text if path == Path(text) else str(path)], None, "")
     if glob.has_magic(text):

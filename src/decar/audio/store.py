@@ -290,7 +290,7 @@ class LogMelStore:
         )
         cut = _sha256(self.fingerprint, np.stack([clip, skipped]).tobytes())
         return replace(
-            store, manifest=Manifest(table, store.manifest.root), offsets=store.offsets + skipped,
+            store, manifest=replace(store.manifest, table=table, part_of=None), offsets=store.offsets + skipped,
             lengths=np.where(last, store.lengths - skipped, size), fingerprint=cut, content=self.content,
         )  # fmt: skip
 

@@ -205,8 +205,8 @@ CLUSTER = [
         "%(default)s)", choices=("kmeans", "pic", "hdbscan"), default="kmeans",
     ),
     _option(
-        "--max-points", "learn the centres of kmeans from so many segments; all are assigned (default: %(default)s)",
-        type=int, default=2_000_000, metavar="N",
+        "--max-points", "learn the centres of kmeans from so many segments; all are assigned (default: two million)",
+        type=int, metavar="N",
     ),
     _file(
         "--like", "put the sounds into the clusters of an earlier call: its folder, or clusters.npz", metavar="CLUSTERS"

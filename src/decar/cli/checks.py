@@ -92,8 +92,8 @@ def check(cfg: DictConfig) -> None:
 
 def _refuse_search(cfg: DictConfig) -> None:
     """Refuse a search by Optuna that would look for the worst, or for what is best where nothing is learned."""
-    sweeper: Any = HydraConfig.get().sweeper if HydraConfig.initialized() else {}
-    if not str(sweeper.get("_target_")).endswith("OptunaSweeper") or "objective" not in cfg:
+    sweeper = _sweeper()
+    if not is_search() or "objective" not in cfg:
         return
     wanted = "minimize" if str(cfg.objective).startswith("loss") else "maximize"
     given = getattr(sweeper.direction, "name", sweeper.direction)
@@ -107,6 +107,15 @@ def _refuse_search(cfg: DictConfig) -> None:
         f"objective={cfg.objective} is the NMI of consecutive clusterings, which is highest where nothing is learned: "
         "pass objective=embedding_rank, or labelled sounds (callbacks.probe.path=FILE, data.label=COLUMN)",
     )
+
+
+def is_search() -> bool:
+    """Whether this is a job of a search by Optuna."""
+    return str(_sweeper().get("_target_")).endswith("OptunaSweeper")
+
+
+def _sweeper() -> Any:
+    return HydraConfig.get().sweeper if HydraConfig.initialized() else {}
 
 
 def _refuse_unread(cfg: DictConfig) -> None:

@@ -15,11 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio import FrontEnd, Manifest
-from decar.audio.annotations import write_annotations
+from decar.audio.annotations import check_annotations, write_annotations
 from decar.audio.clips import Segment, as_segment
 from decar.audio.remote import refuse_addresses
 from decar.cli.bundles import as_text, check_numbers, embedder_of, source_of
-from decar.cli.clusters import bundle_named, embedded, may_load, recordings_of, root_of, writing
+from decar.cli.clusters import bundle_named, claimed, embedded, may_load, recordings_of, root_of, writing
 from decar.cli.terminal import say, say_lines, start_log
 from decar.clustering import Placed
 from decar.downstream import to_markdown
@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 ROW = "row"  # column of the number of an example
 SCORE = "score_"  # before a label, as the name of a column
 MEASURES = ("average_precision", "precision", "recall", "f1")
+# options that say how sounds are embedded
+OF_SOUNDS = ("segment", "bundle", "network", "device", "workers", "engine", "address", "jobs", "slurm", "fetch")
 LIKE_AUTO = (2.5, 7.5)  # s: labelled stretches for which segments of 5 s will do
 LONG = 15.0  # s: a clip that is labelled as a whole and longer than that deserves a warning
 
@@ -73,6 +75,12 @@ def predict(args: argparse.Namespace) -> None:
     start_log(logging.INFO)
     check_numbers(args)
     classifier = Classifier.load(args.classifier)
+    with claimed(args.out, args.out.with_name(f".{args.out.name}.lock")):
+        check_annotations(args.out.with_suffix(""))
+        _predict(args, classifier)
+
+
+def _predict(args: argparse.Namespace, classifier: Classifier) -> None:
     table, files, vectors, rate = _segments(args, classifier, args.out.with_suffix(""))
     scores = classifier.scores(vectors)
     columns = _score_columns(classifier, scores)
@@ -95,6 +103,11 @@ def suggest(args: argparse.Namespace) -> None:
     check_numbers(args)
     check_whole("-n", args.n, 1)
     classifier = Classifier.load(args.classifier) if args.classifier else None
+    with claimed(args.out, args.out.with_name(f".{args.out.name}.lock")):
+        _suggest(args, classifier)
+
+
+def _suggest(args: argparse.Namespace, classifier: Classifier | None) -> None:
     table, files, vectors, _ = _segments(args, classifier, args.out.with_suffix(""))
     examples = _examples(args) if args.labels else None
     labelled = _overlapping(table, files, examples.clips) if examples else np.empty(0, np.int64)
@@ -219,6 +232,10 @@ def _written(source: str) -> EmbeddingTable | None:
 def _taken(
     known: EmbeddingTable, args: argparse.Namespace, classifier: Classifier | None
 ) -> tuple[pd.DataFrame, pd.Series, NDArray[np.float32], int]:
+    if given := [f"--{name}" for name in OF_SOUNDS if getattr(args, name)]:
+        raise ConfigError(
+            f"{given[0]}: {known.file} holds embeddings, which are taken as they are; give the sounds, or leave it out"
+        )
     if "start" not in known.rows or "duration" not in known.rows:
         raise ConfigError(f"{known.file}: has no start and duration: embed with --segment auto, or give the sounds")
     if classifier:

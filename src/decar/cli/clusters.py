@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from decar.audio import Manifest
-from decar.audio.annotations import write_annotations
+from decar.audio import Manifest, ffmpeg
+from decar.audio.annotations import check_annotations, write_annotations
 from decar.audio.clips import Segment, as_segment
 from decar.audio.progress import progress_bar
 from decar.audio.recorded import with_clock
@@ -24,10 +24,11 @@ from decar.cli.bundles import check_numbers, embedder_of, source_of
 from decar.cli.terminal import say, start_log
 from decar.clustering import Clusters, Placed, make_clusters
 from decar.clustering.choose import plausible
-from decar.embedder import Embedder
-from decar.embedder.output import write_rows
+from decar.clustering.model import MAX_POINTS
+from decar.embedder import Embedder, log_left_out
+from decar.embedder.output import read_bad, write_rows
 from decar.errors import ConfigError, DecarError, SearchError, check_whole
-from decar.files import advice
+from decar.files import advice, locked
 from decar.models.bundle import REMOTE, exact_name
 from decar.models.other import PREFIXES
 from decar.neighbours.index import EmbeddingTable
@@ -44,18 +45,21 @@ def cluster(args: argparse.Namespace) -> None:
     """Embed, cluster or place in clusters that there are, write what was found."""
     start_log(logging.INFO)
     check_numbers(args)
-    check_whole("--max-points", args.max_points, 2)
-    if args.k != "auto":
-        check_whole("-k", args.k, 2)
-    if args.k != "auto" and (args.clusterer != "kmeans" or args.like):
-        why = "--like takes the clusters that there are" if args.like else f"{args.clusterer} finds their number itself"
-        raise ConfigError(f"-k {args.k}: {why}; leave it out")
+    _check_kmeans(args)
     like, bundle = _clusters_of(args.like, args) if args.like else (None, args.bundle or "small")
     segment = as_segment(args.segment or (like.facts["segment"] if like else "auto"))
     clips = source_of(args)
     embedder = embedder_of(args, bundle, segment)
     if like:
         like.require_encoder(embedder.encoder.hash())
+    with claimed(args.out, args.out / ".lock"):
+        check_annotations(args.out)
+        _cluster(args, clips, embedder, bundle, segment, like)
+
+
+def _cluster(
+    args: argparse.Namespace, clips: Manifest, embedder: Embedder, bundle: str, segment: Segment, like: Clusters | None
+) -> None:
     table, vectors = embedded(clips, embedder, args.out, bundle)
     files = recordings_of(clips.root, table)
     table = with_clock(table, files.tolist())
@@ -68,7 +72,7 @@ def cluster(args: argparse.Namespace) -> None:
         with progress_bar("choose k", steps, enabled=steps > 0 and sys.stderr.isatty()) as advance:
             model, placed = make_clusters(
                 vectors, files.to_numpy(), method=args.clusterer, k=args.k, seed=args.seed,
-                max_points=args.max_points, facts=facts, advance=advance,
+                max_points=args.max_points or MAX_POINTS, facts=facts, advance=advance,
             )  # fmt: skip
     with writing(args.out):
         table = write_clusters(args.out, table, placed, model)
@@ -79,6 +83,21 @@ def cluster(args: argparse.Namespace) -> None:
     say(f"{args.out / TABLE}: a row a segment with cluster, distance, novelty; labels for Audacity and Raven beside it")
     say(f"look at it: {page}")
     say(f"new sounds: decar cluster FOLDER --like {args.out}")
+
+
+def _check_kmeans(args: argparse.Namespace) -> None:
+    """Refuse the options of K-Means where they are no numbers of clusters and segments, or nothing reads them."""
+    given = {"-k": None if args.k == "auto" else args.k, "--max-points": args.max_points}
+    others = {"-k": "finds their number itself", "--max-points": "takes all segments"}
+    for name, value in given.items():
+        if value is None:
+            continue
+        check_whole(name, value, 2)
+        if args.clusterer != "kmeans" or args.like:
+            own = f"{args.clusterer} {others[name]}"
+            raise ConfigError(
+                f"{name} {value}: {'--like takes the clusters that there are' if args.like else own}; leave it out"
+            )
 
 
 def summary(model: Clusters, placed: Placed, args: argparse.Namespace) -> str:
@@ -133,6 +152,23 @@ def may_load(file: Path, bundle: str, given: str | None) -> str:
 
 
 @contextmanager
+def claimed(out: Path, lock: Path) -> Iterator[None]:
+    """Keep other calls out of the results `out`: files of two calls would make one set of them.
+
+    Raises:
+        DecarError: Another call writes them, or the folder of the lock file cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            with writing(out):
+                lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(lock))
+        except BlockingIOError as error:
+            raise DecarError(f"{out}: {error.strerror}; wait until it has ended, or give another --out") from None
+        yield
+
+
+@contextmanager
 def writing(out: Path) -> Iterator[None]:
     """What cannot be written is an error that says what to do."""
     try:
@@ -148,17 +184,23 @@ def embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tup
     file = out / EMBEDDINGS
     if file.is_file():
         try:
-            known = EmbeddingTable.open(file)
-            if known.facts.get("key") == embedder.key(clips):
+            known, bad = EmbeddingTable.open(file), read_bad(file)
+            if known.facts.get("key") == embedder.key(clips) and not (lacked_ffmpeg(bad) and ffmpeg.available()):
                 vectors, root = known.vectors(), os.path.abspath(clips.root)
                 if known.root != Path(root):  # the sounds have been moved
                     write_rows(file, known.rows, vectors, {**known.facts, "root": root})
+                log_left_out(bad, len(clips), file)
                 log.info("%s: of these sounds, taken again", file)
                 return known.rows, vectors
         except SearchError as error:
             log.warning("%s; the sounds are embedded anew", error)
     made = embedder.write(clips, file, name=bundle)
     return made.table, made.vectors
+
+
+def lacked_ffmpeg(bad: pd.DataFrame) -> bool:
+    """Whether clips were left out because the program ffmpeg was not installed."""
+    return any(str(reason).endswith(ffmpeg.INSTALL) for reason in bad["reason"])
 
 
 def recordings_of(root: Path, table: pd.DataFrame) -> pd.Series:

@@ -111,6 +111,22 @@ def listed(cfg: DictConfig) -> Manifest:
     return sample_of(made, cfg.labels.sample, cfg.seed) if cfg.data.get("stream") else made
 
 
+def content_of(cfg: DictConfig, content: str) -> str:
+    """What tells the sounds of a run from others: `Identity.content` of those that `listed` gives.
+
+    Of a stream the other clips are not read, but which they are counts: others would come in its batches. Clips of a
+    source of the user's own are not listed for that.
+    """
+    from hydra.utils import instantiate
+
+    from decar.audio import Manifest
+
+    made = instantiate(cfg.data.manifest) if cfg.data.get("stream") else None
+    if not isinstance(made, Manifest):
+        return content
+    return hashlib.sha256(f"{content} {made.names_hash()}".encode()).hexdigest()
+
+
 def length_of_stream(cfg: DictConfig) -> int:
     """Clips of a pass; of a stream of unknown length, those of the sample.
 

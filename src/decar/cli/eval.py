@@ -74,6 +74,8 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     before = judged_before(cfg, output, judged) if cfg.resume == "auto" else None
     if before:
         log.info("%s: judged already, nothing to do", output)
+        if cfg.get("logger"):  # where it may be new: a sweep's table goes where config.yaml says
+            write_config(output, OmegaConf.to_yaml(cfg, resolve=True))
         return log_result(cfg, output, before).value
     for name in ("result.json", JUDGED, JOURNAL):  # of other options: config.yaml speaks for this job from here on
         (output / name).unlink(missing_ok=True)

@@ -30,8 +30,8 @@ CELLS = 10_000  # of a confusion matrix: what a table of wandb shows
 
 
 def is_logged(output: Path) -> bool:
-    """Whether the result in this folder was logged."""
-    return bool(read_journal(output / JOURNAL)[1])
+    """Whether the result in this folder was logged, up to the end."""
+    return bool(read_journal(output / JOURNAL)[0].get("ended"))
 
 
 def log_to_wandb(logger: ResumableWandbLogger, options: dict[str, Any], result: Result) -> None:
@@ -57,16 +57,19 @@ def log_table(folder: Path, results: Sequence[Result]) -> None:
     options |= {"save_dir": folder, "name": f"{folder.name}: results", "job_type": "table", "log_model": False}
     logger = ResumableWandbLogger(**options)
     with opened(logger):
-        logger.experiment.log({"results": table_of(results)})
+        logger.experiment.log({"results": table_of(results)}, step=logger.n_rows)  # behind that of an earlier call
 
 
 @contextmanager
 def opened(logger: ResumableWandbLogger) -> Iterator[None]:
     """Close the run of wandb whatever happens: a sweep's next job would log into it."""
+    run = logger.experiment
     try:
         yield
-    finally:
-        logger.experiment.finish()
+    except BaseException:
+        run.finish()
+        raise
+    logger.end()
 
 
 def settings_of(result: Result) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decar import signals
-from decar.cli.checks import check, idle_words
-from decar.cli.config import build_encoder, job_name, length_of_stream, listed, own_network, take_over
+from decar.cli.checks import check, idle_words, is_search
+from decar.cli.config import build_encoder, content_of, job_name, length_of_stream, listed, own_network, take_over
 from decar.cli.launch import PARENT, child_processes, end_with_parent, folder_lock, given_to_child, leads, process_group
 from decar.cli.main import quiet, run_hydra
 from decar.cli.runs import (
@@ -97,7 +97,6 @@ def find_twin(stack: ExitStack, cfg: DictConfig) -> dict[str, Any] | None:
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from hydra.utils import instantiate
 
     conf: Any = HydraConfig.get()
     idle = idle_words(cfg)
@@ -105,7 +104,7 @@ def find_twin(stack: ExitStack, cfg: DictConfig) -> dict[str, Any] | None:
         return None
     sweep, name = Path(conf.sweep.dir), job_name(word for word in conf.overrides.task if word not in idle)
     stack.enter_context(locked(sweep / f".{name}.lock", wait=math.inf))
-    content = instantiate(cfg.data.manifest).identity(cfg.cache_dir).content
+    content = content_of(cfg, identity_of(cfg).content)
     twin = finished_twin(cfg, sweep, content, [word.lstrip("+").partition("=")[0] for word in idle])
     if twin is None:
         return None
@@ -124,9 +123,10 @@ def find_earlier_run(
     checkpoint, done = find_checkpoint(cfg.resume, output), None
     if cfg.resume is not None and (checkpoint is not None or (output / FINISHED).is_file()):
         sounds = identity()
+        content = content_of(cfg, sounds.content)
         if checkpoint is not None:
-            refuse_other_run(cfg, Path(checkpoint), sounds.content, sounds.n_clips, processes)
-        done = complete(cfg, output, sounds.content, checkpoint)
+            refuse_other_run(cfg, Path(checkpoint), content, sounds.n_clips, processes)
+        done = complete(cfg, output, content, checkpoint)
     if not done and checkpoint is None:
         clear(output)
     return done, checkpoint
@@ -195,19 +195,19 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
         with training():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         metrics = last_metrics(output, trainer)
-        if trainer.is_global_zero:
-            if is_finished(trainer):
-                write_finished(output, metrics, trainer.current_epoch, trainer.global_step, record.record)
-            else:
-                log.warning(
-                    "stopped in epoch %d of %d: the same command with hydra.run.dir=%s resume=auto goes on",
-                    trainer.current_epoch, trainer.max_epochs, output,
-                )  # fmt: skip
-            if signals.asked():  # in the last step
-                raise signals.stop(signals.asked())
-            if cfg.report:
-                on = trainer.strategy.root_device
-                report_run(cfg, output, clips, str(on) if on.type == "cuda" else "cpu")
+    if trainer.is_global_zero:  # loggers have written all: a run that is finished is not opened again for that
+        if is_finished(trainer):
+            write_finished(output, metrics, trainer.current_epoch, trainer.global_step, record.record)
+        else:
+            log.warning(
+                "stopped in epoch %d of %d: the same command with hydra.run.dir=%s resume=auto goes on",
+                trainer.current_epoch, trainer.max_epochs, output,
+            )  # fmt: skip
+        if signals.asked():  # in the last step
+            raise signals.stop(signals.asked())
+        if cfg.report:
+            on = trainer.strategy.root_device
+            report_run(cfg, output, clips, str(on) if on.type == "cuda" else "cpu")
     return metrics
 
 
@@ -238,9 +238,14 @@ def objective(cfg: DictConfig, metrics: dict[str, float]) -> float:
     """The metric `objective` names; else the online probe's accuracy, else the NMI, else NaN: nothing to compare by.
 
     Raises:
-        ConfigError: The run has no metric of that name.
+        ConfigError: The run has no metric of that name, or has a search by Optuna compare by the NMI.
     """
     name = cfg.objective or next((name for name in OBJECTIVES if name in metrics), None)
+    require(
+        cfg.objective is not None or name == OBJECTIVES[0] or not is_search(),
+        f"objective=null: the run has no {OBJECTIVES[0]} (are there clips of two labels?), and the NMI, which is "
+        "highest where nothing is learned, is not searched by: pass objective=embedding_rank, or other labelled sounds",
+    )
     if name is None:
         return math.nan
     require(name in metrics, f"objective={name}: the run has no such metric; it has {', '.join(sorted(metrics))}")
@@ -312,6 +317,7 @@ def all_clips(cfg: DictConfig, identity: Identity | None = None) -> LogMelStore:
     set_limits(Limits(**cfg.limits))  # a further process of the job comes here first
     segment = as_segment(cfg.data.get("segment"), "data.segment")
     store = LogMelStore.open_or_build(listed(cfg), instantiate(cfg.frontend), cfg.cache_dir, identity=identity)
+    store.content = content_of(cfg, store.content)
     return store if cfg.data.get("stream") else store.segmented(segment)
 
 

@@ -21,7 +21,7 @@ from decar.clustering.kmeans import KMeans
 from decar.clustering.pic import PIC
 from decar.clustering.whiten import Whitening, l2_normalize
 from decar.digests import check_zip, seal_zip
-from decar.errors import ClusteringError
+from decar.errors import ClusteringError, ConfigError
 from decar.files import whole
 
 Method = Literal["kmeans", "pic", "hdbscan"]
@@ -201,9 +201,12 @@ def make_clusters(
 
     Raises:
         ClusteringError: There are too few clips for the clusters that are asked for, or the vectors are unusable.
+        ConfigError: `k` is given to a method that finds it itself.
     """
     if method not in get_args(Method):
         raise ClusteringError(f"{method} is no way to cluster: choose one of {', '.join(get_args(Method))}")
+    if method != "kmeans" and k != "auto":
+        raise ConfigError(f"k={k}: {method} finds the number of clusters itself; leave it out")
     if len(vectors) < 2:
         raise ClusteringError(f"{len(vectors)} clip: nothing to cluster, give at least two")
     whitening = Whitening.fit(vectors, dim)

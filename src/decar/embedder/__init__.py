@@ -26,12 +26,14 @@ from decar.audio import Manifest
 from decar.audio.arrival import arriving
 from decar.audio.clips import ClipEnd, Event, Frames, Job, Piece, RowEnd, Segment, Windows, one_torch_thread, read_clips
 from decar.audio.crops import padded_frames
+from decar.audio.decode import NOT_FOUND
+from decar.audio.identity import Records
 from decar.audio.journal import Journal
 from decar.audio.progress import progress_bar
 from decar.audio.samples import CANCEL_NOTE, as_array, mixed, resampled, scaled, warn_if_lost
 from decar.cores import cpu_count
 from decar.embedder.output import check_out, deliver, name_beside, places_of, write_bad, write_rows
-from decar.embedder.shards import KEY, Crew, Engine, Memory, Parts
+from decar.embedder.shards import KEY, Crew, Engine, Memory, Parts, VanishedError
 from decar.errors import AudioError, DecarError, check_whole
 from decar.files import locked
 from decar.limits import limits
@@ -45,7 +47,7 @@ BLOCK_FRAMES = 64 * 998  # ten minutes of sound: what is in memory at once, and 
 NAMED_IN_LOG = 20
 VECTORS = "vectors.f32"
 
-__all__ = ["Embedded", "Embedder", "Windows"]
+__all__ = ["Embedded", "Embedder", "Windows", "log_left_out"]
 
 Vectors = NDArray[np.float32]
 
@@ -158,7 +160,8 @@ class Embedder:
             DecarError: Nothing could be embedded, the file cannot be written, or another process is writing it.
         """
         check_out(out)
-        (file, folder), key = places_of(out), self.key(clips)
+        (file, folder), records = places_of(out), clips.records()
+        key = self.key(clips, records)
         facts = {**self._facts(name), "root": os.path.abspath(clips.root), "key": key}
         if clips.origin is not None:
             facts["address"] = clips.origin.address
@@ -170,18 +173,18 @@ class Embedder:
                     if journal.committed:
                         log.info("going on with %s at clip %d of %d", out, journal.committed, len(clips))
                     if self.engine:
-                        self._spread(
-                            self.engine, clips, journal, Parts(folder.absolute(), key, self.encoder.dim), progress
-                        )
+                        parts = Parts(folder.absolute(), key, self.encoder.dim)
+                        self._spread(self.engine, clips, records, journal, parts, progress)
                     else:
                         self.into(clips, journal, progress)
                     made = Embedded(*self._tables(clips, journal))
                 write_bad(file, made.bad)
                 if len(made.vectors):
                     write_rows(file, made.table, made.vectors, facts)
-                first_bad = _log_problems(made.bad, journal.ends, clips, out)
+                _log_silent(journal.ends, clips)
+                log_left_out(made.bad, len(clips), out)
                 deliver(file, out)
-            shutil.rmtree(folder)
+                shutil.rmtree(folder)  # with the lock: another call may wait for it, and begin in there at once
         except BlockingIOError as error:
             raise DecarError(f"{out}: {error.strerror}; wait until it has ended, or give another --out") from None
         except OSError as error:
@@ -190,24 +193,33 @@ class Embedder:
                 "command, it goes on where it stopped"
             ) from error
         if not len(made.vectors):
-            raise DecarError(f"none of the {len(clips)} clips can be embedded: {first_bad}")
+            first = "; ".join(_lines(made.bad[:3]))
+            raise DecarError(f"none of the {len(clips)} clips can be embedded: {first}")
         return made
 
-    def key(self, clips: Manifest) -> str:
-        """SHA-256 (hex) of all that the bytes of an output depend on: encoder, clips with columns, files, options."""
+    def key(self, clips: Manifest, records: Records | None = None) -> str:
+        """SHA-256 (hex) of all that the bytes of an output depend on: encoder, clips with columns, files, options.
+
+        Args:
+            clips: What is embedded.
+            records: What `clips.records()` has just found; None: the files are looked at.
+        """
         options = [FORMAT, BLOCK_FRAMES, self.batch_size, self.device, self.windows.as_dict(), self.windows.placed]
         options += [decar.__version__, limits().changed()]
-        words = [self.encoder.hash(), clips.fingerprint(), clips.content_hash(), json.dumps(options)]
+        files = clips.identity(records=records).fingerprint
+        words = [self.encoder.hash(), files, clips.content_hash(), json.dumps(options)]
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
-    def _spread(self, engine: Engine, clips: Manifest, journal: Journal, parts: Parts, progress: bool) -> None:
+    def _spread(
+        self, engine: Engine, clips: Manifest, records: Records, journal: Journal, parts: Parts, progress: bool
+    ) -> None:
         """As `into`, on other machines."""
         own = copy(self)
         own.engine = None
         clips = replace(clips, root=Path(os.path.abspath(clips.root)))
         with engine.pool(own, parts.folder) as pool, progress_bar("embed", len(clips), enabled=progress) as advance:
             advance(journal.committed)
-            Crew(pool, clips, parts, journal).run(advance)
+            Crew(pool, clips, records, parts, journal).run(advance)
 
     def into(self, clips: Manifest, sink: Memory | Journal, progress: bool = False) -> None:
         """Embed the clips that the sink has not got, the encoder on its device and in eval mode meanwhile."""
@@ -217,7 +229,8 @@ class Embedder:
             encoder.to(self.device)
             try:
                 with evaluating(encoder), arriving(clips, done) as (batches, faults):
-                    events = _events(batches, faults, self.windows, self.num_workers)
+                    fetched = clips.origin is not None
+                    events = _events(batches, faults, self.windows, self.num_workers, fetched=fetched)
                     _embed(events, encoder, sink, self.batch_size, self.device, advance)
             except _NotFiniteError:
                 raise DecarError(
@@ -254,14 +267,28 @@ class Embedder:
 
 
 def _events(
-    batches: Iterable[list[Job]], faults: Mapping[Path, str], windows: Windows, num_workers: int
+    batches: Iterable[list[Job]], faults: Mapping[Path, str], windows: Windows, num_workers: int, *, fetched: bool
 ) -> Iterator[Event]:
-    """What `read_clips` makes of the batches; the reason why a file was not fetched, where that is known."""
+    """What `read_clips` makes of the batches; the reason why a file was not fetched, where that is known.
+
+    Raises:
+        VanishedError: A file that was fetched is not there any more, or a file is missing and the one that was read
+            before it is too, as on a disk that was unmounted: not one sound is missing then but all.
+    """
+    before: Path | None = None  # on this disk, and read
     for batch in batches:
         files = iter(batch)
         for event in read_clips(batch, windows, num_workers):
-            if isinstance(event, ClipEnd) and (reason := faults.get(next(files)[0])):
-                event = replace(event, reason=reason)
+            if isinstance(event, ClipEnd):
+                file = next(files)[0]
+                if reason := faults.get(file):
+                    event = replace(event, reason=reason)
+                elif event.reason == NOT_FOUND and (fetched or (before and not before.exists())):
+                    raise VanishedError(
+                        f"{file if fetched else before}: was there a moment ago and is gone: was the cache cleaned, or "
+                        "the disk unmounted? What is done is kept; run the same command again once it is there"
+                    )
+                before = before if event.reason else file
             yield event
 
 
@@ -277,18 +304,26 @@ def _prepare(folder: Path, key: str) -> None:
     (folder / KEY).write_text(key)
 
 
-def _log_problems(bad: pd.DataFrame, ends: list[ClipEnd], clips: Manifest, out: str | Path) -> str:
-    """Log what is wrong with the clips; return the first reasons for a message."""
-    silent = [f"{clips.table['path'][i]}: silent, embedded all the same" for i, e in enumerate(ends) if e.silent]
-    left_out = [f"{path}: left out: {reason}" for path, reason in bad[["path", "reason"]].to_numpy()]
-    for lines in (left_out, silent):
-        for line in lines[:NAMED_IN_LOG]:
-            log.warning("%s", line)
-        if len(lines) > NAMED_IN_LOG:
-            log.warning("… and %d more", len(lines) - NAMED_IN_LOG)
-    if left_out:
-        log.warning("%d of %d clips left out, listed in %s", len(left_out), len(clips), name_beside(out, "bad"))
-    return "; ".join(left_out[:3])
+def log_left_out(bad: pd.DataFrame, n_clips: int, out: str | Path) -> None:
+    """Log which clips have no embedding, and where all of them are listed."""
+    _log_some(_lines(bad))
+    if len(bad):
+        log.warning("%d of %d clips left out, listed in %s", len(bad), n_clips, name_beside(out, "bad"))
+
+
+def _log_silent(ends: list[ClipEnd], clips: Manifest) -> None:
+    _log_some([f"{clips.table['path'][i]}: silent, embedded all the same" for i, e in enumerate(ends) if e.silent])
+
+
+def _lines(bad: pd.DataFrame) -> list[str]:
+    return [f"{path}: left out: {reason}" for path, reason in bad[["path", "reason"]].to_numpy()]
+
+
+def _log_some(lines: list[str]) -> None:
+    for line in lines[:NAMED_IN_LOG]:
+        log.warning("%s", line)
+    if len(lines) > NAMED_IN_LOG:
+        log.warning("… and %d more", len(lines) - NAMED_IN_LOG)
 
 
 class _NotFiniteError(ValueError):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from decar.digests import seal_parquet
-from decar.errors import ConfigError
+from decar.errors import ConfigError, SearchError, one_line
 from decar.fetch import UnreachableError
 from decar.files import cache_home, whole, write_csv
 from decar.objects import SCHEMES, check_address, check_bucket, is_address, remove, write
@@ -27,8 +27,7 @@ ROWS_AT_ONCE = 1024
 SUFFIXES = (".parquet", ".pq", ".npy")
 HEADER = b"decar"  # of a Parquet file's metadata: JSON with encoder (hash), bundle, root, sample_rate, window
 CHECKED = "checksums"  # of that JSON: pages and footer have some
-
-
+BAD = ["path", "reason"]  # columns of the list of what was left out
 OUTPUTS = "outputs"  # folder of the cache
 
 
@@ -122,6 +121,22 @@ def write_bad(out: Path, bad: pd.DataFrame) -> None:
         return
     with whole(beside(out, "bad")) as part:
         write_csv(bad, part)
+
+
+def read_bad(out: Path) -> pd.DataFrame:
+    """What `write_bad` has written; no rows where it has not.
+
+    Raises:
+        SearchError: Somebody else has.
+    """
+    file = beside(out, "bad")
+    try:
+        bad = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame(columns=BAD)
+    except (OSError, ValueError) as error:
+        raise SearchError(f"{file}: cannot be read ({one_line(error)})") from error
+    if not {*BAD} <= {*bad.columns}:
+        raise SearchError(f"{file}: has no columns {' and '.join(BAD)}")
+    return bad
 
 
 def beside(out: Path, what: str) -> Path:

@@ -27,11 +27,14 @@ from decar.audio import Manifest
 from decar.audio.clips import ClipEnd, Job, weight
 from decar.audio.crops import packed
 from decar.audio.decode import NOT_FOUND
+from decar.audio.identity import Records
 from decar.audio.journal import Journal, as_line, parse_line
 from decar.digests import DamagedError, unsealed
 from decar.errors import DecarError
+from decar.fetch import UnreachableError
 from decar.files import whole
 from decar.limits import Limits, limits, set_limits
+from decar.unpack import UnwritableError
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,10 @@ SHARD_CLIPS, SHARD_BYTES = 256, 2**25  # 17 minutes of wav at 16 kHz: what the l
 TRIES = 3  # workers that may be lost on a shard
 
 Vectors = NDArray[np.float32]
+
+
+class VanishedError(DecarError):
+    """Files are gone that were there: the cache was cleaned, or a disk was unmounted."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +185,7 @@ class Task:
 
     Attributes:
         clips: Those of its shards, one shard after the other, below a root that is absolute.
+        records: What the process that made the task has found of their files.
         shards: Where they lie among all clips.
         parts: Where rows belong.
         limits: Of the process that made the task.
@@ -185,6 +193,7 @@ class Task:
     """
 
     clips: Manifest
+    records: Records
     shards: Sequence[Shard]
     parts: Parts
     limits: Limits
@@ -207,13 +216,39 @@ def work(embedder: Embeds, task: Task) -> DecarError | OSError | None:
         first = 0
         for shard in task.shards:
             stop, made = first + shard.stop - shard.first, Memory(task.parts.dim)
-            embedder.into(task.clips.take(np.arange(first, stop)), made)
+            clips = task.clips.take(np.arange(first, stop))
+            check_sounds(clips, task.records[first:stop])
+            embedder.into(clips, made)
             task.parts.check_folder()  # it is gone, or another's, if this worker was given up long ago
             task.parts.write(shard, made)
             first = stop
     except (DecarError, OSError) as error:
-        return error
+        return _of_this_machine(error)
     return None
+
+
+def check_sounds(clips: Manifest, expected: Records) -> None:
+    """Raise an OSError where another file lies at the path of a clip than the process that made the task has found.
+
+    One that is missing is reported when it is read; objects are compared when they are fetched.
+    """
+    if clips.origin is not None:
+        return
+    found = clips.records()
+    other = (found["size"] >= 0) & (expected["size"] >= 0) & (found["digest"] != expected["digest"]).any(axis=1)
+    if other.any():
+        file = clips.files[int(other.argmax())]
+        raise OSError(f"{socket.gethostname()} has another file at {file}, or it was changed since the command began")
+
+
+def _of_this_machine(error: DecarError | OSError) -> DecarError | OSError:
+    """What another machine may do without as an OSError: a cache that is full or cleaned, a store out of reach."""
+    cause = error.__cause__
+    if isinstance(error, UnwritableError) and isinstance(cause, OSError):
+        return cause
+    if isinstance(error, VanishedError) or (isinstance(cause, UnreachableError) and not cause.final):
+        return OSError(str(error))
+    return error
 
 
 class Pool(Protocol):
@@ -262,12 +297,13 @@ class Crew:
     Args:
         pool: The workers.
         clips: All clips, below a root that is absolute.
+        records: What has been found of their files.
         parts: Where the part files lie.
         journal: Rows of the first clips, as many as there are already.
     """
 
-    def __init__(self, pool: Pool, clips: Manifest, parts: Parts, journal: Journal) -> None:
-        self.pool, self.clips, self.parts, self.journal = pool, clips, parts, journal
+    def __init__(self, pool: Pool, clips: Manifest, records: Records, parts: Parts, journal: Journal) -> None:
+        self.pool, self.clips, self.records, self.parts, self.journal = pool, clips, records, parts, journal
         self.left = deque(cut(clips, journal.committed))  # not in the journal
         self.losses: Counter[Shard] = Counter()
 
@@ -297,7 +333,7 @@ class Crew:
 
     def _task(self, shards: Sequence[Shard]) -> Task:
         rows = np.concatenate([np.arange(shard.first, shard.stop) for shard in shards])
-        return Task(self.clips.take(rows), shards, self.parts, limits())
+        return Task(self.clips.take(rows), self.records[rows], shards, self.parts, limits())
 
     def _missing(self, shards: Sequence[Shard], outcome: DecarError | OSError | str | None) -> Sequence[Shard]:
         """The shards of a task that has ended which have to be done again."""

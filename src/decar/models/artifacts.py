@@ -70,10 +70,10 @@ def fetch_artifact(address: str, name: str) -> Path:
         file = folder / exact / name
         if not file.is_file():
             _download(artifact, name, file)
-    except OSError as error:
-        raise BundleError(f"{address}: cannot be kept in {folder} ({reason_of(error)}): {advice(error)}") from error
     except Exception as error:  # wandb's client raises a dozen kinds
-        raise BundleError(f"{address}: {_reason(error, name)}{_versions(folder, place)}") from error
+        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
+            raise BundleError(f"{address}: cannot be kept in {folder} ({reason_of(error)}): {advice(error)}") from error
+        raise BundleError(f"{address}: {_reason(error, name)}{_versions(folder, place, name)}") from error
     log.info("%s is version %s, made by the run %s", address, exact, origin_of(file) or "that is not known")
     return file
 
@@ -118,7 +118,7 @@ def _reason(error: Exception, name: str) -> str:
     return f"wandb cannot be reached ({text}); try again, or give a file"
 
 
-def _versions(folder: Path, place: str) -> str:
+def _versions(folder: Path, place: str, name: str) -> str:
     """The versions in the cache, for an error."""
-    found = sorted(path.name for path in folder.glob("v*") if path.is_dir())
+    found = sorted(path.parent.name for path in folder.glob(f"v*/{name}"))
     return f"; the cache has {', '.join(f'{WANDB}{place}:{name}' for name in found)}" if found else ""

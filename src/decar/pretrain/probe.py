@@ -23,6 +23,7 @@ from decar.audio.groups import AUTO, together
 from decar.audio.scan import SPLIT_NAMES
 from decar.audio.store import DEFAULT_CACHE
 from decar.errors import ConfigError, TrainingError, check_positive, check_whole
+from decar.models.embed import half_standardiser
 from decar.pretrain.health import EmbeddingHealth
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import on_rank_zero, rank_zero_first
@@ -197,12 +198,15 @@ class OnlineProbe(Callback):
         if len(bad):
             raise TrainingError(f"the embedding of {self._store.named(bad)} holds NaN or Inf: lower optimizer.lr")
         train, valid, y = self._train, self._valid, self._classes
-        model: Any = LogisticRegression(C=self.strength, max_iter=300)
         if self.kind == "knn":
-            model = KNeighborsClassifier(min(self.neighbours, len(train)), metric="cosine")
+            mean, scale = half_standardiser([vectors[train]])
+            vectors = ((vectors - mean) * scale).astype(vectors.dtype)
+            model: Any = KNeighborsClassifier(min(self.neighbours, len(train)), metric="cosine")
+        else:
+            model = make_pipeline(StandardScaler(), LogisticRegression(C=self.strength, max_iter=300))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # near enough to the optimum for a look
-            fitted = make_pipeline(StandardScaler(), model).fit(vectors[train], y[train])
+            fitted = model.fit(vectors[train], y[train])
         return float(np.mean(fitted.predict(vectors[valid]) == y[valid]))
 
     def state_dict(self) -> dict[str, Any]:

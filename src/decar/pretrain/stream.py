@@ -106,7 +106,8 @@ def read_pieces(
 ) -> Iterator[tuple[str, Frames | None]]:
     """Read each clip: (F, M) float16 log-mel of up to 10 s of it; or None, and which file it is and why.
 
-    Of a longer clip a random stretch is kept, so its length does not matter to the memory.
+    Of a longer clip a random stretch is kept, so its length does not matter to the memory. Stretches follow one another
+    from the beginning, and each is as likely as it is long: the last may be a single frame.
 
     Args:
         jobs: Clips, each with a seed of its stretch.
@@ -120,18 +121,18 @@ def read_pieces(
             begun.append((job, seed))
             yield job
 
-    mel, n, rng = None, 0, random.Random()
+    mel, frames, rng = None, 0, random.Random()  # of the clip so far
     for event in read_clips(noted(), Windows(None, None, frontend, BLOCK_FRAMES), threads):
         if isinstance(event, Piece):
-            n += 1
-            if n == 1:
+            if not frames:
                 rng.seed(begun[0][1])
-            mel = event.mel if rng.randrange(n) == 0 else mel
+            frames += len(event.mel)
+            mel = event.mel if rng.randrange(frames) < len(event.mel) else mel
         elif isinstance(event, ClipEnd):
             (file, _, _), _ = begun.popleft()
             reason = event.reason or (SILENT if event.silent else "")
             yield (f"{file}: {reason}", None) if reason else ("", mel)
-            mel, n = None, 0
+            mel, frames = None, 0
 
 
 class StreamData(PretrainData):

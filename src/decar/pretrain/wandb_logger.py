@@ -64,6 +64,12 @@ class ResumableWandbLogger(WandbLogger):
             self._begin(run)
         return run
 
+    @property
+    def n_rows(self) -> int:
+        """Rows that wandb has; the next one has this number, of which wandb takes none twice."""
+        assert self.experiment is not None  # it says how many there are
+        return self._next
+
     def _begin(self, run: Any) -> None:
         """Compare what has been logged with what wandb has."""
         self._facts = {key: getattr(run, key, None) for key in ("id", "project", "entity")}
@@ -108,6 +114,12 @@ class ResumableWandbLogger(WandbLogger):
         """Log a bundle as an artifact of type `model`, named after the run: `encoder-ID`."""
         run = self.experiment
         run.log_artifact(str(file), name=f"encoder-{run.id}{suffix}", type="model")
+
+    def end(self) -> None:
+        """End the run of wandb. From then on the journal's facts have `ended`: wandb has got all."""
+        self.experiment.finish()
+        self._facts["ended"] = True
+        self._write(self._rows)
 
     def _catch_up(self, run: Any, step: int) -> None:
         """Log the lost rows of the steps before `step`; those from there on come anew. Once after the start."""
