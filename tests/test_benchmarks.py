@@ -4,6 +4,7 @@ import importlib.util
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -79,6 +80,17 @@ def test_an_arm_is_compared_with_the_first_by_seed():
     lines = recipe.markdown([first, other], first).splitlines()
     assert lines[2] == "| a |  | 620 |  | 60.0 ± 24.8 | 40.0 ± 0.0 |  |  | 25 |"
     assert lines[3].split(" | ")[6:8] == [f"+1.0 ± {100 * half:.1f}", "+0.0 ± 24.8"]
+
+
+def test_the_number_of_clips_bounds_what_a_mean_says():
+    rng, n_test, accuracy = np.random.default_rng(0), [50, 400], [0.2, 0.9]
+    drawn = np.mean([rng.binomial(n, p, 20_000) / n for n, p in zip(n_test, accuracy, strict=True)], axis=0)
+    results = [
+        SimpleNamespace(valid_value=p, n_valid=4 * n, value=p, n_test=n) for n, p in zip(n_test, accuracy, strict=True)
+    ]
+    valid, test = recipe.over_clips(results)
+    assert test == pytest.approx(1.96 * drawn.std(), rel=0.02)
+    assert valid == pytest.approx(test / 2)
 
 
 def test_arms_of_one_network_share_its_untrained_weights(tmp_path):
