@@ -127,6 +127,62 @@ def test_a_bad_file_among_the_labels_is_left_out_and_named(decar, recordings):
     assert "fitted to 16 clips" in outcome.out
 
 
+def test_tables_that_spell_their_columns_differently_are_one(decar, recordings):
+    labels = pd.read_csv(recordings / "labels.csv").assign(site=[f"s{i // 4}" for i in range(20)])
+    labels[:8].to_csv(recordings / "first.csv", index=False)
+    labels[8:].rename(columns={"label": "Label", "site": "Site"}).to_csv(recordings / "second.csv", index=False)
+    outcome = decar("fit", "first.csv", "second.csv")
+    assert outcome.code == 0, outcome.err
+    assert "fitted to 20 clips" in outcome.out, "the labels of the second table were ignored"
+    labels[8:].drop(columns="label").to_csv(recordings / "third.csv", index=False)
+    outcome = decar("fit", "first.csv", "third.csv")
+    assert outcome.code == 2
+    assert "third.csv: no column 'label'" in outcome.errors[0]
+
+
+def test_a_label_none_of_whose_clips_can_be_read_is_named(decar, recordings):
+    labels = pd.read_csv(recordings / "labels.csv")
+    labels["label"] = labels["label"].mask(labels["path"] == "known/rec0.wav", "rare")
+    labels.to_csv(recordings / "labels.csv", index=False)
+    (recordings / "known" / "rec0.wav").write_bytes(b"RIFF")
+    outcome = decar("fit", "labels.csv")
+    assert outcome.code == 0, outcome.err
+    assert "rare: none of its clips can be embedded, so the classifier does not know it" in outcome.err
+
+
+def test_labels_that_were_typed_into_a_table_are_not_written_over(decar, recordings):
+    assert decar("suggest", "known", "-n", "4").code == 0
+    assert decar("suggest", "known", "-n", "4").code == 0, "nothing is lost"
+    typed = pd.read_csv(recordings / "suggest.csv").assign(label=["low", "", "", ""])
+    typed.to_csv(recordings / "suggest.csv", index=False)
+    before = (recordings / "suggest.csv").read_bytes()
+    outcome = decar("suggest", "known", "-n", "4")
+    assert outcome.code == 2
+    assert "suggest.csv: somebody has typed labels in there" in outcome.errors[0]
+    assert (recordings / "suggest.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "fit labels.csv --out labels.csv", "fit labels.csv --out labels.md",
+        "predict labels.csv --classifier c.safetensors --out labels.csv",
+        "predict known --classifier c.safetensors --out c.safetensors", "suggest labels.csv --out ./labels.csv",
+        "embed labels.parquet --out labels.parquet",
+    ],
+)  # fmt: skip
+def test_a_file_that_is_read_is_not_written_over(decar, recordings, words):
+    Classifier(["a"], np.zeros((2, 1)), np.zeros(1), np.zeros(1), {}, {}).save(recordings / "c.safetensors")
+    table = pd.read_csv(recordings / "labels.csv")
+    table.to_parquet(recordings / "labels.parquet")
+    table.to_csv(recordings / "labels.md", index=False)
+    before = {file: file.read_bytes() for file in recordings.iterdir() if file.is_file()}
+    outcome = decar(*words.split())
+    assert outcome.code == 2
+    assert "--out" in outcome.errors[0]
+    assert {file: file.read_bytes() for file in before} == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
