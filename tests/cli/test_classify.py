@@ -58,6 +58,22 @@ def test_a_detector_of_one_sound_needs_what_it_is_not(decar, recordings):
     assert [len(lines) for lines in tracks] == [1, 1, 1]  # a segment without a label is in no track
 
 
+def test_columns_of_the_source_that_are_called_as_ours_are_kept(decar, recordings):
+    table = pd.DataFrame({"path": [f"known/rec{i}.wav" for i in range(5)]})
+    own = table.assign(label=[f"tree {i}" for i in range(5)], cluster=[7, 8, 9, 7, 8], distance=range(5))
+    own.to_csv(recordings / "sounds.csv", index=False)
+    assert decar("cluster", "sounds.csv", "-k", "4").code == 0
+    found = pd.read_csv(recordings / "clusters/clusters.csv").drop_duplicates("path")
+    assert found[["table_cluster", "table_distance"]].to_numpy().T.tolist() == own.T[2:].to_numpy().tolist()
+    assert decar("fit", "labels.csv").code == 0
+    assert decar("predict", "clusters/embeddings.parquet", "--classifier", "classifier.safetensors").code == 0
+    found = pd.read_csv(recordings / "predictions.csv").drop_duplicates("path")
+    assert found["table_label"].tolist() == own["label"].tolist()
+    assert decar("export", "clusters", "--to", "spotlight", "--out", "s.parquet").code == 0
+    known = pd.read_csv(recordings / "clusters/clusters.csv")["cluster"]
+    assert pd.read_parquet(recordings / "s.parquet")["cluster"].tolist() == [f"cluster {c}" for c in known]
+
+
 def test_segments_are_as_long_as_the_labelled_stretches(decar, recordings):
     labels = pd.read_csv(recordings / "labels.csv")
     labels.assign(start=labels["start"] + 1, duration=1.5).to_csv(recordings / "short.csv", index=False)

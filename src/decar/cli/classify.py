@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from decar.audio import FrontEnd, Manifest
 from decar.audio.annotations import check_annotations, write_annotations
 from decar.audio.clips import Segment, as_segment
-from decar.audio.columns import find_column, no_column, normal
+from decar.audio.columns import beside_ours, find_column, no_column, normal
 from decar.audio.remote import refuse_addresses
 from decar.cli.bundles import as_text, check_numbers, embedder_of, source_of
 from decar.cli.clusters import bundle_named, claimed, embedded, may_load, recordings_of, root_of, writing
@@ -88,9 +88,9 @@ def _predict(args: argparse.Namespace, classifier: Classifier) -> None:
     table, files, vectors, rate = _segments(args, classifier, args.out.with_suffix(""))
     scores = classifier.scores(vectors)
     columns = _score_columns(classifier, scores)
-    others = [str(name) for name in table if name not in ("path", "start", "duration", "label", *columns)]
-    found = table[["path", "start", "duration"]].assign(label=classifier.labels(scores), **columns)
-    found = found.join(table[others])
+    place = ["path", "start", "duration"]
+    found = table[place].assign(label=classifier.labels(scores), **columns)
+    found = found.join(beside_ours(table.drop(columns=place), ("label", *columns)))
     with writing(args.out):
         write_table(found, args.out)
         write_annotations(args.out.with_suffix(""), found.assign(file=files), found["label"].tolist(), rate / 2)
