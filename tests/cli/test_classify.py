@@ -123,6 +123,16 @@ def test_what_is_suggested_is_not_labelled_and_can_be_labelled_on_a_page(decar, 
     pd.testing.assert_frame_equal(following, pd.read_csv(recordings / "sounds.csv", keep_default_na=False))
 
 
+def test_labels_of_no_recording_of_the_source_are_mentioned(decar, recordings):
+    """Paths that start elsewhere: clips that have a label were suggested again."""
+    (recordings / "other").mkdir()
+    (recordings / "labels.csv").rename(recordings / "other" / "labels.csv")
+    outcome = decar("suggest", "known", "--labels", "other/labels.csv", "-n", "3")
+    assert "none of the labelled recordings is in known" in outcome.err
+    assert "other/known/rec0.wav is one of them" in outcome.err
+    assert "none of the" not in decar("suggest", "known", "--labels", "other/labels.csv", "--root", ".", "-n", "3").err
+
+
 @pytest.mark.parametrize("option", ["--segment 2", "--bundle random", "--engine slurm", "--workers 2", "--jobs 3"])
 @pytest.mark.parametrize("command", ["predict", "suggest"])
 def test_embeddings_are_taken_as_they_are_or_refused(decar, recordings, command, option):

@@ -135,6 +135,11 @@ def _suggest(args: argparse.Namespace, classifier: Classifier | None) -> None:
     table, files, vectors, _ = _segments(args, classifier, args.out.with_suffix(""))
     examples = _examples(args) if args.labels else None
     labelled = _overlapping(table, files, examples.clips) if examples else np.empty(0, np.int64)
+    if examples and not set(examples.clips.table["path"]) & set(files):
+        log.warning(
+            "none of the labelled recordings is in %s, so any of its clips may be suggested; %s is one of them",
+            args.source, examples.clips.table["path"][0],
+        )  # fmt: skip
     known = classifier.names if classifier else examples.names if examples else []
     rows = choose(vectors, labelled, classifier, args.n, args.seed)
     if not len(rows):
