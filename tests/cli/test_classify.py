@@ -72,6 +72,10 @@ def test_columns_of_the_source_that_are_called_as_ours_are_kept(decar, recording
     assert decar("export", "clusters", "--to", "spotlight", "--out", "s.parquet").code == 0
     known = pd.read_csv(recordings / "clusters/clusters.csv")["cluster"]
     assert pd.read_parquet(recordings / "s.parquet")["cluster"].tolist() == [f"cluster {c}" for c in known]
+    assert decar("export", "clusters/embeddings.parquet", "--to", "spotlight", "--out", "e.parquet").code == 0
+    found = pd.read_parquet(recordings / "e.parquet")
+    assert "cluster" not in found, "there are no clusters of decar's in this file"
+    assert set(found["table_cluster"]) == {"7", "8", "9"}
 
 
 def test_segments_are_as_long_as_the_labelled_stretches(decar, recordings):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -248,6 +249,15 @@ def test_results_that_were_judged_again_count_once_and_an_older_split_not_at_all
         ("random weights", 0.3), ("this encoder", 0.5),
     ]  # fmt: skip
     assert data["notes"]["results"] == "results of kind on older splits are left out: they do not compare"
+
+
+def test_a_label_that_is_missing_is_none_on_the_map_too(tmp_path, encoder):
+    source = small_run(tmp_path, encoder)
+    table = source.store.manifest.table.assign(kind=[None, "low", float("nan"), "high"] * 6)
+    store = replace(source.store, manifest=replace(source.store.manifest, table=table))
+    data = gathered(RunFiles(source.run, {}, store, label="kind"))
+    assert data["clips"]["labels"]["kind"]["values"] == ["high", "low"]
+    assert data["clips"]["labels"]["kind"]["codes"] == [-1, 1, -1, 0] * 6
 
 
 def test_numbers_that_json_has_not_and_odd_names(tmp_path):
