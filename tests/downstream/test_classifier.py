@@ -52,6 +52,29 @@ def test_labels_that_make_no_sense_are_refused_by_name(labels, message):
         read_examples(table(*rows))
 
 
+def test_a_stretch_is_no_example_against_the_label_of_one_that_overlaps_it():
+    """Boxes of Raven: a bird that sings while the dog barks is in the dog's stretch too, or in a part of it."""
+    rows = [
+        ("a.wav", 10.0, 3.0, "dog"), ("a.wav", 11.0, 3.0, "bird"), ("a.wav", 14.0, 1.0, "-bird"),
+        ("a.wav", 13.99, 2.0, "rain"), ("b.wav", 11.0, 3.0, "bird"), ("b.wav", np.nan, np.nan, "dog"),
+        ("a.wav", 12.5, 0.1, "-dog"), ("c.wav", 0.0, 1.0, "bird"),
+    ]  # fmt: skip
+    found = read_examples(table(*rows))
+    assert found.names == ["bird", "dog", "rain"]
+    slow, ends = np.empty((8, 3), bool), [np.nan_to_num(start + seconds, nan=9e9) for _, start, seconds, _ in rows]
+    for i, (path, start, _, own) in enumerate(rows):
+        for c, name in enumerate(found.names):
+            others = [
+                word for (other, begin, _, word), end in zip(rows, ends, strict=True)
+                if other == path and min(ends[i], end) - max(np.nan_to_num(start), np.nan_to_num(begin)) > 0.02
+            ]  # fmt: skip
+            slow[i, c] = own in (name, f"-{name}") or (not own.startswith("-") and name not in others)
+    assert (found.known == slow).all()
+    assert slow.astype(int).tolist() == [
+        [0, 1, 1], [1, 0, 1], [1, 0, 0], [1, 1, 1], [1, 0, 1], [0, 1, 1], [0, 1, 0], [1, 1, 1]
+    ]  # fmt: skip
+
+
 def test_labels_that_look_alike_are_named(caplog):
     """Each of them would be a clip that has not the other: `Dog` is then no `dog`."""
     words = ["Dog", "dog", "e\u0301", "\u00e9", "Parus  major", "Parus major", "rain"]

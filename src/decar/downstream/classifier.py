@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 FOLDS = 5
 SHARED = 10  # clips with a label at which its own threshold and that of all labels together weigh the same
+SLACK = 0.02  # s by which stretches that follow one another may overlap: tables round to hundredths
 NOT = "-"  # before a label that a clip has not
 MOST_BYTES = 2**28  # of a file
 LEAST = 2  # recordings with a label, and without it, for a validation of the label
@@ -95,7 +96,8 @@ def read_examples(table: Manifest, column: str = "label") -> Examples:
     """The clips of a table that have a label.
 
     A cell holds a label, or several with commas between. `-dog` says that it is no dog. A clip with a label has none of
-    the others; of a clip with nothing but denied labels nothing else is known. Rows of the same stretch are joined.
+    the others; of a clip with nothing but denied labels nothing else is known. Rows of the same stretch are joined. Of
+    clips that overlap it is not known whether one has the label of the other.
 
     Raises:
         TaskError: There is no such column, no label, or one that every clip has, or that one clip has and has not.
@@ -117,10 +119,27 @@ def read_examples(table: Manifest, column: str = "label") -> Examples:
         _refuse(path, words, names)
     truth = np.array([[name in words for name in names] for words in has.values()]).reshape(len(has), -1)
     denied = np.array([[NOT + name in words for name in names] for words in has.values()]).reshape(truth.shape)
-    examples = Examples(table.take(list(has)), names, truth, denied | truth.any(axis=1, keepdims=True))
+    clips, known = table.take(list(has)), denied | truth.any(axis=1, keepdims=True)
+    for one, other in _sharing(clips):
+        known[one] &= truth[one] | denied[one] | ~truth[other]
+        known[other] &= truth[other] | denied[other] | ~truth[one]
+    examples = Examples(clips, names, truth, known)
     examples.check()
     _warn_of_spellings(names)
     return examples
+
+
+def _sharing(clips: Manifest) -> Iterator[tuple[int, int]]:
+    """Pairs of clips that overlap in a recording."""
+    ends = [(start, np.inf if seconds is None else start + seconds) for start, seconds in clips.stretches]
+    rows = sorted((path, *end, i) for i, (path, end) in enumerate(zip(clips.table["path"], ends, strict=True)))
+    for place, (path, _, end, i) in enumerate(rows):
+        for after in range(place + 1, len(rows)):
+            other, start, until, j = rows[after]
+            if other != path or start > end - SLACK:
+                break
+            if min(end, until) - start > SLACK:
+                yield i, j
 
 
 def _warn_of_spellings(names: Sequence[str]) -> None:
