@@ -170,6 +170,19 @@ def test_labels_of_other_stretches_stay_with_their_stretches(visit, clusters, tm
     assert kept == [["0", "2"], ["", ""], ["10", ""], ["15", "6"]]
 
 
+def test_notes_beside_a_label_stay_when_it_is_removed(visit, clusters, tmp_path):
+    text = f"path,start,duration,label,note\n{clusters.parent}/a.wav,5,5,dog,two of them\n"
+    (tmp_path / "mine.csv").write_text(text)
+    seen = visit(clusters)
+    seen.page.set_input_files("#label-load", tmp_path / "mine.csv")
+    seen.until("LABELS.size === 1")
+    seen.js("toggle([...LABELS.keys()][0], 'dog'); toggle(0, 'wind')")
+    downloaded(seen, "#label-save").save_as(tmp_path / "again.csv")
+    again = pd.read_csv(tmp_path / "again.csv", keep_default_na=False).set_index("note")
+    assert again.loc["two of them", ["start", "label"]].tolist() == [5, ""]
+    assert again["label"].tolist() == ["", "wind"]
+
+
 def test_a_quotation_mark_in_a_name_does_not_swallow_the_rows_after_it(visit, clusters):
     seen = visit(clusters)
     assert seen.js("""fromCsv('path,label\\na"b.wav,x\\rc.wav,"y ""z"", w"\\r\\n')""") == [

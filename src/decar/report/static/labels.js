@@ -27,7 +27,10 @@ const split = (text) => [...new Set(text.split(",").map((word) => word.trim()).f
 function give(i, given, by) {
   const more = LABELS.has(i) ? LABELS.get(i).more : {};
   if (given.length) LABELS.set(i, { words: given, by, more });
-  else LABELS.delete(i);
+  else {
+    LABELS.delete(i);
+    if (Object.values(more).some(Boolean)) elsewhere.push({ ...more, path: pathOf(i), start: CLIPS.at[i], duration: CLIPS.for[i], label: "" }); // notes in other columns stay
+  }
   for (const word of given) { const bare = word.replace(/^-/, ""); if (!words.includes(bare)) words.push(bare); }
 }
 
