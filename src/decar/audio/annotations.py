@@ -58,9 +58,9 @@ def write_annotations(out: Path, table: pd.DataFrame, labels: list[str], highest
             with whole(target) as part:
                 part.write_bytes(text)
             written[name].append(json.dumps([f"{home}{suffix}", xxhash.xxh3_64_hexdigest(text)]))
-    for name, lines in written.items():
+    for name, digests in written.items():
         with whole(out / name / OURS) as part:
-            part.write_text("\n".join([DELETED.rstrip(), *lines, ""]))
+            part.write_text("\n".join([DELETED.rstrip(), *digests, ""]))
     return len(homes)
 
 
@@ -83,7 +83,8 @@ def check_annotations(out: Path) -> None:
 def _changed(folder: Path) -> Path | None:
     """The first file that is not as `write_annotations` left it, but for hidden ones; None where it was killed."""
     try:
-        known = dict(map(json.loads, (folder / OURS).read_text().splitlines()[1:]))
+        lines = [json.loads(line) for line in (folder / OURS).read_text().splitlines()[1:]]
+        known = {str(name): digest for name, digest in lines}
     except (OSError, ValueError, TypeError):
         return folder / OURS
     for file in sorted(folder.rglob("*")) if known else ():
