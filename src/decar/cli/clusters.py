@@ -125,7 +125,7 @@ def _clusters_of(place: Path, args: argparse.Namespace) -> tuple[Clusters, str]:
     file = place / MODEL if place.is_dir() else place
     if place.is_dir() and not file.is_file():
         raise DecarError(f"{place}: no {MODEL} in there; `decar cluster SOURCE --out {place}` writes one")
-    if args.out.is_dir() and file.parent.samefile(args.out):
+    if args.out.is_dir() and file.is_file() and file.parent.samefile(args.out):
         raise ConfigError(f"--out {args.out}: holds the clusters of --like and what they were made from; give another")
     found = Clusters.load(file)
     wanted, bundle, segment = (found.facts.get(key) for key in ("encoder", "bundle", "segment"))
