@@ -17,6 +17,7 @@ import pandas as pd
 
 from decar.audio import Manifest
 from decar.audio.clips import Segment, as_segment
+from decar.audio.columns import beside_ours
 from decar.audio.containers import folder_of
 from decar.audio.remote import fetched
 from decar.audio.source import read_source
@@ -180,7 +181,7 @@ def cluster(
     else:
         model.require_encoder(encoder.hash())
         placed = model.place(made.vectors)
-    table = made.table.drop(columns=[*FOUND], errors="ignore")
+    table = beside_ours(made.table, FOUND)
     return table.assign(cluster=placed.labels, distance=placed.distance, novelty=placed.novelty), model
 
 

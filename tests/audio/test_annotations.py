@@ -39,6 +39,29 @@ def test_an_earlier_call_leaves_nothing_and_labels_stay_on_their_line(tmp_path):
     assert (tmp_path / "audacity/new.wav.txt").read_text() == "5.000000\t7.500000\ta\\tb\\nc\n"
 
 
+@pytest.mark.parametrize("name", ["audacity/new.wav.txt", "raven/mine.txt"])
+def test_labels_that_somebody_has_corrected_are_not_deleted(tmp_path, name):
+    write_annotations(tmp_path, table(["/rec/ä.wav", "/rec/new.wav"]), ["x", "y"], 8000.0)
+    (tmp_path / "audacity/.DS_Store").write_text("of the system")
+    write_annotations(tmp_path, table(["/rec/ä.wav", "/rec/new.wav"]), ["x", "y"], 8000.0)
+    (tmp_path / name).write_text("0.0\t3.0\tdog\n")
+    with pytest.raises(DecarError, match=rf"{name}: has been changed since decar wrote it"):
+        write_annotations(tmp_path, table(["/rec/new.wav"]), ["x"], 8000.0)
+    assert (tmp_path / name).read_text() == "0.0\t3.0\tdog\n"
+    assert (tmp_path / "audacity/ä.wav.txt").exists()
+    (tmp_path / name).unlink()
+    write_annotations(tmp_path, table(["/rec/new.wav"]), ["x"], 8000.0)
+    assert not (tmp_path / "audacity/ä.wav.txt").exists()
+
+
+def test_folders_of_a_call_that_was_killed_or_of_before_are_deleted(tmp_path):
+    write_annotations(tmp_path, table(["/rec/old.wav"]), ["x"], 8000.0)
+    (tmp_path / "audacity/.decar").write_text("decar deletes this folder before it writes it anew.\n")
+    (tmp_path / "audacity/part.txt").write_text("")
+    write_annotations(tmp_path, table(["/rec/new.wav"]), ["x"], 8000.0)
+    assert not (tmp_path / "audacity/part.txt").exists()
+
+
 def test_recordings_of_one_name_do_not_share_a_file(tmp_path):
     rows = table(["/rec/a.wav", "/rec/a.flac", "/rec/sub/a.wav"])
     write_annotations(tmp_path, rows, ["1", "2", "3"], 8000.0)

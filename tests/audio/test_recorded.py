@@ -9,7 +9,10 @@ import pandas as pd
 import pytest
 import soundfile
 
+from decar.audio import LogMelStore, Manifest
 from decar.audio.recorded import recorded, with_clock
+from decar.embedder import Embedder
+from tests.conftest import make_encoder
 
 UTC = timezone.utc
 
@@ -94,6 +97,26 @@ def test_metadata(tmp_path, name, chunks, time):
 def test_what_is_no_wav_has_no_time(tmp_path, content):
     (tmp_path / "a.wav").write_bytes(content)
     assert recorded([str(tmp_path / "a.wav"), str(tmp_path / "missing.wav")]) == ([None, None], ["", ""])
+
+
+def test_parts_of_recordings_begin_later_than_they(tmp_path):
+    """A column of the user's says when a recording begins; all its segments had that time."""
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(size=16 * 16_000) * 0.1, 16_000)
+    at = ["2024-05-12T23:59:58", "2024-05-12 23:59:58", "2024-05-12T23:59:58+02:00", "2024-05-12", "dawn", ""]
+    clips = Manifest(pd.DataFrame({"path": ["a.wav"] * 6, "start": 0.0, "recorded_at": at}), tmp_path)
+    wanted = [
+        ["2024-05-12T23:59:58", "2024-05-13T00:00:03", "2024-05-13T00:00:08"],
+        ["2024-05-12 23:59:58", "2024-05-13 00:00:03", "2024-05-13 00:00:08"],
+        ["2024-05-12T23:59:58+02:00", "2024-05-13T00:00:03+02:00", "2024-05-13T00:00:08+02:00"],
+        ["2024-05-12"] * 3, ["dawn"] * 3, [""] * 3,
+    ]  # fmt: skip
+    encoder = make_encoder("conv", seed=0, widths=[4, 4], hidden=8, pool="avg")
+    made = Embedder(encoder, segment=5.0).files(clips)
+    assert made.table["recorded_at"].tolist() == [text for texts in wanted for text in texts]
+    assert made.table["start"].tolist() == [0, 5, 10] * 6
+    store = LogMelStore.open_or_build(clips, cache_dir=tmp_path / "cache", progress=False).segmented(5.0)
+    assert store.manifest.table["recorded_at"].tolist() == [text for texts in wanted for text in texts]
+    assert Embedder(encoder, segment="none").files(clips).table["recorded_at"].tolist() == at
 
 
 def test_each_segment_has_its_own_time_and_a_column_of_the_user_stays(tmp_path):

@@ -1,5 +1,6 @@
 """Run the commands in this process, as a shell would."""
 
+import logging
 import sys
 from pathlib import Path
 
@@ -21,11 +22,13 @@ def run(main, capfd, monkeypatch, tmp_path, *args: str) -> Outcome:
     """Call an entry point with these arguments in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["command", *args])
-    code = 0
+    code, level = 0, logging.getLogger().level
     try:
         main()
     except SystemExit as stop:
         code = int(stop.code or 0)
+    finally:
+        logging.getLogger().setLevel(level)  # commands set it for their process; tests after this one read logs too
     captured = capfd.readouterr()
     return Outcome(code, captured.out, captured.err)
 

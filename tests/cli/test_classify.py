@@ -58,6 +58,26 @@ def test_a_detector_of_one_sound_needs_what_it_is_not(decar, recordings):
     assert [len(lines) for lines in tracks] == [1, 1, 1]  # a segment without a label is in no track
 
 
+def test_columns_of_the_source_that_are_called_as_ours_are_kept(decar, recordings):
+    table = pd.DataFrame({"path": [f"known/rec{i}.wav" for i in range(5)]})
+    own = table.assign(label=[f"tree {i}" for i in range(5)], cluster=[7, 8, 9, 7, 8], distance=range(5))
+    own.to_csv(recordings / "sounds.csv", index=False)
+    assert decar("cluster", "sounds.csv", "-k", "4").code == 0
+    found = pd.read_csv(recordings / "clusters/clusters.csv").drop_duplicates("path")
+    assert found[["table_cluster", "table_distance"]].to_numpy().T.tolist() == own.T[2:].to_numpy().tolist()
+    assert decar("fit", "labels.csv").code == 0
+    assert decar("predict", "clusters/embeddings.parquet", "--classifier", "classifier.safetensors").code == 0
+    found = pd.read_csv(recordings / "predictions.csv").drop_duplicates("path")
+    assert found["table_label"].tolist() == own["label"].tolist()
+    assert decar("export", "clusters", "--to", "spotlight", "--out", "s.parquet").code == 0
+    known = pd.read_csv(recordings / "clusters/clusters.csv")["cluster"]
+    assert pd.read_parquet(recordings / "s.parquet")["cluster"].tolist() == [f"cluster {c}" for c in known]
+    assert decar("export", "clusters/embeddings.parquet", "--to", "spotlight", "--out", "e.parquet").code == 0
+    found = pd.read_parquet(recordings / "e.parquet")
+    assert "cluster" not in found, "there are no clusters of decar's in this file"
+    assert set(found["table_cluster"]) == {"7", "8", "9"}
+
+
 def test_segments_are_as_long_as_the_labelled_stretches(decar, recordings):
     labels = pd.read_csv(recordings / "labels.csv")
     labels.assign(start=labels["start"] + 1, duration=1.5).to_csv(recordings / "short.csv", index=False)
@@ -107,6 +127,16 @@ def test_what_is_suggested_is_not_labelled_and_can_be_labelled_on_a_page(decar, 
     pd.testing.assert_frame_equal(following, pd.read_csv(recordings / "sounds.csv", keep_default_na=False))
 
 
+def test_labels_of_no_recording_of_the_source_are_mentioned(decar, recordings):
+    """Paths that start elsewhere: clips that have a label were suggested again."""
+    (recordings / "other").mkdir()
+    (recordings / "labels.csv").rename(recordings / "other" / "labels.csv")
+    outcome = decar("suggest", "known", "--labels", "other/labels.csv", "-n", "3")
+    assert "none of the labelled recordings is in known" in outcome.err
+    assert "other/known/rec0.wav is one of them" in outcome.err
+    assert "none of the" not in decar("suggest", "known", "--labels", "other/labels.csv", "--root", ".", "-n", "3").err
+
+
 @pytest.mark.parametrize("option", ["--segment 2", "--bundle random", "--engine slurm", "--workers 2", "--jobs 3"])
 @pytest.mark.parametrize("command", ["predict", "suggest"])
 def test_embeddings_are_taken_as_they_are_or_refused(decar, recordings, command, option):
@@ -125,6 +155,62 @@ def test_a_bad_file_among_the_labels_is_left_out_and_named(decar, recordings):
     assert outcome.code == 0, outcome.err
     assert "rec0.wav: left out" in outcome.err
     assert "fitted to 16 clips" in outcome.out
+
+
+def test_tables_that_spell_their_columns_differently_are_one(decar, recordings):
+    labels = pd.read_csv(recordings / "labels.csv").assign(site=[f"s{i // 4}" for i in range(20)])
+    labels[:8].to_csv(recordings / "first.csv", index=False)
+    labels[8:].rename(columns={"label": "Label", "site": "Site"}).to_csv(recordings / "second.csv", index=False)
+    outcome = decar("fit", "first.csv", "second.csv")
+    assert outcome.code == 0, outcome.err
+    assert "fitted to 20 clips" in outcome.out, "the labels of the second table were ignored"
+    labels[8:].drop(columns="label").to_csv(recordings / "third.csv", index=False)
+    outcome = decar("fit", "first.csv", "third.csv")
+    assert outcome.code == 2
+    assert "third.csv: no column 'label'" in outcome.errors[0]
+
+
+def test_a_label_none_of_whose_clips_can_be_read_is_named(decar, recordings):
+    labels = pd.read_csv(recordings / "labels.csv")
+    labels["label"] = labels["label"].mask(labels["path"] == "known/rec0.wav", "rare")
+    labels.to_csv(recordings / "labels.csv", index=False)
+    (recordings / "known" / "rec0.wav").write_bytes(b"RIFF")
+    outcome = decar("fit", "labels.csv")
+    assert outcome.code == 0, outcome.err
+    assert "rare: none of its clips can be embedded, so the classifier does not know it" in outcome.err
+
+
+def test_labels_that_were_typed_into_a_table_are_not_written_over(decar, recordings):
+    assert decar("suggest", "known", "-n", "4").code == 0
+    assert decar("suggest", "known", "-n", "4").code == 0, "nothing is lost"
+    typed = pd.read_csv(recordings / "suggest.csv").assign(label=["low", "", "", ""])
+    typed.to_csv(recordings / "suggest.csv", index=False)
+    before = (recordings / "suggest.csv").read_bytes()
+    outcome = decar("suggest", "known", "-n", "4")
+    assert outcome.code == 2
+    assert "suggest.csv: somebody has typed labels in there" in outcome.errors[0]
+    assert (recordings / "suggest.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "fit labels.csv --out labels.csv", "fit labels.csv --out labels.md",
+        "predict labels.csv --classifier c.safetensors --out labels.csv",
+        "predict known --classifier c.safetensors --out c.safetensors", "suggest labels.csv --out ./labels.csv",
+        "embed labels.parquet --out labels.parquet",
+    ],
+)  # fmt: skip
+def test_a_file_that_is_read_is_not_written_over(decar, recordings, words):
+    Classifier(["a"], np.zeros((2, 1)), np.zeros(1), np.zeros(1), {}, {}).save(recordings / "c.safetensors")
+    table = pd.read_csv(recordings / "labels.csv")
+    table.to_parquet(recordings / "labels.parquet")
+    table.to_csv(recordings / "labels.md", index=False)
+    before = {file: file.read_bytes() for file in recordings.iterdir() if file.is_file()}
+    outcome = decar(*words.split())
+    assert outcome.code == 2
+    assert "--out" in outcome.errors[0]
+    assert {file: file.read_bytes() for file in before} == before
 
 
 @pytest.mark.parametrize(

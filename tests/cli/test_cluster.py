@@ -124,6 +124,11 @@ def test_new_sounds_get_the_clusters_that_there_are(decar, recordings, tmp_path)
     assert "of the 4 clusters of known; median novelty" in outcome.out
     new = pd.read_csv(tmp_path / "new/clusters.csv")
     assert (new["cluster"] == truth(new).map(names)).mean() > 0.9
+    for own in ("known", "known/clusters.npz"):
+        outcome = decar("cluster", "field/south", "--like", own, "--out", "./known")
+        assert outcome.code == 2
+        assert "--out known: holds the clusters of --like and what they were made from" in outcome.errors[0]
+    assert pd.read_csv(tmp_path / "known/clusters.csv").equals(known)
     again = decar("cluster", "field/north", "--like", "known/clusters.npz", "--out", "again")
     assert again.code == 0, again.err
     assert pd.read_csv(tmp_path / "again/clusters.csv")["cluster"].tolist() == known["cluster"].tolist()
@@ -193,6 +198,7 @@ def test_columns_of_a_table_are_kept_and_its_own_cluster_column_gives_way(decar,
         (["sounds", "--segment", "five"], "--segment five: give a number"),
         (["sounds", "--segment", "-1"], "--segment=-1"),
         (["sounds", "--like", "nowhere"], "nowhere: not readable as clusters"),
+        (["sounds", "--like", "no/where.npz", "--out", "sounds"], "no/where.npz: not readable as clusters"),
         (["sounds", "--like", "sounds"], "sounds: no clusters.npz in there"),
         (["sounds", "--workers", "0"], "--workers=0"),
     ],

@@ -73,6 +73,33 @@ def test_two_runs_are_compared(decar, tmp_path):
     assert "config.yaml" in decar("compare", "a", "b").errors[0]
 
 
+def test_results_that_do_not_compare_are_in_rows_of_their_own(decar, tmp_path):
+    """Few shots, another split, other numbers of the protocol, and an encoder that was trained again in its folder."""
+    first, second = made(tmp_path / "a"), made(tmp_path / "b")
+    given = {
+        first: [{"value": 0.1}, {"value": 0.2, "shots": 1}, {"value": 0.3, "shots": 5}, {"value": 0.4, "task": "old"},
+                {"value": 0.5, "task": "lr", "settings": {"lr": 0.1}}, {"value": 0.6, "task": "two"}],
+        second: [{"value": 0.15}, {"value": 0.35, "shots": 5}, {"value": 0.45, "task": "old", "split_hash": "t"},
+                 {"value": 0.55, "task": "lr", "settings": {"lr": 0.2}}, {"value": 0.65, "task": "two"}],
+    }  # fmt: skip
+    for folder, all_of_it in given.items():
+        for i, changes in enumerate(all_of_it):
+            (folder / str(i)).mkdir()
+            result("h", **changes).write(folder / str(i))
+    (first / "again").mkdir()
+    result("g" * 64, value=0.7, task="two").write(first / "again")
+    lines = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:4]]
+             for line in decar("compare", "a", "b").out.splitlines() if line.startswith("| ")}  # fmt: skip
+    end = "frozen, search, seed 0, decar"
+    assert {name: cells for name, cells in lines.items() if end in name} == {
+        f"kind, {end}": ["10.0", "15.0"], f"kind, 1 shot, {end}": ["20.0", "–"],
+        f"kind, 5 shots, {end}": ["30.0", "35.0"], f"old, {end}, split s": ["40.0", "–"],
+        f"old, {end}, split t": ["–", "45.0"], f"lr, {end}, lr 0.1": ["50.0", "–"],
+        f"lr, {end}, lr 0.2": ["–", "55.0"], f"two, {end}, encoder h": ["60.0", "–"],
+        f"two, {end}, encoder gggggggg": ["70.0", "–"], f"two, {end}": ["–", "65.0"],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

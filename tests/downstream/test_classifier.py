@@ -8,6 +8,7 @@ import pytest
 from scipy.special import expit
 
 from decar.audio import Manifest
+from decar.cli.classify import card_of
 from decar.downstream.classifier import Classifier, Examples, fit_classifier, margins, read_examples
 from decar.downstream.probe import fit_labels, preparation
 from decar.downstream.suggest import doubt, suggest
@@ -49,6 +50,39 @@ def test_labels_that_make_no_sense_are_refused_by_name(labels, message):
     rows = [(f"{name}.wav", 0.0, 1.0, label) for name, label in zip("ab", labels, strict=True)]
     with pytest.raises(TaskError, match=message):
         read_examples(table(*rows))
+
+
+def test_a_stretch_is_no_example_against_the_label_of_one_that_overlaps_it():
+    """Boxes of Raven: a bird that sings while the dog barks is in the dog's stretch too, or in a part of it."""
+    rows = [
+        ("a.wav", 10.0, 3.0, "dog"), ("a.wav", 11.0, 3.0, "bird"), ("a.wav", 14.0, 1.0, "-bird"),
+        ("a.wav", 13.99, 2.0, "rain"), ("b.wav", 11.0, 3.0, "bird"), ("b.wav", np.nan, np.nan, "dog"),
+        ("a.wav", 12.5, 0.1, "-dog"), ("c.wav", 0.0, 1.0, "bird"),
+    ]  # fmt: skip
+    found = read_examples(table(*rows))
+    assert found.names == ["bird", "dog", "rain"]
+    slow, ends = np.empty((8, 3), bool), [np.nan_to_num(start + seconds, nan=9e9) for _, start, seconds, _ in rows]
+    for i, (path, start, _, own) in enumerate(rows):
+        for c, name in enumerate(found.names):
+            others = [
+                word for (other, begin, _, word), end in zip(rows, ends, strict=True)
+                if other == path and min(ends[i], end) - max(np.nan_to_num(start), np.nan_to_num(begin)) > 0.02
+            ]  # fmt: skip
+            slow[i, c] = own in (name, f"-{name}") or (not own.startswith("-") and name not in others)
+    assert (found.known == slow).all()
+    assert slow.astype(int).tolist() == [
+        [0, 1, 1], [1, 0, 1], [1, 0, 0], [1, 1, 1], [1, 0, 1], [0, 1, 1], [0, 1, 0], [1, 1, 1]
+    ]  # fmt: skip
+
+
+def test_labels_that_look_alike_are_named(caplog):
+    """Each of them would be a clip that has not the other: `Dog` is then no `dog`."""
+    words = ["Dog", "dog", "e\u0301", "\u00e9", "Parus  major", "Parus major", "rain"]
+    found = read_examples(table(*[(f"{i}.wav", 0.0, 1.0, word) for i, word in enumerate(words)]))
+    assert found.names == sorted(words)
+    assert len(caplog.messages) == 3
+    assert "'Dog' and 'dog'" in caplog.text
+    assert "'Parus  major' and 'Parus major'" in caplog.text
 
 
 def test_a_column_that_is_missing_is_named():
@@ -168,7 +202,26 @@ def test_one_recording_is_validated_by_clips_and_a_line_says_so(caplog):
     x, sets = blobs(30)
     found = fit_classifier(x, examples_of(sets, [0] * 30))
     assert "f1" in found.validation["a"]
+    assert [one["recordings"] for one in found.validation.values()] == [1] * len(found.names)
     assert "all labelled clips are of one recording" in caplog.text
+    card = card_of(found, "c")
+    assert "clips whose recordings the classifier had not seen" not in card
+    assert "All labelled clips are of one recording" in card
+    assert "had not seen" in card_of(fit_classifier(x, examples_of(sets, np.arange(30))), "c")
+
+
+def test_one_place_is_validated_by_recordings_and_not_by_their_clips(caplog):
+    """Each recording has a sound of its own, and labels follow recordings: clips of it in both parts would be known."""
+    rng = np.random.default_rng(0)
+    recordings = np.repeat(np.arange(20), 6)
+    x = 5 * rng.normal(size=(20, 64))[recordings] + 0.1 * rng.normal(size=(120, 64))
+    examples = examples_of([{"ab"[i % 2]} for i in recordings], recordings)
+    examples.clips.table["site"] = "pond"
+    found = fit_classifier(x, examples, group="site")
+    assert found.validation["a"]["average_precision"] < 0.9
+    assert (found.facts["recordings"], found.validation["a"]["recordings"]) == (20, 10)
+    assert "one value of site: the validation holds back recordings alone" in caplog.text
+    assert "had not seen" in card_of(found, "c")
 
 
 def test_the_threshold_has_the_best_f1_of_all():
@@ -199,7 +252,7 @@ def test_the_threshold_of_a_rare_label_is_drawn_towards_that_of_all():
     examples = Examples(
         table(*[(f"{i}.wav", 0.0, 1.0, "") for i in range(200)]), ["a", "b"], truth, np.ones_like(truth)
     )
-    _, found = _validate(scores, examples, np.arange(200))
+    _, found = _validate(scores, examples, np.arange(200), np.arange(200).astype(str))
     shared = _best_threshold(truth.ravel(), scores.ravel())[1]
     for c, n in enumerate((100, 2)):
         own = _best_threshold(truth[:, c], scores[:, c])[1]

@@ -21,6 +21,22 @@ def test_ours_stand_beside_the_papers():
     assert table.loc["iemocap", "decar_frozen"] == f"– / {known['iemocap', 'decar_frozen']:.1f}"
 
 
+def test_bundles_that_are_compared_are_not_averaged_beside_the_paper_and_folds_are_no_seeds():
+    usual = {"task": "nsynth", "protocol": "paper", "encoder": "decar"}
+    ours = [
+        make_result(**usual, bundle="a", encoder_hash="1", value=0.2),
+        make_result(**usual, bundle="b", encoder_hash="2", value=0.6),
+        *[make_result(task="iemocap", protocol="paper", fold=str(i), split_hash=str(i)) for i in range(5)],
+    ]
+    paper = f" / {paper_cells(2)['nsynth', 'decar_frozen']:.1f}"
+    text = table2_markdown(ours)
+    for name, value in (("a", "20.0"), ("b", "60.0")):
+        part = text.split(f"Ours, {name}, / the paper's Table 2")[1].split("Ours")[0]
+        assert f"{value}{paper} |" in part
+    assert "40.0" not in text
+    assert "(n=" not in text
+
+
 def test_only_where_a_task_of_the_paper_was_judged():
     assert "the paper's Table 2" in table2_markdown([make_result(task="nsynth")])
     assert "the paper's Table 2" not in table2_markdown([make_result(task="speaker")])

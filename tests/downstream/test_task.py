@@ -164,6 +164,25 @@ def test_a_split_lost_to_unreadable_clips_is_an_error(tmp_path: Path) -> None:
         drop_unreadable(task, np.array([98, 0, 98, 98, 98, 98]))
 
 
+def test_a_class_that_loses_its_training_clips_to_damage_is_named(tmp_path: Path, caplog) -> None:
+    split = ["train", "train", "train", "valid", "test", "test"]
+    task = load_task(TaskSpec("t", "label", write(tmp_path, label=["a", "b", "c", "a", "c", "b"], split=split)))
+    with caplog.at_level(logging.WARNING):
+        drop_unreadable(task, np.array([98, 98, 0, 98, 98, 98]))
+    assert "no readable training clip of class 'c': test clips of it count as wrong" in caplog.text
+
+
+def test_a_clip_in_two_splits_is_named(tmp_path: Path, caplog) -> None:
+    table = pd.DataFrame({
+        "path": ["a.wav", "b.wav", "./b.wav", "c.wav", "c.wav", "d.wav"], "start": [0, 0, 0, 0, 5, 0],
+        "label": list("abbaba"), "split": ["train", "train", "test", "train", "test", "valid"],
+    })  # fmt: skip
+    table.to_csv(tmp_path / "table.csv", index=False)
+    with caplog.at_level(logging.WARNING):
+        load_task(TaskSpec("t", "label", str(tmp_path / "table.csv")))
+    assert "task t: 1 clips are in two splits, first: b.wav" in caplog.text
+
+
 def test_clips_of_a_task_are_found_in_the_table_of_all(tmp_path: Path) -> None:
     pd.DataFrame({"path": [f"{i}.wav" for i in range(20)], "more": 1}).to_csv(tmp_path / "index.csv", index=False)
     chosen = [7, 3, 11, 2, 19, 5]

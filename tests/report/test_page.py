@@ -1,7 +1,9 @@
 """The page as a file: whole, bounded, safe, and made whatever is missing."""
 
 import json
+import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -228,6 +230,34 @@ def test_only_results_of_this_encoder_and_what_compares_with_them(tmp_path, enco
         one.write(other / name)
     found = gathered(RunFiles(source.run, {}, source.store, downstream=(other,)))["results"]
     assert [(row["task"], row["encoder"]) for row in found] == [("kind", "random weights"), ("kind", "this encoder")]
+
+
+def test_results_that_were_judged_again_count_once_and_an_older_split_not_at_all(tmp_path, encoder):
+    """All of them were averaged in the bars and in the summary."""
+    source, other = small_run(tmp_path, encoder), tmp_path / "eval"
+    own = {"network": "conv", "value": 0.5}
+    given = [
+        result(encoder.hash(), **{**own, "value": 0.1}, split_hash="t"), result("r", encoder="random", split_hash="t"),
+        result(encoder.hash(), **{**own, "value": 0.2}), result(encoder.hash(), **own),
+        result("r", encoder="random", network="conv", value=0.3), result("q", encoder="random", network="wide"),
+    ]  # fmt: skip
+    for i, one in enumerate(given):
+        (other / f"{9 - i}").mkdir(parents=True)
+        os.utime(one.write(other / f"{9 - i}"), (1000 + i, 1000 + i))
+    data = gathered(RunFiles(source.run, {}, source.store, downstream=(other,)))
+    assert [(row["encoder"], row["value"]) for row in data["results"]] == [
+        ("random weights", 0.3), ("this encoder", 0.5),
+    ]  # fmt: skip
+    assert data["notes"]["results"] == "results of kind on older splits are left out: they do not compare"
+
+
+def test_a_label_that_is_missing_is_none_on_the_map_too(tmp_path, encoder):
+    source = small_run(tmp_path, encoder)
+    table = source.store.manifest.table.assign(kind=[None, "low", float("nan"), "high"] * 6)
+    store = replace(source.store, manifest=replace(source.store.manifest, table=table))
+    data = gathered(RunFiles(source.run, {}, store, label="kind"))
+    assert data["clips"]["labels"]["kind"]["values"] == ["high", "low"]
+    assert data["clips"]["labels"]["kind"]["codes"] == [-1, 1, -1, 0] * 6
 
 
 def test_numbers_that_json_has_not_and_odd_names(tmp_path):

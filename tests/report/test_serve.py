@@ -1,9 +1,12 @@
 """`decar page --serve`: what it answers, to whom, and what it writes."""
 
+import contextlib
 import http.client
 import io
 import json
+import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,8 +16,9 @@ import soundfile
 from decar.audio import Manifest
 from decar.downstream.classifier import read_examples
 from decar.errors import DecarError
+from decar.files import whole
 from decar.report.page import render
-from decar.report.serve import LONGEST, MOST_BYTES, PageServer, clips_of, data_of
+from decar.report.serve import LONGEST, MOST_BYTES, Labels, PageServer, Refused, clips_of, data_of
 from tests.report.helpers import field_page
 
 HEAD = "path,start,duration,label,by\n"
@@ -170,6 +174,48 @@ def test_labels_are_replaced_only_by_somebody_who_has_read_them(tmp_path):
     assert (tmp_path / "labels.csv").read_text() == "something,else\n"
     with pytest.raises(DecarError, match=r"labels\.csv: no column path or label: not a table of labels; move it"):
         PageServer(page)
+    (tmp_path / "labels.csv").write_text("\nsomething,else\n")
+    with pytest.raises(DecarError, match=r"not a table of labels"):
+        PageServer(page)
+
+
+def test_two_servers_of_one_folder_do_not_write_over_each_other(tmp_path, monkeypatch):
+    (tmp_path / "labels.csv").write_text(HEAD)
+    one, other = Labels(tmp_path / "labels.csv"), Labels(tmp_path / "labels.csv")
+    version, both = one.read()[1], threading.Barrier(2)
+
+    def slow(path):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # both have compared the version before one of them writes, if nothing keeps them apart
+        return whole(path)
+
+    def write(labels, word):
+        try:
+            return labels.write(f"{HEAD}a.wav,0,5,{word},clip\n", version)
+        except Refused as refused:
+            return str(refused)
+
+    monkeypatch.setattr("decar.report.serve.whole", slow)
+    with ThreadPoolExecutor(2) as pool:
+        said = [*pool.map(write, (one, other), ("dog", "cat"))]
+    assert sum("has changed since" in text for text in said) == 1, said
+
+
+def test_labels_that_came_in_part_are_not_written(tmp_path):
+    """The browser is closed, or the connection breaks, while a page sends its labels."""
+    (tmp_path / "labels.csv").write_text(HEAD + "a.wav,0,5,dog,clip\na.wav,5,5,cat,clip\n")
+    with serving(field_page(tmp_path)) as server:
+        version = server.labels.read()[1]
+        body = (HEAD + "a.wav,0,5,dog,clip\na.wav,5,5,cat,clip\nb.wav,0,5,cat,clip\n").encode()
+        head = (
+            f"PUT /labels HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\nX-Token: {server.token}\r\n"
+            f"If-Match: {version}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        with socket.create_connection(("127.0.0.1", server.server_port)) as wire:
+            wire.sendall(head.encode() + body[:40])
+            wire.shutdown(socket.SHUT_WR)
+            assert b"400" in wire.recv(4096)
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == 3
 
 
 def test_a_disk_that_is_full_is_an_answer_and_the_old_labels_stay(tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ def test_labels_are_still_there_at_the_next_visit_and_can_be_read_from_a_file(vi
         pd.read_csv(again).sort_values("path", ignore_index=True), table.sort_values("path", ignore_index=True),
         check_dtype=False,
     )  # fmt: skip
-    two = "path,start,label\n" + "".join(f"{clusters.parent}/a.wav,10,{label}\n" for label in ("x", "y", "x"))
+    two = "path,start,end,label\n" + "".join(f"{clusters.parent}/a.wav,10,15,{label}\n" for label in ("x", "y", "x"))
     (tmp_path / "two.csv").write_text(two)
     other.page.set_input_files("#label-load", tmp_path / "two.csv")
     other.until("LABELS.size === 3")
@@ -150,6 +150,68 @@ def test_labels_are_still_there_at_the_next_visit_and_can_be_read_from_a_file(vi
     other.page.set_input_files("#label-load", tmp_path / "no.csv")
     other.page.wait_for_function("document.getElementById('label-state').textContent.includes('no column path')")
     assert other.js("LABELS.size") == 3
+
+
+def test_labels_of_other_stretches_stay_with_their_stretches(visit, clusters, tmp_path):
+    """A whole recording, and a stretch that only begins as a segment of the page does, are no clips of it."""
+    rows = [(0, 5, "yes"), (5, 5.0, "yes"), (0, 2, "no"), ("", "", "no"), (10, "", "no"), (15, 6, "no")]
+    table = pd.DataFrame(rows, columns=["start", "duration", "label"]).astype(str)
+    table.insert(0, "path", f"{clusters.parent}/a.wav")
+    table.to_csv(tmp_path / "mine.csv", index=False, quoting=1)
+    seen = visit(clusters)
+    seen.page.set_input_files("#label-load", tmp_path / "mine.csv")
+    seen.until("LABELS.size > 0")
+    assert seen.js("[...LABELS].map(([i, one]) => [CLIPS.name[i], one.words[0]])") == [
+        ["a.wav · 0:00", "yes"], ["a.wav · 0:05", "yes"],
+    ]  # fmt: skip
+    downloaded(seen, "#label-save").save_as(tmp_path / "again.csv")
+    again = pd.read_csv(tmp_path / "again.csv", dtype=str, keep_default_na=False)
+    kept = again[again["label"] == "no"][["start", "duration"]].to_numpy().tolist()
+    assert kept == [["0", "2"], ["", ""], ["10", ""], ["15", "6"]]
+
+
+def test_notes_beside_a_label_stay_when_it_is_removed(visit, clusters, tmp_path):
+    text = f"path,start,duration,label,note\n{clusters.parent}/a.wav,5,5,dog,two of them\n"
+    (tmp_path / "mine.csv").write_text(text)
+    seen = visit(clusters)
+    seen.page.set_input_files("#label-load", tmp_path / "mine.csv")
+    seen.until("LABELS.size === 1")
+    seen.js("toggle([...LABELS.keys()][0], 'dog'); toggle(0, 'wind')")
+    downloaded(seen, "#label-save").save_as(tmp_path / "again.csv")
+    again = pd.read_csv(tmp_path / "again.csv", keep_default_na=False).set_index("note")
+    assert again.loc["two of them", ["start", "label"]].tolist() == [5, ""]
+    assert again["label"].tolist() == ["", "wind"]
+
+
+def test_a_quotation_mark_in_a_name_does_not_swallow_the_rows_after_it(visit, clusters):
+    seen = visit(clusters)
+    assert seen.js("""fromCsv('path,label\\na"b.wav,x\\rc.wav,"y ""z"", w"\\r\\n')""") == [
+        ["path", "label"], [['a"b.wav', "x"], ["c.wav", 'y "z", w']],
+    ]  # fmt: skip
+
+
+def test_a_column_of_the_source_does_not_take_the_place_of_the_labels_in_a_selection(visit, clusters):
+    seen = visit(clusters)
+    seen.js("DATA.labels.push('label'), CLIPS.labels.label = {values: ['tree'], codes: CLIPS.name.map(() => 0)}")
+    seen.js("giveAll([0], 'wind', 'clip')")
+    head, row = seen.js("clipsCsv([0])").splitlines()
+    assert head == "path,start,duration,cluster,table_label,label"
+    assert row.endswith(",tree,wind")
+
+
+def test_two_windows_of_a_page_have_one_draft(visit, clusters):
+    seen = visit(clusters)
+    other = seen.context.new_page()
+    other.goto(clusters.as_uri())
+    while not other.evaluate("document.documentElement.dataset.ready === 'yes'"):
+        other.wait_for_timeout(30)
+    seen.js("toggle(0, 'wind'); toggle(1, 'wind')")
+    other.wait_for_timeout(300)
+    other.evaluate("toggle(1, 'wind'); toggle(2, 'rain')")
+    seen.until("LABELS.size === 2 && LABELS.has(2)")
+    seen.page.reload()
+    seen.until("document.documentElement.dataset.ready === 'yes'")
+    assert seen.js("[...LABELS].map(([i, one]) => [i, one.words[0]])") == [[0, "wind"], [2, "rain"]]
 
 
 def test_a_selection_in_the_map_is_listed_labelled_and_saved(visit, clusters, tmp_path):
@@ -341,6 +403,18 @@ def test_a_served_page_plays_all_in_full_and_saves_by_itself(visit, tmp_path):
         assert "has changed since" in seen.js("document.getElementById('label-state').textContent")
         assert "another" in labels.read_text()
         seen.said[:] = [line for line in seen.said if "409" not in line]  # the browser's own line about the answer
+
+
+def test_labels_that_a_page_cannot_read_are_not_written_over(visit, tmp_path, monkeypatch):
+    page = field_page(tmp_path)
+    monkeypatch.setattr("decar.report.serve._check", lambda text, name: None)  # as if the server could read more
+    (tmp_path / "labels.csv").write_text("path;label\n/a.wav;dog\n")
+    with serving(page) as server:
+        seen = visit(server.url)
+        seen.js("toggle(0, 'wind')")
+        seen.until("document.getElementById('label-state').textContent.startsWith('NOT saved')")
+        assert "no column path" in seen.js("document.getElementById('label-state').textContent")
+    assert (tmp_path / "labels.csv").read_text() == "path;label\n/a.wav;dog\n"
 
 
 def test_a_served_page_begins_a_file_of_labels(visit, tmp_path):

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from decar.report import when
-from decar.report.when import hours_and_sites, segments_of, time_lines
+from decar.report.when import hours_and_sites, hours_of, segments_of, time_lines
 
 
 def recordings(*lengths, recorded_at=None):
@@ -79,6 +79,12 @@ def test_what_somebody_sends_cannot_fill_the_memory():
         segments_of([line])
     with pytest.raises(ValueError, match="more than 100000 segments"):
         segments_of([{**line, "starts": [[0, 1000]], "lengths": [[5, 1000]]}] * 101)
+
+
+def test_hours_of_a_column_of_the_user():
+    """A space in place of the T is ISO 8601 too (RFC 3339); those clips were in no hour."""
+    at = ["2024-05-12 05:30:00", "2024-05-12T23:30:00Z", "2024-05-12", "2024-05-12T25:00:00", "", "dawn and dusk"]
+    assert hours_of(pd.DataFrame({"recorded_at": at})) == [5, 23, -1, -1, -1, -1]
 
 
 def test_hours_and_sites_against_a_loop():

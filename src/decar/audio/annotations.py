@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+import xxhash
 
 from decar.errors import DecarError, printable
 from decar.files import whole
 
 AUDACITY, RAVEN = "audacity", "raven"
-OURS = ".decar"  # a file of these folders
+OURS = ".decar"  # a file of these folders: the line below, then name and digest of each file
+DELETED = "decar deletes this folder before it writes it anew, unless a file in it has been changed.\n"
 
 
 def write_annotations(out: Path, table: pd.DataFrame, labels: list[str], highest: float) -> int:
@@ -39,7 +42,8 @@ def write_annotations(out: Path, table: pd.DataFrame, labels: list[str], highest
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        (folder / OURS).write_text("decar deletes this folder before it writes it anew.\n")
+        (folder / OURS).write_text(DELETED)  # of a call that is killed
+    written: dict[str, list[str]] = {AUDACITY: [], RAVEN: []}
     rows = table.assign(label=[_one_field(label) for label in labels])
     homes = _homes(rows["file"].unique().tolist())
     for file, stretches in rows.groupby("file", sort=False):
@@ -49,18 +53,46 @@ def write_annotations(out: Path, table: pd.DataFrame, labels: list[str], highest
             (AUDACITY, ".txt", audacity(stretches)),
             (RAVEN, ".selections.txt", raven(stretches, highest)),
         ):
-            target = out / name / f"{home}{suffix}"
+            target, text = out / name / f"{home}{suffix}", "".join(f"{line}\n" for line in lines).encode()
             target.parent.mkdir(parents=True, exist_ok=True)
             with whole(target) as part:
-                part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+                part.write_bytes(text)
+            written[name].append(json.dumps([f"{home}{suffix}", xxhash.xxh3_64_hexdigest(text)]))
+    for name, digests in written.items():
+        with whole(out / name / OURS) as part:
+            part.write_text("\n".join([DELETED.rstrip(), *digests, ""]))
     return len(homes)
 
 
 def check_annotations(out: Path) -> None:
-    """Raise a DecarError where there is such a folder of somebody else's: OUT may be the folder of the recordings."""
+    """Raise a DecarError where such a folder is somebody else's, or holds the work of somebody.
+
+    OUT may be the folder of the recordings, and labels are corrected in Audacity and Raven.
+    """
     for folder in (out / AUDACITY, out / RAVEN):
         if folder.exists() and not (folder / OURS).is_file():
             raise DecarError(f"{folder}: is not of an earlier call: rename it, or write the results to another folder")
+        changed = _changed(folder) if folder.exists() else None
+        if changed is not None:
+            raise DecarError(
+                f"{changed}: has been changed since decar wrote it, and would be deleted: move it, or write the "
+                "results to another folder"
+            )
+
+
+def _changed(folder: Path) -> Path | None:
+    """The first file that is not as `write_annotations` left it, but for hidden ones; None where it was killed."""
+    try:
+        lines = [json.loads(line) for line in (folder / OURS).read_text().splitlines()[1:]]
+        known = {str(name): digest for name, digest in lines}
+    except (OSError, ValueError, TypeError):
+        return folder / OURS
+    for file in sorted(folder.rglob("*")) if known else ():
+        if file.is_file() and not file.name.startswith("."):
+            digest = known.get(file.relative_to(folder).as_posix())
+            if digest != xxhash.xxh3_64_hexdigest(file.read_bytes()):
+                return file
+    return None
 
 
 def audacity(stretches: pd.DataFrame) -> Iterator[str]:

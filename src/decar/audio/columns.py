@@ -8,9 +8,10 @@ like a time and is not understood is refused too: leaving it out would silently 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from decar.errors import ManifestError
+
+log = logging.getLogger(__name__)
 
 PATH_NAMES = {
     "path", "file", "filename", "file_name", "filepath", "file_path", "fname", "audio", "audio_file", "audio_path",
@@ -59,6 +62,17 @@ def find_column(columns: Iterable[object], name: str) -> str | None:
         return name
     alike = [column for column in known if normal(column) == normal(name)]
     return alike[0] if len(alike) == 1 else None
+
+
+def beside_ours(table: pd.DataFrame, ours: Collection[str]) -> pd.DataFrame:
+    """The table with `table_` before each name that is one of ours, or that is there twice, so that none is lost."""
+    names = [str(name) for name in table.columns]
+    for i, name in enumerate(names):
+        while names[i] in ours or names.count(names[i]) > 1:
+            names[i] = f"table_{names[i]}"
+        if name != names[i]:
+            log.info("the column '%s' of the table is called '%s' here", name, names[i])
+    return table.set_axis(names, axis=1)
 
 
 def no_column(columns: Iterable[object], name: str) -> str:

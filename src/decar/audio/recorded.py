@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 AT, SITE = "recorded_at", "site"
@@ -35,7 +37,8 @@ _GUANO = re.compile(r"^Timestamp:\s*(\S+(?: \S+)?)\s*$", re.M)
 def with_clock(table: pd.DataFrame, files: Sequence[str | Path]) -> pd.DataFrame:
     """A table of clips with columns `recorded_at` (ISO 8601, when the clip begins) and `site`, where they are known.
 
-    A column that is there already is kept. Where the time of no file is known, the table stays as it is.
+    A column that is there already is kept; `later` has made one of parts from one of recordings. Where the time of no
+    file is known, the table stays as it is.
 
     Args:
         table: `N` clips, with `start` in seconds where they are stretches.
@@ -51,6 +54,24 @@ def with_clock(table: pd.DataFrame, files: Sequence[str | Path]) -> pd.DataFrame
     begun = [_text(times[row], float(start)) for row, start in zip(rows, starts, strict=True)]
     found = {AT: begun, SITE: [sites[row] for row in rows]}
     return table.assign(**{name: values for name, values in found.items() if name not in table and any(values)})
+
+
+def later(texts: pd.Series, seconds: npt.NDArray[np.float64]) -> pd.Series:
+    """When parts of clips begin, from when the clips do; what is no ISO 8601 date with a time stays as it is.
+
+    Args:
+        texts: `N`, of a column `recorded_at` of the user's.
+        seconds: `(N,)` from the beginning of each clip to that of its part.
+    """
+    return pd.Series([_later(str(text), start) for text, start in zip(texts, seconds, strict=True)], texts.index)
+
+
+def _later(text: str, seconds: float) -> str:
+    try:
+        time = datetime.fromisoformat(text.replace("Z", "+00:00")) + timedelta(seconds=seconds)
+    except (ValueError, OverflowError):
+        return text
+    return time.isoformat(" " if text[10:11] == " " else "T", "seconds") if seconds and len(text) > 10 else text
 
 
 def recorded(files: Sequence[str]) -> tuple[list[datetime | None], list[str]]:

@@ -32,6 +32,7 @@ from decar.audio.cache import mark_damaged, read_store
 from decar.audio.clips import SEGMENT_SECONDS, WHOLE_SECONDS, Segment
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Identity, Manifest, positions
+from decar.audio.recorded import AT, later
 from decar.digests import DamagedError
 from decar.errors import ConfigError, StoreError
 from decar.limits import limits
@@ -288,6 +289,8 @@ class LogMelStore:
             start=np.where(alone, begun, begun + skipped * hop),
             duration=np.where(alone, known, np.where(last, left, size * hop)),
         )
+        if AT in table:
+            table[AT] = later(table[AT], skipped * hop)
         cut = _sha256(self.fingerprint, np.stack([clip, skipped]).tobytes())
         return replace(
             store, manifest=replace(store.manifest, table=table, part_of=None), offsets=store.offsets + skipped,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -13,11 +14,14 @@ from typing import Any
 from decar import __version__
 from decar.cli.config import named_class
 from decar.cli.terminal import command
+from decar.errors import ConfigError
 from decar.files import cache_home
 from decar.limits import Limits, set_limits
 from decar.objects import is_address
 
 Option = tuple[str, dict[str, Any]]
+READ = ("source", "labels", "classifier", "sounds", "embeddings", "bundle")  # arguments that are files to read
+WRITTEN = ("out", "csv", "html")  # and to write
 CACHE_HOME = object()  # stands for `cache_home()`, which follows the environment
 
 
@@ -31,8 +35,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     with command("", "run the same command again"):
         args = _parser().parse_args(words or ["--help"])
         set_limits(Limits(**{name: value for name, value in vars(args).items() if name in LIMITS}))
+        _keep_what_is_read(args)
         module, function = args.run.split(".")
         getattr(import_module(f"decar.cli.{module}"), function)(args)  # torch and the like are imported here
+
+
+def _keep_what_is_read(args: argparse.Namespace) -> None:
+    """Refuse an output that is a file which the command reads: a table of labels, say, would be lost."""
+    for name in WRITTEN:
+        out = str(getattr(args, name, None) or "")
+        for key in READ if os.path.isfile(out) else ():
+            value = getattr(args, key, None) or []
+            for file in value if isinstance(value, list) else [value]:
+                if os.path.isfile(file) and os.path.samefile(file, out):
+                    raise ConfigError(f"--{name} {out}: this command reads that file; give another name")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from decar.audio import FrontEnd, Manifest
 from decar.audio.annotations import check_annotations, write_annotations
 from decar.audio.clips import Segment, as_segment
+from decar.audio.columns import beside_ours, find_column, no_column, normal
 from decar.audio.remote import refuse_addresses
 from decar.cli.bundles import as_text, check_numbers, embedder_of, source_of
 from decar.cli.clusters import bundle_named, claimed, embedded, may_load, recordings_of, root_of, writing
@@ -25,7 +26,7 @@ from decar.clustering import Placed
 from decar.downstream import to_markdown
 from decar.downstream.classifier import Classifier, Examples, fit_classifier, read_examples
 from decar.downstream.suggest import suggest as choose
-from decar.errors import ConfigError, DecarError, SearchError, TaskError, check_whole
+from decar.errors import ConfigError, DecarError, SearchError, TaskError, check_whole, require
 from decar.files import whole, write_table
 from decar.neighbours.index import EmbeddingTable
 from decar.report import write_cluster_page
@@ -45,6 +46,8 @@ def fit(args: argparse.Namespace) -> None:
     """Write the classifier and its card."""
     start_log(logging.INFO)
     check_numbers(args)
+    card = args.out.with_suffix(".md")
+    require(card != args.out, f"--out {args.out}: that is the name of the card; give one in .safetensors")
     examples = _examples(args)
     bundle = args.bundle or "small"
     embedder = embedder_of(args, bundle, "none")
@@ -55,13 +58,14 @@ def fit(args: argparse.Namespace) -> None:
     if not len(made.vectors):
         raise DecarError(f"none of the {len(examples.clips)} labelled clips can be embedded; the lines above say why")
     if len(made.bad):
-        examples = examples.take(made.table[ROW].to_numpy())
+        names, examples = examples.names, examples.take(made.table[ROW].to_numpy())
+        for name in sorted({*names} - {*examples.names}):
+            log.warning("%s: none of its clips can be embedded, so the classifier does not know it", name)
     segment = as_segment(args.segment) if args.segment else _segment_for(examples.clips, made.table)
     facts = {"encoder": embedder.encoder.hash(), "bundle": bundle_named(bundle), "segment": segment}
     classifier = fit_classifier(made.vectors, examples, group=args.group, seed=args.seed, facts=facts)
     with writing(args.out):
         classifier.save(args.out)
-        card = args.out.with_suffix(".md")
         with whole(card) as part:
             part.write_text(card_of(classifier, args.out.name), encoding="utf-8")
     say_lines(_table(classifier, str))
@@ -84,9 +88,9 @@ def _predict(args: argparse.Namespace, classifier: Classifier) -> None:
     table, files, vectors, rate = _segments(args, classifier, args.out.with_suffix(""))
     scores = classifier.scores(vectors)
     columns = _score_columns(classifier, scores)
-    others = [str(name) for name in table if name not in ("path", "start", "duration", "label", *columns)]
-    found = table[["path", "start", "duration"]].assign(label=classifier.labels(scores), **columns)
-    found = found.join(table[others])
+    place = ["path", "start", "duration"]
+    found = table[place].assign(label=classifier.labels(scores), **columns)
+    found = found.join(beside_ours(table.drop(columns=place), ("label", *columns)))
     with writing(args.out):
         write_table(found, args.out)
         write_annotations(args.out.with_suffix(""), found.assign(file=files), found["label"].tolist(), rate / 2)
@@ -104,13 +108,38 @@ def suggest(args: argparse.Namespace) -> None:
     check_whole("-n", args.n, 1)
     classifier = Classifier.load(args.classifier) if args.classifier else None
     with claimed(args.out, args.out.with_name(f".{args.out.name}.lock")):
+        _keep_labels(args.out, args.column)
         _suggest(args, classifier)
+
+
+def _keep_labels(out: Path, column: str) -> None:
+    """Refuse to write over a table of suggestions into which somebody has typed labels.
+
+    Raises:
+        ConfigError: There are labels in it, or it cannot be read, and so they may be.
+    """
+    if not out.is_file():
+        return
+    try:
+        table = Manifest.from_path(out).table
+    except DecarError as error:
+        raise ConfigError(f"--out {out}: is no table of suggestions ({error}); give another name") from error
+    found = find_column(table, column)
+    if found is not None and (table[found].fillna("").astype(str).str.strip() != "").any():
+        raise ConfigError(
+            f"--out {out}: somebody has typed labels in there; rename it, or give another name, and pass it as --labels"
+        )
 
 
 def _suggest(args: argparse.Namespace, classifier: Classifier | None) -> None:
     table, files, vectors, _ = _segments(args, classifier, args.out.with_suffix(""))
     examples = _examples(args) if args.labels else None
     labelled = _overlapping(table, files, examples.clips) if examples else np.empty(0, np.int64)
+    if examples and not set(examples.clips.table["path"]) & set(files):
+        log.warning(
+            "none of the labelled recordings is in %s, so any of its clips may be suggested; %s is one of them",
+            args.source, examples.clips.table["path"][0],
+        )  # fmt: skip
     known = classifier.names if classifier else examples.names if examples else []
     rows = choose(vectors, labelled, classifier, args.n, args.seed)
     if not len(rows):
@@ -144,10 +173,21 @@ def card_of(classifier: Classifier, name: str) -> str:
         f"# {as_text(name)}", "",
         "A classifier of sounds, fitted by `decar fit` to labelled stretches of recordings.", "",
         *_table(classifier, as_text).splitlines(), "",
-        "Average precision, precision, recall and F1 are of clips whose recordings the classifier had not seen. The "
-        "thresholds were chosen on the same clips, so the last three are somewhat too good.", "",
+        _validated(classifier), "",
         "| | |", "|---|---|", *lines, "",
     ])  # fmt: skip
+
+
+def _validated(classifier: Classifier) -> str:
+    """What its figures were measured on."""
+    same = "The thresholds were chosen on the same clips, so the last three are somewhat too good."
+    measures = "Average precision, precision, recall and F1 are of clips"
+    if classifier.facts.get("recordings") == 1:
+        return (
+            f"All labelled clips are of one recording. {measures} of it that the classifier had not seen, so all are "
+            f"too good for other recordings. {same}"
+        )
+    return f"{measures} whose recordings the classifier had not seen. {same}"
 
 
 def _table(classifier: Classifier, written: Callable[[str], str]) -> str:
@@ -164,12 +204,25 @@ def _table(classifier: Classifier, written: Callable[[str], str]) -> str:
 
 
 def _examples(args: argparse.Namespace) -> Examples:
-    """What the tables of labels hold, by absolute paths."""
-    parts = []
+    """What the tables of labels hold, by absolute paths.
+
+    A column is called as in the first table that has it: `Site` of one table and `site` of another are one.
+
+    Raises:
+        TaskError: A table has no column of labels, or the labels make no sense.
+    """
+    parts, spelled = list[pd.DataFrame](), dict[str, str]()
     for source in args.labels:
         clips = Manifest.from_path(source, root=args.root, path_column=args.path_column)
         refuse_addresses(clips.table["path"])
-        parts.append(clips.table.assign(path=recordings_of(clips.root, clips.table)))
+        label = find_column(clips.table, args.column)
+        if label is None:
+            raise TaskError(f"{source}: {no_column(clips.table, args.column)}; name the column of the labels")
+        table = clips.table.rename(columns={label: args.column})
+        others = {name: spelled.setdefault(normal(name), name) for name in map(str, table) if name != args.column}
+        if len({*others.values(), args.column}) == len(table.columns):
+            table = table.rename(columns=others)
+        parts.append(table.assign(path=recordings_of(clips.root, clips.table)))
     try:
         return read_examples(Manifest(pd.concat(parts, ignore_index=True), Path.cwd()), args.column)
     except TaskError as error:

@@ -82,7 +82,7 @@ def _cluster(
     say(summary(model, placed, args))
     say(f"{args.out / TABLE}: a row a segment with cluster, distance, novelty; labels for Audacity and Raven beside it")
     say(f"look at it: {page}")
-    say(f"new sounds: decar cluster FOLDER --like {args.out}")
+    say(f"new sounds: decar cluster FOLDER --like {args.out} --out NEW")
 
 
 def _check_kmeans(args: argparse.Namespace) -> None:
@@ -125,6 +125,8 @@ def _clusters_of(place: Path, args: argparse.Namespace) -> tuple[Clusters, str]:
     file = place / MODEL if place.is_dir() else place
     if place.is_dir() and not file.is_file():
         raise DecarError(f"{place}: no {MODEL} in there; `decar cluster SOURCE --out {place}` writes one")
+    if args.out.is_dir() and file.is_file() and file.parent.samefile(args.out):
+        raise ConfigError(f"--out {args.out}: holds the clusters of --like and what they were made from; give another")
     found = Clusters.load(file)
     wanted, bundle, segment = (found.facts.get(key) for key in ("encoder", "bundle", "segment"))
     if not (isinstance(wanted, str) and isinstance(bundle, str) and isinstance(segment, str | float)):

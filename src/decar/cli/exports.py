@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 from decar.audio import Manifest
+from decar.audio.columns import beside_ours
 from decar.audio.recorded import with_clock
 from decar.cli.clusters import EMBEDDINGS, root_of, writing
 from decar.cli.data import run_files
@@ -16,7 +17,7 @@ from decar.cli.terminal import say, start_log
 from decar.errors import ConfigError, DecarError
 from decar.models import embed_store, load_encoder
 from decar.neighbours.index import EmbeddingTable
-from decar.report.final import read_clusters
+from decar.report.final import FOUND, read_clusters
 from decar.report.tools import Points, write_atlas, write_hoplite, write_projector, write_spotlight
 
 log = logging.getLogger(__name__)
@@ -86,9 +87,10 @@ def points_of(args: argparse.Namespace) -> Points:
         what = f"holds neither {EMBEDDINGS} nor a run" if source.is_dir() else "does not exist"
         raise DecarError(f"{source} {what}: give a run, a folder of `decar cluster`, or a table of `decar embed`")
     known = EmbeddingTable.open(file)
-    table = known.rows
     if source.is_dir():
-        table = read_clusters(source, table, str(known.facts.get("encoder")))
+        table = read_clusters(source, known.rows, str(known.facts.get("encoder")))
+    else:
+        table = beside_ours(known.rows, FOUND)
     root = (args.root or known.root or Path.cwd()) if args.to == "projector" else root_of(known, args.root)
     facts = {key: known.facts.get(key) for key in ("encoder", "bundle", "sample_rate", "window")}
     return Points(Manifest(with_clock(table, Manifest(table, root).files), root), known.vectors(), facts)

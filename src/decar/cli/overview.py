@@ -13,7 +13,7 @@ import pandas as pd
 from decar.cli.runs import ASIDE, FINISHED, below, flat, read_config
 from decar.cli.terminal import say, say_lines, start_log
 from decar.digests import DamagedError, read_json
-from decar.downstream import collect, to_markdown
+from decar.downstream import Result, collect, to_markdown
 from decar.downstream.results import result_files
 from decar.errors import ConfigError, DecarError
 from decar.files import find_files, locked, write_table
@@ -153,14 +153,37 @@ def _differing(first: dict[str, object], second: dict[str, object]) -> dict[str,
 
 
 def _results(first: Path, second: Path) -> dict[str, tuple[str, str]]:
-    """Test results below both folders, of the tasks, modes and protocols that one of them has."""
+    """Test results below both folders, of the tasks, modes and protocols that one of them has.
+
+    What does not compare is in rows of its own: other splits or numbers of the protocol, and several encoders of a run.
+    """
+    sides = [collect([run]) if result_files(run) else [] for run in (first, second)]
+    facts, encoders = dict[str, dict[str, set[str]]](), [dict[str, set[str]]() for _ in sides]
+    for side, hashes in zip(sides, encoders, strict=True):
+        for result in side:
+            hashes.setdefault(_question(result), set()).add(result.encoder_hash)
+            for name, value in _facts(result).items():
+                facts.setdefault(_question(result), {}).setdefault(name, set()).add(value)
+
+    def named(result: Result, hashes: dict[str, set[str]]) -> str:
+        question = _question(result)
+        differ = [f"{name} {v}" for name, v in _facts(result).items() if len(facts[question][name]) > 1]
+        own = [f"encoder {result.encoder_hash[:8]}"] if len(hashes[question]) > 1 else []
+        return ", ".join([question, *own, *differ])
+
     found = [
-        {_question(result): f"{100 * result.value:.1f}" for result in (collect([run]) if result_files(run) else [])}
-        for run in (first, second)
+        {named(result, hashes): f"{100 * result.value:.1f}" for result in side}
+        for side, hashes in zip(sides, encoders, strict=True)
     ]
     return {key: (found[0].get(key, "–"), found[1].get(key, "–")) for key in sorted(found[0].keys() | found[1].keys())}
 
 
-def _question(result: Any) -> str:
+def _question(result: Result) -> str:
     fold = f", fold {result.fold}" if result.fold else ""
-    return f"{result.task}{fold}, {result.mode}, {result.protocol}, seed {result.seed}, {result.encoder}"
+    encoder = result.bundle if result.encoder == "other" else result.encoder
+    return f"{result.title}{fold}, {result.mode}, {result.protocol}, seed {result.seed}, {encoder}"
+
+
+def _facts(result: Result) -> dict[str, str]:
+    """What two results of one question must share to compare."""
+    return {"split": result.split_hash[:8], "metric": result.metric, **{k: str(v) for k, v in result.settings.items()}}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 FOLDS = 5
 SHARED = 10  # clips with a label at which its own threshold and that of all labels together weigh the same
+SLACK = 0.02  # s by which stretches that follow one another may overlap: tables round to hundredths
 NOT = "-"  # before a label that a clip has not
 MOST_BYTES = 2**28  # of a file
 LEAST = 2  # recordings with a label, and without it, for a validation of the label
@@ -94,7 +96,8 @@ def read_examples(table: Manifest, column: str = "label") -> Examples:
     """The clips of a table that have a label.
 
     A cell holds a label, or several with commas between. `-dog` says that it is no dog. A clip with a label has none of
-    the others; of a clip with nothing but denied labels nothing else is known. Rows of the same stretch are joined.
+    the others; of a clip with nothing but denied labels nothing else is known. Rows of the same stretch are joined. Of
+    clips that overlap it is not known whether one has the label of the other.
 
     Raises:
         TaskError: There is no such column, no label, or one that every clip has, or that one clip has and has not.
@@ -116,9 +119,40 @@ def read_examples(table: Manifest, column: str = "label") -> Examples:
         _refuse(path, words, names)
     truth = np.array([[name in words for name in names] for words in has.values()]).reshape(len(has), -1)
     denied = np.array([[NOT + name in words for name in names] for words in has.values()]).reshape(truth.shape)
-    examples = Examples(table.take(list(has)), names, truth, denied | truth.any(axis=1, keepdims=True))
+    clips, known = table.take(list(has)), denied | truth.any(axis=1, keepdims=True)
+    for one, other in _sharing(clips):
+        known[one] &= truth[one] | denied[one] | ~truth[other]
+        known[other] &= truth[other] | denied[other] | ~truth[one]
+    examples = Examples(clips, names, truth, known)
     examples.check()
+    _warn_of_spellings(names)
     return examples
+
+
+def _sharing(clips: Manifest) -> Iterator[tuple[int, int]]:
+    """Pairs of clips that overlap in a recording."""
+    ends = [(start, np.inf if seconds is None else start + seconds) for start, seconds in clips.stretches]
+    rows = sorted((path, *end, i) for i, (path, end) in enumerate(zip(clips.table["path"], ends, strict=True)))
+    for place, (path, _, end, i) in enumerate(rows):
+        for after in range(place + 1, len(rows)):
+            other, start, until, j = rows[after]
+            if other != path or start > end - SLACK:
+                break
+            if min(end, until) - start > SLACK:
+                yield i, j
+
+
+def _warn_of_spellings(names: Sequence[str]) -> None:
+    """Name labels that differ in capitals, spaces or the code of an accent alone."""
+    alike = dict[str, list[str]]()
+    for name in names:
+        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    for spellings in alike.values():
+        if len(spellings) > 1:
+            log.warning(
+                "%s are different labels, and a clip of one counts as none of the other: is one spelling meant?",
+                " and ".join(f"'{name}'" for name in spellings),
+            )
 
 
 def _refuse(path: str, words: set[str], names: Sequence[str]) -> None:
@@ -265,16 +299,19 @@ def fit_classifier(
         raise TaskError("an embedding is not finite; is the bundle from a run that diverged?")
     sets = np.array([",".join(np.asarray(examples.names)[row]) for row in examples.truth])
     groups, _, _ = together(examples.clips.table, sets, group, label="label")
-    recordings = pd.factorize(groups)[0]
-    if len(np.unique(recordings)) < LEAST:
+    if len(np.unique(groups)) < LEAST <= examples.clips.table["path"].nunique():
+        log.warning("all labelled clips have one value of %s: the validation holds back recordings alone", group)
+        groups = examples.clips.table["path"].to_numpy(str)
+    apart = pd.factorize(groups)[0]
+    if len(np.unique(apart)) < LEAST:
         log.warning(
             "all labelled clips are of one recording: the validation holds back clips of it, so its figures are too "
             "good; label clips of other recordings"
         )
-        recordings = np.arange(len(recordings))
-    held = _held_back(vectors, examples, recordings, sets, seed)
+        apart = np.arange(len(groups))
+    held = _held_back(vectors, examples, apart, sets, seed)
     strength = min(held, key=lambda one: _loss(held[one], examples))
-    validation, thresholds = _validate(held[strength], examples, recordings)
+    validation, thresholds = _validate(held[strength], examples, apart, groups)
     prepare = preparation(vectors)
     weight, bias = fit_labels(prepare(vectors), examples.truth, strength, examples.known)
     origin = prepare(np.zeros((1, vectors.shape[1])))
@@ -346,9 +383,11 @@ def _loss(scores: NDArray[np.float64], examples: Examples) -> float:
 
 
 def _validate(
-    scores: NDArray[np.float64], examples: Examples, recordings: NDArray[np.int64]
+    scores: NDArray[np.float64], examples: Examples, apart: NDArray[np.int64], recordings: NDArray[np.str_]
 ) -> tuple[dict[str, dict[str, float]], NDArray[np.float64]]:
     """What is known of each label, and its threshold; 0.5 where nothing can be said.
+
+    `apart` says what was held back together: recordings, or clips where all are of one recording.
 
     The threshold with the best F1 is a matter of chance while few clips have the label. So it is drawn towards the one
     that is best for all labels together.
@@ -363,7 +402,7 @@ def _validate(
             "recordings": len(np.unique(recordings[truth])),
         }  # fmt: skip
         rows = known & np.isfinite(scores[:, c])
-        if all(len(np.unique(recordings[rows & (truth == value)])) >= LEAST for value in (True, False)):
+        if all(len(np.unique(apart[rows & (truth == value)])) >= LEAST for value in (True, False)):
             own = _best_threshold(truth[rows], scores[rows, c])[1]
             weight = truth.sum() / (truth.sum() + SHARED)
             odds = weight * _log_odds(np.array(own)) + (1 - weight) * _log_odds(np.array(shared))

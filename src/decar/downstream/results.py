@@ -131,12 +131,23 @@ def collect(roots: Iterable[str | Path]) -> list[Result]:
     if not paths:
         where = ", ".join(map(str, folders))
         raise DecarError(f"{where}: no {FILE_NAME} in there; make one with `python eval.py task=… bundle=…`")
+    newest = latest((path, Result.read(path)) for path in by_age(paths))
+    return [result for _, result in sorted(newest, key=lambda found: found[0])]
+
+
+def by_age(paths: Iterable[Path]) -> list[Path]:
+    """The oldest file first."""
+    return sorted(paths, key=lambda path: (path.stat().st_mtime_ns, str(path)))
+
+
+def latest(found: Iterable[tuple[Path, Result]]) -> list[tuple[Path, Result]]:
+    """Of results for the same question the last, in the order given."""
     newest: dict[tuple[object, ...], tuple[Path, Result]] = {}
-    for path in sorted(paths, key=lambda p: (p.stat().st_mtime_ns, str(p))):
-        r = Result.read(path)
+    for path, r in found:
         question = (r.task, r.mode, r.protocol, r.encoder, r.encoder_hash, r.seed, r.split_hash, r.shots)
+        newest.pop(question, None)
         newest[question] = path, r
-    return [result for _, result in sorted(newest.values(), key=lambda found: found[0])]
+    return [*newest.values()]
 
 
 def result_files(folder: Path) -> list[Path]:

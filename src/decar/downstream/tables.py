@@ -252,21 +252,32 @@ def table2_markdown(results: Sequence[Result]) -> str:
         labels = [str(c) for c in columns(results) if c.protocol == protocol]
         part = table[labels].rename(columns=lambda label: label.split(" ", 1)[1])
         parts.append(f"protocol={protocol}\n\n{to_markdown(part)}")
-    nine = beside_table2(results)
-    by_accuracy = all(result.metric == "accuracy" for result in results if result.task in nine.index)
-    if by_accuracy and not set(nine.index).isdisjoint(result.task for result in results):
-        parts.append(f"Ours / the paper's Table 2 (protocol=paper, n seeds)\n\n{to_markdown(nine)}")
+    names = bundle_names(results)
+    for name in sorted({names.get(r.encoder_hash, "") for r in results if r.encoder == "decar"}) or [""]:
+        ours = [r for r in results if r.encoder != "decar" or names.get(r.encoder_hash, "") == name]
+        nine = beside_table2(ours)
+        by_accuracy = all(result.metric == "accuracy" for result in ours if result.task in nine.index)
+        if by_accuracy and not set(nine.index).isdisjoint(result.task for result in ours):
+            title = f"Ours{printable(f', {name},') if name else ''} / the paper's Table 2 (protocol=paper, n seeds)"
+            parts.append(f"{title}\n\n{to_markdown(nine)}")
     if (table == EMPTY).to_numpy().any():
         parts.append(_TO_FILL)
     return "\n\n".join(parts) + "\n"
 
 
 def beside_table2(results: Sequence[Result]) -> pd.DataFrame:
-    """Ours (`protocol=paper`) / the paper's, a row for each of its nine tasks, with the name of our reading of it."""
-    ours: dict[tuple[str, str], list[float]] = {}
+    """Ours (`protocol=paper`) / the paper's, a row for each of its nine tasks, with the name of our reading of it.
+
+    Args:
+        results: Of one experiment: those of all DECAR bundles are seeds of it.
+    """
+    folds: dict[tuple[str, str, int, str], list[float]] = {}
     for r in results:
         if r.protocol == "paper" and r.shots is None:
-            ours.setdefault((r.task, f"{r.encoder}_{r.mode}"), []).append(r.value)
+            folds.setdefault((r.task, f"{r.encoder}_{r.mode}", r.seed, r.encoder_hash), []).append(r.value)
+    ours: dict[tuple[str, str], list[float]] = {}
+    for (task, label, _, _), values in folds.items():
+        ours.setdefault((task, label), []).append(float(np.mean(values)))
     rows: dict[str, dict[str, str]] = {}
     for (task, label), paper in beside_paper(2, results).items():
         values = ours.get((task, label), [])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,7 +153,19 @@ def _load(spec: TaskSpec) -> Task:
     source, places = (table, rows) if spec.source is None else _find(spec, table.take(rows))
     task = Task(spec, source, places, source.take(places), y, classes, split)
     _check(task)
+    _warn_of_shared(task)
     return task
+
+
+def _warn_of_shared(task: Task) -> None:
+    """Name clips that are in two splits: they are learned from and judged on."""
+    clips = pd.DataFrame(task.manifest.stretches, columns=["start", "duration"], dtype=float)
+    clips = clips.assign(path=task.manifest.table["path"].map(os.path.normpath), split=task.split)
+    splits = clips.groupby(["path", "start", "duration"], dropna=False, sort=False)["split"].nunique()
+    shared = splits[splits > 1]
+    if len(shared):
+        log.warning("task %s: %d clips are in two splits, first: %s; what is learned from must not be judged on",
+                    task.spec.name, len(shared), shared.index[0][0])  # fmt: skip
 
 
 def _column(spec: TaskSpec, source: Manifest, column: str, key: str) -> NDArray[np.str_]:
@@ -272,6 +285,10 @@ def drop_unreadable(task: Task, lengths: NDArray[np.int64]) -> Task:
         _check_splits(left)
     except TaskError as error:
         raise TaskError(f"task {task.spec.name}: {error}") from error
+    untaught = _untaught(left)
+    if untaught:
+        log.warning("task %s: no readable training clip of class %s: test clips of it count as wrong", task.spec.name,
+                    quoted(untaught))  # fmt: skip
     return left
 
 
@@ -282,12 +299,17 @@ def _check(task: Task) -> None:
             f"column '{task.spec.label}' has one class only ('{task.classes[0]}'); give clips of two or more"
         )
     _check_splits(task)
-    untaught = [task.classes[i] for i in sorted(_present(task.y) - _present(task.y[task.indices("train")]))]
+    untaught = _untaught(task)
     if untaught:
         raise TaskError(
             f"no training clip of class {quoted(untaught)}, though valid or test have some; add training clips or "
             "empty their split"
         )
+
+
+def _untaught(task: Task) -> list[str]:
+    """Classes of clips to be judged that no training clip has."""
+    return [task.classes[i] for i in sorted(_present(task.y) - _present(task.y[task.indices("train")]))]
 
 
 def _present(y: NDArray[np.int64] | NDArray[np.bool_]) -> set[int]:

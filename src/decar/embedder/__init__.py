@@ -30,6 +30,7 @@ from decar.audio.decode import NOT_FOUND
 from decar.audio.identity import Records
 from decar.audio.journal import Journal
 from decar.audio.progress import progress_bar
+from decar.audio.recorded import AT, later
 from decar.audio.samples import CANCEL_NOTE, as_array, mixed, resampled, scaled, warn_if_lost
 from decar.cores import cpu_count
 from decar.embedder.output import check_out, deliver, name_beside, places_of, write_bad, write_rows
@@ -206,6 +207,7 @@ class Embedder:
         """
         options = [FORMAT, BLOCK_FRAMES, self.batch_size, self.device, self.windows.as_dict(), self.windows.placed]
         options += [decar.__version__, limits().changed()]
+        options += [AT] if AT in clips.table and self.windows.size is not None else []  # once that of whole recordings
         files = clips.identity(records=records).fingerprint
         words = [self.encoder.hash(), files, clips.content_hash(), json.dumps(options)]
         return hashlib.sha256(" ".join(words).encode()).hexdigest()
@@ -252,6 +254,8 @@ class Embedder:
             rows = rows.drop(columns=["start", "duration"], errors="ignore")
             rows.insert(1, "start", begin + where[:, 0])
             rows.insert(2, "duration", where[:, 1])
+            if AT in rows:
+                rows[AT] = later(rows[AT], where[:, 0])
         reasons = pd.Series([end.reason for end in sink.ends], dtype=str)
         stretch = [column for column in ("path", "start", "duration") if column in table]
         bad = table[stretch].assign(reason=reasons)[(reasons != "").to_numpy()].reset_index(drop=True)

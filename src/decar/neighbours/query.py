@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio.clips import Windows
+from decar.audio.columns import beside_ours
 from decar.audio.decode import decode_blocks
 from decar.audio.logmel import waveform_to_frames
 from decar.audio.samples import Gauge
@@ -178,7 +179,7 @@ def neighbour_table(index: Index, queries: list[Query], n: int) -> pd.DataFrame:
     """
     vectors = np.stack([query.vector for query in queries])
     nearest = index.nearest(vectors, n, without=[query.row for query in queries])
-    table, parts = _renamed(index.table.rows), []
+    table, parts = beside_ours(index.table.rows, COLUMNS), []
     for query, rows, distances in zip(queries, nearest.rows, nearest.distances, strict=True):
         itself = pd.DataFrame([{"path": str(Path(query.name).absolute())}])
         if query.row is not None:
@@ -190,14 +191,3 @@ def neighbour_table(index: Index, queries: list[Query], n: int) -> pd.DataFrame:
         parts.append(clips)
     found: pd.DataFrame = pd.concat(parts, ignore_index=True)
     return found
-
-
-def _renamed(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows with no column called as one of ours."""
-    names = [str(name) for name in rows.columns]
-    for i, name in enumerate(names):
-        while names[i] in COLUMNS or names.count(names[i]) > 1:
-            names[i] = f"table_{names[i]}"
-        if name != names[i]:
-            log.info("the column '%s' of the table is called '%s' here", name, names[i])
-    return rows.set_axis(names, axis=1)

@@ -70,7 +70,9 @@ def show(
             "seconds": clips["duration"].round(2).tolist(),
             "x": places[:, 0].round(4).tolist(),
             "y": places[:, 1].round(4).tolist(),
-            "labels": {name: _coded(clips[name].astype(str).tolist()) for name in names},
+            "labels": {
+                name: _coded(clips[name].astype(str).where(of.known(clips[name]), "").tolist()) for name in names
+            },
             "clusters": [labels[chosen].tolist() for _, labels in clusterings],
             "hour": hours_of(clips),
             "novelty": placed.novelty[chosen].round(2).tolist(),

@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio import LogMelStore
+from decar.audio.columns import beside_ours
 from decar.audio.tables import read_text_table
 from decar.clustering import Clusters, Placed, make_clusters
 from decar.errors import DecarError, one_line
@@ -56,18 +57,19 @@ def write_clusters(out: Path, table: pd.DataFrame, placed: Placed, model: Cluste
 
     Args:
         out: Folder.
-        table: The `N` clips, with `path`, `start` and `duration` (s); its other columns are kept.
+        table: The `N` clips, with `path`, `start` and `duration` (s); its other columns are kept, those that are called
+            as what is written here with `table_` before their names.
         placed: Their clusters.
         model: All clusters.
 
     Raises:
         OSError: A file cannot be written.
     """
-    others = [name for name in table if name not in (*PLACE, *FOUND)]
+    others = beside_ours(table.drop(columns=[*PLACE]), FOUND)
     found = table[[*PLACE]].assign(
         cluster=placed.labels, distance=placed.distance.round(4), novelty=placed.novelty.round(3)
     )
-    found = pd.concat([found, table[others]], axis=1)
+    found = pd.concat([found, others], axis=1)
     model.save(out / MODEL)
     with whole(out / TABLE) as part:
         write_csv(found, part)
@@ -96,4 +98,5 @@ def read_clusters(folder: Path, table: pd.DataFrame, encoder: str) -> pd.DataFra
     except (KeyError, ValueError) as error:
         again = "make it again with decar cluster, or decar report for a run"
         raise DecarError(f"{folder / TABLE}: {one_line(error)}; {again}") from error
+    table = table.drop(columns=[*FOUND], errors="ignore")  # the source's own, which the file has as `table_…`
     return table.join(found[[name for name in found if name not in table]])

@@ -18,7 +18,7 @@ from decar.cores import cpu_count
 from decar.corpora import prepared_manifest
 from decar.digests import DamagedError, read_json, write_json
 from decar.downstream import Result
-from decar.downstream.results import result_files
+from decar.downstream.results import by_age, latest, result_files
 from decar.errors import ConfigError, DecarError, check_whole
 from decar.files import whole
 from decar.metrics import read_rows
@@ -92,45 +92,65 @@ def results_of(
 ) -> tuple[list[dict[str, Any]], str]:
     """The results of an encoder, and of random weights and log-mels on the same tasks, splits and seeds.
 
+    Of results for the same question the newest file counts, as in `collect`; of a task that was judged on several
+    splits the newest one.
+
     Args:
         run: Folder of the run, searched at any depth.
         encoder_hash: Returns the hash of the encoder; called where there are results.
         others: More folders with results.
 
     Returns:
-        A row a result, with its confusion matrix, for JSON; and a line about results that cannot be read, or "".
+        A row a result, with its confusion matrix, for JSON; and a line about results that are left out, or "".
 
     Raises:
         DecarError: There is no result of this encoder, or one of `others` does not exist.
     """
     found, faults = _read_all([run, *others])
-    note = f"{len(faults)} cannot be read: {'; '.join(faults[:3])}" if faults else ""
+    notes = [f"{len(faults)} cannot be read: {'; '.join(faults[:3])}"] if faults else []
     wanted = encoder_hash() if found else ""
     own = [result for result in found if result.encoder_hash == wanted]
     if not own:
         other = f"{len(found)} results there are of other encoders; " if found else ""
         raise DecarError(
             f"no results of this encoder: {other}judge it with decar-eval -m 'task=glob(*)' bundle=RUN, then "
-            f"decar report RUN --downstream DIR{'; ' if note else ''}{note}"
+            f"decar report RUN --downstream DIR{''.join(f'; {note}' for note in notes)}"
         )
-    questions = {_question(result) for result in own}
-    own += [result for result in found if result.encoder != "decar" and _question(result) in questions]
+    splits = {(result.task, result.fold): result.split_hash for result in own}  # of the newest
+    older = sorted({result.title for result in own if splits[result.task, result.fold] != result.split_hash})
+    if older:
+        notes.append(f"results of {', '.join(older)} on older splits are left out: they do not compare")
+        own = [result for result in own if splits[result.task, result.fold] == result.split_hash]
+    questions, networks = {_question(result) for result in own}, {result.network for result in own}
+    own += [
+        result
+        for result in found
+        if result.encoder != "decar"
+        and _question(result) in questions
+        and (result.encoder != "random" or _alike(result.network, networks))
+    ]
     rows = [_row(result) for result in own]
-    return sorted(rows, key=lambda row: [row[key] for key in ("task", "mode", "protocol", "encoder", "seed")]), note
+    order = ("task", "mode", "protocol", "encoder", "seed")
+    return sorted(rows, key=lambda row: [row[key] for key in order]), "; ".join(notes)
+
+
+def _alike(network: str, networks: set[str]) -> bool:
+    """Whether untrained weights are of one of these networks, as far as that is known."""
+    return not network or network in networks or "" in networks
 
 
 def _read_all(folders: Sequence[Path]) -> tuple[list[Result], list[str]]:
-    """All results in some folders, and what is wrong with those that cannot be read."""
+    """The results in some folders, the oldest first, and what is wrong with those that cannot be read."""
     found, faults = [], []
     for folder in folders:
         if not folder.exists():
             raise DecarError(f"--downstream {folder}: no such folder; give the one that eval.py wrote its runs to")
-    for file in sorted({file.resolve() for folder in folders for file in result_files(folder)}):
+    for file in by_age({file.resolve() for folder in folders for file in result_files(folder)}):
         try:
-            found.append(Result.read(file))
+            found.append((file, Result.read(file)))
         except DecarError as error:
             faults.append(str(error))
-    return found, faults
+    return [result for _, result in latest(found)], faults
 
 
 def _question(r: Result) -> tuple[object, ...]:

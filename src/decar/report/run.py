@@ -36,7 +36,7 @@ SECTIONS = {
     "summary": "Summary", "explorer": "Explorer", "recordings": "Recordings", "when": "Hours and sites", "map": "Map",
     "curves": "Curves", "clusters": "Epochs", "results": "Results", "options": "Options",
 }  # fmt: skip
-FORMAT = 2  # of the clips on a page; raise it when what is computed for them changes
+FORMAT = 3  # of the clips on a page; raise it when what is computed for them changes
 OF_CLIPS = ("n_sounds", "explorer", "labels", "root", "frontend", "when", "clips")  # what `show` returns
 
 

@@ -29,7 +29,7 @@ import xxhash
 
 from decar.audio import Manifest, decode
 from decar.errors import AudioError, DecarError, one_line
-from decar.files import advice, whole
+from decar.files import advice, locked, whole
 from decar.report.clips import SECONDS, Decoded, loud, loudness, spectrogram
 from decar.report.folder import FRONT_END, frontend_of
 from decar.report.page import SERVED_POLICY, render
@@ -126,13 +126,18 @@ class Labels:
         Raises:
             Refused: The file has changed meanwhile, the text is no table of labels, or it cannot be written.
         """
+        lock = self.file.with_name(f".{self.file.name}.lock")  # another server may have a page of this folder
         with self._lock:
             try:
                 _check(text, "labels")
-                if self.read()[1] != version:
-                    raise Refused(HTTPStatus.CONFLICT, f"{self.file} has changed since this page read it: load it anew")
-                with whole(self.file) as part:
-                    part.write_bytes(text.encode())
+                with locked(lock):
+                    if self.read()[1] != version:
+                        reason = f"{self.file} has changed since this page read it: load it anew"
+                        raise Refused(HTTPStatus.CONFLICT, reason)
+                    with whole(self.file) as part:
+                        part.write_bytes(text.encode())
+            except BlockingIOError as error:
+                raise Refused(HTTPStatus.CONFLICT, f"{self.file}: {error.strerror}") from error
             except OSError as error:
                 reason = f"{self.file}: {error.strerror or error}: {advice(error)}"
                 raise Refused(HTTPStatus.INSUFFICIENT_STORAGE, reason) from error
@@ -142,7 +147,7 @@ class Labels:
 
 
 def _check(text: str, name: str) -> None:
-    head = next(csv.reader(io.StringIO(text, newline="")), [])
+    head = next((row for row in csv.reader(io.StringIO(text, newline="")) if any(row)), [])
     missing = [column for column in NEEDED if column not in head]
     if head and missing:
         raise DecarError(f"{name}: no column {' or '.join(missing)}: not a table of labels; move it")
@@ -252,8 +257,12 @@ class _Handler(BaseHTTPRequestHandler):
         if not text.isdecimal() or int(text) > MOST_BYTES:
             self.close_connection = True
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {MOST_BYTES} bytes, or of unknown length")
+        content = self.rfile.read(int(text))
+        if len(content) < int(text):  # the browser was closed, or the connection broke
+            self.close_connection = True
+            raise Refused(HTTPStatus.BAD_REQUEST, f"{len(content)} of {text} bytes came: nothing is written")
         try:
-            labels = self.rfile.read(int(text)).decode()
+            labels = content.decode()
         except UnicodeDecodeError as error:
             raise Refused(HTTPStatus.BAD_REQUEST, "not UTF-8") from error
         return "text/plain", self.server.labels.write(labels, self.headers.get("If-Match", "")).encode()

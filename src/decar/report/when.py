@@ -17,6 +17,8 @@ from decar.audio.recorded import AT, SITE
 MAX_ROWS, MAX_SITES = 40, 40  # clusters and sites of the pictures of hours and sites
 MAX_RECORDINGS, MAX_SEGMENTS = 1000, 100_000  # that have a time line, all together; some 4 bytes a segment
 
+HOURS = {f"{hour:02d}" for hour in range(24)}
+
 Runs = list[list[int]]  # values that follow one another, as pairs of a value and how often it is repeated
 
 
@@ -28,7 +30,7 @@ def texts_of(table: pd.DataFrame, column: str) -> pd.Series:
 def hours_of(table: pd.DataFrame) -> list[int]:
     """The hour of the recorder's clock in which each clip begins; -1 where that is not known."""
     texts = texts_of(table, AT)
-    return [int(text[11:13]) if text[10:11] == "T" and text[11:13].isdecimal() else -1 for text in texts]
+    return [int(text[11:13]) if text[10:11] in ("T", " ") and text[11:13] in HOURS else -1 for text in texts]
 
 
 def hours_and_sites(table: pd.DataFrame, labels: NDArray[np.int64]) -> dict[str, Any]:

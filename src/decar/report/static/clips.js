@@ -132,7 +132,8 @@ function selected(rows) {
 
 function clipsCsv(rows) {
   const last = CLIPS.clusters.length - 1;
-  return toCsv(["path", "start", "duration", "cluster", ...DATA.labels, "label"],
+  const own = ["path", "start", "duration", "cluster", "label"];
+  return toCsv([...own.slice(0, 4), ...DATA.labels.map((name) => (own.includes(name) ? `table_${name}` : name)), "label"],
     rows.map((i) => [pathOf(i), CLIPS.at[i], CLIPS.for[i], CLIPS.clusters[last][i], ...DATA.labels.map((name) => labelOf(name, i)), textOf(i)]));
 }
 

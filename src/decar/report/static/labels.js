@@ -9,15 +9,28 @@ let words = [...DATA.words]; // in the order of their keys
 let elsewhere = []; // rows of a labels.csv whose clips are not on this page: they are written again as they are
 let current = null; // the clip that the keys and the buttons label
 
-const pathOf = (i) => { const path = CLIPS.path.values[CLIPS.path.codes[i]]; return /^([/\\]|[A-Za-z]:)/.test(path) ? path : `${DATA.root.replace(/[/\\]$/, "")}/${path}`; };
+const absolute = (path) => (/^([/\\]|[A-Za-z]:)/.test(path) ? path : `${DATA.root.replace(/[/\\]$/, "")}/${path}`);
+const pathOf = (i) => absolute(CLIPS.path.values[CLIPS.path.codes[i]]);
 const placeOf = (path, start) => `${Number(start || 0).toFixed(3)} ${path}`;
+const HERE = new Map(); // the clips that begin at a place: stretches of several lengths may
+for (let i = 0; CLIPS && i < CLIPS.name.length; i++) HERE.set(placeOf(pathOf(i), CLIPS.at[i]), [...(HERE.get(placeOf(pathOf(i), CLIPS.at[i])) || []), i]);
+const isWhole = (i) => CLIPS.for[i] === null || (!DATA.suggested && CLIPS.name[i] === CLIPS.path.values[CLIPS.path.codes[i]]);
+
+// The clip of a stretch; without a length it is what goes on to the end of its file, as `decar fit` reads it.
+function clipAt(path, start, seconds) {
+  const long = (i) => Math.abs((CLIPS.for[i] ?? CLIPS.seconds[i]) - seconds) < 0.006; // `seconds` of a clip is rounded
+  return (HERE.get(placeOf(path, start)) || []).find((i) => (seconds === "" ? isWhole(i) : long(i)));
+}
 const textOf = (i) => (LABELS.has(i) ? LABELS.get(i).words.join(",") : "");
 const split = (text) => [...new Set(text.split(",").map((word) => word.trim()).filter((word) => word && word !== "-"))];
 
 function give(i, given, by) {
   const more = LABELS.has(i) ? LABELS.get(i).more : {};
   if (given.length) LABELS.set(i, { words: given, by, more });
-  else LABELS.delete(i);
+  else {
+    LABELS.delete(i);
+    if (Object.values(more).some(Boolean)) elsewhere.push({ ...more, path: pathOf(i), start: CLIPS.at[i], duration: CLIPS.for[i], label: "" }); // notes in other columns stay
+  }
   for (const word of given) { const bare = word.replace(/^-/, ""); if (!words.includes(bare)) words.push(bare); }
 }
 
@@ -51,10 +64,10 @@ function fromCsv(text) {
   for (let p = 0, quoted = false; p < text.length; p++) {
     const row = rows[rows.length - 1], sign = text[p], last = row.length - 1;
     if (quoted && sign === '"' && text[p + 1] === '"') { row[last] += sign; p++; }
-    else if (sign === '"') quoted = !quoted;
+    else if (sign === '"' && (quoted || !row[last])) quoted = !quoted;
     else if (quoted) row[last] += sign;
     else if (sign === ",") row.push("");
-    else if (sign === "\n") rows.push([""]);
+    else if (sign === "\n" || (sign === "\r" && text[p + 1] !== "\n")) rows.push([""]);
     else if (sign !== "\r") row[last] += sign;
   }
   const [head, ...others] = rows.filter((row) => row.length > 1 || row[0]);
@@ -73,11 +86,10 @@ function takeCsv(text) {
   const [head, rows] = fromCsv(text);
   if (!head.length) return 0;
   for (const name of ["path", "label"]) if (!head.includes(name)) throw new Error(`no column ${name}: ${head.join(", ")}`);
-  const places = new Map(CLIPS.name.map((_, i) => [placeOf(pathOf(i), CLIPS.at[i]), i]));
   const seen = new Set(); // a clip may have several rows, of one label each
   for (const row of rows) {
     const found = Object.fromEntries(head.map((name, k) => [name, row[k] ?? ""]));
-    const i = places.get(placeOf(found.path, found.start)), given = split(found.label);
+    const i = clipAt(found.path, found.start, found.duration || (found.end ? found.end - (found.start || 0) : "")), given = split(found.label);
     if (i === undefined || !given.length) { if (!elsewhere.some((one) => head.every((name) => one[name] === found[name]))) elsewhere.push(found); continue; }
     const { path, start, duration, label, by, ...more } = found;
     give(i, seen.has(i) ? [...new Set([...LABELS.get(i).words, ...given])] : given, by || HAND);
@@ -95,7 +107,7 @@ function save(name, text, kind = "text/csv") {
 
 // --- the draft, and the server's file ---
 const draftKey = () => { let sum = 0; for (const sign of DATA.root + CLIPS.name.join()) sum = (sum * 31 + sign.codePointAt(0)) | 0; return `decar-labels-${DATA.title}-${sum}`; };
-let draftFails = false, waiting = null, unsent = false, sending = Promise.resolve();
+let draftFails = false, waiting = null, unsent = false, unread = "", sending = Promise.resolve();
 
 function keep() {
   if (SERVED) { unsent = true; clearTimeout(waiting); waiting = setTimeout(() => { sending = sending.then(send); }, 300); return; }
@@ -106,6 +118,7 @@ async function send() {
   const state = (text, wrong) => { at("label-state").textContent = text; at("label-state").classList.toggle("wrong", Boolean(wrong)); };
   try {
     unsent = false;
+    if (unread) throw new Error(`${unread}; correct that file and load the page anew`); // it would be lost
     const reply = await fetch("labels", { method: "PUT", body: labelsCsv(), headers: { "X-Token": SERVED.token, "If-Match": SERVED.version } });
     const text = await reply.text();
     if (!reply.ok) throw new Error(text);
@@ -218,6 +231,13 @@ function setUpLabels() {
   if (SERVED) draft = SERVED.labels;
   else try { draft = localStorage.getItem(draftKey()); } catch { draftFails = true; }
   try { if (draft && takeCsv(draft) + elsewhere.length) at("label-state").textContent = SERVED ? `read from ${SERVED.file}` : "the labels of your last visit, kept by this browser"; }
-  catch (error) { at("label-state").textContent = `${SERVED ? SERVED.file : "draft"}: ${error.message}`; }
+  catch (error) { at("label-state").textContent = unread = `${SERVED ? SERVED.file : "draft"}: ${error.message}`; }
+  if (!SERVED) addEventListener("storage", (event) => { // another window of this page has written the draft
+    if (event.key !== draftKey() || draftFails) return;
+    LABELS.clear();
+    elsewhere = [];
+    takeCsv(event.newValue || "");
+    changed(true);
+  });
   changed(true);
 }

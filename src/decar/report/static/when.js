@@ -11,7 +11,6 @@ function decoded(line, first) {
 function setUpRecordings() {
   const { recordings, n } = (DATA.when || {}).lines || { recordings: [] };
   if (!recordings.length || DATA.suggested) return;
-  const here = new Map(CLIPS.at.map((start, i) => [placeOf(CLIPS.path.values[CLIPS.path.codes[i]], start), i]));
   const last = DATA.explorer[DATA.explorer.length - 1], clustered = last.clusters.reduce((sum, c) => sum + c.size, 0);
   at("recordings-hint").textContent = "Which cluster each part of a recording is in: all of them in the first row, each cluster in one of its own below. A click plays that part. " +
     `${n > recordings.length ? `The ${number(recordings.length)} most varied of ${number(n)} recordings are here.` : "The most varied recording comes first."}` +
@@ -52,7 +51,7 @@ function setUpRecordings() {
   const pick = (i, play) => {
     picked = i;
     drawLine();
-    const clip = here.get(placeOf(line.path, line.starts[i])), step = (name, by) => {
+    const clip = clipAt(absolute(line.path), line.starts[i], line.lengths[i]), step = (name, by) => {
       const button = make("button", { type: "button", textContent: name, disabled: !(i + by in line.starts) });
       button.addEventListener("click", () => { pick(i + by, true); const pair = [...at("part").querySelectorAll("button")].slice(0, 2); (pair.find((one) => one.textContent === name && !one.disabled) || pair.find((one) => !one.disabled)).focus(); });
       return button;
