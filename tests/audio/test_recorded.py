@@ -81,6 +81,8 @@ BEXT = (b"bext", b"\0" * 320 + b"2018-07-0106:07:08" + b"\0" * 300)
         ("a.wav", [info("Recorded at 19:17:30.500 10/04/2019 (UTC-3:30) by AudioMoth 247AA5015E at medium gain")],
          datetime(2019, 4, 10, 19, 17, 30, tzinfo=timezone(-timedelta(hours=3, minutes=30)))),
         ("a.wav", [info("Recorded at 19:17:30 31/02/2019 (UTC) by AudioMoth")], None),
+        ("a.wav", [info("Recorded at 19:17:30 10/04/2019 (UTC+99) by AudioMoth")], None),
+        ("a.wav", [(b"guan", b"Timestamp: 9999-12-31T23:59:59\n")], None),  # a second later is no time
         ("a.wav", [info("mixed at 19:17:30 10/04/2019")], None),
         ("a.wav", [(b"guan", b"Timestamp: yesterday")], None), ("a.wav", [(b"bext", b"\0" * 400)], None),
         ("20240512_053000.wav", [BEXT], datetime(2024, 5, 12, 5, 30)),  # bext may be a studio's

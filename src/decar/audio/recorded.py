@@ -156,9 +156,10 @@ def _from_guano(content: bytes) -> datetime | None:
         return None
     text = re.sub(r"\.\d+", "", match[1]).replace("Z", "+00:00")
     try:
-        return datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
     except ValueError:
         return None
+    return time if time.year in YEARS else None
 
 
 def _from_comment(content: bytes) -> datetime | None:
@@ -168,6 +169,8 @@ def _from_comment(content: bytes) -> datetime | None:
     hour, minute, second, day, month, year = map(int, match.groups()[:6])
     sign = -1 if (match[7] or "").startswith("-") else 1
     offset = timedelta(hours=int(match[7] or 0), minutes=sign * int(match[8] or 0))
+    if abs(offset) >= timedelta(days=1):
+        return None
     return _valid(year, month, day, hour, minute, second, zone=timezone(offset) if "(UTC" in match[0] else None)
 
 
