@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from benchmarks.damage import damage
 from decar.cli.config import OUR_NETWORK, job_name
 from decar.cli.runs import changed_options, refuse_other_run, same_job
+from decar.digests import read_json, write_json
 from decar.errors import TrainingError
 from decar.models import read_facts, save_bundle
 from tests.conftest import SMALL, make_encoder
@@ -244,6 +245,12 @@ def test_judged_once(evaluate, sound_folder, tmp_path):
     exchange(sound_folder)
     assert "other sounds: judging again" in evaluate(*words, "seed=1").out
     assert "judged already" in evaluate(*words, "seed=1").out
+    assert evaluate(*words, "protocol=knn").code == 0
+    assert "judged already" in evaluate(*words, "protocol=knn").out
+    judged = read_json(tmp_path / "out" / "judged.json")
+    del judged["protocol"]  # as 0.2 left it, with another measure
+    write_json(tmp_path / "out" / "judged.json", judged)
+    assert "other protocol: judging again" in evaluate(*words, "protocol=knn").out
 
 
 def test_table3_in_one_sweep(evaluate, decar, sound_folder, tmp_path):

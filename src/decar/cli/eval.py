@@ -70,7 +70,10 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     encoder = choose_encoder(cfg, frontend)
     fine = cfg.mode if cfg.mode.name == "finetune" else {"crop_frames": 98, "num_workers": 0}
     task = load_task(task_spec(cfg, crop_frames=fine["crop_frames"]))
+    protocol = instantiate(cfg.protocol, _convert_="all")
     judged = what_is_judged(task, encoder, cfg.cache_dir)
+    if revision := getattr(protocol, "revision", ""):
+        judged["protocol"] = revision
     before = judged_before(cfg, output, judged) if cfg.resume == "auto" else None
     if before:
         log.info("%s: judged already, nothing to do", output)
@@ -88,7 +91,7 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
         encoder,
         bundle=exact_name(str(cfg.bundle)),
         mode=cfg.mode.name,
-        protocol=instantiate(cfg.protocol, _convert_="all"),
+        protocol=protocol,
         seed=cfg.seed,
         cache_dir=cfg.cache_dir,
         frontend=frontend,

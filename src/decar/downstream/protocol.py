@@ -88,6 +88,7 @@ class KnnProtocol:
     """
 
     name: ClassVar[Literal["knn"]] = "knn"
+    revision: ClassVar[str] = "half-standardised"  # since 0.3: results of before are of another measure
     neighbors: Sequence[int] = (1, 3, 5, 10, 20, 50)
 
     def __post_init__(self) -> None:
