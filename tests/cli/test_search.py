@@ -104,6 +104,7 @@ def test_what_an_agent_of_wandb_starts(train, labelled, tmp_path, monkeypatch):
     assert command[-1] == "${args_no_hyphens}"
     assert (ROOT / sweep["program"]).is_file()
     monkeypatch.setenv("WANDB_RUN_ID", "abcd1234")
+    wandb.teardown()  # wandb reads the environment once, and an earlier test may have been there
     done = train(*command[3:-1], *flags, *SMALL, *labelled)
     assert done.code == 0, done.err
     wandb.teardown()
