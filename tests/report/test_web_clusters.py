@@ -120,7 +120,7 @@ def test_labels_are_still_there_at_the_next_visit_and_can_be_read_from_a_file(vi
     seen = visit(clusters)
     seen.js("giveAll([1, 5], 'a \"b\"', 'clip')")
     seen.page.reload()
-    seen.page.wait_for_function("document.documentElement.dataset.ready === 'yes'")
+    seen.until("document.documentElement.dataset.ready === 'yes'")
     assert seen.js("[...LABELS].map(([i, one]) => [i, one.words, one.by])") == [
         [1, ['a "b"'], "clip"], [5, ['a "b"'], "clip"],
     ]  # fmt: skip
@@ -133,7 +133,7 @@ def test_labels_are_still_there_at_the_next_visit_and_can_be_read_from_a_file(vi
     table.to_csv(file, index=False)
     other = visit(clusters)
     other.page.set_input_files("#label-load", file)
-    other.page.wait_for_function("LABELS.size === 2")
+    other.until("LABELS.size === 2")
     assert "and 1 rows of other clips" in other.js("document.getElementById('label-count').textContent")
     again = tmp_path / "again.csv"
     downloaded(other, "#label-save").save_as(again)
@@ -148,7 +148,7 @@ def test_labels_are_still_there_at_the_next_visit_and_can_be_read_from_a_file(vi
     assert "x,y" in other.js("[...LABELS.keys()].map(textOf)"), "a clip with a row a label has both"
     (tmp_path / "no.csv").write_text("x,y\n1,2\n")
     other.page.set_input_files("#label-load", tmp_path / "no.csv")
-    other.page.wait_for_function("document.getElementById('label-state').textContent.includes('no column path')")
+    other.until("document.getElementById('label-state').textContent.includes('no column path')")
     assert other.js("LABELS.size") == 3
 
 
