@@ -163,7 +163,7 @@ def mono_batch(samples: npt.NDArray[Any], rate: int | None, wanted: int) -> Wave
             "channels first"
         )
     waveform = scaled(batch)
-    if len(waveform):
+    if len(waveform) and rate not in (None, wanted):
         whole, waveform = waveform, resampled(waveform.T, rate, wanted).T
         for i, (before, after) in enumerate(zip(whole, waveform, strict=True)):
             warn_if_lost(i, before, after, wanted)

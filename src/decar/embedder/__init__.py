@@ -123,8 +123,9 @@ class Embedder:
                     wave, cancelled = mixed(wave, int(sample_rate or rate))
                     if cancelled:
                         log.warning("waveform %d: %s", i, CANCEL_NOTE)
-                whole, wave = wave, resampled(wave, sample_rate, rate)
-                warn_if_lost(i, whole, wave, rate)
+                if sample_rate not in (None, rate):
+                    whole, wave = wave, resampled(wave, sample_rate, rate)
+                    warn_if_lost(i, whole, wave, rate)
                 if len(wave) < self.encoder.frontend.win_length:
                     raise AudioError(f"too short, {len(wave) / rate:.3f} s")
             except AudioError as error:
