@@ -147,6 +147,10 @@ def test_an_ogg_file_without_its_end_is_not_read_without_a_word(tmp_path: Path, 
         assert notes == wanted
         decode(tmp_path / "a", duration=1.0, note=notes.append)
         assert notes == wanted  # that stretch is there
+    (tmp_path / "a").write_bytes(data + data[: len(data) // 2])  # the second of two is cut
+    notes.clear()
+    decode(tmp_path / "a", note=notes.append)
+    assert notes == ["cut short: its last Ogg page is not whole"]  # once
 
 
 @pytest.mark.parametrize(

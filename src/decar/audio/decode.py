@@ -22,7 +22,7 @@ import soxr
 from decar.audio import ffmpeg
 from decar.audio.ffmpeg import FfmpegSound
 from decar.audio.samples import CANCEL_NOTE, Power, mixed, too_high
-from decar.audio.streams import Link, View, links
+from decar.audio.streams import Link, View, links, ogg_cut
 from decar.errors import AudioError
 from decar.limits import limits
 
@@ -224,6 +224,8 @@ def _sounds(file: Path, say: Note) -> Generator[_Sound | FfmpegSound, None, None
                 yield sound
             if isinstance(sound, FfmpegSound):
                 return
+        if cut := ogg_cut(opened):
+            say(cut)
 
 
 def _through_ffmpeg(file: Path, error: Exception) -> FfmpegSound:

@@ -123,6 +123,21 @@ def links(file: BinaryIO) -> Iterator[Link]:
             begin = _next(file, link)
 
 
+def ogg_cut(file: BinaryIO) -> str:
+    """What a user should know about the end of an Ogg file: its last page is not whole, or not marked as the last.
+
+    No header says how long such a file is (RFC 3533, section 6). "" for nothing, and for other files.
+    """
+    if file.seek(0) or file.read(4) != b"OggS":
+        return ""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - OGG_PAGE))
+    data = file.read(OGG_PAGE)
+    page = data[data.rfind(b"OggS\0") :]
+    if page[:4] != b"OggS" or len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
+        return "cut short: its last Ogg page is not whole"
+    return "" if page[5] & OGG_LAST else "cut short: its last Ogg page is not marked as the end"
+
+
 def _link(file: BinaryIO, begin: int, size: int) -> tuple[Link | None, int | None]:
     """The link that begins at an offset, None if none does, and where the next one may begin."""
     start = begin
@@ -133,7 +148,7 @@ def _link(file: BinaryIO, begin: int, size: int) -> tuple[Link | None, int | Non
         file.seek(start)
         head = file.read(HEAD_BYTES)
     if head[:4] == b"OggS":
-        return Link(begin, note=_ogg_cut(file, size)), UNSOUGHT
+        return Link(begin), UNSOUGHT
     if head[:4] == b"fLaC":
         return _flac(file, begin, start, head, size)
     if head[:4] == b"RIFF":
@@ -184,17 +199,6 @@ def _next_ogg(file: BinaryIO, begin: int) -> int | None:
         if page[:6] != OGG_START:
             return _find(file, OGG_START, begin)
         begin += 27 + page[26] + sum(page[27 : 27 + page[26]])
-
-
-def _ogg_cut(file: BinaryIO, size: int) -> str:
-    """The note of an Ogg file whose last page is not whole or not marked as the last (RFC 3533, section 6)."""
-    tail = max(0, size - OGG_PAGE)
-    file.seek(tail)
-    data = file.read(OGG_PAGE)
-    page = data[data.rfind(b"OggS\0") :]
-    if page[:4] != b"OggS" or len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
-        return "cut short: its last Ogg page is not whole"
-    return "" if page[5] & OGG_LAST else "cut short: its last Ogg page is not marked as the end"
 
 
 def _flac(file: BinaryIO, begin: int, start: int, head: bytes, size: int) -> tuple[Link, int | None]:
