@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 
@@ -10,6 +11,7 @@ os.environ["WANDB_MODE"] = "offline"
 
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -73,6 +75,12 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True)
 def _private_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("DECAR_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with room: where the true one is nearly full, fetched files are deleted after use."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=2**42, used=2**41, free=2**41))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import numpy as np
@@ -165,6 +166,21 @@ def test_without_room_files_are_deleted_after_use(folder, monkeypatch, cache):
     assert max(held) <= 5  # a batch that is read, one that is packed, one that waits, one a thread
     assert not list(cache.rglob("*.wav"))
     assert not list(cache.glob("passing-*"))
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "free", "spare", "fits"),
+    [(50, 100, 0, True), (51, 100, 0, False), (10, 110, 0.1, True), (11, 110, 0.1, False), (0, 99, 0.1, False)],
+)
+def test_files_fit_in_half_of_the_free_room_and_leave_a_part_of_the_disk(
+    monkeypatch, tmp_path, n_bytes, free, spare, fits
+):
+    seen = []
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda at: seen.append(at) or SimpleNamespace(total=1000, free=free, used=1000 - free)
+    )
+    assert origin.fits(n_bytes, tmp_path / "not" / "yet", spare) is fits
+    assert seen == [tmp_path]
 
 
 def test_what_a_killed_process_has_left_is_deleted(folder, monkeypatch, cache):
