@@ -157,6 +157,9 @@ def page(args: argparse.Namespace) -> None:
     with PageServer(file, args.port, folder_of(args.root) if args.root else None) as server:
         say(f"{server.url}")
         say(f"labels are saved to {server.labels.file}; Ctrl-C ends this")
+        others, path = server.strangers()
+        if others:
+            say(f"{others} labels in there are of sounds that the page does not show, such as {path}: they are kept")
         sys.stdout.flush()
         show(server.url)
         with contextlib.suppress(PreemptedError):
