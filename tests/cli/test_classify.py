@@ -1,5 +1,7 @@
 """`decar fit`, `predict`, `suggest`: from labels of stretches to labels of other recordings."""
 
+import errno
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -188,8 +190,64 @@ def test_labels_that_were_typed_into_a_table_are_not_written_over(decar, recordi
     before = (recordings / "suggest.csv").read_bytes()
     outcome = decar("suggest", "known", "-n", "4")
     assert outcome.code == 2
-    assert "suggest.csv: somebody has typed labels in there" in outcome.errors[0]
+    assert "suggest.csv: has been changed since decar wrote it" in outcome.errors[0]
     assert (recordings / "suggest.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_predictions_that_somebody_has_corrected_are_not_written_over(decar, recordings, suffix):
+    out = recordings / f"p{suffix}"
+    table = pd.DataFrame({"path": ["a.wav"], "start": [0.0], "duration": [5.0], "embedding": [[0.5, 0.5]]})
+    table.to_parquet(recordings / "e.parquet")
+    Classifier(["a"], np.zeros((2, 1)), np.zeros(1), np.zeros(1), {}, {"encoder": "None"}).save(recordings / "c")
+    call = ("predict", "e.parquet", "--root", ".", "--classifier", "c", "--out", out.name)
+    assert decar(*call).code == 0
+    assert decar(*call).code == 0, "nothing is lost"
+    read, write = (pd.read_csv, "to_csv") if suffix == ".csv" else (pd.read_parquet, "to_parquet")
+    getattr(read(out).assign(label="b"), write)(out, index=False)
+    before = out.read_bytes()
+    outcome = decar(*call)
+    assert outcome.code == 2
+    assert f"--out p{suffix}: has been changed since decar wrote it, and would be overwritten" in outcome.errors[0]
+    assert out.read_bytes() == before
+    out.rename(recordings / "corrected")
+    assert decar(*call).code == 0
+
+
+def test_predictions_of_a_call_that_was_killed_are_written_anew(decar, recordings, monkeypatch):
+    table = pd.DataFrame({"path": ["a.wav"], "start": [0.0], "duration": [5.0], "embedding": [[0.5, 0.5]]})
+    table.to_parquet(recordings / "e.parquet")
+    Classifier(["a"], np.zeros((2, 1)), np.zeros(1), np.zeros(1), {}, {"encoder": "None"}).save(recordings / "c")
+    call = ("predict", "e.parquet", "--root", ".", "--classifier", "c")
+    assert decar(*call).code == 0
+
+    def torn(table, file):
+        file.write_text("path,label\na.wav,")
+        raise OSError(errno.EIO, "the end of a process")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("decar.cli.classify.write_table", torn)
+        assert decar(*call).code == 2
+    assert decar(*call).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        ("predict known --classifier c.safetensors --out mine.csv", "mine.csv"),
+        ("suggest known --out mine.csv", "mine.csv"),
+        ("cluster known --out mine", "mine/clusters.csv"),
+        ("fit labels.csv --out mine.safetensors", "mine.md"),
+    ],
+)
+def test_a_file_of_somebody_else_is_not_written_over(decar, recordings, words, file):
+    Classifier(["a"], np.zeros((2, 1)), np.zeros(1), np.zeros(1), {}, {}).save(recordings / "c.safetensors")
+    (recordings / file).parent.mkdir(exist_ok=True)
+    (recordings / file).write_text("path,label\na.wav,the work of a year\n")
+    outcome = decar(*words.split())
+    assert outcome.code == 2
+    assert f"{file}: is not of an earlier call" in outcome.errors[0]
+    assert "the work of a year" in (recordings / file).read_text()
 
 
 @pytest.mark.parametrize(

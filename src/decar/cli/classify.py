@@ -20,7 +20,17 @@ from decar.audio.clips import Segment, as_segment
 from decar.audio.columns import beside_ours, find_column, no_column, normal
 from decar.audio.remote import refuse_addresses
 from decar.cli.bundles import as_text, check_numbers, embedder_of, source_of
-from decar.cli.clusters import bundle_named, claimed, embedded, may_load, recordings_of, root_of, writing
+from decar.cli.clusters import (
+    bundle_named,
+    check_ours,
+    claimed,
+    embedded,
+    may_load,
+    recordings_of,
+    remade,
+    root_of,
+    writing,
+)  # fmt: skip
 from decar.cli.terminal import say, say_lines, start_log
 from decar.clustering import Placed
 from decar.downstream import to_markdown
@@ -48,6 +58,7 @@ def fit(args: argparse.Namespace) -> None:
     check_numbers(args)
     card = args.out.with_suffix(".md")
     require(card != args.out, f"--out {args.out}: that is the name of the card; give one in .safetensors")
+    check_ours(card)
     examples = _examples(args)
     bundle = args.bundle or "small"
     embedder = embedder_of(args, bundle, "none")
@@ -66,7 +77,7 @@ def fit(args: argparse.Namespace) -> None:
     classifier = fit_classifier(made.vectors, examples, group=args.group, seed=args.seed, facts=facts)
     with writing(args.out):
         classifier.save(args.out)
-        with whole(card) as part:
+        with remade(card), whole(card) as part:
             part.write_text(card_of(classifier, args.out.name), encoding="utf-8")
     say_lines(_table(classifier, str))
     say()
@@ -81,6 +92,7 @@ def predict(args: argparse.Namespace) -> None:
     classifier = Classifier.load(args.classifier)
     with claimed(args.out, args.out.with_name(f".{args.out.name}.lock")):
         check_annotations(args.out.with_suffix(""))
+        check_ours(args.out)
         _predict(args, classifier)
 
 
@@ -92,7 +104,8 @@ def _predict(args: argparse.Namespace, classifier: Classifier) -> None:
     found = table[place].assign(label=classifier.labels(scores), **columns)
     found = found.join(beside_ours(table.drop(columns=place), ("label", *columns)))
     with writing(args.out):
-        write_table(found, args.out)
+        with remade(args.out):
+            write_table(found, args.out)
         write_annotations(args.out.with_suffix(""), found.assign(file=files), found["label"].tolist(), rate / 2)
     say(f"{args.out}: {len(found)} rows, {int((found['label'] != '').sum())} with a label; "
         f"for Audacity and Raven: {args.out.with_suffix('')}")  # fmt: skip
@@ -108,27 +121,8 @@ def suggest(args: argparse.Namespace) -> None:
     check_whole("-n", args.n, 1)
     classifier = Classifier.load(args.classifier) if args.classifier else None
     with claimed(args.out, args.out.with_name(f".{args.out.name}.lock")):
-        _keep_labels(args.out, args.column)
+        check_ours(args.out)
         _suggest(args, classifier)
-
-
-def _keep_labels(out: Path, column: str) -> None:
-    """Refuse to write over a table of suggestions into which somebody has typed labels.
-
-    Raises:
-        ConfigError: There are labels in it, or it cannot be read, and so they may be.
-    """
-    if not out.is_file():
-        return
-    try:
-        table = Manifest.from_path(out).table
-    except DecarError as error:
-        raise ConfigError(f"--out {out}: is no table of suggestions ({error}); give another name") from error
-    found = find_column(table, column)
-    if found is not None and (table[found].fillna("").astype(str).str.strip() != "").any():
-        raise ConfigError(
-            f"--out {out}: somebody has typed labels in there; rename it, or give another name, and pass it as --labels"
-        )
 
 
 def _suggest(args: argparse.Namespace, classifier: Classifier | None) -> None:
@@ -150,7 +144,7 @@ def _suggest(args: argparse.Namespace, classifier: Classifier | None) -> None:
         scores = classifier.scores(vectors[rows])
         found = found.assign(guess=classifier.labels(scores), **_score_columns(classifier, scores))
     nothing = np.zeros(len(rows), np.float32)
-    with writing(args.out):
+    with writing(args.out), remade(args.out):
         write_table(found, args.out)
     home = os.path.commonpath([os.path.dirname(file) for file in found["path"]])
     shown = found.assign(path=[os.path.relpath(file, home) for file in found["path"]])
