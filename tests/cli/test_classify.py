@@ -172,6 +172,21 @@ def test_tables_that_spell_their_columns_differently_are_one(decar, recordings):
     assert "third.csv: no column 'label'" in outcome.errors[0]
 
 
+def test_rows_of_split_test_are_not_fitted_to(decar, recordings):
+    labels = pd.read_csv(recordings / "labels.csv")
+    split = labels["path"].map({"known/rec0.wav": "test", "known/rec1.wav": "valid", "known/rec2.wav": "valid"})
+    labels.assign(split=split.fillna("train"))[:16].to_csv(recordings / "split.csv", index=False)
+    labels[16:].to_csv(recordings / "rest.csv", index=False)
+    outcome = decar("fit", "split.csv", "rest.csv")
+    assert outcome.code == 0, outcome.err
+    assert "4 labelled clips of split test are left out" in outcome.err
+    assert "8 clips of split valid" in (recordings / "classifier.md").read_text()
+    assert "fitted to 8 clips" in outcome.out, "a table without the column is fitted to"
+    assert decar("suggest", "known", "--labels", "split.csv", "-n", "20").code == 0
+    suggested = pd.read_csv(recordings / "suggest.csv")["path"].unique().tolist()
+    assert [path[-8:] for path in suggested] == ["rec4.wav"], "what is labelled, also to test on, is not suggested"
+
+
 def test_a_label_none_of_whose_clips_can_be_read_is_named(decar, recordings):
     labels = pd.read_csv(recordings / "labels.csv")
     labels["label"] = labels["label"].mask(labels["path"] == "known/rec0.wav", "rare")

@@ -59,7 +59,7 @@ def fit(args: argparse.Namespace) -> None:
     card = args.out.with_suffix(".md")
     require(card != args.out, f"--out {args.out}: that is the name of the card; give one in .safetensors")
     check_ours(card)
-    examples = _examples(args)
+    examples = _examples(args).for_fit()
     bundle = args.bundle or "small"
     embedder = embedder_of(args, bundle, "none")
     numbered = examples.clips.table.assign(**{ROW: range(len(examples.clips))})
@@ -81,7 +81,7 @@ def fit(args: argparse.Namespace) -> None:
             part.write_text(card_of(classifier, args.out.name), encoding="utf-8")
     say_lines(_table(classifier, str))
     say()
-    say(f"{args.out}: fitted to {len(made.vectors)} clips; its card: {card}")
+    say(f"{args.out}: fitted to {classifier.facts['clips']} clips; its card: {card}")
     say(f"use it: decar predict SOURCE --classifier {args.out}")
 
 
@@ -176,6 +176,9 @@ def _validated(classifier: Classifier) -> str:
     """What its figures were measured on."""
     same = "The thresholds were chosen on the same clips, so the last three are somewhat too good."
     measures = "Average precision, precision, recall and F1 are of clips"
+    if valid := classifier.facts.get("valid"):
+        measures = measures.replace("of clips", f"of the {valid} clips of split valid")
+        return f"{measures}, to which the classifier was not fitted. {same}"
     if classifier.facts.get("recordings") == 1:
         return (
             f"All labelled clips are of one recording. {measures} of it that the classifier had not seen, so all are "
@@ -217,6 +220,8 @@ def _examples(args: argparse.Namespace) -> Examples:
         if len({*others.values(), args.column}) == len(table.columns):
             table = table.rename(columns=others)
         parts.append(table.assign(path=recordings_of(clips.root, clips.table)))
+    if split := spelled.get("split"):  # a table without splits beside one that has some
+        parts = [part if split in part else part.assign(**{split: "train"}) for part in parts]
     try:
         return read_examples(Manifest(pd.concat(parts, ignore_index=True), Path.cwd()), args.column)
     except TaskError as error:
