@@ -93,6 +93,19 @@ def test_segments_are_as_long_as_the_labelled_stretches(decar, recordings):
     assert len(pd.read_csv(recordings / "predictions.csv")) == 12
 
 
+def test_stretches_at_the_beginning_of_long_recordings_are_stretches_too(decar, recordings):
+    labels = pd.read_csv(recordings / "labels.csv").query("start == 0")
+    labels.assign(duration=1.5).to_csv(recordings / "short.csv", index=False)
+    outcome = decar("fit", "short.csv")
+    assert "labelled stretches are of 1.5 s" in outcome.err
+    assert Classifier.load(recordings / "classifier.safetensors").facts["segment"] == 1.5
+    labels.assign(duration=20.0).to_csv(recordings / "whole.csv", index=False)
+    outcome = decar("fit", "whole.csv")
+    assert "labelled stretches" not in outcome.err, "a length that is that of the file says nothing of stretches"
+    assert "clips of 20 s are labelled as a whole" in outcome.err
+    assert Classifier.load(recordings / "classifier.safetensors").facts["segment"] == "auto"
+
+
 def test_a_folder_of_folders_and_several_tables_are_labels_too(decar, sound_folder, recordings):
     outcome = decar("fit", "sounds", "labels.csv", "--out", "both.safetensors")
     assert outcome.code == 0, outcome.err

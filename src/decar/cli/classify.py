@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from decar.audio import FrontEnd, Manifest
+from decar.audio import FrontEnd, Manifest, decode
 from decar.audio.annotations import check_annotations, write_annotations
 from decar.audio.clips import Segment, as_segment
 from decar.audio.columns import beside_ours, find_column, no_column, normal
@@ -36,7 +37,7 @@ from decar.clustering import Placed
 from decar.downstream import to_markdown
 from decar.downstream.classifier import Classifier, Examples, fit_classifier, read_examples
 from decar.downstream.suggest import suggest as choose
-from decar.errors import ConfigError, DecarError, SearchError, TaskError, check_whole, require
+from decar.errors import AudioError, ConfigError, DecarError, SearchError, TaskError, check_whole, require
 from decar.files import whole, write_table
 from decar.neighbours.index import EmbeddingTable
 from decar.report import write_cluster_page
@@ -232,6 +233,8 @@ def _segment_for(clips: Manifest, table: pd.DataFrame) -> Segment:
     """How recordings are cut for this classifier: as the labelled stretches were, if stretches were labelled."""
     starts = np.array([start for start, _ in clips.stretches])
     stretched = (starts > 0) | np.array([seconds is not None for _, seconds in clips.stretches])
+    if not (starts > 0).any():
+        stretched &= _go_on(clips, np.flatnonzero(stretched))
     seconds = table["duration"].to_numpy(float)
     whole_clips = seconds[~stretched]
     if len(whole_clips) and np.median(whole_clips) > LONG:
@@ -239,13 +242,27 @@ def _segment_for(clips: Manifest, table: pd.DataFrame) -> Segment:
             "clips of %.0f s are labelled as a whole; recordings are judged by segments of 5 s: label stretches, with "
             "start and duration", np.median(whole_clips),
         )  # fmt: skip
-    if not (starts > 0).any():
+    if not stretched.any():
         return "auto"
     usual = float(np.median(seconds[stretched]))
     if LIKE_AUTO[0] <= usual <= LIKE_AUTO[1]:
         return "auto"
     log.info("the labelled stretches are of %.1f s, so recordings will be cut into segments of that length", usual)
     return round(usual, 1)
+
+
+def _go_on(clips: Manifest, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """`(N,)`: which of some clips are of files that have more than one segment of their length.
+
+    A start of 0 and a duration may also be all of the file.
+    """
+    found = np.zeros(len(clips), np.bool_)
+    for row in rows:
+        [(file, start, seconds)] = clips.take([row]).jobs
+        with contextlib.suppress(AudioError):
+            rest = decode(file, start=start + 1.5 * (seconds or 0.0), duration=0.1, note=lambda _: None)
+            found[row] = seconds is not None and len(rest) > 0
+    return found
 
 
 def _segments(
