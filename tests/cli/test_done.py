@@ -268,6 +268,8 @@ def test_table3_in_one_sweep(evaluate, decar, sound_folder, tmp_path):
     assert {(r["pretrained"]["clusterer"], r["mode"]) for r in found} == {
         (clusterer, mode) for clusterer in ("kmeans", "pic") for mode in ("frozen", "finetune")
     }
+    assert {r["pretrained"]["options"]["optimizer.lr"] for r in found} == {0.05}
+    assert not {"seed", "k", "data.root"} & {*found[0]["pretrained"]["options"]}
     again = evaluate(*words)
     assert again.out.count("judged already") == len(found)
     other = evaluate(
