@@ -200,6 +200,24 @@ def test_rows_of_split_test_are_not_fitted_to(decar, recordings):
     assert [path[-8:] for path in suggested] == ["rec4.wav"], "what is labelled, also to test on, is not suggested"
 
 
+def test_stretches_that_have_other_labels_in_another_table_are_counted_and_named(decar, recordings):
+    labels = pd.read_csv(recordings / "labels.csv")
+    labels[:3].assign(label=["high", "pulse,high", labels["label"][2]]).to_csv(recordings / "other.csv", index=False)
+    outcome = decar("fit", "labels.csv", "other.csv")
+    assert outcome.code == 0, outcome.err
+    assert "fitted to 20 clips" in outcome.out
+    assert "2 labelled stretches have other labels in another table, and get those of all tables" in outcome.err
+    assert "rec0.wav at 0 s has 'low' in labels.csv and 'high' in other.csv" in outcome.err
+    counts = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in outcome.out.splitlines() if "|" in row}
+    assert [counts[name] for name in ("high", "low", "pulse")] == ["6", "5", "6"]
+    (recordings / "same.csv").write_bytes((recordings / "labels.csv").read_bytes())
+    assert "other labels" not in decar("fit", "labels.csv", "same.csv").err
+    labels.assign(label="-low")[:1].to_csv(recordings / "denied.csv", index=False)
+    outcome = decar("fit", "labels.csv", "denied.csv")
+    assert outcome.code == 2
+    assert "rec0.wav has both 'low' and '-low'" in outcome.errors[0]
+
+
 def test_a_label_none_of_whose_clips_can_be_read_is_named(decar, recordings):
     labels = pd.read_csv(recordings / "labels.csv")
     labels["label"] = labels["label"].mask(labels["path"] == "known/rec0.wav", "rare")

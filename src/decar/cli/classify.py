@@ -35,7 +35,7 @@ from decar.cli.clusters import (
 from decar.cli.terminal import say, say_lines, start_log
 from decar.clustering import Placed
 from decar.downstream import to_markdown
-from decar.downstream.classifier import Classifier, Examples, fit_classifier, read_examples
+from decar.downstream.classifier import Classifier, Examples, fit_classifier, read_examples, words_of
 from decar.downstream.suggest import suggest as choose
 from decar.errors import AudioError, ConfigError, DecarError, SearchError, TaskError, check_whole, require
 from decar.files import whole, write_table
@@ -44,6 +44,7 @@ from decar.report import write_cluster_page
 
 log = logging.getLogger(__name__)
 
+Place = tuple[str, float, float | None]  # file, start and duration (s) of a labelled stretch
 ROW = "row"  # column of the number of an example
 SCORE = "score_"  # before a label, as the name of a column
 MEASURES = ("average_precision", "precision", "recall", "f1")
@@ -204,7 +205,8 @@ def _table(classifier: Classifier, written: Callable[[str], str]) -> str:
 def _examples(args: argparse.Namespace) -> Examples:
     """What the tables of labels hold, by absolute paths.
 
-    A column is called as in the first table that has it: `Site` of one table and `site` of another are one.
+    A column is called as in the first table that has it: `Site` of one table and `site` of another are one. A stretch
+    that is in several tables has the labels of all of them.
 
     Raises:
         TaskError: A table has no column of labels, or the labels make no sense.
@@ -223,10 +225,31 @@ def _examples(args: argparse.Namespace) -> Examples:
         parts.append(table.assign(path=recordings_of(clips.root, clips.table)))
     if split := spelled.get("split"):  # a table without splits beside one that has some
         parts = [part if split in part else part.assign(**{split: "train"}) for part in parts]
+    _say_differences(parts, [*map(str, args.labels)], args.column)
     try:
         return read_examples(Manifest(pd.concat(parts, ignore_index=True), Path.cwd()), args.column)
     except TaskError as error:
         raise TaskError(f"{', '.join(map(str, args.labels))}: {error}") from None
+
+
+def _say_differences(tables: list[pd.DataFrame], names: list[str], column: str) -> None:
+    """Count the stretches to which tables give different labels, and name the first of them."""
+    known, found = dict[Place, tuple[str, set[str]]](), dict[Place, str]()
+    for table, name in zip(tables, names, strict=True):
+        here = dict[Place, set[str]]()
+        stretches = Manifest(table, Path.cwd()).stretches
+        for path, stretch, cell in zip(table["path"], stretches, table[column].fillna(""), strict=True):
+            here.setdefault((path, *stretch), set()).update(words_of(cell))
+        for place, words in here.items():
+            before, others = known.setdefault(place, (name, words)) if words else (name, words)
+            if words != others:
+                one, two = (",".join(sorted(labels)) for labels in (others, words))
+                found.setdefault(place, f"{place[0]} at {place[1]:g} s has '{one}' in {before} and '{two}' in {name}")
+    if found:
+        log.warning(
+            "%d labelled stretches have other labels in another table, and get those of all tables: %s",
+            len(found), next(iter(found.values())),
+        )  # fmt: skip
 
 
 def _segment_for(clips: Manifest, table: pd.DataFrame) -> Segment:

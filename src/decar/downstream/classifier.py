@@ -135,7 +135,7 @@ def read_examples(table: Manifest, column: str = "label") -> Examples:
     first: dict[tuple[str, float, float | None], int] = {}
     has: dict[int, set[str]] = {}
     for row, (cell, path, stretch) in enumerate(zip(cells, table.table["path"], table.stretches, strict=True)):
-        words = {word.strip() for word in cell.split(",")} - {"", NOT}
+        words = words_of(cell)
         if words:
             known_as = first.setdefault((path, *stretch), row)
             if splits[row] != splits[known_as]:
@@ -157,6 +157,15 @@ def read_examples(table: Manifest, column: str = "label") -> Examples:
     replace(examples, split=np.full(len(clips), "train")).check()
     _warn_of_spellings(names)
     return examples
+
+
+def words_of(cell: object) -> set[str]:
+    """The labels that a cell gives or denies.
+
+    >>> sorted(words_of("dog, -cat,"))
+    ['-cat', 'dog']
+    """
+    return {word.strip() for word in str(cell).split(",")} - {"", NOT}
 
 
 def _splits(table: pd.DataFrame) -> NDArray[np.str_]:
