@@ -237,7 +237,7 @@ def _say_differences(tables: list[pd.DataFrame], names: list[str], column: str) 
     known, found = dict[Place, tuple[str, set[str]]](), dict[Place, str]()
     for table, name in zip(tables, names, strict=True):
         here = dict[Place, set[str]]()
-        stretches = Manifest(table, Path.cwd()).stretches
+        stretches = Manifest(table, Path.cwd(), understood=True).stretches
         for path, stretch, cell in zip(table["path"], stretches, table[column].fillna(""), strict=True):
             here.setdefault((path, *stretch), set()).update(words_of(cell))
         for place, words in here.items():

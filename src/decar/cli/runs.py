@@ -125,6 +125,8 @@ def options_of_seeds(bundle: str) -> dict[str, Any]:
 
     folder = bundle_file(bundle).absolute().parent
     options = _options_in(folder.parent if folder.name == "best" else folder)
+    if options.get("frontend._target_") != "decar.audio.FrontEnd":  # none, or of another program
+        return {}
     shared = (*TRAINING, "budget", "data.where", *(() if options.get("budget") else ("trainer.max_epochs",)))
     free = (*FREE, "k", "init")
     return {
