@@ -131,11 +131,8 @@ def _suggest(args: argparse.Namespace, classifier: Classifier | None) -> None:
     table, files, vectors, _ = _segments(args, classifier, args.out.with_suffix(""))
     examples = _examples(args) if args.labels else None
     labelled = _overlapping(table, files, examples.clips) if examples else np.empty(0, np.int64)
-    if examples and not set(examples.clips.table["path"]) & set(files):
-        log.warning(
-            "none of the labelled recordings is in %s, so any of its clips may be suggested; %s is one of them",
-            args.source, examples.clips.table["path"][0],
-        )  # fmt: skip
+    if examples:
+        _say_missing(set(examples.clips.table["path"]), set(files), args.source)
     known = classifier.names if classifier else examples.names if examples else []
     rows = choose(vectors, labelled, classifier, args.n, args.seed)
     if not len(rows):
@@ -159,6 +156,20 @@ def _suggest(args: argparse.Namespace, classifier: Classifier | None) -> None:
     say(f"{args.out}: {len(rows)} clips to label next. Label them on {page}, or in a column `label` of the table")
     say(f"decar page {shlex.quote(str(page))} --serve plays them in full, and saves the labels as you give them")
     say(f"then: decar fit {shlex.join(dict.fromkeys([*map(str, args.labels), str(args.out.parent / 'labels.csv')]))}")
+
+
+def _say_missing(labelled: set[str], there: set[str], source: object) -> None:
+    """Count and name labelled recordings that SOURCE does not have: they may be of elsewhere, or have been moved."""
+    missing = sorted(labelled - there)
+    if len(missing) == len(labelled):
+        log.warning(
+            "none of the labelled recordings is in %s, so any of its clips may be suggested; %s is one of them",
+            source, missing[0],
+        )  # fmt: skip
+    elif missing:
+        log.info(
+            "%d of %d labelled recordings are not in %s, such as %s", len(missing), len(labelled), source, missing[0]
+        )
 
 
 def card_of(classifier: Classifier, name: str) -> str:
