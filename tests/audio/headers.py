@@ -84,12 +84,27 @@ def no_end_flag(ogg: bytes) -> bytes:
     at = ogg.rindex(b"OggS")
     page = bytearray(ogg[at:])
     page[5] &= ~4
+    return ogg[:at] + checked(page)
+
+
+def with_serial(ogg: bytes, serial: int) -> bytes:
+    """All pages with another serial number."""
+    made, at = b"", 0
+    while at < len(ogg):
+        size = 27 + ogg[at + 26] + sum(ogg[at + 27 : at + 27 + ogg[at + 26]])
+        made += checked(bytearray(put(ogg[at : at + size], 14, serial.to_bytes(4, "little"))))
+        at += size
+    return made
+
+
+def checked(page: bytearray) -> bytes:
+    """A page of Ogg with its checksum made anew."""
     page[22:26] = bytes(4)
     crc = 0
     for byte in page:
         crc = crc << 8 & 0xFFFFFFFF ^ CRC[crc >> 24 ^ byte]
     page[22:26] = crc.to_bytes(4, "little")
-    return ogg[:at] + page
+    return bytes(page)
 
 
 def sized(data: bytes, size: bytes) -> bytes:

@@ -14,7 +14,19 @@ from decar.audio.decode import decode
 from decar.audio.mpeg import parse
 from decar.audio.store import LogMelStore
 from decar.errors import AudioError
-from tests.audio.headers import RATE, SECONDS, encoded, flac_total, heard, kinds, ladder, put, sized, without_xing
+from tests.audio.headers import (
+    RATE,
+    SECONDS,
+    encoded,
+    flac_total,
+    heard,
+    kinds,
+    ladder,
+    put,
+    sized,
+    with_serial,
+    without_xing,
+)  # fmt: skip
 
 NO_END = "cut short: its last Ogg page is not marked as the end"
 TOLERANCE = 0.15  # s a stream: the delay of an mp3 encoder and its last frame
@@ -147,10 +159,34 @@ def test_an_ogg_file_without_its_end_is_not_read_without_a_word(tmp_path: Path, 
         assert notes == wanted
         decode(tmp_path / "a", duration=1.0, note=notes.append)
         assert notes == wanted  # that stretch is there
-    (tmp_path / "a").write_bytes(data + data[: len(data) // 2])  # the second of two is cut
+    (tmp_path / "a").write_bytes(with_serial(data, 1) + data[: len(data) // 2])  # the second of two is cut
     notes.clear()
     decode(tmp_path / "a", note=notes.append)
     assert notes == ["cut short: its last Ogg page is not whole"]  # once
+
+
+@pytest.mark.parametrize("coding", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("seconds", [(3, 1), (1, 3), (3, 3, 1), (3, 1, 2)])
+def test_ogg_streams_of_one_serial_number_and_other_lengths_are_refused(
+    tmp_path: Path, coding: str, seconds: tuple[int, ...]
+) -> None:
+    """libsndfile takes the length of a stream from the last page of the file that has its number."""
+    parts = []
+    for length in seconds:
+        soundfile.write(tmp_path / "part", ladder()[: length * RATE], RATE, format="OGG", subtype=coding)
+        parts.append((tmp_path / "part").read_bytes())
+    file = tmp_path / "a.ogg"
+    file.write_bytes(b"".join(with_serial(part, i) for i, part in enumerate(parts)))
+    assert len(decode(file)) == sum(seconds) * RATE
+    file.write_bytes(b"".join(with_serial(part, 7) for part in parts))
+    with pytest.raises(AudioError, match=r"Ogg streams of one serial number|truncated: header says 3\.000 s"):
+        decode(file)
+    with pytest.raises(AudioError, match=r"Ogg streams of one serial number|truncated: header says 3\.000 s"):
+        decode(file, start=0.5, duration=2.0)
+    if seconds[0] >= seconds[-1]:
+        assert len(decode(file, duration=0.5)) == RATE // 2
+    file.write_bytes(b"".join(with_serial(parts[0], 7) for _ in parts))
+    assert len(decode(file)) == len(parts) * seconds[0] * RATE, "of one length: each is read in full"
 
 
 @pytest.mark.parametrize(

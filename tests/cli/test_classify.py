@@ -1,5 +1,7 @@
 """`decar fit`, `predict`, `suggest`: from labels of stretches to labels of other recordings."""
 
+import errno
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -91,6 +93,19 @@ def test_segments_are_as_long_as_the_labelled_stretches(decar, recordings):
     assert len(pd.read_csv(recordings / "predictions.csv")) == 12
 
 
+def test_stretches_at_the_beginning_of_long_recordings_are_stretches_too(decar, recordings):
+    labels = pd.read_csv(recordings / "labels.csv").query("start == 0")
+    labels.assign(duration=1.5).to_csv(recordings / "short.csv", index=False)
+    outcome = decar("fit", "short.csv")
+    assert "labelled stretches are of 1.5 s" in outcome.err
+    assert Classifier.load(recordings / "classifier.safetensors").facts["segment"] == 1.5
+    labels.assign(duration=20.0).to_csv(recordings / "whole.csv", index=False)
+    outcome = decar("fit", "whole.csv")
+    assert "labelled stretches" not in outcome.err, "a length that is that of the file says nothing of stretches"
+    assert "clips of 20 s are labelled as a whole" in outcome.err
+    assert Classifier.load(recordings / "classifier.safetensors").facts["segment"] == "auto"
+
+
 def test_a_folder_of_folders_and_several_tables_are_labels_too(decar, sound_folder, recordings):
     outcome = decar("fit", "sounds", "labels.csv", "--out", "both.safetensors")
     assert outcome.code == 0, outcome.err
@@ -134,7 +149,13 @@ def test_labels_of_no_recording_of_the_source_are_mentioned(decar, recordings):
     outcome = decar("suggest", "known", "--labels", "other/labels.csv", "-n", "3")
     assert "none of the labelled recordings is in known" in outcome.err
     assert "other/known/rec0.wav is one of them" in outcome.err
-    assert "none of the" not in decar("suggest", "known", "--labels", "other/labels.csv", "--root", ".", "-n", "3").err
+    said = decar("suggest", "known", "--labels", "other/labels.csv", "--root", ".", "-n", "3").err
+    assert "labelled recordings" not in said
+    labels = pd.read_csv(recordings / "other" / "labels.csv")
+    labels["path"] = str(recordings) + "/" + labels["path"].where(labels["path"] != "known/rec3.wav", "old/rec3.wav")
+    labels.to_csv(recordings / "moved.csv", index=False)
+    said = decar("suggest", "known", "--labels", "moved.csv", "-n", "3").err
+    assert f"1 of 5 labelled recordings are not in known, such as {recordings}/old/rec3.wav" in said
 
 
 @pytest.mark.parametrize("option", ["--segment 2", "--bundle random", "--engine slurm", "--workers 2", "--jobs 3"])
@@ -170,6 +191,39 @@ def test_tables_that_spell_their_columns_differently_are_one(decar, recordings):
     assert "third.csv: no column 'label'" in outcome.errors[0]
 
 
+def test_rows_of_split_test_are_not_fitted_to(decar, recordings):
+    labels = pd.read_csv(recordings / "labels.csv")
+    split = labels["path"].map({"known/rec0.wav": "test", "known/rec1.wav": "valid", "known/rec2.wav": "valid"})
+    labels.assign(split=split.fillna("train"))[:16].to_csv(recordings / "split.csv", index=False)
+    labels[16:].to_csv(recordings / "rest.csv", index=False)
+    outcome = decar("fit", "split.csv", "rest.csv")
+    assert outcome.code == 0, outcome.err
+    assert "4 labelled clips of split test are left out" in outcome.err
+    assert "8 clips of split valid" in (recordings / "classifier.md").read_text()
+    assert "fitted to 8 clips" in outcome.out, "a table without the column is fitted to"
+    assert decar("suggest", "known", "--labels", "split.csv", "-n", "20").code == 0
+    suggested = pd.read_csv(recordings / "suggest.csv")["path"].unique().tolist()
+    assert [path[-8:] for path in suggested] == ["rec4.wav"], "what is labelled, also to test on, is not suggested"
+
+
+def test_stretches_that_have_other_labels_in_another_table_are_counted_and_named(decar, recordings):
+    labels = pd.read_csv(recordings / "labels.csv")
+    labels[:3].assign(label=["high", "pulse,high", labels["label"][2]]).to_csv(recordings / "other.csv", index=False)
+    outcome = decar("fit", "labels.csv", "other.csv")
+    assert outcome.code == 0, outcome.err
+    assert "fitted to 20 clips" in outcome.out
+    assert "2 labelled stretches have other labels in another table, and get those of all tables" in outcome.err
+    assert "rec0.wav at 0 s has 'low' in labels.csv and 'high' in other.csv" in outcome.err
+    counts = {row.split("|")[1].strip(): row.split("|")[2].strip() for row in outcome.out.splitlines() if "|" in row}
+    assert [counts[name] for name in ("high", "low", "pulse")] == ["6", "5", "6"]
+    (recordings / "same.csv").write_bytes((recordings / "labels.csv").read_bytes())
+    assert "other labels" not in decar("fit", "labels.csv", "same.csv").err
+    labels.assign(label="-low")[:1].to_csv(recordings / "denied.csv", index=False)
+    outcome = decar("fit", "labels.csv", "denied.csv")
+    assert outcome.code == 2
+    assert "rec0.wav has both 'low' and '-low'" in outcome.errors[0]
+
+
 def test_a_label_none_of_whose_clips_can_be_read_is_named(decar, recordings):
     labels = pd.read_csv(recordings / "labels.csv")
     labels["label"] = labels["label"].mask(labels["path"] == "known/rec0.wav", "rare")
@@ -188,8 +242,64 @@ def test_labels_that_were_typed_into_a_table_are_not_written_over(decar, recordi
     before = (recordings / "suggest.csv").read_bytes()
     outcome = decar("suggest", "known", "-n", "4")
     assert outcome.code == 2
-    assert "suggest.csv: somebody has typed labels in there" in outcome.errors[0]
+    assert "suggest.csv: has been changed since decar wrote it" in outcome.errors[0]
     assert (recordings / "suggest.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_predictions_that_somebody_has_corrected_are_not_written_over(decar, recordings, suffix):
+    out = recordings / f"p{suffix}"
+    table = pd.DataFrame({"path": ["a.wav"], "start": [0.0], "duration": [5.0], "embedding": [[0.5, 0.5]]})
+    table.to_parquet(recordings / "e.parquet")
+    Classifier(["a"], np.zeros((2, 1)), np.zeros(1), np.zeros(1), {}, {"encoder": "None"}).save(recordings / "c")
+    call = ("predict", "e.parquet", "--root", ".", "--classifier", "c", "--out", out.name)
+    assert decar(*call).code == 0
+    assert decar(*call).code == 0, "nothing is lost"
+    read, write = (pd.read_csv, "to_csv") if suffix == ".csv" else (pd.read_parquet, "to_parquet")
+    getattr(read(out).assign(label="b"), write)(out, index=False)
+    before = out.read_bytes()
+    outcome = decar(*call)
+    assert outcome.code == 2
+    assert f"--out p{suffix}: has been changed since decar wrote it, and would be overwritten" in outcome.errors[0]
+    assert out.read_bytes() == before
+    out.rename(recordings / "corrected")
+    assert decar(*call).code == 0
+
+
+def test_predictions_of_a_call_that_was_killed_are_written_anew(decar, recordings, monkeypatch):
+    table = pd.DataFrame({"path": ["a.wav"], "start": [0.0], "duration": [5.0], "embedding": [[0.5, 0.5]]})
+    table.to_parquet(recordings / "e.parquet")
+    Classifier(["a"], np.zeros((2, 1)), np.zeros(1), np.zeros(1), {}, {"encoder": "None"}).save(recordings / "c")
+    call = ("predict", "e.parquet", "--root", ".", "--classifier", "c")
+    assert decar(*call).code == 0
+
+    def torn(table, file):
+        file.write_text("path,label\na.wav,")
+        raise OSError(errno.EIO, "the end of a process")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("decar.cli.classify.write_table", torn)
+        assert decar(*call).code == 2
+    assert decar(*call).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        ("predict known --classifier c.safetensors --out mine.csv", "mine.csv"),
+        ("suggest known --out mine.csv", "mine.csv"),
+        ("cluster known --out mine", "mine/clusters.csv"),
+        ("fit labels.csv --out mine.safetensors", "mine.md"),
+    ],
+)
+def test_a_file_of_somebody_else_is_not_written_over(decar, recordings, words, file):
+    Classifier(["a"], np.zeros((2, 1)), np.zeros(1), np.zeros(1), {}, {}).save(recordings / "c.safetensors")
+    (recordings / file).parent.mkdir(exist_ok=True)
+    (recordings / file).write_text("path,label\na.wav,the work of a year\n")
+    outcome = decar(*words.split())
+    assert outcome.code == 2
+    assert f"{file}: is not of an earlier call" in outcome.errors[0]
+    assert "the work of a year" in (recordings / file).read_text()
 
 
 @pytest.mark.parametrize(

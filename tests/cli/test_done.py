@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from benchmarks.damage import damage
 from decar.cli.config import OUR_NETWORK, job_name
-from decar.cli.runs import changed_options, refuse_other_run, same_job
+from decar.cli.runs import changed_options, options_of_seeds, refuse_other_run, same_job
 from decar.digests import read_json, write_json
 from decar.errors import TrainingError
 from decar.models import read_facts, save_bundle
@@ -253,6 +253,29 @@ def test_judged_once(evaluate, sound_folder, tmp_path):
     assert "other protocol: judging again" in evaluate(*words, "protocol=knn").out
 
 
+def test_options_that_seeds_share_are_read_beside_the_bundle(tmp_path):
+    ours = {
+        "seed": 3, "k": 8, "budget": None, "cache_dir": "/home/me", "encoder": {"name": "conv", "seed": 3},
+        "loader": {"batch_size": 64, "num_workers": 2}, "clusterer": {"k": 8, "gpu": "auto"},
+        "trainer": {"max_epochs": 7, "precision": "16-mixed", "devices": 2},
+        "data": {"root": "/home/me/sounds", "where": "a=b"}, "frontend": {"_target_": "decar.audio.FrontEnd"},
+    }  # fmt: skip
+    wanted = {
+        "budget": None, "encoder.name": "conv", "loader.batch_size": 64, "trainer.max_epochs": 7,
+        "trainer.precision": "16-mixed", "clusterer.k": 8, "data.where": "a=b",
+        "frontend._target_": "decar.audio.FrontEnd",
+    }  # fmt: skip
+    OmegaConf.save(ours, tmp_path / "config.yaml")
+    for bundle in (tmp_path, tmp_path / "encoder.safetensors", tmp_path / "best" / "encoder.safetensors"):
+        assert options_of_seeds(str(bundle)) == wanted
+    OmegaConf.save(ours | {"budget": "2h"}, tmp_path / "config.yaml")
+    del wanted["trainer.max_epochs"]  # what a budget is planned into follows from the machine
+    assert options_of_seeds(str(tmp_path)) == wanted | {"budget": "2h"}
+    (tmp_path / "config.yaml").write_text("password: secret\n")
+    assert options_of_seeds(str(tmp_path)) == {}, "of another program"
+    assert options_of_seeds("small") == {}
+
+
 def test_table3_in_one_sweep(evaluate, decar, sound_folder, tmp_path):
     base = " ".join([*FAST, "data=folder", f"data.root={sound_folder}"])
     words = [
@@ -268,6 +291,8 @@ def test_table3_in_one_sweep(evaluate, decar, sound_folder, tmp_path):
     assert {(r["pretrained"]["clusterer"], r["mode"]) for r in found} == {
         (clusterer, mode) for clusterer in ("kmeans", "pic") for mode in ("frozen", "finetune")
     }
+    assert {r["pretrained"]["options"]["optimizer.lr"] for r in found} == {0.05}
+    assert not {"seed", "k", "data.root"} & {*found[0]["pretrained"]["options"]}
     again = evaluate(*words)
     assert again.out.count("judged already") == len(found)
     other = evaluate(

@@ -2,13 +2,17 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import yaml
 
 import decar.report
+from decar.errors import PreemptedError
 from decar.pretrain.logger import ResumableCSVLogger
+from decar.report.serve import PageServer
+from tests.report.helpers import field_page
 from tests.report.test_page import data_of
 
 FAST = ["debug=fast", "report=true", "trainer.accelerator=cpu", "data=folder"]
@@ -121,3 +125,17 @@ def test_mistakes_are_told_in_a_line(run, decar, tmp_path):
     assert outcome.code == 2
     assert "_target_='os.mkdir': a found configuration is never run" in outcome.errors[0]
     assert not Path(tmp_path / "ran").exists()
+
+
+def test_the_server_names_labels_of_sounds_that_the_page_does_not_show(decar, tmp_path, monkeypatch):
+    def stop(self):
+        raise PreemptedError(signal.SIGINT)
+
+    monkeypatch.setattr(PageServer, "serve_forever", stop)
+    page = field_page(tmp_path / "sounds")
+    labels = page.parent / "labels.csv"
+    labels.write_text(f"path,label\n{page.parent}/a.wav,low\n/else/b.wav,high\n/else/c.wav,\n")
+    outcome = decar("page", str(page), "--serve")
+    assert "1 labels in there are of sounds that the page does not show, such as /else/b.wav" in outcome.out
+    labels.write_text(f"path,label\n{page.parent}/a.wav,low\n")
+    assert "does not show" not in decar("page", str(page), "--serve").out

@@ -116,7 +116,7 @@ def examples_of(sets, recordings, denied=()):
     clips = table(
         *[(f"{r}.wav", float(i), 1.0, ",".join(s)) for i, (s, r) in enumerate(zip(sets, recordings, strict=True))]
     )
-    return Examples(clips, names, truth, np.ones_like(truth))
+    return Examples(clips, names, truth, np.ones_like(truth), np.full(len(truth), "train"))
 
 
 def blobs(n=120, dim=20, seed=0):
@@ -224,6 +224,84 @@ def test_one_place_is_validated_by_recordings_and_not_by_their_clips(caplog):
     assert "had not seen" in card_of(found, "c")
 
 
+def in_splits(x, sets, split):
+    """Embeddings, and examples of a recording each whose table has a column `Split`."""
+    rows = [(f"{i}.wav", ",".join(words), part) for i, (words, part) in enumerate(zip(sets, split, strict=True))]
+    return x, read_examples(table(*rows, columns=("path", "label", "Split")))
+
+
+def test_clips_of_a_split_are_fitted_validated_or_left_out_as_it_says(caplog):
+    caplog.set_level("INFO")
+    x, sets = blobs(120)
+    split = np.resize(["train", "Train", "dev", "test", ""], 120)
+    x[split == "dev", :3] += 6 * np.roll(x[split == "dev", :3] > 45, 1, axis=1)  # half of them look like another label
+    x, examples = in_splits(x, sets, split)
+    used = examples.for_fit()
+    assert used.clips.table["path"].tolist() == [f"{i}.wav" for i in range(120) if i % 5 < 3]
+    assert "24 labelled clips of split test" in caplog.text
+    assert "24 labelled clips without a split" in caplog.text
+    found = fit_classifier(x[np.resize([True] * 3 + [False] * 2, 120)], used)
+    rows, given = np.resize([True, True, False, False, False], 120), split == "dev"
+    prepare = preparation(x[rows])
+    truth = np.array([[name in words for name in "abc"] for words in sets])
+    weight, bias = fit_labels(prepare(x[rows]), truth[rows], found.facts["strength"])
+    np.testing.assert_allclose(found.scores(x), expit(prepare(x) @ weight + bias), atol=1e-9)
+    assert (found.facts["clips"], found.facts["valid"]) == (48, 24)
+    for c, name in enumerate("abc"):
+        right, above = truth[given, c], found.scores(x[given])[:, c] >= found.thresholds[c]
+        assert found.validation[name]["recall"] == pytest.approx((right & above).sum() / right.sum(), abs=0.13)
+        assert found.validation[name]["clips"] == 24
+    assert "of the 24 clips of split valid" in card_of(found, "c")
+
+
+def test_a_clip_to_test_on_changes_nothing():
+    x, sets = blobs(60)
+    examples = examples_of(sets, np.arange(60))
+    alone = fit_classifier(x, examples)
+    spoiled = [*sets, *[{"c"}] * 30]
+    y, more = in_splits(np.concatenate([x, x[::-2]]), spoiled, ["train"] * 60 + ["test"] * 30)
+    found = fit_classifier(y[:60], more.for_fit())
+    assert (found.scores(x) == alone.scores(x)).all()
+    assert (found.thresholds == alone.thresholds).all()
+    assert found.validation == alone.validation
+    with pytest.raises(TaskError, match="clips of split test"):
+        fit_classifier(y, more)
+
+
+def test_a_recording_of_two_splits_is_named(caplog):
+    x, sets = blobs(12)
+    examples = examples_of(sets, [0, 0, *range(1, 11)])
+    examples.split[[0, 4, 5]] = "valid"
+    fit_classifier(x, examples)
+    assert "1 recordings are in split train and in split valid, such as 0.wav" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (["test", "test", ""], "no labelled clip is of split train"),
+        (["train", "trian", "test"], "column 'split' has unknown values 'trian'"),
+        (["train", "valid", "valid"], "every labelled clip to fit to has 'a'"),
+    ],
+)
+def test_splits_that_leave_nothing_to_learn_are_refused(split, message):
+    with pytest.raises(TaskError, match=message):
+        in_splits(None, [{"a"}, {"b"}, {"b"}], split)[1].for_fit()
+
+
+def test_a_label_that_no_clip_to_fit_has_is_named(caplog):
+    examples = in_splits(None, [{"a"}, {"b"}, {"c"}, {"b"}], ["train", "train", "valid", "test"])[1]
+    assert examples.names == ["a", "b", "c"]
+    assert examples.for_fit().names == ["a", "b"]
+    assert "c: no clip of split train has it" in caplog.text
+
+
+def test_a_stretch_of_two_splits_is_refused():
+    rows = [("a.wav", "x", "train"), ("b.wav", "y", "train"), ("a.wav", "z", "test")]
+    with pytest.raises(TaskError, match=r"a\.wav: the same stretch is of split train and of split test"):
+        read_examples(table(*rows, columns=("path", "label", "split")))
+
+
 def test_the_threshold_has_the_best_f1_of_all():
     from decar.downstream.classifier import _best_threshold
 
@@ -250,8 +328,9 @@ def test_the_threshold_of_a_rare_label_is_drawn_towards_that_of_all():
     )  # 100 clips have the one, 2 the other
     scores = expit(np.where(truth, 1.0, -1.0) + rng.normal(size=(200, 2)) * 0.8)
     examples = Examples(
-        table(*[(f"{i}.wav", 0.0, 1.0, "") for i in range(200)]), ["a", "b"], truth, np.ones_like(truth)
-    )
+        table(*[(f"{i}.wav", 0.0, 1.0, "") for i in range(200)]), ["a", "b"], truth, np.ones_like(truth),
+        np.full(200, "train"),
+    )  # fmt: skip
     _, found = _validate(scores, examples, np.arange(200), np.arange(200).astype(str))
     shared = _best_threshold(truth.ravel(), scores.ravel())[1]
     for c, n in enumerate((100, 2)):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from decar.downstream import table3, table3_cells, table3_markdown
+from decar.downstream import table2, table2_markdown, table3, table3_cells, table3_markdown
 from decar.downstream.tables import PAPER3, column_of, paper_cells
 from decar.errors import DecarError
 from tests.downstream.helpers import make_decar, make_result
@@ -80,3 +80,49 @@ def test_results_that_do_not_say_their_clusterer():
     assert column_of(make_result()) is None
     with pytest.raises(DecarError, match="clusterer and k"):
         table3_markdown([make_result()])
+
+
+def trained(clips=100, **options):
+    """Of a bundle: its facts, and options of its training."""
+    facts = {"clusterer": "kmeans", "k": 512, "data": "audioset", "clips": clips}
+    return {**facts, **({"options": options} if options else {})}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (trained(lr=0.1, a=1), trained(lr=0.2, a=1), r"with lr=0\.1 and with lr=0\.2 are not seeds"),
+        (trained(clips=10), trained(clips=11), "clips=10 and with clips=11"),
+        (trained(lr=0.1), trained(lr=0.1, b=2), ""),  # a later version has brought it
+        (trained(lr=0.1), trained(), ""),
+    ],
+)
+@pytest.mark.parametrize("make", [lambda ours: table3(ours, "paper", "finetune"), table2])
+def test_only_encoders_of_one_training_are_averaged(make, first, second, message):
+    ours = [
+        cell(pretrained=facts, seed=i, encoder_hash=f"h{i}")
+        for i, facts in enumerate((trained(first["clips"]), first, second))
+    ]
+    if not message:
+        assert "±" in make(ours).to_string()
+    else:
+        with pytest.raises(DecarError, match=message):
+            make(ours)
+
+
+def test_another_clusterer_is_no_seed_in_table_2():
+    facts = [trained(), trained() | {"clusterer": "pic"}, trained() | {"k": 64}]
+    for other in facts[1:]:
+        with pytest.raises(DecarError, match="are not seeds of one experiment; give table2"):
+            table2([cell(pretrained=facts[0]), cell(pretrained=other, seed=1, encoder_hash="other")])
+    pic = [cell("pic", seed=i, encoder_hash=f"h{i}", pretrained=facts[1] | {"k": i}) for i in range(2)]
+    assert "±" in table2(pic).to_string(), "PIC does not read k"
+
+
+@pytest.mark.parametrize("make", [table2_markdown, table3_markdown])
+def test_a_line_says_where_options_are_not_known(make):
+    known = [cell(pretrained=trained(lr=0.1), seed=i, encoder_hash=f"h{i}") for i in range(2)]
+    line = "is not known of 2 of the averaged encoders"
+    assert line not in make(known)
+    assert line not in make([cell(pretrained=trained()), cell(pretrained=trained(), task="birds")]), "one encoder"
+    assert line in make([*known, *(cell(pretrained=trained(), seed=i, encoder_hash=f"h{i}") for i in (2, 3))])

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,8 @@ import soundfile
 from decar.audio import Manifest
 from decar.cli.app import main
 from decar.embedder import Embedder, engines
-from decar.embedder.engines import SlurmEngine, _RayPool
-from decar.errors import DecarError
+from decar.embedder.engines import RayEngine, SlurmEngine, _RayPool
+from decar.errors import ConfigError, DecarError
 
 RATE = 16_000
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Ray is installed for tests on Linux")
@@ -56,6 +57,57 @@ def test_a_package_that_is_missing_is_named_with_its_extra(engine, module, extra
     monkeypatch.setitem(sys.modules, module, None)
     words = ["embed", str(sounds(tmp_path / "in", 2)), "--bundle", "random", "--engine", engine]
     assert f"not installed: pip install 'decar[{extra}]'" in says(capsys, words)
+
+
+class Connected:
+    """Ray as a process has it that is connected to the cluster of the head 10.0.0.1:6379 of the machine 10.0.0.2."""
+
+    util = SimpleNamespace(get_node_ip_address=lambda: "10.0.0.2")
+
+    def __init__(self, head="10.0.0.1:6379", already=True):
+        self.head, self.already, self.asked = head, already, []
+
+    def is_initialized(self):
+        return self.already
+
+    def init(self, address, **options):
+        self.already = True
+        self.asked.append(address)
+
+    def get_runtime_context(self):
+        return SimpleNamespace(gcs_address=self.head)
+
+    def cluster_resources(self):
+        return {"CPU": 4.0}
+
+
+@pytest.mark.parametrize(
+    "address", ["10.0.0.1:6380", "10.0.0.3:6379", "127.0.0.1:6379", "ray://10.0.0.1:10001", "local"]
+)
+def test_an_address_is_refused_where_ray_is_connected_to_another_cluster(address, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", Connected())
+    with pytest.raises(ConfigError, match=rf"--address {address}: .* connected to the Ray cluster at 10\.0\.0\.1:6379"):
+        RayEngine(address)
+    for same in (None, "auto", "10.0.0.1:6379"):
+        assert RayEngine(same).cores == 1
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    RayEngine()  # Ray itself has read that variable, or was given something else in its place
+    monkeypatch.setitem(sys.modules, "ray", Connected(head="10.0.0.2:6379"))
+    RayEngine("127.0.0.1:6379")
+
+
+def test_the_address_of_an_earlier_call_is_that_of_the_same_cluster(monkeypatch):
+    """`ray://` leads to another port than the head's."""
+    ray = Connected(already=False)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(engines, "_require_answer", lambda address: None)
+    monkeypatch.setattr(RayEngine, "connected", (None, ""))
+    for _ in range(2):
+        RayEngine("ray://head:10001")
+    assert ray.asked == ["ray://head:10001"]
+    ray.head = "10.0.0.9:6379"  # somebody has connected to another one since
+    with pytest.raises(ConfigError, match=r"--address ray://head:10001"):
+        RayEngine("ray://head:10001")
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

@@ -14,6 +14,7 @@ import soundfile
 import wandb
 
 from decar.cli.clusters import may_load
+from decar.digests import digest_of
 from decar.errors import BundleError, DecarError, SearchError
 from decar.models import load_encoder, read_facts, save_bundle
 from decar.models.artifacts import WANDB, fetch_artifact, origin_of, parse_artifact
@@ -39,6 +40,7 @@ def server(tmp_path, monkeypatch):
     class Artifact:
         def __init__(self, folder):
             self.folder, self.version = folder, folder.name
+            self.digest = "".join(map(digest_of, folder.glob("*.safetensors")))
 
         def get_entry(self, name):
             if not (self.folder / name).is_file():
@@ -101,6 +103,28 @@ def test_latest_means_one_version_in_a_process_and_results_name_it(bundle, serve
     assert load_encoder(address).hash() == load_encoder(other).hash()
     assert calls == ["me/decar/encoder-abc123:latest"] * 2
     assert exact_name("small") == "small"
+
+
+def test_a_version_that_was_made_anew_is_fetched_anew_where_wandb_is_asked(bundle, server, caplog):
+    caplog.set_level("INFO")
+    root, calls = server
+    put(root, bundle)
+    address = f"{WANDB}me/decar/encoder-abc123"
+    first = load_encoder(address).hash()
+    shutil.rmtree(root / "me/decar/encoder-abc123")
+    other = save_bundle(make_encoder("conv", widths=[4], hidden=8, seed=2), bundle.with_name("encoder.safetensors"))
+    put(root, other)
+    fetch_artifact.cache_clear()  # another process
+    assert load_encoder(f"{address}:v0").hash() == first, "wandb is not asked"
+    assert load_encoder(address).hash() == load_encoder(other).hash() != first
+    assert "v0 has been made anew since it was fetched" in caplog.text
+    assert origin_of(bundle_file(address)) == "me/decar/abc123"
+    fetch_artifact.cache_clear()
+    caplog.clear()
+    assert load_encoder(f"{address}:v0").hash() == load_encoder(other).hash()
+    assert load_encoder(address).hash() == load_encoder(other).hash()
+    assert "made anew" not in caplog.text
+    assert len(calls) == 3
 
 
 def test_what_is_not_there_is_an_error_that_says_what_to_do(bundle, server):

@@ -1,6 +1,7 @@
 """`decar page --serve`: what it answers, to whom, and what it writes."""
 
 import contextlib
+import csv
 import http.client
 import io
 import json
@@ -18,6 +19,7 @@ from decar.downstream.classifier import read_examples
 from decar.errors import DecarError
 from decar.files import whole
 from decar.report.page import render
+from decar.report.run import BEGIN, END
 from decar.report.serve import LONGEST, MOST_BYTES, Labels, PageServer, Refused, clips_of, data_of
 from tests.report.helpers import field_page
 
@@ -51,6 +53,13 @@ def ask(server, path, *, method="GET", body=None, host=None, token=None, **heade
     content = answer.read()
     wire.close()
     return answer.status, dict(answer.getheaders()), content
+
+
+def served(server):
+    """What the page has from the server beside its own data."""
+    content = ask(server, "/")[2]
+    begin = content.index(BEGIN) + len(BEGIN)
+    return json.loads(content[begin : content.index(END, begin)])["served"]
 
 
 def test_the_page_is_made_anew_from_its_data_with_the_labels_that_are_there(page, tmp_path):
@@ -147,6 +156,39 @@ def test_a_sound_that_went_away_says_so_and_one_that_moved_is_found(tmp_path):
     with serving(page, root=tmp_path) as server:
         assert ask(server, f"/sound/{index}")[0] == 200
         assert json.dumps(str(tmp_path)).encode() in ask(server, "/")[2], "labels name where the sound lies now"
+
+
+def test_labels_that_name_the_old_place_of_sounds_that_moved_are_labels_of_these_clips(tmp_path):
+    page = field_page(tmp_path / "here")
+    old, new = tmp_path / "here", tmp_path / "there"
+    rows = f'"{old}/a.wav",5,5,low,clip\n{old}er/a.wav,5,5,other,clip\n"{old}/<b>.wav",0,5,"high,low",clip\n'
+    (old / "labels.csv").write_text(HEAD + rows)
+    with serving(page) as server:
+        assert server.strangers() == (1, f"{old}er/a.wav")
+        assert served(server)["labels"] == HEAD + rows, "nothing has moved: as the file has it"
+    old.rename(new)
+    with serving(new / "report.html", root=new) as server:
+        found = served(server)
+        assert [row["path"] for row in csv.DictReader(io.StringIO(found["labels"]))] == [
+            f"{new}/a.wav", f"{old}er/a.wav", f"{new}/<b>.wav",
+        ]  # fmt: skip
+        assert [row["label"] for row in csv.DictReader(io.StringIO(found["labels"]))] == ["low", "other", "high,low"]
+        assert found["version"] == server.labels.read()[1], "what the file has is still what a write must know"
+        assert (new / "labels.csv").read_text() == HEAD + rows, "reading changes nothing"
+        assert server.strangers() == (1, f"{old}er/a.wav")
+    with serving(new / "report.html") as server:
+        assert server.strangers() == (1, f"{old}er/a.wav"), "the page of the old place knows the labels of that place"
+
+
+def test_a_root_for_a_page_of_absolute_paths_is_refused(tmp_path):
+    page = field_page(tmp_path)
+    data = data_of(page)
+    data["clips"]["path"]["values"] = [str(tmp_path / path) for path in data["clips"]["path"]["values"]]
+    for line in data["when"]["lines"]["recordings"]:
+        line["path"] = str(tmp_path / line["path"])
+    page.write_text(render(data), encoding="utf-8")
+    with pytest.raises(DecarError, match=r"--root .*other: all sounds of the page have absolute paths"):
+        PageServer(page, root=tmp_path / "other")
 
 
 def test_a_long_clip_is_cut_where_it_would_not_fit(tmp_path, monkeypatch):

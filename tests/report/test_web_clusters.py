@@ -116,6 +116,20 @@ def test_clusters_are_named_clips_corrected_with_the_keyboard_and_labels_saved(v
     assert seen.js("document.querySelectorAll('#cluster img:not(.spectrogram)').length") == 0
 
 
+def test_labels_of_sounds_that_moved_are_shown_and_those_of_others_are_named(visit, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    field_page(old)
+    (old / "labels.csv").write_text(f"path,start,duration,label\n{old}/a.wav,5,5,low\n/else/b.wav,5,5,high\n")
+    old.rename(new)
+    with serving(new / "report.html", root=new) as server:
+        seen = visit(server.url)
+        assert seen.js("[...LABELS].map(([i, one]) => [CLIPS.name[i], one.words])") == [["a.wav · 0:05", ["low"]]]
+    with serving(new / "report.html") as server:  # the sounds are not where the page says
+        (new / "labels.csv").write_text(f"path,start,duration,label\n{new}/a.wav,5,5,low\n")
+        count = visit(server.url).js("document.getElementById('label-count').textContent")
+        assert count == f"No labels yet, and 1 rows of other clips, such as {new}/a.wav"
+
+
 def test_labels_are_still_there_at_the_next_visit_and_can_be_read_from_a_file(visit, clusters, browser, tmp_path):
     seen = visit(clusters)
     seen.js("giveAll([1, 5], 'a \"b\"', 'clip')")
@@ -134,7 +148,9 @@ def test_labels_are_still_there_at_the_next_visit_and_can_be_read_from_a_file(vi
     other = visit(clusters)
     other.page.set_input_files("#label-load", file)
     other.until("LABELS.size === 2")
-    assert "and 1 rows of other clips" in other.js("document.getElementById('label-count').textContent")
+    assert "and 1 rows of other clips, such as /else/where.wav" in other.js(
+        "document.getElementById('label-count').textContent"
+    )
     again = tmp_path / "again.csv"
     downloaded(other, "#label-save").save_as(again)
     pd.testing.assert_frame_equal(

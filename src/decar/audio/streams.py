@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import BinaryIO, Literal
 
 from decar.audio.mpeg import first_frame, frames_end, id3_size, xing
+from decar.errors import AudioError
 
 CHUNK = 2**20
 HEAD_BYTES = 64
@@ -111,6 +112,7 @@ def links(file: BinaryIO) -> Iterator[Link]:
 
     Raises:
         OSError: The file cannot be read.
+        AudioError: A stream of Ogg was read with the length of a later one, see `_check_serial`.
     """
     size = file.seek(0, os.SEEK_END)
     begin: int | None = 0
@@ -175,7 +177,12 @@ def _after_zeros(file: BinaryIO, start: int) -> int:
 def _next(file: BinaryIO, link: Link) -> int | None:
     """The stream that follows an Ogg or FLAC stream, which is recognised by how it starts."""
     file.seek(link.begin)
-    return _next_ogg(file, link.begin) if file.read(4) == b"OggS" else _find(file, FLAC_START, link.begin + FLAC_LEAST)
+    if file.read(4) != b"OggS":
+        return _find(file, FLAC_START, link.begin + FLAC_LEAST)
+    following = _next_ogg(file, link.begin)
+    if following is not None:
+        _check_serial(file, link.begin, following)
+    return following
 
 
 def _find(file: BinaryIO, pattern: bytes, begin: int) -> int | None:
@@ -199,6 +206,29 @@ def _next_ogg(file: BinaryIO, begin: int) -> int | None:
         if page[:6] != OGG_START:
             return _find(file, OGG_START, begin)
         begin += 27 + page[26] + sum(page[27 : 27 + page[26]])
+
+
+def _check_serial(file: BinaryIO, begin: int, end: int) -> None:
+    """Refuse a stream of Ogg that ends before the file does, and has the serial number of the last one.
+
+    libsndfile takes the length of a stream from the last page with its number, which no other stream may have (RFC
+    3533, section 4). Where both are of one length nothing is read wrong.
+    """
+    file.seek(begin + 14)
+    own = file.read(4)
+    (position, serial), (last, last_serial) = (_last_page(file, at) for at in (end, file.seek(0, os.SEEK_END)))
+    if own == serial == last_serial and position != last:
+        raise AudioError(
+            "Ogg streams of one serial number follow one another in it, so their lengths are not known; save it anew"
+        )
+
+
+def _last_page(file: BinaryIO, end: int) -> tuple[bytes, bytes]:
+    """Position (of its last sample) and serial number in the last page that begins before an offset."""
+    file.seek(max(0, end - OGG_PAGE))
+    data = file.read(min(end, OGG_PAGE))
+    at = data.rfind(b"OggS\0")
+    return data[at + 6 : at + 14], data[at + 14 : at + 18]
 
 
 def _flac(file: BinaryIO, begin: int, start: int, head: bytes, size: int) -> tuple[Link, int | None]:

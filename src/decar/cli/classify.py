@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
@@ -14,25 +15,36 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from decar.audio import FrontEnd, Manifest
+from decar.audio import FrontEnd, Manifest, decode
 from decar.audio.annotations import check_annotations, write_annotations
 from decar.audio.clips import Segment, as_segment
 from decar.audio.columns import beside_ours, find_column, no_column, normal
 from decar.audio.remote import refuse_addresses
 from decar.cli.bundles import as_text, check_numbers, embedder_of, source_of
-from decar.cli.clusters import bundle_named, claimed, embedded, may_load, recordings_of, root_of, writing
+from decar.cli.clusters import (
+    bundle_named,
+    check_ours,
+    claimed,
+    embedded,
+    may_load,
+    recordings_of,
+    remade,
+    root_of,
+    writing,
+)  # fmt: skip
 from decar.cli.terminal import say, say_lines, start_log
 from decar.clustering import Placed
 from decar.downstream import to_markdown
-from decar.downstream.classifier import Classifier, Examples, fit_classifier, read_examples
+from decar.downstream.classifier import Classifier, Examples, fit_classifier, read_examples, words_of
 from decar.downstream.suggest import suggest as choose
-from decar.errors import ConfigError, DecarError, SearchError, TaskError, check_whole, require
+from decar.errors import AudioError, ConfigError, DecarError, SearchError, TaskError, check_whole, require
 from decar.files import whole, write_table
 from decar.neighbours.index import EmbeddingTable
 from decar.report import write_cluster_page
 
 log = logging.getLogger(__name__)
 
+Place = tuple[str, float, float | None]  # file, start and duration (s) of a labelled stretch
 ROW = "row"  # column of the number of an example
 SCORE = "score_"  # before a label, as the name of a column
 MEASURES = ("average_precision", "precision", "recall", "f1")
@@ -48,7 +60,8 @@ def fit(args: argparse.Namespace) -> None:
     check_numbers(args)
     card = args.out.with_suffix(".md")
     require(card != args.out, f"--out {args.out}: that is the name of the card; give one in .safetensors")
-    examples = _examples(args)
+    check_ours(card)
+    examples = _examples(args).for_fit()
     bundle = args.bundle or "small"
     embedder = embedder_of(args, bundle, "none")
     numbered = examples.clips.table.assign(**{ROW: range(len(examples.clips))})
@@ -66,11 +79,11 @@ def fit(args: argparse.Namespace) -> None:
     classifier = fit_classifier(made.vectors, examples, group=args.group, seed=args.seed, facts=facts)
     with writing(args.out):
         classifier.save(args.out)
-        with whole(card) as part:
+        with remade(card), whole(card) as part:
             part.write_text(card_of(classifier, args.out.name), encoding="utf-8")
     say_lines(_table(classifier, str))
     say()
-    say(f"{args.out}: fitted to {len(made.vectors)} clips; its card: {card}")
+    say(f"{args.out}: fitted to {classifier.facts['clips']} clips; its card: {card}")
     say(f"use it: decar predict SOURCE --classifier {args.out}")
 
 
@@ -81,6 +94,7 @@ def predict(args: argparse.Namespace) -> None:
     classifier = Classifier.load(args.classifier)
     with claimed(args.out, args.out.with_name(f".{args.out.name}.lock")):
         check_annotations(args.out.with_suffix(""))
+        check_ours(args.out)
         _predict(args, classifier)
 
 
@@ -92,7 +106,8 @@ def _predict(args: argparse.Namespace, classifier: Classifier) -> None:
     found = table[place].assign(label=classifier.labels(scores), **columns)
     found = found.join(beside_ours(table.drop(columns=place), ("label", *columns)))
     with writing(args.out):
-        write_table(found, args.out)
+        with remade(args.out):
+            write_table(found, args.out)
         write_annotations(args.out.with_suffix(""), found.assign(file=files), found["label"].tolist(), rate / 2)
     say(f"{args.out}: {len(found)} rows, {int((found['label'] != '').sum())} with a label; "
         f"for Audacity and Raven: {args.out.with_suffix('')}")  # fmt: skip
@@ -108,38 +123,16 @@ def suggest(args: argparse.Namespace) -> None:
     check_whole("-n", args.n, 1)
     classifier = Classifier.load(args.classifier) if args.classifier else None
     with claimed(args.out, args.out.with_name(f".{args.out.name}.lock")):
-        _keep_labels(args.out, args.column)
+        check_ours(args.out)
         _suggest(args, classifier)
-
-
-def _keep_labels(out: Path, column: str) -> None:
-    """Refuse to write over a table of suggestions into which somebody has typed labels.
-
-    Raises:
-        ConfigError: There are labels in it, or it cannot be read, and so they may be.
-    """
-    if not out.is_file():
-        return
-    try:
-        table = Manifest.from_path(out).table
-    except DecarError as error:
-        raise ConfigError(f"--out {out}: is no table of suggestions ({error}); give another name") from error
-    found = find_column(table, column)
-    if found is not None and (table[found].fillna("").astype(str).str.strip() != "").any():
-        raise ConfigError(
-            f"--out {out}: somebody has typed labels in there; rename it, or give another name, and pass it as --labels"
-        )
 
 
 def _suggest(args: argparse.Namespace, classifier: Classifier | None) -> None:
     table, files, vectors, _ = _segments(args, classifier, args.out.with_suffix(""))
     examples = _examples(args) if args.labels else None
     labelled = _overlapping(table, files, examples.clips) if examples else np.empty(0, np.int64)
-    if examples and not set(examples.clips.table["path"]) & set(files):
-        log.warning(
-            "none of the labelled recordings is in %s, so any of its clips may be suggested; %s is one of them",
-            args.source, examples.clips.table["path"][0],
-        )  # fmt: skip
+    if examples:
+        _say_missing(set(examples.clips.table["path"]), set(files), args.source)
     known = classifier.names if classifier else examples.names if examples else []
     rows = choose(vectors, labelled, classifier, args.n, args.seed)
     if not len(rows):
@@ -150,7 +143,7 @@ def _suggest(args: argparse.Namespace, classifier: Classifier | None) -> None:
         scores = classifier.scores(vectors[rows])
         found = found.assign(guess=classifier.labels(scores), **_score_columns(classifier, scores))
     nothing = np.zeros(len(rows), np.float32)
-    with writing(args.out):
+    with writing(args.out), remade(args.out):
         write_table(found, args.out)
     home = os.path.commonpath([os.path.dirname(file) for file in found["path"]])
     shown = found.assign(path=[os.path.relpath(file, home) for file in found["path"]])
@@ -163,6 +156,20 @@ def _suggest(args: argparse.Namespace, classifier: Classifier | None) -> None:
     say(f"{args.out}: {len(rows)} clips to label next. Label them on {page}, or in a column `label` of the table")
     say(f"decar page {shlex.quote(str(page))} --serve plays them in full, and saves the labels as you give them")
     say(f"then: decar fit {shlex.join(dict.fromkeys([*map(str, args.labels), str(args.out.parent / 'labels.csv')]))}")
+
+
+def _say_missing(labelled: set[str], there: set[str], source: object) -> None:
+    """Count and name labelled recordings that SOURCE does not have: they may be of elsewhere, or have been moved."""
+    missing = sorted(labelled - there)
+    if len(missing) == len(labelled):
+        log.warning(
+            "none of the labelled recordings is in %s, so any of its clips may be suggested; %s is one of them",
+            source, missing[0],
+        )  # fmt: skip
+    elif missing:
+        log.info(
+            "%d of %d labelled recordings are not in %s, such as %s", len(missing), len(labelled), source, missing[0]
+        )
 
 
 def card_of(classifier: Classifier, name: str) -> str:
@@ -182,6 +189,9 @@ def _validated(classifier: Classifier) -> str:
     """What its figures were measured on."""
     same = "The thresholds were chosen on the same clips, so the last three are somewhat too good."
     measures = "Average precision, precision, recall and F1 are of clips"
+    if valid := classifier.facts.get("valid"):
+        measures = measures.replace("of clips", f"of the {valid} clips of split valid")
+        return f"{measures}, to which the classifier was not fitted. {same}"
     if classifier.facts.get("recordings") == 1:
         return (
             f"All labelled clips are of one recording. {measures} of it that the classifier had not seen, so all are "
@@ -206,7 +216,8 @@ def _table(classifier: Classifier, written: Callable[[str], str]) -> str:
 def _examples(args: argparse.Namespace) -> Examples:
     """What the tables of labels hold, by absolute paths.
 
-    A column is called as in the first table that has it: `Site` of one table and `site` of another are one.
+    A column is called as in the first table that has it: `Site` of one table and `site` of another are one. A stretch
+    that is in several tables has the labels of all of them.
 
     Raises:
         TaskError: A table has no column of labels, or the labels make no sense.
@@ -223,16 +234,41 @@ def _examples(args: argparse.Namespace) -> Examples:
         if len({*others.values(), args.column}) == len(table.columns):
             table = table.rename(columns=others)
         parts.append(table.assign(path=recordings_of(clips.root, clips.table)))
+    if split := spelled.get("split"):  # a table without splits beside one that has some
+        parts = [part if split in part else part.assign(**{split: "train"}) for part in parts]
+    _say_differences(parts, [*map(str, args.labels)], args.column)
     try:
         return read_examples(Manifest(pd.concat(parts, ignore_index=True), Path.cwd()), args.column)
     except TaskError as error:
         raise TaskError(f"{', '.join(map(str, args.labels))}: {error}") from None
 
 
+def _say_differences(tables: list[pd.DataFrame], names: list[str], column: str) -> None:
+    """Count the stretches to which tables give different labels, and name the first of them."""
+    known, found = dict[Place, tuple[str, set[str]]](), dict[Place, str]()
+    for table, name in zip(tables, names, strict=True):
+        here = dict[Place, set[str]]()
+        stretches = Manifest(table, Path.cwd(), understood=True).stretches
+        for path, stretch, cell in zip(table["path"], stretches, table[column].fillna(""), strict=True):
+            here.setdefault((path, *stretch), set()).update(words_of(cell))
+        for place, words in here.items():
+            before, others = known.setdefault(place, (name, words)) if words else (name, words)
+            if words != others:
+                one, two = (",".join(sorted(labels)) for labels in (others, words))
+                found.setdefault(place, f"{place[0]} at {place[1]:g} s has '{one}' in {before} and '{two}' in {name}")
+    if found:
+        log.warning(
+            "%d labelled stretches have other labels in another table, and get those of all tables: %s",
+            len(found), next(iter(found.values())),
+        )  # fmt: skip
+
+
 def _segment_for(clips: Manifest, table: pd.DataFrame) -> Segment:
     """How recordings are cut for this classifier: as the labelled stretches were, if stretches were labelled."""
     starts = np.array([start for start, _ in clips.stretches])
     stretched = (starts > 0) | np.array([seconds is not None for _, seconds in clips.stretches])
+    if not (starts > 0).any():
+        stretched &= _go_on(clips, np.flatnonzero(stretched))
     seconds = table["duration"].to_numpy(float)
     whole_clips = seconds[~stretched]
     if len(whole_clips) and np.median(whole_clips) > LONG:
@@ -240,13 +276,27 @@ def _segment_for(clips: Manifest, table: pd.DataFrame) -> Segment:
             "clips of %.0f s are labelled as a whole; recordings are judged by segments of 5 s: label stretches, with "
             "start and duration", np.median(whole_clips),
         )  # fmt: skip
-    if not (starts > 0).any():
+    if not stretched.any():
         return "auto"
     usual = float(np.median(seconds[stretched]))
     if LIKE_AUTO[0] <= usual <= LIKE_AUTO[1]:
         return "auto"
     log.info("the labelled stretches are of %.1f s, so recordings will be cut into segments of that length", usual)
     return round(usual, 1)
+
+
+def _go_on(clips: Manifest, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """`(N,)`: which of some clips are of files that have more than one segment of their length.
+
+    A start of 0 and a duration may also be all of the file.
+    """
+    found = np.zeros(len(clips), np.bool_)
+    for row in rows:
+        [(file, start, seconds)] = clips.take([row]).jobs
+        with contextlib.suppress(AudioError):
+            rest = decode(file, start=start + 1.5 * (seconds or 0.0), duration=0.1, note=lambda _: None)
+            found[row] = seconds is not None and len(rest) > 0
+    return found
 
 
 def _segments(

@@ -25,10 +25,11 @@ from decar.cli.terminal import say, start_log
 from decar.clustering import Clusters, Placed, make_clusters
 from decar.clustering.choose import plausible
 from decar.clustering.model import MAX_POINTS
+from decar.digests import digest_of
 from decar.embedder import Embedder, log_left_out
 from decar.embedder.output import read_bad, write_rows
 from decar.errors import ConfigError, DecarError, SearchError, check_whole
-from decar.files import advice, locked
+from decar.files import advice, locked, whole
 from decar.models.bundle import REMOTE, exact_name
 from decar.models.other import PREFIXES
 from decar.neighbours.index import EmbeddingTable
@@ -54,6 +55,7 @@ def cluster(args: argparse.Namespace) -> None:
         like.require_encoder(embedder.encoder.hash())
     with claimed(args.out, args.out / ".lock"):
         check_annotations(args.out)
+        check_ours(args.out / TABLE)
         _cluster(args, clips, embedder, bundle, segment, like)
 
 
@@ -75,7 +77,8 @@ def _cluster(
                 max_points=args.max_points or MAX_POINTS, facts=facts, advance=advance,
             )  # fmt: skip
     with writing(args.out):
-        table = write_clusters(args.out, table, placed, model)
+        with remade(args.out / TABLE):
+            table = write_clusters(args.out, table, placed, model)
         labels = [NOISE if number < 0 else f"cluster {number}" for number in table["cluster"]]
         write_annotations(args.out, table.assign(file=files), labels, embedder.encoder.sample_rate / 2)
     page = _page(args, table, clips, vectors, placed, embedder, model)
@@ -168,6 +171,40 @@ def claimed(out: Path, lock: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise DecarError(f"{out}: {error.strerror}; wait until it has ended, or give another --out") from None
         yield
+
+
+def check_ours(file: Path) -> None:
+    """Refuse to write over results that somebody has corrected, or that are somebody else's, as `check_annotations`.
+
+    Raises:
+        DecarError: The file is not as `remade` left it; where a call was killed, nothing is known of it.
+    """
+    mark = _mark(file)
+    if not file.is_file():
+        return
+    if not mark.is_file():
+        raise DecarError(f"--out {file}: is not of an earlier call: rename it, or give another --out")
+    known = mark.read_text()
+    if known and known != digest_of(file):
+        raise DecarError(
+            f"--out {file}: has been changed since decar wrote it, and would be overwritten: rename it, or give "
+            "another --out"
+        )
+
+
+@contextmanager
+def remade(file: Path) -> Iterator[None]:
+    """Note what is in a file of results once the block has written it, in a hidden file beside it."""
+    mark = _mark(file)
+    with whole(mark) as part:
+        part.write_text("")  # of a call that is killed
+    yield
+    with whole(mark) as part:
+        part.write_text(digest_of(file))
+
+
+def _mark(file: Path) -> Path:
+    return file.with_name(f".{file.name}.decar")
 
 
 @contextmanager

@@ -157,6 +157,10 @@ def page(args: argparse.Namespace) -> None:
     with PageServer(file, args.port, folder_of(args.root) if args.root else None) as server:
         say(f"{server.url}")
         say(f"labels are saved to {server.labels.file}; Ctrl-C ends this")
+        others, path = server.strangers()
+        if others:
+            say(f"{others} labels in there are of sounds that the page does not show, such as {path}: they are kept; "
+                "if these have been moved, correct their paths in the file")  # fmt: skip
         sys.stdout.flush()
         show(server.url)
         with contextlib.suppress(PreemptedError):

@@ -22,7 +22,7 @@ from decar.cli.checks import check
 from decar.cli.config import build_encoder, hydra_value, own_network, stand_beside
 from decar.cli.launch import folder_lock
 from decar.cli.main import SKIP, run_hydra
-from decar.cli.runs import FINISHED, same_job, write_config
+from decar.cli.runs import FINISHED, options_of_seeds, same_job, write_config
 from decar.cli.trainer import TURN, gpus_in_turn, turn
 from decar.digests import DamagedError, read_json, write_json
 from decar.errors import DecarError, reason_of, require
@@ -59,7 +59,6 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
     """Judge into this folder, unless it holds the result already; returns the accuracy on test."""
     from decar.downstream import judge
     from decar.downstream.task import load_task
-    from decar.models import read_facts
     from decar.models.bundle import exact_name
 
     device = device_of(cfg.accelerator, cfg.devices)
@@ -99,7 +98,7 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
         num_workers=fine["num_workers"],
         trainer_kwargs=trainer,
         progress=cfg.progress,
-        pretrained={} if cfg.bundle in NO_BUNDLE else read_facts(cfg.bundle),
+        pretrained={} if cfg.bundle in NO_BUNDLE else facts_of(str(cfg.bundle)),
     )
     result.write(output / "result.json")
     with whole(output / JUDGED) as part:
@@ -110,6 +109,14 @@ def evaluate_into(output: Path, cfg: DictConfig) -> float:
         result.n_classes, result.n_train, result.seconds,
     )  # fmt: skip
     return log_result(cfg, output, result).value
+
+
+def facts_of(bundle: str) -> dict[str, Any]:
+    """What is known of an encoder's pre-training: the facts in its bundle, and the options of its run."""
+    from decar.models import read_facts
+
+    facts = read_facts(bundle)
+    return {**facts, "options": options_of_seeds(bundle)} if facts else {}  # none: an encoder that is not decar's
 
 
 def log_result(cfg: DictConfig, output: Path, result: Result) -> Result:

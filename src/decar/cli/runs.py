@@ -115,6 +115,27 @@ def _options_in(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def options_of_seeds(bundle: str) -> dict[str, Any]:
+    """The options that all seeds of one training have, by the `config.yaml` in the run of a bundle; none without one.
+
+    Left out are `k`, which the bundle holds and PIC does not read, and what does not change how a network is trained:
+    places, devices, loaders. The number of epochs counts unless a budget gave it: it then follows from the machine.
+    """
+    from decar.models.bundle import bundle_file
+
+    folder = bundle_file(bundle).absolute().parent
+    options = _options_in(folder.parent if folder.name == "best" else folder)
+    if options.get("frontend._target_") != "decar.audio.FrontEnd":  # none, or of another program
+        return {}
+    shared = (*TRAINING, "budget", "data.where", *(() if options.get("budget") else ("trainer.max_epochs",)))
+    free = (*FREE, "k", "init")
+    return {
+        key: value
+        for key, value in options.items()
+        if (below(key, shared) or not below(key, free)) and not key.endswith((".gpu", "seed"))
+    }
+
+
 def refuse_other_run(cfg: DictConfig, checkpoint: Path, content: str, n_clips: int, processes: int = 1) -> None:
     """Refuse to go on from a checkpoint of other options or sounds (`Identity.content`), or of other joint BatchNorm.
 

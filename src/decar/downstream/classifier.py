@@ -10,8 +10,8 @@ import json
 import logging
 import unicodedata
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from decar.audio.groups import together
 from decar.digests import NO_DIGEST, seal_tensors, tensors_digest
 from decar.downstream.probe import fit_labels, preparation
 from decar.downstream.protocol import SearchProtocol
+from decar.downstream.split import read_split
 from decar.errors import TaskError, one_line
 from decar.files import whole
 
@@ -42,10 +43,12 @@ SHARED = 10  # clips with a label at which its own threshold and that of all lab
 SLACK = 0.02  # s by which stretches that follow one another may overlap: tables round to hundredths
 NOT = "-"  # before a label that a clip has not
 MOST_BYTES = 2**28  # of a file
+FITTED = ("train", "valid")  # splits whose clips a classifier is fitted to and validated on
 LEAST = 2  # recordings with a label, and without it, for a validation of the label
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Fold = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows to fit to, rows to judge
 
 
 @dataclass(frozen=True)
@@ -57,38 +60,59 @@ class Examples:
         names: `C` labels, sorted.
         truth: `(N, C)`, which labels a clip has.
         known: `(N, C)`, where that is known.
+        split: `(N,)` train, valid, test or "", as the table says; train where it says nothing of splits.
     """
 
     clips: Manifest
     names: list[str]
     truth: Bools
     known: Bools
+    split: NDArray[np.str_]
 
     def take(self, rows: NDArray[np.int64]) -> Examples:
-        """Some of the clips, with the labels that they have.
+        """Some of the clips, with the labels that those to fit to have.
 
         Raises:
             TaskError: A label is left that all of them have.
         """
-        there = np.flatnonzero(self.truth[rows].any(axis=0))
+        split = self.split[rows]
+        there = np.flatnonzero(self.truth[rows][split == "train"].any(axis=0))
         names = [self.names[c] for c in there.tolist()]
-        left = Examples(self.clips.take(rows), names, self.truth[rows][:, there], self.known[rows][:, there])
+        left = Examples(self.clips.take(rows), names, self.truth[rows][:, there], self.known[rows][:, there], split)
         left.check()
         return left
 
-    def check(self) -> None:
-        """Refuse labels that cannot be learned.
+    def for_fit(self) -> Examples:
+        """The clips of splits train and valid; a line says how many are left out, and which labels.
 
         Raises:
-            TaskError: There is none, or every clip of which it is known has it.
+            TaskError: They cannot be learned, see `check`.
         """
+        for split, what in (("test", "of split test"), ("", "without a split, in a table that has splits,")):
+            if n := int((self.split == split).sum()):
+                log.info("%d labelled clips %s are left out: nothing is fitted to them", n, what)
+        left = self.take(np.flatnonzero(np.isin(self.split, FITTED)))
+        for name in sorted({*self.names} - {*left.names}):
+            log.warning("%s: no clip of split train has it, so the classifier does not know it", name)
+        return left
+
+    def check(self) -> None:
+        """Refuse labels that cannot be learned from the clips of split train.
+
+        Raises:
+            TaskError: There is no such clip, no label, or every clip of which it is known has it.
+        """
+        fitted = self.split == "train"
+        if not fitted.any():
+            raise TaskError("no labelled clip is of split train: nothing to learn")
         if not self.names:
             raise TaskError("no clip has a label: nothing to learn")
-        everywhere = (self.truth | ~self.known).all(axis=0)
+        everywhere = (self.truth | ~self.known)[fitted].all(axis=0)
         if everywhere.any():
-            name = self.names[int(everywhere.argmax())]
+            name, which = self.names[int(everywhere.argmax())], "" if fitted.all() else " to fit to"
             raise TaskError(
-                f"every labelled clip has '{name}': label some that have it not, with another label or as '{NOT}{name}'"
+                f"every labelled clip{which} has '{name}': label some that have it not, with another label or as "
+                f"'{NOT}{name}'"
             )
 
 
@@ -97,21 +121,27 @@ def read_examples(table: Manifest, column: str = "label") -> Examples:
 
     A cell holds a label, or several with commas between. `-dog` says that it is no dog. A clip with a label has none of
     the others; of a clip with nothing but denied labels nothing else is known. Rows of the same stretch are joined. Of
-    clips that overlap it is not known whether one has the label of the other.
+    clips that overlap it is not known whether one has the label of the other. A column `split` says which clips are to
+    be fitted to; see `Examples.for_fit`.
 
     Raises:
-        TaskError: There is no such column, no label, or one that every clip has, or that one clip has and has not.
+        TaskError: There is no such column, no label, or one that every clip has, or that one clip has and has not; a
+            split is unknown, or a stretch is of two.
     """
     found = find_column(table.table.columns, column)
     if found is None:
         raise TaskError(f"{no_column(table.table.columns, column)}; name the column of the labels")
-    cells = table.table[found].fillna("").astype(str).tolist()
+    cells, splits = table.table[found].fillna("").astype(str).tolist(), _splits(table.table)
     first: dict[tuple[str, float, float | None], int] = {}
     has: dict[int, set[str]] = {}
     for row, (cell, path, stretch) in enumerate(zip(cells, table.table["path"], table.stretches, strict=True)):
-        words = {word.strip() for word in cell.split(",")} - {"", NOT}
+        words = words_of(cell)
         if words:
-            has.setdefault(first.setdefault((path, *stretch), row), set()).update(words)
+            known_as = first.setdefault((path, *stretch), row)
+            if splits[row] != splits[known_as]:
+                both = " and ".join(f"of split {splits[i]}" if splits[i] else "without one" for i in (known_as, row))
+                raise TaskError(f"{path}: the same stretch is {both}: correct the column of splits")
+            has.setdefault(known_as, set()).update(words)
     if not has:
         raise TaskError(f"no row has a value in '{found}': nothing to learn")
     names = sorted({word for words in has.values() for word in words if not word.startswith(NOT)})
@@ -123,10 +153,27 @@ def read_examples(table: Manifest, column: str = "label") -> Examples:
     for one, other in _sharing(clips):
         known[one] &= truth[one] | denied[one] | ~truth[other]
         known[other] &= truth[other] | denied[other] | ~truth[one]
-    examples = Examples(clips, names, truth, known)
-    examples.check()
+    examples = Examples(clips, names, truth, known, splits[list(has)])
+    replace(examples, split=np.full(len(clips), "train")).check()
     _warn_of_spellings(names)
     return examples
+
+
+def words_of(cell: object) -> set[str]:
+    """The labels that a cell gives or denies.
+
+    >>> sorted(words_of("dog, -cat,"))
+    ['-cat', 'dog']
+    """
+    return {word.strip() for word in str(cell).split(",")} - {"", NOT}
+
+
+def _splits(table: pd.DataFrame) -> NDArray[np.str_]:
+    """The split of each row, by a column of that name."""
+    found = find_column(table.columns, "split")
+    if found is None:
+        return np.full(len(table), "train")
+    return read_split(table[found].fillna("").astype(str).str.strip().to_numpy(str), f"column '{found}'")
 
 
 def _sharing(clips: Manifest) -> Iterator[tuple[int, int]]:
@@ -284,42 +331,67 @@ def fit_classifier(
 ) -> Classifier:
     """Fit a classifier; strength and thresholds are chosen by validation on recordings that were held back.
 
+    Where there are clips of split valid, these are what was held back, and it is fitted to the others.
+
     Args:
         vectors: `(N, D)` embeddings of the examples.
-        examples: The labelled clips.
+        examples: The labelled clips, none of split test.
         group: Column whose values are held back together, beside recordings; `auto`: those named speaker, site and the
             like; None: recordings alone.
         seed: Of the folds.
         facts: To be kept with the classifier.
 
     Raises:
-        TaskError: An embedding is not finite.
+        TaskError: An embedding is not finite, or a clip is of split test.
     """
     if not np.isfinite(vectors).all():
         raise TaskError("an embedding is not finite; is the bundle from a run that diverged?")
+    if not np.isin(examples.split, FITTED).all():
+        raise TaskError("there are clips of split test, or of none: take `examples.for_fit()`")
+    fitted, given = examples.split == "train", examples.split == "valid"
     sets = np.array([",".join(np.asarray(examples.names)[row]) for row in examples.truth])
-    groups, _, _ = together(examples.clips.table, sets, group, label="label")
-    if len(np.unique(groups)) < LEAST <= examples.clips.table["path"].nunique():
-        log.warning("all labelled clips have one value of %s: the validation holds back recordings alone", group)
-        groups = examples.clips.table["path"].to_numpy(str)
-    apart = pd.factorize(groups)[0]
-    if len(np.unique(apart)) < LEAST:
-        log.warning(
-            "all labelled clips are of one recording: the validation holds back clips of it, so its figures are too "
-            "good; label clips of other recordings"
-        )
-        apart = np.arange(len(groups))
-    held = _held_back(vectors, examples, apart, sets, seed)
+    groups, apart = _kept_apart(examples, sets, group)
+    folds = [(np.flatnonzero(fitted), np.flatnonzero(given))] if given.any() else _folds(sets, apart, seed)
+    held = _held_back(vectors, examples, folds)
     strength = min(held, key=lambda one: _loss(held[one], examples))
     validation, thresholds = _validate(held[strength], examples, apart, groups)
-    prepare = preparation(vectors)
-    weight, bias = fit_labels(prepare(vectors), examples.truth, strength, examples.known)
+    prepare = preparation(vectors[fitted])
+    weight, bias = fit_labels(prepare(vectors[fitted]), examples.truth[fitted], strength, examples.known[fitted])
     origin = prepare(np.zeros((1, vectors.shape[1])))
     slopes = prepare(np.eye(vectors.shape[1])) - origin  # `prepare` is affine: the classifier takes embeddings as is
-    about = {**(facts or {}), "strength": strength, "clips": len(vectors), "recordings": len(np.unique(groups))}
+    about = {
+        **(facts or {}), "strength": strength, "clips": int(fitted.sum()), "recordings": len(np.unique(groups[fitted])),
+        **({"valid": int(given.sum())} if given.any() else {}),
+    }  # fmt: skip
     return Classifier(
         examples.names, slopes @ weight, (origin @ weight)[0] + bias, thresholds, validation, about
     )  # fmt: skip
+
+
+def _kept_apart(
+    examples: Examples, sets: NDArray[np.str_], group: str | None
+) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+    """`(N,)` what each clip is of, a recording or a value of `group`; and what validation holds back together of it."""
+    paths, given = examples.clips.table["path"].to_numpy(str), examples.split == "valid"
+    groups, _, _ = together(examples.clips.table, sets, group, label="label")
+    if given.any():
+        both = sorted({*paths[given]} & {*paths[~given]})
+        if both:
+            log.warning(
+                "%d recordings are in split train and in split valid, such as %s: figures and thresholds are too good "
+                "for other recordings", len(both), both[0],
+            )  # fmt: skip
+        return groups, pd.factorize(groups)[0]
+    if len(np.unique(groups)) < LEAST <= len(np.unique(paths)):
+        log.warning("all labelled clips have one value of %s: the validation holds back recordings alone", group)
+        groups = paths
+    if len(np.unique(groups)) >= LEAST:
+        return groups, pd.factorize(groups)[0]
+    log.warning(
+        "all labelled clips are of one recording: the validation holds back clips of it, so its figures are too "
+        "good; label clips of other recordings"
+    )
+    return groups, np.arange(len(groups))
 
 
 def margins(scores: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -331,16 +403,14 @@ def _log_odds(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(logit(np.clip(scores, 1e-12, 1 - 1e-12)))
 
 
-def _held_back(
-    x: Floats, examples: Examples, recordings: NDArray[np.int64], sets: NDArray[np.str_], seed: int
-) -> dict[float, NDArray[np.float64]]:
+def _held_back(x: Floats, examples: Examples, folds: Iterable[Fold]) -> dict[float, NDArray[np.float64]]:
     """For each strength `(N, C)` scores of each clip by a classifier that has seen no clip of its recording.
 
     NaN where the other recordings do not tell a label from its absence. Strengths rise, and so does the time that a fit
     takes. Two in a row that are worse than the best before end the search.
     """
     parts = []
-    for train, test in _folds(sets, recordings, seed):
+    for train, test in folds:
         truth, known = examples.truth[train], examples.known[train]
         both = (truth & known).any(axis=0) & (~truth & known).any(axis=0)
         if len(test) and both.any():
@@ -360,9 +430,7 @@ def _held_back(
     return scores
 
 
-def _folds(
-    sets: NDArray[np.str_], recordings: NDArray[np.int64], seed: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _folds(sets: NDArray[np.str_], recordings: NDArray[np.int64], seed: int) -> Iterator[Fold]:
     """Rows to fit and rows to judge, five times; no recording is in both, and each part has all kinds if possible."""
     n = min(FOLDS, len(np.unique(recordings)))
     commonest = int(np.unique(sets, return_counts=True)[1].max())
@@ -393,6 +461,8 @@ def _validate(
     that is best for all labels together.
     """
     found, thresholds = dict[str, dict[str, float]](), np.full(len(examples.names), 0.5)
+    given = examples.split == "valid"
+    asked = given if given.any() else ~given  # the clips that were to be held back
     judged = examples.known & np.isfinite(scores)
     shared = _best_threshold(examples.truth[judged], scores[judged])[1] if examples.truth[judged].any() else 0.5
     for c, name in enumerate(examples.names):
@@ -404,7 +474,7 @@ def _validate(
         rows = known & np.isfinite(scores[:, c])
         if all(len(np.unique(apart[rows & (truth == value)])) >= LEAST for value in (True, False)):
             own = _best_threshold(truth[rows], scores[rows, c])[1]
-            weight = truth.sum() / (truth.sum() + SHARED)
+            weight = truth[asked].sum() / (truth[asked].sum() + SHARED)
             odds = weight * _log_odds(np.array(own)) + (1 - weight) * _log_odds(np.array(shared))
             thresholds[c] = expit(odds)
             found[name].update(_measures(truth[rows], scores[rows, c], thresholds[c]))

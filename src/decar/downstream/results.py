@@ -46,7 +46,8 @@ class Result:
         shots: Training clips a class, of a few-shot task.
         settings: The protocol's numbers.
         network: The encoder's network, its `description`; "" for the log-mel baseline.
-        pretrained: Facts about the pre-training that the bundle holds: data, seed, clusterer, k, epoch, step.
+        pretrained: Facts about the pre-training that the bundle holds: data, seed, clusterer, k, epoch, step; and
+            `options`, those that seeds of one experiment share, by dotted key, where a config.yaml lies beside it.
     """
 
     task: str

@@ -3,7 +3,7 @@
 Every figure comes from a `result.json`. A cell is the mean over seeds, with its 95 % interval.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib import resources
 from typing import Any, NamedTuple, get_args
@@ -144,13 +144,40 @@ def _checked(
     for (title, label, _, _), cell in rows.groupby(CELL, sort=False):
         for kind in cell["kind"]:
             _check_alike(f"task {title}, {label}", cell["kind"].iloc[0], kind, table)
+        known: dict[str, object] = {}  # of their training, as far as results say it
+        for facts in map(_training, cell["pretrained"]):
+            _check_alike(f"task {title}, {label}", facts | known, known | facts, table)
+            known.update(facts)
     for title, part in rows.groupby("title", sort=False):
         _check_folds(str(title), part)
     return rows
 
 
-def _check_alike(where: str, first: dict[str, object], other: dict[str, object], table: str) -> None:
-    """Only seeds may be averaged, not different networks, data or numbers of the protocol."""
+def _training(pretrained: Mapping[str, Any]) -> dict[str, object]:
+    """What seeds of one training share: what the bundle says of clips and clusters, and options where these are known.
+
+    >>> _training({"clusterer": "kmeans", "k": 64, "seed": 0, "options": {"optimizer.lr": 0.1}})
+    {'clusterer': 'kmeans', 'k': 64, 'optimizer.lr': 0.1}
+    """
+    kept = ("data", "clips", "clusterer", *(["k"] if pretrained.get("clusterer") == "kmeans" else []))
+    return {key: pretrained[key] for key in kept if key in pretrained} | dict(pretrained.get("options") or {})
+
+
+def _not_known(rows: pd.DataFrame) -> str:
+    """A sentence about averaged encoders of which nothing says how they were trained, "" where there are none."""
+    averaged = rows.groupby(CELL)["encoder_hash"].transform("nunique") > 1
+    silent = np.array([not facts.get("options") for facts in rows["pretrained"]], bool)
+    n = rows[averaged & silent & (rows["encoder"] == "decar")]["encoder_hash"].nunique()
+    return (
+        f" With which options it was trained is not known of {n} of the averaged encoders (no config.yaml lay beside "
+        "the bundle, or an earlier version judged it): nothing shows that they are seeds of one experiment."
+        if n
+        else ""
+    )
+
+
+def _check_alike(where: str, first: Mapping[str, object], other: Mapping[str, object], table: str) -> None:
+    """Only seeds may be averaged, not different networks, data, trainings or numbers of the protocol."""
     keys = [key for key in {**first, **other} if first.get(key) != other.get(key)]
     if keys:
         one, two = (", ".join(f"{key}={kind.get(key, '?')}" for key in keys) for kind in (first, other))
@@ -244,7 +271,7 @@ def _mean(rows: pd.DataFrame, tasks: list[str], label: str) -> str:
 def table2_markdown(results: Sequence[Result]) -> str:
     """Table 2 as Markdown: a table for each protocol with results, and ours beside the paper's on the paper's tasks."""
     table = table2(results)
-    parts = [" ".join([heading(results), *_departures(results)])]
+    parts = [" ".join([heading(results), *_departures(results)]) + _not_known(rows2(results))]
     if table.map(lambda cell: "±" in cell).to_numpy().any():
         parts[0] += " ±: 95 % interval of the mean over seeds (Student's t)."
     judged = {result.protocol for result in results}
@@ -359,7 +386,9 @@ def table3_markdown(results: Sequence[Result]) -> str:
             f"none of {len(results)} results is of a bundle with a known clusterer and k: pre-train with "
             "`python train.py -m clusterer=kmeans,pic k=256,512`, then judge, or run `python eval.py experiment=table3`"
         )
-    parts = [f"{heading(ours)} By clusterer and number of clusters; ours, / the paper's Table 3."]
+    parts = [
+        f"{heading(ours)} By clusterer and number of clusters; ours, / the paper's Table 3.{_not_known(rows3(ours))}"
+    ]
     for protocol in get_args(ProtocolName):
         for mode in get_args(Mode):
             if any((r.protocol, r.mode) == (protocol, mode) for r in ours):

@@ -15,10 +15,10 @@ import socket
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from decar.embedder.shards import Embeds, Pool, Task, work
 from decar.errors import REASON_LENGTH, ConfigError, DecarError, one_line, reason_of
@@ -43,8 +43,10 @@ class RayEngine:
         cores: Cores of a worker, which decode; None: one, or the cores that there are for each GPU.
 
     Raises:
-        ConfigError: Ray is not installed, or the cluster does not answer.
+        ConfigError: Ray is not installed, the cluster does not answer, or this process is connected to another one.
     """
+
+    connected: ClassVar[tuple[str | None, str]] = None, ""  # with which address, and to which head
 
     def __init__(self, address: str | None = None, cores: int | None = None) -> None:
         try:
@@ -52,19 +54,42 @@ class RayEngine:
         except ImportError as error:
             raise ConfigError("Ray is not installed: pip install 'decar[ray]', on all machines") from error
         self.ray = ray
-        self._connect(address or os.environ.get("RAY_ADDRESS") or None)
+        if ray.is_initialized():
+            self._require_connected(address)
+        else:
+            self._connect(address or os.environ.get("RAY_ADDRESS") or None)
         found = ray.cluster_resources()
         self.device: str | None = "cuda" if found.get("GPU") else None
         self.cores = cores or (max(1, int(found.get("CPU", 0) // found["GPU"])) if self.device else 1)
 
+    def _require_connected(self, address: str | None) -> None:
+        """Refuse an address when Ray, which has one connection a process, is connected to another cluster."""
+        there = self._there()
+        same = address in (None, "auto") or (address, there) == RayEngine.connected
+        if not same and self._resolved(str(address)) != self._resolved(there):
+            raise ConfigError(
+                f"--address {address}: this process is connected to the Ray cluster at {there} already; leave the "
+                "address out, or call ray.shutdown() first"
+            )
+
+    def _there(self) -> str:
+        """HOST:PORT of the head of the cluster that this process is connected to."""
+        return str(self.ray.get_runtime_context().gcs_address)
+
+    def _resolved(self, address: str) -> tuple[str, str]:
+        """Host and port; the host by the number that Ray has for it, where it has one."""
+        host, _, port = address.rpartition(":")
+        with suppress(OSError, UnicodeError):
+            host = socket.gethostbyname(host)
+        return self.ray.util.get_node_ip_address() if host.startswith("127.") else host, port
+
     def _connect(self, address: str | None) -> None:
-        if self.ray.is_initialized():
-            return
         _require_answer(address)
         before = signal.getsignal(signal.SIGTERM)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to Ray's makers
         try:
             self.ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            RayEngine.connected = address, self._there()
         except Exception as error:  # a wrong address, another version, no token: each is of another kind
             where = f"--address {address}: no Ray cluster there" if address else "Ray cannot be started here"
             raise ConfigError(f"{where} ({one_line(error)})") from error

@@ -1,7 +1,8 @@
 """Bundles that wandb keeps: `wandb://ENTITY/PROJECT/NAME[:VERSION]`, as `logger.wandb.log_model=true` makes them.
 
 Of an artifact its safetensors file alone is fetched, once, into the cache. A version (`v3`) that is there needs no
-network; an alias such as `latest`, which may mean another version tomorrow, does.
+network; an alias such as `latest`, which may mean another version tomorrow, does. wandb then says the digest of the
+artifact too: one that was deleted and made anew has the version of the old one.
 """
 
 import functools
@@ -18,7 +19,7 @@ from decar.files import advice, cache_home, whole
 log = logging.getLogger(__name__)
 
 WANDB = "wandb://"
-ORIGIN = "origin.json"  # beside a fetched bundle: the run of wandb that made it
+ORIGIN = "origin.json"  # beside a fetched bundle: the run of wandb that made it, and the digest of the artifact
 TIMEOUT = 30  # s
 _VERSION = re.compile(r"v\d{1,9}")
 
@@ -68,8 +69,12 @@ def fetch_artifact(address: str, name: str) -> Path:
         if not _VERSION.fullmatch(exact):
             raise ValueError(f"its version is {exact!r}")
         file = folder / exact / name
-        if not file.is_file():
-            _download(artifact, name, file)
+        digest = str(artifact.digest)  # came with the version
+        other = file.is_file() and _origin(file).get("digest") != digest
+        if other:
+            log.info("%s: %s has been made anew since it was fetched", address, exact)
+        if other or not file.is_file():
+            _download(artifact, name, file, digest)
     except Exception as error:  # wandb's client raises a dozen kinds
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError | TimeoutError):
             raise BundleError(f"{address}: cannot be kept in {folder} ({reason_of(error)}): {advice(error)}") from error
@@ -80,17 +85,22 @@ def fetch_artifact(address: str, name: str) -> Path:
 
 def origin_of(file: Path) -> str:
     """The run of wandb (ENTITY/PROJECT/ID) that made a fetched bundle; "" where it is not known."""
+    return str(_origin(file).get("run", ""))
+
+
+def _origin(file: Path) -> dict[str, Any]:
     beside = file.with_name(ORIGIN)
-    return str(read_json(beside).get("run", "")) if beside.is_file() else ""
+    return read_json(beside) if beside.is_file() else {}
 
 
-def _download(artifact: Any, name: str, file: Path) -> None:
-    """Fetch one file of an artifact, whole or not at all."""
+def _download(artifact: Any, name: str, file: Path, digest: str) -> None:
+    """Fetch one file of an artifact with this digest, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as part:
         fetched = Path(artifact.get_entry(name).download(root=part))
+        file.unlink(missing_ok=True)  # of another origin
         with whole(file.with_name(ORIGIN)) as target:
-            write_json(target, {"run": _made_by(artifact)})
+            write_json(target, {"run": _made_by(artifact), "digest": digest})
         fetched.replace(file)
 
 

@@ -12,6 +12,7 @@ import base64
 import csv
 import hmac
 import io
+import os
 import secrets
 import threading
 from collections.abc import Mapping
@@ -147,14 +148,32 @@ class Labels:
 
 
 def _check(text: str, name: str) -> None:
-    head = next((row for row in csv.reader(io.StringIO(text, newline="")) if any(row)), [])
+    rows, head = _cells(text)
     missing = [column for column in NEEDED if column not in head]
-    if head and missing:
+    if rows and missing:
         raise DecarError(f"{name}: no column {' or '.join(missing)}: not a table of labels; move it")
 
 
 def _version(content: bytes) -> str:
     return xxhash.xxh3_64_hexdigest(content) if content else ""
+
+
+def moved(text: str, old: str, new: str) -> str:
+    """A table of labels whose paths below the folder `old` begin with `new`; as it is where there are none."""
+    rows, places = _cells(text)
+    old, place, found = old.rstrip("/\\"), places.get("path", len(places)), False
+    for row in rows:
+        if place < len(row) and row[place].startswith((f"{old}/", f"{old}\\")):
+            row[place], found = new.rstrip("/\\") + row[place][len(old) :], True
+    made = io.StringIO(newline="")
+    csv.writer(made, lineterminator="\n").writerows(rows)
+    return made.getvalue() if found else text
+
+
+def _cells(text: str) -> tuple[list[list[str]], dict[str, int]]:
+    """The rows of a table that are not empty, its head among them, and the place of each column in them."""
+    rows = [row for row in csv.reader(io.StringIO(text, newline="")) if any(row)]
+    return rows, {name.strip(): place for place, name in enumerate(rows[0] if rows else [])}
 
 
 class PageServer(ThreadingHTTPServer):
@@ -166,7 +185,8 @@ class PageServer(ThreadingHTTPServer):
         root: Where the sounds lie now, if not where they lay when the page was made.
 
     Raises:
-        DecarError: It is no page, `labels.csv` is no table of labels, or the port is taken.
+        DecarError: It is no page, `labels.csv` is no table of labels, the port is taken, or no path of the page starts
+            from a root.
     """
 
     daemon_threads = True
@@ -174,7 +194,10 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self, page: Path, port: int = 0, root: Path | None = None) -> None:
         self.data = data_of(page)
         self.clips = with_lines(clips_of(self.data, root), self.data)
+        self._old = str(self.data.get("root") or "")
         if root is not None and self.data.get("clips"):
+            if all(map(os.path.isabs, self.clips.table["path"])):
+                raise DecarError(f"--root {root}: all sounds of the page have absolute paths; leave it out")
             self.data["root"] = str(root.absolute())
         frontend = frontend_of({"frontend": {"_target_": FRONT_END, **(self.data.get("frontend") or {})}})
         self._decoded = Decoded(self.clips, frontend)
@@ -195,9 +218,27 @@ class PageServer(ThreadingHTTPServer):
 
     def page(self) -> bytes:
         """The page, with the labels that the file has now."""
-        text, version = self.labels.read()
+        text, version = self._labels()
         served = {"token": self.token, "version": version, "labels": text, "file": self.labels.file.name}
         return render(self.data, served).encode("utf-8", "replace")
+
+    def _labels(self) -> tuple[str, str]:
+        """As `Labels.read`; labels that were given where the sounds lay before have the paths that these have now."""
+        text, version = self.labels.read()
+        root = str(self.data.get("root") or "")
+        return (moved(text, self._old, root) if self._old != root else text), version
+
+    def strangers(self) -> tuple[int, str]:
+        """How many rows of `labels.csv` have labels of recordings that the page does not show, and the first of these.
+
+        Raises:
+            DecarError: It is no table of labels.
+        """
+        known, (rows, places) = {str(file) for file in self.clips.files}, _cells(self._labels()[0])
+        wanted = [places[name] for name in NEEDED if name in places]
+        labelled = [[row[place] for place in wanted] for row in rows[1:] if len(row) > max(wanted)]
+        others = [path for path, label in labelled if label.strip() and str(Path(path)) not in known]
+        return len(others), others[0] if others else ""
 
     def _sound(self, index: int) -> bytes:
         """Clip `index` as a WAV file, scaled to a peak of 0.9."""

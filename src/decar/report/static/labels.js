@@ -99,6 +99,9 @@ function takeCsv(text) {
   return seen.size;
 }
 
+// What the page says of rows whose clips it does not show.
+const others = () => (elsewhere.length ? `, and ${elsewhere.length} rows of other clips, such as ${elsewhere[0].path}` : "");
+
 function save(name, text, kind = "text/csv") {
   const link = make("a", { href: URL.createObjectURL(new Blob([text], { type: kind })), download: name });
   link.click();
@@ -163,7 +166,7 @@ function showBar() {
     return button;
   }));
   at("label-words").replaceChildren(...words.map((word) => make("option", { value: word })));
-  at("label-count").textContent = LABELS.size ? `${LABELS.size.toLocaleString("en")} of ${CLIPS.name.length.toLocaleString("en")} clips labelled${elsewhere.length ? `, and ${elsewhere.length} rows of other clips` : ""}` : "No labels yet";
+  at("label-count").textContent = LABELS.size ? `${LABELS.size.toLocaleString("en")} of ${CLIPS.name.length.toLocaleString("en")} clips labelled${others()}` : `No labels yet${others()}`;
   at("label-save").disabled = !LABELS.size && !elsewhere.length;
 }
 
