@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
 from decar.models import PseudoLabelHeads
 from decar.models.encoder import Encoder
@@ -78,10 +79,13 @@ class Pair(DecarModule):
         )  # fmt: skip
 
     def _renew_heads(self, sizes: list[int], kept: int) -> None:
+        old = set(self.other.heads.parameters())
         super()._renew_heads(sizes, kept)
         self.other.heads.reset(sizes, derive_seed(Stream.HEADS, self.seed, self.current_epoch, 1), keep=kept)
-        heads = [*self.heads.parameters(), *self.other.heads.parameters()]
-        cast(Any, self.optimizers(use_pl_optimizer=False)).param_groups[1]["params"] = heads
+        optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
+        for parameter in old - set(self.other.heads.parameters()):
+            optimizer.state.pop(parameter, None)
+        optimizer.param_groups[1]["params"] = [*self.heads.parameters(), *self.other.heads.parameters()]
 
     def configure_optimizers(self) -> Any:
         """As that of one network, with the weights of the second."""

@@ -89,3 +89,21 @@ def test_all_weights_of_both_are_trained(module):
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     other = [*module.other.encoder.parameters(), *module.other.projection.parameters()]
     assert {id(p) for p in (*module.encoder.parameters(), *other)} <= held
+
+
+def test_heads_are_renewed_with_their_state(module):
+    """A checkpoint holds the optimizer's state: none may be left of heads that are gone."""
+    module.schedule, module.warmup_steps = "constant", 0
+    module.make_optimizer = lambda groups: torch.optim.AdamW(groups, lr=0.1)
+    optimizer = module.configure_optimizers()
+    module.optimizers = lambda use_pl_optimizer: optimizer
+    for sizes, kept in (([2], 0), ([2, 3, 3], 1), ([2, 3, 3], 1)):
+        module._renew_heads(sizes, kept)
+        views = torch.randn(2, 3, 1, 16, 24)
+        scores = [*module.heads(module._project(views[0])[0]), *module.other.heads(module.other(views[1])[0])]
+        sum(logits.square().sum() for logits in scores).backward()
+        optimizer.step()
+        held = {p for group in optimizer.param_groups for p in group["params"]}
+        assert {*module.heads.parameters(), *module.other.heads.parameters()} <= held
+        assert set(optimizer.state) <= held
+        assert len(optimizer.state_dict()["state"]) == len(optimizer.state)
