@@ -1,4 +1,5 @@
 import logging
+import shutil
 from collections import Counter
 from dataclasses import replace
 from importlib.resources import files
@@ -68,6 +69,25 @@ def test_folder_with_splits_and_without(sound_folder: Path, tmp_path: Path) -> N
             target.write_bytes((sound_folder / "low" / "0.wav").read_bytes())
     divided = load_task(TaskSpec("folder", "label", str(tmp_path / "split"), split=None))
     assert divided.counts() == {"train": 4, "valid": 2, "test": 2}
+
+
+@pytest.mark.parametrize("spec", [{"split": None}, {}])
+def test_an_archive_is_divided_as_its_folder_is(
+    sound_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: dict
+) -> None:
+    """Its folders train and test were ignored, and a split was drawn over both."""
+    monkeypatch.setenv("DECAR_CACHE", str(tmp_path / "cache"))
+    for name in ("train/a/0.wav", "train/a/1.wav", "train/b/0.wav", "train/b/1.wav", "test/a/2.wav", "test/b/2.wav"):
+        target = tmp_path / "divided" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((sound_folder / "low" / "0.wav").read_bytes())
+    archive = shutil.make_archive(str(tmp_path / "divided"), "zip", tmp_path, "divided")
+    divided = load_task(TaskSpec("folder", "label", archive, **spec))
+    tested = divided.manifest.table["path"].to_numpy()[divided.indices("test")]
+    assert sorted(tested) == ["divided/test/a/2.wav", "divided/test/b/2.wav"]
+    plain = shutil.make_archive(str(tmp_path / "plain"), "zip", sound_folder.parent, sound_folder.name)
+    folder = load_task(TaskSpec("folder", "label", str(sound_folder), **spec))
+    assert load_task(TaskSpec("folder", "label", plain, **spec)).counts() == folder.counts()
 
 
 def test_drawn_split_is_stratified_seeded_and_keeps_files_whole(tmp_path: Path) -> None:

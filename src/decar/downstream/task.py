@@ -18,6 +18,7 @@ from decar.audio.groups import AUTO, together
 from decar.audio.manifest import Manifest
 from decar.downstream.split import SPLITS, by_fold, complete, draw_shots, quoted, read_split
 from decar.errors import ManifestError, TaskError
+from decar.unpack import is_archive
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,9 @@ class TaskSpec:
     Attributes:
         name: Name of the task in results and tables.
         label: Column that holds the class; a clip where it is empty is not part of the task.
-        path: A CSV or Parquet table, or a folder with one folder per class (then `label` is "label").
-        split: Column with train, valid or test, empty for clips that are not part of the task. None, or a folder
-            that is not divided by split: 70/10/20 is drawn, the same on every machine and for every run seed.
+        path: A CSV or Parquet table, or a folder or archive with one folder per class (then `label` is "label").
+        split: Column with train, valid or test, empty for clips that are not part of the task. None, or a folder or
+            archive that is not divided by split: 70/10/20 is drawn, the same on every machine and for every run seed.
         root: Folder that relative paths of a table start from; None: the table's own folder.
         path_column: Column of the table that holds the paths.
         crop_frames: Frames of a training crop when the whole network is fine-tuned.
@@ -181,7 +182,8 @@ def _given_split(spec: TaskSpec, source: Manifest) -> NDArray[np.str_] | None:
     """The split of each clip as the source has it, by fold or by column; None when one has to be drawn."""
     if spec.fold is not None:
         return by_fold(_column(spec, source, "fold", "fold"), spec.fold, str(spec.path))
-    in_folder = Path(str(spec.path)).expanduser().is_dir()
+    source_path = Path(str(spec.path)).expanduser()
+    in_folder = source_path.is_dir() or is_archive(source_path)
     column = "split" if in_folder else spec.split  # from the names of the first level, if they are splits
     if column is None or (in_folder and column not in source.table):
         return None
