@@ -18,6 +18,7 @@ GROUPS = ("speaker", "recording", "source", "actor", "video", "artist", "instrum
 AUTO = "auto"
 
 Texts = npt.NDArray[np.str_]
+Labels = npt.NDArray[np.str_] | npt.NDArray[np.bool_]
 
 
 def group_columns(columns: Iterable[object]) -> list[str]:
@@ -26,7 +27,7 @@ def group_columns(columns: Iterable[object]) -> list[str]:
 
 
 def together(
-    table: pd.DataFrame, labels: Texts, group: str | None, *, label: str | None = None, parts: int = 2
+    table: pd.DataFrame, labels: Labels, group: str | None, *, label: str | None = None, parts: int = 2
 ) -> tuple[Texts, list[str], list[str]]:
     """Groups of clips that are never divided: clips of one file, and of one value of the grouping columns.
 
@@ -35,7 +36,7 @@ def together(
 
     Args:
         table: `N` clips with a column `path`.
-        labels: `(N,)` class of each.
+        labels: `(N,)` class of each, or `(N, C)` which labels it has.
         group: A column; "auto" for those that `group_columns` finds, without the ones that leave nothing to divide;
             None for none.
         label: The column that the labels come from, which "auto" does not take.
@@ -78,8 +79,9 @@ def _merged(groups: Texts, values: Texts) -> Texts:
     return merged
 
 
-def _divisible(groups: Texts, labels: Texts, parts: int) -> bool:
+def _divisible(groups: Texts, labels: Labels, parts: int) -> bool:
     """Whether no group holds most clips, and half of the classes have a group for each part."""
     sizes = pd.Series(groups).value_counts()
-    per_class = pd.Series(groups).groupby(labels).nunique()
+    clip, place = np.nonzero(labels) if labels.ndim == 2 else (slice(None), labels)
+    per_class = pd.Series(groups[clip]).groupby(place).nunique()
     return bool(sizes.max() <= len(groups) / 2 and (per_class >= parts).mean() >= 0.5)

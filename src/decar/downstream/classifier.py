@@ -298,7 +298,12 @@ def fit_classifier(
     if not np.isfinite(vectors).all():
         raise TaskError("an embedding is not finite; is the bundle from a run that diverged?")
     sets = np.array([",".join(np.asarray(examples.names)[row]) for row in examples.truth])
-    groups, _, _ = together(examples.clips.table, sets, group, label="label")
+    groups, _, left_out = together(examples.clips.table, examples.truth, group, label="label")
+    if left_out:
+        log.warning(
+            "the validation does not hold back %s: most clips, or most labels, have one value of it; name a column as "
+            "group to hold it back", ", ".join(left_out),
+        )  # fmt: skip
     if len(np.unique(groups)) < LEAST <= examples.clips.table["path"].nunique():
         log.warning("all labelled clips have one value of %s: the validation holds back recordings alone", group)
         groups = examples.clips.table["path"].to_numpy(str)

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio.columns import find_column, no_column
-from decar.audio.groups import AUTO, together
+from decar.audio.groups import AUTO, Labels, together
 from decar.audio.manifest import Manifest
 from decar.downstream.split import SPLITS, by_fold, complete, draw_shots, quoted, read_split
 from decar.errors import ManifestError, TaskError
@@ -149,8 +149,9 @@ def _load(spec: TaskSpec) -> Task:
         log.info("task %s: %d of %d clips have no %s or no split and are left out", spec.name, len(table) - len(rows),
                  len(table), spec.label)  # fmt: skip
     labels = labels[rows]
-    split = _completed(spec, table.take(rows), labels, None if given is None else given[rows])
     classes, y = _classes(labels, spec.multilabel)
+    known = y.astype(bool) if spec.multilabel else labels
+    split = _completed(spec, table.take(rows), known, None if given is None else given[rows])
     source, places = (table, rows) if spec.source is None else _find(spec, table.take(rows))
     task = Task(spec, source, places, source.take(places), y, classes, split)
     _check(task)
@@ -190,10 +191,8 @@ def _given_split(spec: TaskSpec, source: Manifest) -> NDArray[np.str_] | None:
     return read_split(_column(spec, source, column, "split"), f"split column '{column}' of {spec.path}")
 
 
-def _completed(
-    spec: TaskSpec, clips: Manifest, labels: NDArray[np.str_], given: NDArray[np.str_] | None
-) -> NDArray[np.str_]:
-    """The split of each clip; a missing part is drawn by whole groups."""
+def _completed(spec: TaskSpec, clips: Manifest, labels: Labels, given: NDArray[np.str_] | None) -> NDArray[np.str_]:
+    """The split of each clip; a missing part is drawn by whole groups; `labels` as of `hold_out`."""
     if given is not None and "valid" in given:
         return given
     try:
