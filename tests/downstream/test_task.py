@@ -282,3 +282,15 @@ def test_columns_that_leave_nothing_to_draw(tmp_path: Path, caplog: pytest.LogCa
     with pytest.raises(TaskError, match=r"task.group=sorce: no column 'sorce' .*; is 'source' meant"):
         load_task(TaskSpec("t", "label", path, None, group="sorce"))
     load_task(TaskSpec("t", "label", path, None, group=None))
+
+
+@pytest.mark.parametrize(
+    ("other", "named"), [("Dog", True), ("dogs", False), ("01", True), ("1.0", True), ("10", False), ("ｄｏｇ", True)]
+)
+def test_labels_that_differ_in_spelling_alone_are_named(tmp_path: Path, caplog, other: str, named: bool) -> None:
+    """They are two classes, and half of the clips of one thing count as wrong."""
+    label = ["1", "1", other, other] if other[:1].isdigit() else ["dog", "dog", other, other]
+    path = write(tmp_path, path=[f"{i}.wav" for i in range(12)], label=label * 3,
+                 split=["train"] * 4 + ["valid"] * 4 + ["test"] * 4)  # fmt: skip
+    assert len(load_task(TaskSpec("t", "label", path)).classes) == 2
+    assert ("is one spelling meant?" in caplog.text) == named

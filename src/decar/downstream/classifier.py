@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from decar.audio.groups import together
 from decar.digests import NO_DIGEST, seal_tensors, tensors_digest
 from decar.downstream.probe import fit_labels, preparation
 from decar.downstream.protocol import SearchProtocol
+from decar.downstream.task import warn_of_spellings
 from decar.errors import TaskError, one_line
 from decar.files import whole
 
@@ -125,7 +125,7 @@ def read_examples(table: Manifest, column: str = "label") -> Examples:
         known[other] &= truth[other] | denied[other] | ~truth[one]
     examples = Examples(clips, names, truth, known)
     examples.check()
-    _warn_of_spellings(names)
+    warn_of_spellings(names)
     return examples
 
 
@@ -140,19 +140,6 @@ def _sharing(clips: Manifest) -> Iterator[tuple[int, int]]:
                 break
             if min(end, until) - start > SLACK:
                 yield i, j
-
-
-def _warn_of_spellings(names: Sequence[str]) -> None:
-    """Name labels that differ in capitals, spaces or the code of an accent alone."""
-    alike = dict[str, list[str]]()
-    for name in names:
-        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
-    for spellings in alike.values():
-        if len(spellings) > 1:
-            log.warning(
-                "%s are different labels, and a clip of one counts as none of the other: is one spelling meant?",
-                " and ".join(f"'{name}'" for name in spellings),
-            )
 
 
 def _refuse(path: str, words: set[str], names: Sequence[str]) -> None:

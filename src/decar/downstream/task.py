@@ -4,8 +4,12 @@ import hashlib
 import json
 import logging
 import os
+import re
+import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +160,7 @@ def _load(spec: TaskSpec) -> Task:
     task = Task(spec, source, places, source.take(places), y, classes, split)
     _check(task)
     _warn_of_shared(task)
+    warn_of_spellings(classes)
     return task
 
 
@@ -226,6 +231,21 @@ def _classes(labels: NDArray[np.str_], several: bool) -> tuple[list[str], NDArra
     sets = [{word.strip() for word in label.split(",")} - {""} for label in labels.tolist()]
     classes = sorted(set().union(*sets))
     return classes, np.asarray([[name in words for name in classes] for words in sets])
+
+
+def warn_of_spellings(names: Sequence[str]) -> None:
+    """Name labels that differ in capitals, spaces, the code of an accent, or as 1, 01 and 1.0 do, alone."""
+    alike = dict[str | Decimal, list[str]]()
+    for name in names:
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        number = re.fullmatch(r"[-+]?\d+(\.\d*)?", plain, re.ASCII)
+        alike.setdefault(Decimal(plain) if number else plain, []).append(name)
+    for spellings in alike.values():
+        if len(spellings) > 1:
+            log.warning(
+                "%s are different labels, and a clip of one counts as none of the other: is one spelling meant?",
+                " and ".join(f"'{name}'" for name in spellings),
+            )
 
 
 def _find(spec: TaskSpec, clips: Manifest) -> tuple[Manifest, NDArray[np.int64]]:
