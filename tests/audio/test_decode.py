@@ -118,6 +118,15 @@ def test_a_stretch_at_the_end_of_a_vorbis_file(tmp_path: Path) -> None:
             np.testing.assert_allclose(stretch, all_of_it[n - left :], atol=1e-6, err_msg=f"{left} of {n}")
 
 
+def test_the_ending_raw_is_a_name_like_others(tmp_path: Path) -> None:
+    """soundfile takes it for samples without a header, and raised a TypeError."""
+    write(tmp_path / "a.wav", tone(1.0)).rename(tmp_path / "a.raw")
+    assert len(decode(tmp_path / "a.raw")) == 16_000
+    (tmp_path / "b.RAW").write_bytes(bytes(range(256)) * 100)
+    with pytest.raises(AudioError, match="Format not recognised"):
+        decode(tmp_path / "b.RAW")
+
+
 def test_a_long_mp3_has_no_seams_between_blocks(tmp_path: Path) -> None:
     """Variable bit rate: where soundfile's seek after each block goes wrong."""
     rng = np.random.default_rng(4)

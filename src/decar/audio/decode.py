@@ -59,7 +59,8 @@ class _Sound(soundfile.SoundFile):  # type: ignore[misc]  # soundfile ships no t
     """
 
     def __init__(self, file: Path, link: Link) -> None:
-        self._opened = None if link.plain else open(file, "rb")  # noqa: SIM115  # closed by `close`
+        named = link.plain and file.suffix.lower() != ".raw"  # by which soundfile would expect samples without a header
+        self._opened = None if named else open(file, "rb")  # noqa: SIM115  # closed by `close`
         # bytes, since libsndfile is given the name as the file system has it; Windows takes text
         name = os.fsencode(file) if os.name == "posix" else str(file)
         try:
