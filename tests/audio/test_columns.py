@@ -95,6 +95,10 @@ def test_a_raven_table_has_a_row_a_selection_and_times_in_its_own_file(tmp_path:
         ("path,start;end\na.wav,0.5;1\n", "column 'start;end' looks like a time"),
         ("path,start-end\na.wav,0.5 - 1.25\n", "column 'start-end' looks like a time"),
         ("path,tmin,tmax\na.wav,1,3\n", "column 'tmin' looks like a time"),
+        ("path,t_min,t_max\na.wav,1,3\n", "column 't_min' looks like a time"),
+        ("path,frame_offset,num_frames\na.wav,16000,16000\n", "column 'frame_offset' looks like a time"),
+        ("path,start,num_frames\na.wav,1,16000\n", "column 'num_frames' looks like a time"),
+        ("path,start,n_samples\na.wav,1,16000\n", "column 'n_samples' looks like a time"),
         ("path,start_frame,end_frame\na.wav,1,3\n", "column 'start_frame' looks like a time"),
     ],
 )
