@@ -31,6 +31,7 @@ from decar.audio.blocks import Blocks
 from decar.audio.build import FORMAT, build_store, first_reasons
 from decar.audio.cache import mark_damaged, read_store
 from decar.audio.clips import SEGMENT_SECONDS, WHOLE_SECONDS, Segment
+from decar.audio.decode import TRUNCATION_TOLERANCE
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Identity, Manifest, positions
 from decar.audio.recorded import AT, later
@@ -285,7 +286,8 @@ class LogMelStore:
         store = self.take(clip)
         begun = np.array([start for start, _ in store.manifest.stretches])
         known = np.array([duration or np.nan for _, duration in store.manifest.stretches])
-        left = np.where(np.isnan(known), seconds[clip], known) - skipped * hop
+        early = known > seconds[clip] + TRUNCATION_TOLERANCE  # the file ends before the clip
+        left = np.where(np.isnan(known) | early, seconds[clip], known) - skipped * hop
         alone = n[clip] == 1
         table = store.manifest.table.drop(columns=["start", "duration"], errors="ignore").assign(
             start=np.where(alone, begun, begun + skipped * hop),
