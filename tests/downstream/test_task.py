@@ -259,6 +259,20 @@ def test_what_belongs_together_is_on_one_side_of_a_drawn_split(tmp_path: Path, s
         assert sizes == [9, 1, 2]
 
 
+@pytest.mark.parametrize("group", ["auto", None])
+def test_a_file_that_is_spelled_in_two_ways_is_on_one_side_of_a_drawn_split(tmp_path: Path, group: str | None) -> None:
+    rows = [(f"{'./' if k % 2 else ''}x/../r{i}.wav", 5 * k, 5, "ab"[i % 2]) for i in range(30) for k in range(4)]
+    columns = dict(zip(("path", "start", "duration", "label"), map(list, zip(*rows, strict=True)), strict=True))
+    task = load_task(TaskSpec("t", "label", write(tmp_path, **columns), split=None, group=group))
+    files = [path.removeprefix("./") for path in task.manifest.table["path"]]
+    assert pd.Series(task.split).groupby(files).nunique().max() == 1
+    assert set(task.split) == {"train", "valid", "test"}
+    dotted = {**columns, "path": [f"./{path.removeprefix('./')}" for path in columns["path"]]}
+    plain = {**columns, "path": files}
+    drawn = [load_task(TaskSpec("t", "label", write(tmp_path, **c), split=None)).split for c in (dotted, plain)]
+    assert (drawn[0] == drawn[1]).all()
+
+
 def test_a_draw_by_files_alone_is_what_it_was(tmp_path: Path) -> None:
     path, table = grouped(tmp_path)
     drawn = load_task(TaskSpec("t", "label", path, group=None))

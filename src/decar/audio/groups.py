@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import numpy as np
@@ -49,6 +50,9 @@ def together(
         ManifestError: There is no such column.
     """
     files = table["path"].to_numpy(str)
+    plain = np.array([os.path.normpath(file) for file in files.tolist()], str)
+    if (plain != files).any():  # a file may be spelled in two ways
+        files = _merged(files, plain)
     if group is None:
         return files, [], []
     chosen = group_columns(table.columns) if group == AUTO else [find_column(table.columns, group)]
