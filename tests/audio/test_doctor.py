@@ -116,6 +116,17 @@ def test_pieces_of_one_file_are_no_duplicates(sounds):
     assert examine(Manifest.from_csv(sounds / "t.csv"), progress=False)["problem"].tolist() == ["duplicate"]
 
 
+def test_pieces_that_overlap_across_splits_leak(sounds):
+    table = pd.DataFrame({"path": "a.wav", "start": [0, 0.1, 0.2, 0.3], "duration": 0.15, "split": [*"abba"]})
+    table["split"] = table["split"].map({"a": "train", "b": "test"})
+    table.to_csv(sounds / "t.csv", index=False)
+    found = examine(Manifest.from_csv(sounds / "t.csv"), progress=False)
+    assert found[["start", "severity", "problem", "detail"]].to_numpy().tolist() == [
+        [0.1, "error", "same content across splits", "a part of it is in a clip of train; it is in test"],
+        [0.3, "error", "same content across splits", "a part of it is in a clip of test; it is in train"],
+    ]
+
+
 def test_a_stretch_beyond_the_end_of_its_file_is_named(sounds):
     """Durations in another unit were read to the end of each file, without a word."""
     pd.DataFrame({"path": ["a.wav", "b.wav"], "start": 0.1, "duration": [0.4, 400]}).to_csv(

@@ -200,7 +200,17 @@ def test_a_clip_in_two_splits_is_named(tmp_path: Path, caplog) -> None:
     table.to_csv(tmp_path / "table.csv", index=False)
     with caplog.at_level(logging.WARNING):
         load_task(TaskSpec("t", "label", str(tmp_path / "table.csv")))
-    assert "task t: 1 clips are in two splits, first: b.wav" in caplog.text
+    assert "task t: 2 clips share sound with a clip of another split, first: ./b.wav" in caplog.text
+
+
+@pytest.mark.parametrize(("hop", "n"), [(2.5, 3), (4.99, 0), (5.0, 0)])
+def test_windows_that_overlap_across_splits_are_named(tmp_path: Path, caplog, hop: float, n: int) -> None:
+    """Every second half of a window was heard in training; equal stretches alone were seen."""
+    rows = {"path": ["a.wav"] * 8 + ["b.wav"] * 8, "start": [hop * i for i in range(8)] * 2, "duration": [5] * 16}
+    split = ["train"] * 4 + ["test"] * 3 + ["train"] + ["train"] * 4 + ["valid"] * 4
+    load_task(TaskSpec("t", "label", write(tmp_path, **rows, label=[*"ab"] * 8, split=split)))
+    assert ("share sound with a clip of another split" in caplog.text) == (n > 0)
+    assert not n or f"{n} clips share" in caplog.text
 
 
 def test_clips_of_a_task_are_found_in_the_table_of_all(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import scipy.fft
 from decar.audio.build import SILENT
 from decar.audio.clips import SILENCE_PEAK, Job
 from decar.audio.decode import TRUNCATION_TOLERANCE, decode_blocks, file_rate
-from decar.audio.groups import group_columns
+from decar.audio.groups import group_columns, shared_sound
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Manifest
 from decar.audio.parallel import in_order
@@ -174,8 +174,9 @@ def _oddity(seen: _Seen, rate: int, spec: FrontEnd, notes: list[str]) -> tuple[s
 
 
 def _repeated(manifest: Manifest, contents: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Clips that sound exactly as an earlier one; in another split that is a leak."""
+    """Clips that sound exactly as an earlier one; in another split that is a leak, and so is a part of one."""
     paths, splits = manifest.table["path"].tolist(), _splits(manifest)
+    shared = shared_sound(paths, manifest.stretches, splits)
     first: dict[str, int] = {}
     placed: dict[str, int] = {}  # the first that has a split
     for i, content in enumerate(contents):
@@ -183,6 +184,8 @@ def _repeated(manifest: Manifest, contents: Sequence[str]) -> Iterator[tuple[int
         k = placed.setdefault(content, i) if content and splits[i] else i
         if splits[k] != splits[i]:
             yield i, "same content across splits", f"as {paths[k]}; {splits[k]} and {splits[i]}"
+        elif i in shared:
+            yield i, "same content across splits", f"a part of it is in a clip of {shared[i]}; it is in {splits[i]}"
         elif j != i:
             yield i, "duplicate", f"as {paths[j]}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from decar.errors import ManifestError
 GROUPS = ("speaker", "recording", "source", "actor", "video", "artist", "instrument", "location", "session", "group",
           "place", "site", "subject", "client", "recordist")  # fmt: skip
 AUTO = "auto"
+SLACK = 0.02  # s by which stretches that follow one another may overlap: tables round to hundredths
 
 Texts = npt.NDArray[np.str_]
 Labels = npt.NDArray[np.str_] | npt.NDArray[np.bool_]
@@ -68,6 +69,28 @@ def together(
             continue
         groups, used = merged, [*used, column]
     return groups, used, left_out
+
+
+def shared_sound(
+    paths: Sequence[str], stretches: Sequence[tuple[float, float | None]], splits: Sequence[str]
+) -> dict[int, str]:
+    """Clips of which a part is in a clip of another split too, and that split; of two clips the one that begins later.
+
+    Args:
+        paths: `N`, the file of each clip.
+        stretches: Start and duration (s, None: to the end) of each.
+        splits: Of each, "" where it has none.
+    """
+    begin = np.array([start for start, _ in stretches], np.float64)
+    end = begin + np.array([np.inf if seconds is None else seconds for _, seconds in stretches])
+    table = pd.DataFrame({"path": map(os.path.normpath, paths), "begin": begin, "end": end, "split": list(splits)})
+    table = table.sort_values(["path", "begin"], kind="stable")
+    found = dict[int, str]()
+    for split in sorted({*splits} - {""}):
+        reached = table["end"].where(table["split"] == split, -np.inf).groupby(table["path"], sort=False).cummax()
+        both = (reached > table["begin"] + SLACK) & ~table["split"].isin(["", split])
+        found |= dict.fromkeys(table.index[both].tolist(), split)
+    return found
 
 
 def _merged(groups: Texts, values: Texts) -> Texts:

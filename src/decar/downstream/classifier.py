@@ -26,7 +26,7 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 import decar
 from decar.audio import Manifest
 from decar.audio.columns import find_column, no_column
-from decar.audio.groups import together
+from decar.audio.groups import SLACK, together
 from decar.digests import NO_DIGEST, seal_tensors, tensors_digest
 from decar.downstream.probe import fit_labels, preparation
 from decar.downstream.protocol import SearchProtocol
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 FOLDS = 5
 SHARED = 10  # clips with a label at which its own threshold and that of all labels together weigh the same
-SLACK = 0.02  # s by which stretches that follow one another may overlap: tables round to hundredths
 NOT = "-"  # before a label that a clip has not
 MOST_BYTES = 2**28  # of a file
 LEAST = 2  # recordings with a label, and without it, for a validation of the label

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -18,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio.columns import find_column, no_column
-from decar.audio.groups import AUTO, Labels, together
+from decar.audio.groups import AUTO, Labels, shared_sound, together
 from decar.audio.manifest import Manifest
 from decar.downstream.split import SPLITS, by_fold, complete, draw_shots, quoted, read_split
 from decar.errors import ManifestError, TaskError
@@ -165,14 +164,12 @@ def _load(spec: TaskSpec) -> Task:
 
 
 def _warn_of_shared(task: Task) -> None:
-    """Name clips that are in two splits: they are learned from and judged on."""
-    clips = pd.DataFrame(task.manifest.stretches, columns=["start", "duration"], dtype=float)
-    clips = clips.assign(path=task.manifest.table["path"].map(os.path.normpath), split=task.split)
-    splits = clips.groupby(["path", "start", "duration"], dropna=False, sort=False)["split"].nunique()
-    shared = splits[splits > 1]
-    if len(shared):
-        log.warning("task %s: %d clips are in two splits, first: %s; what is learned from must not be judged on",
-                    task.spec.name, len(shared), shared.index[0][0])  # fmt: skip
+    """Name clips that are in two splits, or parts of them: they are learned from and judged on."""
+    paths = task.manifest.table["path"]
+    shared = shared_sound(paths.tolist(), task.manifest.stretches, task.split.tolist())
+    if shared:
+        log.warning("task %s: %d clips share sound with a clip of another split, first: %s; what is learned from must "
+                    "not be judged on", task.spec.name, len(shared), paths.iloc[min(shared)])  # fmt: skip
 
 
 def _column(spec: TaskSpec, source: Manifest, column: str, key: str) -> NDArray[np.str_]:
