@@ -149,6 +149,7 @@ FSD50K = Corpus(
     "FSD50K",
     fsd50k,
     label="labels",
+    multilabel=True,
     page="https://zenodo.org/record/4060432",
     archives=tuple(
         Archive(f"https://zenodo.org/record/4060432/files/FSD50K.{part}")
@@ -266,6 +267,7 @@ AUDIOSET = Corpus(
     "AudioSet",
     audioset,
     label="labels",
+    multilabel=True,
     page="https://research.google.com/audioset/download.html",
     by_hand="the lists are at https://research.google.com/audioset/download.html; the audio is in the videos",
 )
