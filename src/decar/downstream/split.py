@@ -68,13 +68,12 @@ def hold_out(labels: Labels, groups: NDArray[np.str_], share: float, rng: np.ran
     """
     names, group = np.unique(groups, return_inverse=True)  # sorted: the draw does not depend on the table's order
     if labels.ndim == 2:  # not by their sets: most of these may be there once
-        counts = np.zeros((len(names), labels.shape[1]), np.int64)
-        np.add.at(counts, group, labels.astype(np.int64))
-        counts = counts[:, counts.any(axis=0)]
+        clip, y = np.nonzero(labels)
+        y = np.unique(y, return_inverse=True)[1]
     else:
-        _, y = np.unique(labels, return_inverse=True)
-        counts = np.zeros((len(names), y.max(initial=-1) + 1), np.int64)
-        np.add.at(counts, (group, y), 1)
+        clip, y = np.arange(len(labels)), np.unique(labels, return_inverse=True)[1]
+    counts = np.zeros((len(names), y.max(initial=-1) + 1), np.int64)
+    np.add.at(counts, (group[clip], y), 1)
     draw = _by_class if ((counts > 0).sum(axis=1) == 1).all() else _by_balance
     return np.isin(group, draw(counts, share, rng))
 
