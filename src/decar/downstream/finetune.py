@@ -273,7 +273,7 @@ def fit_finetune(
 
     Raises:
         ConfigError: `KnnProtocol`, which trains nothing; or an encoder that gives no gradients.
-        TaskError: The network diverged in every epoch, or when it was tuned anew.
+        TaskError: The network diverged in every epoch, or gives NaN or Inf for a test clip.
     """
     if isinstance(protocol, KnnProtocol):
         raise ConfigError("mode=finetune protocol=knn: nothing is trained; take mode=frozen")
@@ -338,7 +338,7 @@ def _test(tuned: _Tuned, data: TaskData, kwargs: Mapping[str, Any]) -> tuple[dic
     if not np.isfinite(logits).all():
         name = data.task.spec.name
         raise TaskError(
-            f"task {name}: the network that was tuned anew diverged (NaN or Inf); give a smaller learning rate"
+            f"task {name}: the tuned network diverged (NaN or Inf on test clips); give a smaller learning rate"
         )
     return measure(logits, truth)
 
