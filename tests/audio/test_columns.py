@@ -95,6 +95,10 @@ def test_a_raven_table_has_a_row_a_selection_and_times_in_its_own_file(tmp_path:
         ("path,start;end\na.wav,0.5;1\n", "column 'start;end' looks like a time"),
         ("path,start-end\na.wav,0.5 - 1.25\n", "column 'start-end' looks like a time"),
         ("path,tmin,tmax\na.wav,1,3\n", "column 'tmin' looks like a time"),
+        ("path,t_min,t_max\na.wav,1,3\n", "column 't_min' looks like a time"),
+        ("path,frame_offset,num_frames\na.wav,16000,16000\n", "column 'frame_offset' looks like a time"),
+        ("path,start,num_frames\na.wav,1,16000\n", "column 'num_frames' looks like a time"),
+        ("path,start,n_samples\na.wav,1,16000\n", "column 'n_samples' looks like a time"),
         ("path,start_frame,end_frame\na.wav,1,3\n", "column 'start_frame' looks like a time"),
     ],
 )
@@ -166,3 +170,39 @@ def test_paths_with_backslashes_and_spaces_are_found_where_they_can_be(tmp_path:
     assert clips.table["path"].tolist() == ["birds/a.wav", "birds\\b.wav", "c.wav", "birds\\gone.wav"]
     with pytest.raises(ManifestError, match=r"1 paths have backslashes, such as C:\\gone\.wav, .*--root"):
         Manifest.from_csv(save(tmp_path, "path\nc.wav\nC:\\gone.wav\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["path,label,label\na.wav,dog,cat\n", "path,label, label\na.wav,dog,cat\n", "path\tpath\na.wav\tb.wav\n"],
+)
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, text: str) -> None:
+    """The first was taken without a word."""
+    with pytest.raises(ManifestError, match=r"columns \d and \d are both called '(label|path)' and differ: rename one"):
+        Manifest.from_csv(save(tmp_path, text))
+
+
+def test_two_columns_of_one_name_and_content_are_one(tmp_path: Path) -> None:
+    found = Manifest.from_csv(save(tmp_path, "path,label,,label,\na.wav,dog,1,dog,2\nb.wav,,3,,4\n"))
+    assert found.column("label").tolist() == ["dog", ""]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'path,label\na.wav,dog\nb.wav,"\nc.wav,cat\nd.wav,"\n',  # ditto marks
+        'path\tlabel\tplace\na.wav\t"dog\tx\nb.wav\tcat\ty\nc.wav\t"cow\tz\n',
+        'label,path\r\n"dog,a.wav\r\ncat",b.wav\r\n',
+        'path\n"a.wav\nb.wav"\nc.wav\n',
+    ],
+)
+def test_rows_that_quotes_have_joined_are_refused(tmp_path: Path, text: str) -> None:
+    """They vanished, and one label held them all."""
+    with pytest.raises(ManifestError, match=r"row \d: quotes join \d lines of the table to one row"):
+        Manifest.from_csv(save(tmp_path, text))
+
+
+@pytest.mark.parametrize("note", ["heard once,\nthen again, louder", "a\nb, c", "one\n\ntwo", "x.wav\ny, z.wav"])
+def test_a_cell_may_have_several_lines(tmp_path: Path, note: str) -> None:
+    found = Manifest.from_csv(save(tmp_path, f'path,note\na.wav,"{note}"\nb.wav,\n'))
+    assert found.column("note").tolist() == [note, ""]

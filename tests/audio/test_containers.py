@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tarfile
+import unicodedata
 import zipfile
 
 import numpy as np
@@ -127,6 +128,18 @@ def test_several_parquet_files_and_names_that_occur_twice(folder, monkeypatch):
     assert clips.table["label"].tolist() == ["dog", "", "", "", ""]
     assert contents(clips) == [first[0][1], first[1][1], second[0][1], b"", b""]
     assert Manifest.from_parquet("train-*.parquet", where="label=dog").table["path"].tolist() == ["a.wav"]
+
+
+def test_names_that_some_disks_take_for_one_are_told_apart(folder):
+    """On a Mac or on Windows A.wav was written over a.wav, and both rows had the sound of the second."""
+    data = [of(folder, name)[0][1] for name in ("dog/a.wav", "cat/b.flac", "dog/long.wav")]
+    names = ["a.wav", "A.wav", "\u00e9.wav", "e\u0301.wav", "stra\u00dfe.wav", "STRASSE.wav"]
+    parquet(folder.parent / "t.parquet", [(name, data[i % 3]) for i, name in enumerate(names)])
+    clips = Manifest.from_parquet(folder.parent / "t.parquet")
+    taken = [unicodedata.normalize("NFD", path).casefold() for path in clips.table["path"]]
+    assert len(set(taken)) == len(names)
+    assert clips.table["path"].tolist()[:2] == ["a.wav", "A~2.wav"]
+    assert contents(clips) == [data[i % 3] for i in range(len(names))]
 
 
 def test_a_second_call_takes_what_is_there(folder, cache, monkeypatch):

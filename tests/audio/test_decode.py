@@ -106,6 +106,27 @@ def test_a_stretch_equals_the_same_piece_of_the_whole(tmp_path: Path, extension:
     np.testing.assert_allclose(stretch, all_of_it[40_000:52_000], atol=1e-6)
 
 
+def test_a_stretch_at_the_end_of_a_vorbis_file(tmp_path: Path) -> None:
+    """libsndfile's seek into the last page of a stream is off by what the end trims from that page (its issue 885)."""
+    rng = np.random.default_rng(1)
+    for n in (53_920, 61_234, 64_000):
+        wave = tone(n / 16_000, level=0.15) + rng.normal(size=n) * 0.05
+        soundfile.write(tmp_path / "n.ogg", wave, 16_000, format="OGG", subtype="VORBIS")
+        all_of_it = decode(tmp_path / "n.ogg")
+        for left in (20_000, 6_000, 3_000, 500, 20):
+            stretch = decode(tmp_path / "n.ogg", start=(n - left) / 16_000)
+            np.testing.assert_allclose(stretch, all_of_it[n - left :], atol=1e-6, err_msg=f"{left} of {n}")
+
+
+def test_the_ending_raw_is_a_name_like_others(tmp_path: Path) -> None:
+    """soundfile takes it for samples without a header, and raised a TypeError."""
+    write(tmp_path / "a.wav", tone(1.0)).rename(tmp_path / "a.raw")
+    assert len(decode(tmp_path / "a.raw")) == 16_000
+    (tmp_path / "b.RAW").write_bytes(bytes(range(256)) * 100)
+    with pytest.raises(AudioError, match="Format not recognised"):
+        decode(tmp_path / "b.RAW")
+
+
 def test_a_long_mp3_has_no_seams_between_blocks(tmp_path: Path) -> None:
     """Variable bit rate: where soundfile's seek after each block goes wrong."""
     rng = np.random.default_rng(4)

@@ -88,11 +88,43 @@ def test_leaks_between_splits(sounds):
         examine(table, apart=["band"], progress=False)
 
 
+@pytest.mark.parametrize(
+    ("splits", "leaks"),
+    [
+        (["", "train", "test", ""], [("b.wav", "as a.wav; train and test")]),  # was called a duplicate of the first
+        (["Train", "train ", "val", "valid"], [(name, "as Train.wav; train and valid") for name in ("b.wav", "c.wav")]),
+        (["", "", "", "test"], []),
+    ],
+)  # fmt: skip
+def test_a_leak_is_one_of_clips_that_have_a_split(tmp_path, splits, leaks):
+    """Wherever in the list clips without a split stand, and however a split is spelled, as the tasks read it."""
+    names = ["Train.wav", "a.wav", "b.wav", "c.wav"]
+    for name in names:
+        soundfile.write(tmp_path / name, 0.1 * np.random.default_rng(0).normal(size=RATE), RATE)
+    table = pd.DataFrame({"path": names, "split": splits, "speaker": ["bob", "bob ", "bob", "bob"]})
+    found = examine(Manifest(table, tmp_path), progress=False)
+    same = found[found["problem"] == "same content across splits"]
+    assert list(same[["path", "detail"]].itertuples(index=False, name=None)) == leaks
+    assert (found["problem"] == "duplicate").sum() == 3 - len(leaks)
+    assert (found["problem"] == "group across splits").sum() == (len(leaks) > 0)
+
+
 def test_pieces_of_one_file_are_no_duplicates(sounds):
     pd.DataFrame({"path": ["a.wav"] * 3, "start": [0, 0.1, 0.2], "duration": 0.1}).to_csv(sounds / "t.csv", index=False)
     assert not len(examine(Manifest.from_csv(sounds / "t.csv"), progress=False))
     pd.DataFrame({"path": ["a.wav"] * 2, "start": [0.1, 0.1], "duration": 0.1}).to_csv(sounds / "t.csv", index=False)
     assert examine(Manifest.from_csv(sounds / "t.csv"), progress=False)["problem"].tolist() == ["duplicate"]
+
+
+def test_pieces_that_overlap_across_splits_leak(sounds):
+    table = pd.DataFrame({"path": "a.wav", "start": [0, 0.1, 0.2, 0.3], "duration": 0.15, "split": [*"abba"]})
+    table["split"] = table["split"].map({"a": "train", "b": "test"})
+    table.to_csv(sounds / "t.csv", index=False)
+    found = examine(Manifest.from_csv(sounds / "t.csv"), progress=False)
+    assert found[["start", "severity", "problem", "detail"]].to_numpy().tolist() == [
+        [0.1, "error", "same content across splits", "a part of it is in a clip of train; it is in test"],
+        [0.3, "error", "same content across splits", "a part of it is in a clip of test; it is in train"],
+    ]
 
 
 def test_a_stretch_beyond_the_end_of_its_file_is_named(sounds):

@@ -8,10 +8,13 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 
+from decar.audio import LogMelStore, Manifest
 from decar.audio.decode import decode, decode_blocks, file_rate
+from decar.audio.ffmpeg import INSTALL
 from decar.errors import AudioError
 from tests.audio.headers import RATE, SECONDS, heard, ladder
 
@@ -145,3 +148,24 @@ def test_the_real_program(tmp_path: Path, name: str) -> None:
     wave = decode(tmp_path / name)
     assert heard(wave)[:SECONDS] == list(range(SECONDS))
     np.testing.assert_array_equal(decode(tmp_path / name, start=5.0, duration=2.0), wave[80_000:112_000])
+
+
+def test_a_store_is_built_anew_once_the_program_is_there(tmp_path: Path, fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It said that the program is to be installed, and said so for ever after."""
+    folder = fake("cat out.au")
+    m4a(tmp_path)
+    soundfile.write(tmp_path / "b.wav", ladder(), RATE)
+    clips = Manifest(pd.DataFrame({"path": ["a.m4a", "b.wav"]}), tmp_path)
+    with_it = os.environ["PATH"]
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    without = LogMelStore.open_or_build(clips, cache_dir=tmp_path / "cache", progress=False)
+    assert without.reasons[0].endswith(INSTALL)
+    again = LogMelStore.open_or_build(clips, cache_dir=tmp_path / "cache", progress=False)
+    assert again.reasons == without.reasons
+    monkeypatch.setenv("PATH", with_it)
+    built = LogMelStore.open_or_build(clips, cache_dir=tmp_path / "cache", progress=False)
+    assert built.reasons == ["", ""]
+    assert built.lengths[0] == built.lengths[1]
+    calls = (folder / "words").stat().st_mtime_ns
+    LogMelStore.open_or_build(clips, cache_dir=tmp_path / "cache", progress=False)
+    assert (folder / "words").stat().st_mtime_ns == calls  # once

@@ -81,3 +81,13 @@ def test_split_folders_are_splits_only_when_all_are() -> None:
         "split": ["train", "valid", "valid", "valid", "test"],
     }
     assert labels_from_folders(["train/a/x.wav", "extra/y.wav"]) == {"label": ["train", "extra"]}
+
+
+def test_folders_that_are_half_splits_are_labels_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """They are classes, and what is learned of them is which clip is of which split."""
+    paths = ["train/a/x.wav", "test/a/y.wav", "extra/z.wav"]
+    assert labels_from_folders(paths) == {"label": ["train", "test", "extra"]}
+    assert "the folders test, train are named as splits, and extra is not: all of them are labels" in caplog.text
+    caplog.clear()
+    labels_from_folders(["train/a.wav", "bus/b.wav"])  # means of transport
+    assert not caplog.text

@@ -313,6 +313,16 @@ def test_segments_of_stretches_begin_where_these_do(tmp_path: Path) -> None:
     assert cut["site"].tolist() == ["a"] * 4 + ["b"]
 
 
+def test_the_last_segment_of_a_clip_that_ends_early_is_as_long_as_its_sound(tmp_path: Path) -> None:
+    """A table said 60 s of a file of 20 s, and the last of its segments of 5 s had a duration of 45 s."""
+    write(tmp_path / "a.wav", tone(20.0, hz=300))
+    table = pd.DataFrame({"path": "a.wav", "start": [0.0, 0.0, 2.0], "duration": [60.0, 20.0, 17.003]})
+    store = LogMelStore.open_or_build(Manifest(table, tmp_path), cache_dir=tmp_path / "cache", progress=False)
+    durations = store.segmented(5.0).manifest.table["duration"]
+    np.testing.assert_allclose(durations, [5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 7.003], atol=0.011)
+    assert durations.tolist()[7:] == [5.0, 5.0, 5.0, 17.003 - 10.0]
+
+
 def test_what_is_cut_otherwise_has_another_fingerprint_and_what_is_not_cut_is_the_store(tmp_path: Path) -> None:
     store = recordings(tmp_path, 2.0, 30.0)
     assert store.segmented("none") is store

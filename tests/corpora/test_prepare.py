@@ -93,6 +93,19 @@ def test_a_partial_download_is_told_and_may_be_allowed(name, fresh, tmp_path, ca
     assert "1 listed clips are missing" in table1([(CORPORA[name], made)])["likely reason"].tolist()[1]
 
 
+def test_classes_of_several_labels_are_the_labels(fresh, tmp_path):
+    """A clip of test may have a set of labels that none of train has, as hundreds of FSD50K do; it was refused."""
+    root = fresh("fsd50k")
+    made = prepare(CORPORA["fsd50k"], root, tmp_path, store=False)
+    assert "Bark,Rain" not in set(made.manifest.table.query("split == 'train'")["labels"])
+    found = table1([(CORPORA["fsd50k"], made)]).set_index("quantity")["found"]
+    assert found["classes"] == "3"
+    change(root / "FSD50K.ground_truth" / "vocabulary.csv", "2,Rain", "2,Snow,/m/03\n3,Rain")
+    change(root / "FSD50K.ground_truth" / "eval.csv", '"Bark,Rain"', '"Bark,Snow"')
+    with pytest.raises(CorpusError, match=r"no training clip of 'Snow' \(1 such classes\)"):
+        prepare(CORPORA["fsd50k"], root, tmp_path, store=False)
+
+
 def test_nothing_there_is_never_allowed(fresh, tmp_path):
     root = fresh("esc50")
     shutil.rmtree(root / "ESC-50-master" / "audio")

@@ -188,6 +188,20 @@ def test_a_column_of_places_is_held_back_together():
     assert fit_classifier(x, examples, group=None).facts["recordings"] == 30
 
 
+def test_places_are_held_back_though_sets_of_labels_are_rare(caplog):
+    """Of each set there is one place, so the column was left out without a word; of each label there are several."""
+    rng = np.random.default_rng(0)
+    sets = [set(rng.choice([*"abcdefgh"], rng.integers(2, 5), replace=False)) for _ in range(60)]
+    examples = examples_of(sets, np.arange(60))
+    examples.clips.table["site"] = np.arange(60) % 10
+    x = rng.normal(size=(60, 5)).astype(np.float32)
+    assert fit_classifier(x, examples).facts["recordings"] == 10
+    assert "hold back site" not in caplog.text
+    examples.clips.table["site"] = ["north"] * 40 + ["south"] * 20
+    fit_classifier(x, examples)
+    assert "hold back site" in caplog.text
+
+
 def test_a_label_of_one_recording_has_no_validation_and_a_line_says_so(caplog):
     x, sets = blobs(30)
     recordings = [0 if words == {"a"} else i for i, words in enumerate(sets)]

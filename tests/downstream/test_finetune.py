@@ -3,6 +3,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from decar.downstream import finetune
 from decar.downstream.finetune import FineTuner, TaskData, fit_finetune
 from decar.downstream.protocol import Outcome, PaperProtocol, Protocol, SearchProtocol
 from decar.downstream.task import Task
+from decar.errors import TaskError
 from decar.models import Encoder
 from tests.downstream.helpers import TinyEncoder, make_task
 
@@ -96,6 +98,38 @@ def test_test_labels_take_no_part_and_are_read_once(
     assert other.chosen == plain.chosen
     assert other.valid_value == plain.valid_value
     assert other.test_value != plain.test_value
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_learning_rate_that_diverges_is_never_the_best(
+    sounds: Sounds, caplog: pytest.LogCaptureFixture, several: bool
+) -> None:
+    """The largest of NaNs is the first class: with most clips of that class such a network won, and was the result."""
+    y = np.where(np.arange(60) % 5 > 1, 0, np.arange(60) % 4)
+    task, store = replace(sounds[0], y=np.eye(4, dtype=bool)[y] if several else y), sounds[1]
+    one, both = (replace(SEARCH, learning_rates=rates) for rates in ((1e-5,), (1e-5, 1e36)))
+    expected, outcome = run((task, store), one), run((task, store), both)
+    assert outcome.chosen == expected.chosen
+    assert outcome.metrics == expected.metrics
+    assert outcome.history[len(expected.history) :] == [
+        {"lr": 1e36, "epoch": epoch, "valid_value": 0.0} for epoch in range(SEARCH.max_epochs)
+    ]
+    assert "lr=1e+36, epoch 1: the network diverged" in caplog.text
+    with pytest.raises(TaskError, match=r"diverged in every epoch .*learning rate"):
+        run((task, store), replace(PAPER, lr=1e36))
+
+
+def test_a_refit_that_diverges_is_an_error(sounds: Sounds, monkeypatch: pytest.MonkeyPatch) -> None:
+    refit = finetune._refit
+
+    def diverging(*args: Any) -> FineTuner:
+        module = refit(*args)
+        torch.nn.init.constant_(module.head.weight, float("nan"))
+        return module
+
+    monkeypatch.setattr(finetune, "_refit", diverging)
+    with pytest.raises(TaskError, match="diverged"):
+        run(sounds, replace(PAPER, refit=True, max_epochs=1))
 
 
 @pytest.fixture

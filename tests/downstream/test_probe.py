@@ -254,3 +254,10 @@ def test_bad_embeddings_are_refused() -> None:
         fit_frozen(x, task, SearchProtocol(), seed=0)
     with pytest.raises(TaskError, match="89 embeddings for 90 clips"):
         fit_frozen(x[:-1], task, SearchProtocol(), seed=0)
+
+
+def test_a_linear_layer_that_diverges_is_no_result() -> None:
+    """The largest of NaNs is the first class: the score was the share of that class."""
+    x, task = blob_task()
+    with pytest.raises(TaskError, match="diverged"):
+        fit_frozen(x * np.float32(1e30), task, PaperProtocol(lr=1e30, max_epochs=2), 0)

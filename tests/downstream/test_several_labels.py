@@ -1,5 +1,7 @@
 """Clips with several labels: loading, both probes, fine-tuning."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,37 @@ def task(tmp_path):
     table = pd.DataFrame({"path": [f"{i}.wav" for i in range(48)], "labels": labels, "split": split})
     table.to_csv(tmp_path / "t.csv", index=False)
     return load_task(TaskSpec("several", "labels", str(tmp_path / "t.csv"), multilabel=True))
+
+
+def many_labels(tmp_path, n=300):
+    """Clips with one to five of forty labels, of ten sites: next to no two clips have the same set of labels."""
+    rng = np.random.default_rng(0)
+    names = np.array([f"l{i:02}" for i in range(40)])
+    labels = [",".join(rng.choice(names, rng.integers(1, 6), replace=False)) for _ in range(n)]
+    table = pd.DataFrame({"path": [f"{i:03}.wav" for i in range(n)], "labels": labels, "site": np.arange(n) % 10})
+    table.to_csv(tmp_path / "many.csv", index=False)
+    return TaskSpec("many", "labels", str(tmp_path / "many.csv"), split=None, multilabel=True)
+
+
+def test_a_split_is_drawn_by_labels_not_by_their_sets(tmp_path):
+    """Nothing is drawn of what is there once: of 300 clips 17 were for test and 5 for validation."""
+    drawn = load_task(replace(many_labels(tmp_path), group=None))
+    parts = {name: drawn.y[drawn.indices(name)] for name in ("train", "valid", "test")}
+    for name, share in (("train", 0.7), ("valid", 0.1), ("test", 0.2)):
+        shares = parts[name].sum(axis=0) / drawn.y.sum(axis=0)
+        assert np.median(shares) == pytest.approx(share, abs=0.08)
+        assert (shares > 0).mean() > 0.9
+    again = load_task(replace(many_labels(tmp_path), group=None))
+    assert again.hash() == drawn.hash()
+
+
+def test_sites_are_kept_apart_though_sets_of_labels_are_rare(tmp_path, caplog):
+    """Of each set there were too few sites: `auto` left the column out, with a warning."""
+    drawn = load_task(many_labels(tmp_path))
+    sites = {name: set(drawn.manifest.table["site"].to_numpy()[drawn.indices(name)]) for name in drawn.counts()}
+    assert sum(map(len, sites.values())) == 10
+    assert min(map(len, sites.values())) > 0
+    assert "not kept apart" not in caplog.text
 
 
 def embeddings(task, noise=0.5):

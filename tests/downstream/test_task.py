@@ -1,4 +1,5 @@
 import logging
+import shutil
 from collections import Counter
 from dataclasses import replace
 from importlib.resources import files
@@ -68,6 +69,25 @@ def test_folder_with_splits_and_without(sound_folder: Path, tmp_path: Path) -> N
             target.write_bytes((sound_folder / "low" / "0.wav").read_bytes())
     divided = load_task(TaskSpec("folder", "label", str(tmp_path / "split"), split=None))
     assert divided.counts() == {"train": 4, "valid": 2, "test": 2}
+
+
+@pytest.mark.parametrize("spec", [{"split": None}, {}])
+def test_an_archive_is_divided_as_its_folder_is(
+    sound_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: dict
+) -> None:
+    """Its folders train and test were ignored, and a split was drawn over both."""
+    monkeypatch.setenv("DECAR_CACHE", str(tmp_path / "cache"))
+    for name in ("train/a/0.wav", "train/a/1.wav", "train/b/0.wav", "train/b/1.wav", "test/a/2.wav", "test/b/2.wav"):
+        target = tmp_path / "divided" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((sound_folder / "low" / "0.wav").read_bytes())
+    archive = shutil.make_archive(str(tmp_path / "divided"), "zip", tmp_path, "divided")
+    divided = load_task(TaskSpec("folder", "label", archive, **spec))
+    tested = divided.manifest.table["path"].to_numpy()[divided.indices("test")]
+    assert sorted(tested) == ["divided/test/a/2.wav", "divided/test/b/2.wav"]
+    plain = shutil.make_archive(str(tmp_path / "plain"), "zip", sound_folder.parent, sound_folder.name)
+    folder = load_task(TaskSpec("folder", "label", str(sound_folder), **spec))
+    assert load_task(TaskSpec("folder", "label", plain, **spec)).counts() == folder.counts()
 
 
 def test_drawn_split_is_stratified_seeded_and_keeps_files_whole(tmp_path: Path) -> None:
@@ -180,7 +200,17 @@ def test_a_clip_in_two_splits_is_named(tmp_path: Path, caplog) -> None:
     table.to_csv(tmp_path / "table.csv", index=False)
     with caplog.at_level(logging.WARNING):
         load_task(TaskSpec("t", "label", str(tmp_path / "table.csv")))
-    assert "task t: 1 clips are in two splits, first: b.wav" in caplog.text
+    assert "task t: 2 clips share sound with a clip of another split, first: ./b.wav" in caplog.text
+
+
+@pytest.mark.parametrize(("hop", "n"), [(2.5, 3), (4.99, 0), (5.0, 0)])
+def test_windows_that_overlap_across_splits_are_named(tmp_path: Path, caplog, hop: float, n: int) -> None:
+    """Every second half of a window was heard in training; equal stretches alone were seen."""
+    rows = {"path": ["a.wav"] * 8 + ["b.wav"] * 8, "start": [hop * i for i in range(8)] * 2, "duration": [5] * 16}
+    split = ["train"] * 4 + ["test"] * 3 + ["train"] + ["train"] * 4 + ["valid"] * 4
+    load_task(TaskSpec("t", "label", write(tmp_path, **rows, label=[*"ab"] * 8, split=split)))
+    assert ("share sound with a clip of another split" in caplog.text) == (n > 0)
+    assert not n or f"{n} clips share" in caplog.text
 
 
 def test_clips_of_a_task_are_found_in_the_table_of_all(tmp_path: Path) -> None:
@@ -239,6 +269,20 @@ def test_what_belongs_together_is_on_one_side_of_a_drawn_split(tmp_path: Path, s
         assert sizes == [9, 1, 2]
 
 
+@pytest.mark.parametrize("group", ["auto", None])
+def test_a_file_that_is_spelled_in_two_ways_is_on_one_side_of_a_drawn_split(tmp_path: Path, group: str | None) -> None:
+    rows = [(f"{'./' if k % 2 else ''}x/../r{i}.wav", 5 * k, 5, "ab"[i % 2]) for i in range(30) for k in range(4)]
+    columns = dict(zip(("path", "start", "duration", "label"), map(list, zip(*rows, strict=True)), strict=True))
+    task = load_task(TaskSpec("t", "label", write(tmp_path, **columns), split=None, group=group))
+    files = [path.removeprefix("./") for path in task.manifest.table["path"]]
+    assert pd.Series(task.split).groupby(files).nunique().max() == 1
+    assert set(task.split) == {"train", "valid", "test"}
+    dotted = {**columns, "path": [f"./{path.removeprefix('./')}" for path in columns["path"]]}
+    plain = {**columns, "path": files}
+    drawn = [load_task(TaskSpec("t", "label", write(tmp_path, **c), split=None)).split for c in (dotted, plain)]
+    assert (drawn[0] == drawn[1]).all()
+
+
 def test_a_draw_by_files_alone_is_what_it_was(tmp_path: Path) -> None:
     path, table = grouped(tmp_path)
     drawn = load_task(TaskSpec("t", "label", path, group=None))
@@ -262,3 +306,15 @@ def test_columns_that_leave_nothing_to_draw(tmp_path: Path, caplog: pytest.LogCa
     with pytest.raises(TaskError, match=r"task.group=sorce: no column 'sorce' .*; is 'source' meant"):
         load_task(TaskSpec("t", "label", path, None, group="sorce"))
     load_task(TaskSpec("t", "label", path, None, group=None))
+
+
+@pytest.mark.parametrize(
+    ("other", "named"), [("Dog", True), ("dogs", False), ("01", True), ("1.0", True), ("10", False), ("ｄｏｇ", True)]
+)
+def test_labels_that_differ_in_spelling_alone_are_named(tmp_path: Path, caplog, other: str, named: bool) -> None:
+    """They are two classes, and half of the clips of one thing count as wrong."""
+    label = ["1", "1", other, other] if other[:1].isdigit() else ["dog", "dog", other, other]
+    path = write(tmp_path, path=[f"{i}.wav" for i in range(12)], label=label * 3,
+                 split=["train"] * 4 + ["valid"] * 4 + ["test"] * 4)  # fmt: skip
+    assert len(load_task(TaskSpec("t", "label", path)).classes) == 2
+    assert ("is one spelling meant?" in caplog.text) == named

@@ -80,6 +80,13 @@ def test_vectors_that_cannot_be_searched_for(tmp_path, vector, told):
         Index.from_parquet(write(tmp_path / "e.parquet", np.eye(4))).nearest(vector, 1)
 
 
+def test_a_vector_of_zeros_has_no_neighbours(tmp_path):
+    """The first rows of the table were found, at distance 1."""
+    index = Index.from_parquet(write(tmp_path / "e.parquet", np.eye(4)))
+    with pytest.raises(SearchError, match="vector 2 of 2 to search for is zero"):
+        index.nearest(np.stack([np.ones(4), np.zeros(4)]), 1)
+
+
 def test_rows_that_cannot_be_searched_are_named(tmp_path):
     broken = np.eye(4)
     broken[2, 1] = np.inf

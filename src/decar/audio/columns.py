@@ -38,7 +38,7 @@ _UNITS = dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0)
 _UNITS |= dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), 1e-3)
 _LIKE_START = {"start", "begin", "onset", "tmin", "xmin", "t0"}
 _LIKE_END = {"end", "stop", "tmax", "xmax", "t1"}
-_LIKE_LENGTH = {"offset", "duration", "dur", "length", "len"}
+_LIKE_LENGTH = {"offset", "duration", "dur", "length", "len", "frames", "samples"}
 _NO_TIME = {"hz", "khz", "freq", "frequency", "date", "year", "month", "day", "path", "file"}
 _SLACK = 0.02  # s by which a duration and an end may disagree: both are rounded to hundredths
 
@@ -205,8 +205,8 @@ def _refuse_likes(table: pd.DataFrame, given: dict[str, str]) -> None:
     if not given.keys() & {"end", "duration"}:
         likes |= _LIKE_END | (_LIKE_LENGTH if "start" in given else set())
     for column in map(str, table.columns):
-        words = set(normal(column).split("_"))
-        alone = "start" not in given and normal(column) == "offset"
+        words = {*normal(column).split("_"), normal(column).replace("_", "")}  # t_min as tmin
+        alone = "start" not in given and normal(column) in ("offset", "frame_offset", "sample_offset")
         if column in given.values() or words & _NO_TIME or not (words & likes or alone):
             continue
         both = bool(words & _LIKE_START and words & _LIKE_END)  # "0.5-1.5" in a column start-end

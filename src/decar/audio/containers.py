@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -246,13 +247,16 @@ def _names(file: Path, column: str) -> Iterator[str]:
 
 
 def _unused(name: str, taken: set[str]) -> str:
-    """The name, with a number before its ending where another sound is called so; what stands before stays readable."""
+    """The name, with a number before its ending where another sound is called so; what stands before stays readable.
+
+    Names that differ in capitals or in the code of an accent are one file on some disks, and count as one here.
+    """
     stem, suffix = os.path.splitext(name or "sound")
     number, unused = 1, stem + suffix
-    while unused in taken:
+    while (key := unicodedata.normalize("NFD", unused).casefold()) in taken:
         number += 1
         unused = f"{stem}~{number}{suffix}"
-    taken.add(unused)
+    taken.add(key)
     return unused
 
 

@@ -43,6 +43,9 @@ UNKNOWN = 2**48  # frames: what libsndfile says of a FLAC without a length is mo
 # files tried). Opus needs some sound before the place until its decoder has settled.
 READ_UP_TO = ("MPEG_LAYER", "DWVW")
 SETTLING = {"OPUS": 1}  # s
+# A seek into the last page of a Vorbis stream is off by what the end of the stream trims from that page (libsndfile
+# issue 885). A page holds up to 255 packets (RFC 3533, section 6), a packet up to half a block of 8,192 samples.
+LAST_PAGE = {"VORBIS": 255 * 4096}  # samples
 
 Waveform = npt.NDArray[np.float32]
 Note = Callable[[str], None]
@@ -56,7 +59,8 @@ class _Sound(soundfile.SoundFile):  # type: ignore[misc]  # soundfile ships no t
     """
 
     def __init__(self, file: Path, link: Link) -> None:
-        self._opened = None if link.plain else open(file, "rb")  # noqa: SIM115  # closed by `close`
+        named = link.plain and file.suffix.lower() != ".raw"  # by which soundfile would expect samples without a header
+        self._opened = None if named else open(file, "rb")  # noqa: SIM115  # closed by `close`
         # bytes, since libsndfile is given the name as the file system has it; Windows takes text
         name = os.fsencode(file) if os.name == "posix" else str(file)
         try:
@@ -97,7 +101,9 @@ class _Sound(soundfile.SoundFile):  # type: ignore[misc]  # soundfile ships no t
     def seek_to(self, first: int) -> int:
         """Moves to sample `first` and returns where it got to: by reading where a seek is not exact."""
         if first and self.length is not None and super().seekable() and not self.subtype.startswith(READ_UP_TO):
-            self._position = int(self.seek(max(0, first - self.samplerate * SETTLING.get(self.subtype, 0))))
+            place = first - self.samplerate * SETTLING.get(self.subtype, 0)
+            place = min(place, self.length - LAST_PAGE.get(self.subtype, 0))
+            self._position = int(self.seek(max(0, place)))
         while self._position < first:
             if len(self.read_block(min(first - self._position, block_frames(self.samplerate, self.channels)))) == 0:
                 break

@@ -17,11 +17,12 @@ import scipy.fft
 from decar.audio.build import SILENT
 from decar.audio.clips import SILENCE_PEAK, Job
 from decar.audio.decode import TRUNCATION_TOLERANCE, decode_blocks, file_rate
-from decar.audio.groups import group_columns
+from decar.audio.groups import group_columns, shared_sound
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Manifest
 from decar.audio.parallel import in_order
 from decar.audio.progress import progress_bar
+from decar.audio.scan import SPLIT_NAMES
 from decar.cores import cpu_count
 from decar.errors import AudioError
 
@@ -173,16 +174,19 @@ def _oddity(seen: _Seen, rate: int, spec: FrontEnd, notes: list[str]) -> tuple[s
 
 
 def _repeated(manifest: Manifest, contents: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Clips that sound exactly as an earlier one; in another split that is a leak."""
+    """Clips that sound exactly as an earlier one; in another split that is a leak, and so is a part of one."""
     paths, splits = manifest.table["path"].tolist(), _splits(manifest)
+    shared = shared_sound(paths, manifest.stretches, splits)
     first: dict[str, int] = {}
+    placed: dict[str, int] = {}  # the first that has a split
     for i, content in enumerate(contents):
         j = first.setdefault(content, i) if content else i
-        if j == i:
-            continue
-        if splits[i] and splits[j] and splits[i] != splits[j]:
-            yield i, "same content across splits", f"as {paths[j]}; {splits[j]} and {splits[i]}"
-        else:
+        k = placed.setdefault(content, i) if content and splits[i] else i
+        if splits[k] != splits[i]:
+            yield i, "same content across splits", f"as {paths[k]}; {splits[k]} and {splits[i]}"
+        elif i in shared:
+            yield i, "same content across splits", f"a part of it is in a clip of {shared[i]}; it is in {splits[i]}"
+        elif j != i:
             yield i, "duplicate", f"as {paths[j]}"
 
 
@@ -192,7 +196,7 @@ def _leaking(manifest: Manifest, apart: Sequence[str]) -> Iterator[tuple[int, st
     for name in apart or group_columns(manifest.table.columns):
         home: dict[str, str] = {}
         named: set[str] = set()
-        for i, value in enumerate(manifest.column(name).astype(str)):
+        for i, value in enumerate(_texts(manifest.column(name))):
             usual = home.setdefault(value, splits[i]) if value and splits[i] else splits[i]
             if usual != splits[i] and value not in named:
                 named.add(value)
@@ -200,7 +204,12 @@ def _leaking(manifest: Manifest, apart: Sequence[str]) -> Iterator[tuple[int, st
 
 
 def _splits(manifest: Manifest) -> list[str]:
-    for name in ("split", "fold"):
-        if name in manifest.table:
-            return manifest.table[name].astype(str).tolist()
-    return [""] * len(manifest)
+    """The split or fold of each clip, splits by the names that tasks read them as; "" where there is none."""
+    if "split" in manifest.table:
+        return [SPLIT_NAMES.get(word.lower(), word) for word in _texts(manifest.table["split"])]
+    return _texts(manifest.table["fold"]) if "fold" in manifest.table else [""] * len(manifest)
+
+
+def _texts(column: pd.Series) -> list[str]:
+    texts: list[str] = column.fillna("").astype(str).str.strip().tolist()
+    return texts

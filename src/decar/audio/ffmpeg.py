@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,11 @@ TEXT = bytes({*range(32, 256)} - {127}) + b"\t\r\n"  # no control characters; of
 def available() -> bool:
     """Whether the program is installed."""
     return shutil.which(PROGRAM) is not None
+
+
+def would_help(reasons: Iterable[str]) -> bool:
+    """Whether one of the reasons why clips cannot be used was that the program is missing, and it is there now."""
+    return any(reason.endswith(INSTALL) for reason in reasons) and available()
 
 
 def kind(file: Path) -> tuple[str, bool]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,10 @@ from decar.errors import ManifestError
 GROUPS = ("speaker", "recording", "source", "actor", "video", "artist", "instrument", "location", "session", "group",
           "place", "site", "subject", "client", "recordist")  # fmt: skip
 AUTO = "auto"
+SLACK = 0.02  # s by which stretches that follow one another may overlap: tables round to hundredths
 
 Texts = npt.NDArray[np.str_]
+Labels = npt.NDArray[np.str_] | npt.NDArray[np.bool_]
 
 
 def group_columns(columns: Iterable[object]) -> list[str]:
@@ -26,7 +29,7 @@ def group_columns(columns: Iterable[object]) -> list[str]:
 
 
 def together(
-    table: pd.DataFrame, labels: Texts, group: str | None, *, label: str | None = None, parts: int = 2
+    table: pd.DataFrame, labels: Labels, group: str | None, *, label: str | None = None, parts: int = 2
 ) -> tuple[Texts, list[str], list[str]]:
     """Groups of clips that are never divided: clips of one file, and of one value of the grouping columns.
 
@@ -35,7 +38,7 @@ def together(
 
     Args:
         table: `N` clips with a column `path`.
-        labels: `(N,)` class of each.
+        labels: `(N,)` class of each, or `(N, C)` which labels it has.
         group: A column; "auto" for those that `group_columns` finds, without the ones that leave nothing to divide;
             None for none.
         label: The column that the labels come from, which "auto" does not take.
@@ -48,6 +51,9 @@ def together(
         ManifestError: There is no such column.
     """
     files = table["path"].to_numpy(str)
+    plain = np.array([os.path.normpath(file) for file in files.tolist()], str)
+    if (plain != files).any():  # a file may be spelled in two ways
+        files = _merged(files, plain)
     if group is None:
         return files, [], []
     chosen = group_columns(table.columns) if group == AUTO else [find_column(table.columns, group)]
@@ -65,6 +71,28 @@ def together(
     return groups, used, left_out
 
 
+def shared_sound(
+    paths: Sequence[str], stretches: Sequence[tuple[float, float | None]], splits: Sequence[str]
+) -> dict[int, str]:
+    """Clips of which a part is in a clip of another split too, and that split; of two clips the one that begins later.
+
+    Args:
+        paths: `N`, the file of each clip.
+        stretches: Start and duration (s, None: to the end) of each.
+        splits: Of each, "" where it has none.
+    """
+    begin = np.array([start for start, _ in stretches], np.float64)
+    end = begin + np.array([np.inf if seconds is None else seconds for _, seconds in stretches])
+    table = pd.DataFrame({"path": map(os.path.normpath, paths), "begin": begin, "end": end, "split": list(splits)})
+    table = table.sort_values(["path", "begin"], kind="stable")
+    found = dict[int, str]()
+    for split in sorted({*splits} - {""}):
+        reached = table["end"].where(table["split"] == split, -np.inf).groupby(table["path"], sort=False).cummax()
+        both = (reached > table["begin"] + SLACK) & ~table["split"].isin(["", split])
+        found |= dict.fromkeys(table.index[both].tolist(), split)
+    return found
+
+
 def _merged(groups: Texts, values: Texts) -> Texts:
     """Groups that share a value become one, named by the first of their names."""
     names, group = np.unique(groups, return_inverse=True)
@@ -78,8 +106,9 @@ def _merged(groups: Texts, values: Texts) -> Texts:
     return merged
 
 
-def _divisible(groups: Texts, labels: Texts, parts: int) -> bool:
+def _divisible(groups: Texts, labels: Labels, parts: int) -> bool:
     """Whether no group holds most clips, and half of the classes have a group for each part."""
     sizes = pd.Series(groups).value_counts()
-    per_class = pd.Series(groups).groupby(labels).nunique()
+    clip, place = np.nonzero(labels) if labels.ndim == 2 else (slice(None), labels)
+    per_class = pd.Series(groups[clip]).groupby(place).nunique()
     return bool(sizes.max() <= len(groups) / 2 and (per_class >= parts).mean() >= 0.5)

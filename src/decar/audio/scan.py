@@ -88,8 +88,20 @@ def labels_from_folders(paths: list[str]) -> dict[str, list[str]]:
     parents = [PurePosixPath(path).parts[:-1] for path in paths]
     first = {parts[0].lower() for parts in parents if parts}
     if not first or not first <= SPLIT_NAMES.keys():
+        _warn_of_splits(first)
         return {"label": [parts[0] if parts else "" for parts in parents]}
     return {
         "label": [parts[1] if len(parts) > 1 else "" for parts in parents],
         "split": [SPLIT_NAMES[parts[0].lower()] if parts else "" for parts in parents],
     }
+
+
+def _warn_of_splits(first: set[str]) -> None:
+    """Name folders of several splits beside others; a single one, as `train`, may be a class."""
+    named = sorted(first & SPLIT_NAMES.keys())
+    if len({SPLIT_NAMES[name] for name in named}) > 1:
+        others = sorted(first.difference(named))
+        log.warning(
+            "the folders %s are named as splits, and %s %s not: all of them are labels; take the latter out, or give "
+            "a table", ", ".join(named), ", ".join(others[:KINDS_NAMED]), "is" if len(others) == 1 else "are",
+        )  # fmt: skip

@@ -26,10 +26,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from decar.audio import ffmpeg
 from decar.audio.blocks import Blocks
 from decar.audio.build import FORMAT, build_store, first_reasons
 from decar.audio.cache import mark_damaged, read_store
 from decar.audio.clips import SEGMENT_SECONDS, WHOLE_SECONDS, Segment
+from decar.audio.decode import TRUNCATION_TOLERANCE
 from decar.audio.logmel import FrontEnd
 from decar.audio.manifest import Identity, Manifest, positions
 from decar.audio.recorded import AT, later
@@ -138,7 +140,7 @@ class LogMelStore:
     def _open(
         cls, folder: Path, manifest: Manifest, spec: FrontEnd, fingerprint: str, delete_damaged: bool = False
     ) -> LogMelStore | None:
-        """The finished store, None when there is none or it is damaged."""
+        """The finished store, None when there is none, it is damaged, or it lacks what ffmpeg can read by now."""
         if not folder.exists():
             return None
         shape = len(manifest), spec.n_mels
@@ -146,10 +148,11 @@ class LogMelStore:
             files = read_store(folder, CHECKED_AT_OPEN)
             if files.fingerprint != fingerprint or (len(files.lengths), files.mel.shape[1]) != shape:
                 raise DamagedError("it belongs to other clips")
-        except DamagedError as error:  # without the lock: or another process is replacing it
-            if delete_damaged:
-                log.warning("the log-mel store %s is damaged (%s): building it anew", folder, error)
-                shutil.rmtree(folder)
+        except DamagedError as error:
+            _discard(folder, f"is damaged ({error})", delete_damaged)
+            return None
+        if ffmpeg.would_help(files.reasons):
+            _discard(folder, "lacks clips for which ffmpeg was missing, and it is there now", delete_damaged)
             return None
         arrays = files.mel, files.offsets, files.lengths, files.reasons
         return cls(manifest, spec, *arrays, fingerprint, blocks=files.blocks)
@@ -283,7 +286,8 @@ class LogMelStore:
         store = self.take(clip)
         begun = np.array([start for start, _ in store.manifest.stretches])
         known = np.array([duration or np.nan for _, duration in store.manifest.stretches])
-        left = np.where(np.isnan(known), seconds[clip], known) - skipped * hop
+        early = known > seconds[clip] + TRUNCATION_TOLERANCE  # the file ends before the clip
+        left = np.where(np.isnan(known) | early, seconds[clip], known) - skipped * hop
         alone = n[clip] == 1
         table = store.manifest.table.drop(columns=["start", "duration"], errors="ignore").assign(
             start=np.where(alone, begun, begun + skipped * hop),
@@ -347,6 +351,13 @@ class LogMelStore:
             filename, shape = state["mel"]
             state = {**state, "mel": np.memmap(filename, np.float16, "r", shape=shape)}
         self.__dict__.update(state)
+
+
+def _discard(folder: Path, why: str, delete: bool) -> None:
+    """Delete a store that cannot be used; without the lock it stays, as another process may be replacing it."""
+    if delete:
+        log.warning("the log-mel store %s %s: building it anew", folder, why)
+        shutil.rmtree(folder)
 
 
 def _folder(identity: Identity, spec: FrontEnd, cache_dir: str | os.PathLike[str]) -> Path:

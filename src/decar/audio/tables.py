@@ -89,6 +89,9 @@ def read_text_table(source: Path, has_path: Callable[[list[str]], bool]) -> tupl
             )
         if caught:
             _refuse_lost_cells(source, separator, encoding, len(table.columns))
+        _refuse_twins(source, separator, encoding, table)
+        if n_lines > 1 + len(table):
+            _refuse_joined(source, separator, table, has_path)
     except FileNotFoundError:
         raise ManifestError(f"the table {source} does not exist") from None
     except UnicodeDecodeError as error:
@@ -282,3 +285,31 @@ def _refuse_lost_cells(source: Path, separator: str, encoding: str, width: int) 
                     f"the table {source} has {width} columns, but a row of {len(row)} cells "
                     f"({separator.join(row)[:80]}): put names that hold commas into quotes"
                 )
+
+
+def _refuse_twins(source: Path, separator: str, encoding: str, table: pd.DataFrame) -> None:
+    """Refuse two columns of one name that differ; pandas calls the second `name.1`, and the first would be taken."""
+    with open(source, newline="", encoding=encoding) as file:
+        header = next(filter(None, csv.reader(file, delimiter=separator)), [])
+    names = [name.strip() for name in header[: len(table.columns)]]
+    for i, name in enumerate(names):
+        first = names.index(name)
+        if name and first < i and not table.iloc[:, first].equals(table.iloc[:, i]):
+            raise ManifestError(
+                f"the table {source}: columns {first + 1} and {i + 1} are both called '{name}' and differ: rename one"
+            )
+
+
+def _refuse_joined(source: Path, separator: str, table: pd.DataFrame, has_path: Callable[[list[str]], bool]) -> None:
+    """Refuse rows that quotes have joined, as ditto marks do: each line of such a row is a row by itself."""
+    at = next((i for i, name in enumerate(table.columns) if has_path([str(name).strip()])), -1)
+    several = [column.str.contains("\n", regex=False, na=False) for _, column in table.items()]
+    for number, *row in table.fillna("")[pd.concat(several, axis=1).any(axis=1)].itertuples(name=None):
+        lines = [line.split(separator) for line in separator.join(row).split("\n")]
+        whole = at >= 0 and all(len(line) == len(row) for line in lines)
+        endings = {os.path.splitext(line[at].strip())[1] for line in lines} if whole else {""}
+        if len(endings) == 1 and "" not in endings:
+            raise ManifestError(
+                f"the table {source}, row {number + 1}: quotes join {len(lines)} lines of the table to one row: leave "
+                'out the sign ", or write it twice within quotes'
+            )

@@ -224,7 +224,7 @@ def embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tup
     if file.is_file():
         try:
             known, bad = EmbeddingTable.open(file), read_bad(file)
-            if known.facts.get("key") == embedder.key(clips) and not (lacked_ffmpeg(bad) and ffmpeg.available()):
+            if known.facts.get("key") == embedder.key(clips) and not ffmpeg.would_help(bad["reason"].astype(str)):
                 vectors, root = known.vectors(), os.path.abspath(clips.root)
                 if known.root != Path(root):  # the sounds have been moved
                     write_rows(file, known.rows, vectors, {**known.facts, "root": root})
@@ -235,11 +235,6 @@ def embedded(clips: Manifest, embedder: Embedder, out: Path, bundle: str) -> tup
             log.warning("%s; the sounds are embedded anew", error)
     made = embedder.write(clips, file, name=bundle)
     return made.table, made.vectors
-
-
-def lacked_ffmpeg(bad: pd.DataFrame) -> bool:
-    """Whether clips were left out because the program ffmpeg was not installed."""
-    return any(str(reason).endswith(ffmpeg.INSTALL) for reason in bad["reason"])
 
 
 def recordings_of(root: Path, table: pd.DataFrame) -> pd.Series:

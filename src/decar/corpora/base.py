@@ -75,6 +75,7 @@ class Corpus:
         official: Clips and classes of the release itself, where they are published and differ from the paper's.
         published: Clips with a value of a column, as `split=test`, that the release's lists or its paper state.
         differs: Why ours may differ from Table 1, for the comparison.
+        multilabel: Whether a clip has several classes, joined by commas.
     """
 
     name: str
@@ -89,6 +90,11 @@ class Corpus:
     official: tuple[int, int] | None = None
     published: Mapping[str, int] = field(default_factory=dict)
     differs: str = ""
+    multilabel: bool = False
+
+    def classes(self, cells: Iterable[str]) -> set[str]:
+        """The classes in some cells of the column `label`."""
+        return {word for cell in set(cells) for word in (cell.split(",") if self.multilabel else [cell])}
 
     def read(self, root: Path) -> Manifest:
         """The clips that its lists name, sorted by path and start so that the order is the same on every machine.

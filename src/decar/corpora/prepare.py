@@ -174,8 +174,8 @@ def check_split(clips: Manifest, corpus: Corpus) -> None:
                 "are the lists those of this release?"
             )
     if "split" in table:
-        labels = set(table[corpus.label])
-        untaught = sorted(labels - set(table[corpus.label][table["split"] == "train"]))
+        labels, train = table[corpus.label], table["split"] == "train"
+        untaught = sorted(corpus.classes(labels) - corpus.classes(labels[train]))
         if untaught:
             raise CorpusError(f"{corpus.title}: no training clip of '{untaught[0]}' ({len(untaught)} such classes)")
 
@@ -200,7 +200,7 @@ def _quantities(corpus: Corpus, prepared: Prepared) -> Iterator[Quantity]:
     """Each quantity that is compared, its expected value and the one found; None: unknown."""
     clips, paper = prepared.manifest, corpus.paper
     n_clips, n_classes = (paper.clips, paper.classes) if paper else corpus.official or (None, None)
-    yield "classes", n_classes, clips.column(corpus.label).nunique()
+    yield "classes", n_classes, len(corpus.classes(clips.column(corpus.label)))
     yield "clips", n_clips, len(clips)
     yield DURATION, paper.seconds if paper else None, prepared.seconds
     for part, size in corpus.published.items():

@@ -26,7 +26,7 @@ _BIRDSONG = {
 }
 _FSD50K_SPLITS = {"train": "train", "val": "valid"}
 AUDIOSET_SHARE, AUDIOSET_SEED = 0.1, 0
-_TIMES = re.compile(r"_\d+(\.\d+)?(_\d+(\.\d+)?)?$")
+_NAMED = re.compile(r"Y?(.{11})(_\d+(\.\d+)?){0,2}")  # eleven letters, of which the last may be digits after a _ too
 _LABELS = re.compile(r"/\w+/\w+(,/\w+/\w+)*")
 
 
@@ -149,6 +149,7 @@ FSD50K = Corpus(
     "FSD50K",
     fsd50k,
     label="labels",
+    multilabel=True,
     page="https://zenodo.org/record/4060432",
     archives=tuple(
         Archive(f"https://zenodo.org/record/4060432/files/FSD50K.{part}")
@@ -234,8 +235,8 @@ def segments(file: Path) -> Iterator[tuple[str, str]]:
 
 def video_of(stem: str) -> str:
     """The eleven letters of the video in a file name; downloaders add a leading Y and times."""
-    name = _TIMES.sub("", stem) if len(stem) > 12 else stem
-    return name[1:] if len(name) == 12 and name.startswith("Y") else name
+    match = _NAMED.fullmatch(stem)
+    return match[1] if match else stem
 
 
 def balanced_share(labels: list[list[str]], share: float, seed: int) -> NDArray[np.bool_]:
@@ -266,6 +267,7 @@ AUDIOSET = Corpus(
     "AudioSet",
     audioset,
     label="labels",
+    multilabel=True,
     page="https://research.google.com/audioset/download.html",
     by_hand="the lists are at https://research.google.com/audioset/download.html; the audio is in the videos",
 )

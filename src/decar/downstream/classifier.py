@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +26,12 @@ from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 import decar
 from decar.audio import Manifest
 from decar.audio.columns import find_column, no_column
-from decar.audio.groups import together
+from decar.audio.groups import SLACK, together
 from decar.digests import NO_DIGEST, seal_tensors, tensors_digest
 from decar.downstream.probe import fit_labels, preparation
 from decar.downstream.protocol import SearchProtocol
 from decar.downstream.split import read_split
+from decar.downstream.task import warn_of_spellings
 from decar.errors import TaskError, one_line
 from decar.files import whole
 
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 FORMAT = 1
 FOLDS = 5
 SHARED = 10  # clips with a label at which its own threshold and that of all labels together weigh the same
-SLACK = 0.02  # s by which stretches that follow one another may overlap: tables round to hundredths
 NOT = "-"  # before a label that a clip has not
 MOST_BYTES = 2**28  # of a file
 FITTED = ("train", "valid")  # splits whose clips a classifier is fitted to and validated on
@@ -155,7 +154,7 @@ def read_examples(table: Manifest, column: str = "label") -> Examples:
         known[other] &= truth[other] | denied[other] | ~truth[one]
     examples = Examples(clips, names, truth, known, splits[list(has)])
     replace(examples, split=np.full(len(clips), "train")).check()
-    _warn_of_spellings(names)
+    warn_of_spellings(names)
     return examples
 
 
@@ -187,19 +186,6 @@ def _sharing(clips: Manifest) -> Iterator[tuple[int, int]]:
                 break
             if min(end, until) - start > SLACK:
                 yield i, j
-
-
-def _warn_of_spellings(names: Sequence[str]) -> None:
-    """Name labels that differ in capitals, spaces or the code of an accent alone."""
-    alike = dict[str, list[str]]()
-    for name in names:
-        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
-    for spellings in alike.values():
-        if len(spellings) > 1:
-            log.warning(
-                "%s are different labels, and a clip of one counts as none of the other: is one spelling meant?",
-                " and ".join(f"'{name}'" for name in spellings),
-            )
 
 
 def _refuse(path: str, words: set[str], names: Sequence[str]) -> None:
@@ -350,7 +336,7 @@ def fit_classifier(
         raise TaskError("there are clips of split test, or of none: take `examples.for_fit()`")
     fitted, given = examples.split == "train", examples.split == "valid"
     sets = np.array([",".join(np.asarray(examples.names)[row]) for row in examples.truth])
-    groups, apart = _kept_apart(examples, sets, group)
+    groups, apart = _kept_apart(examples, group)
     folds = [(np.flatnonzero(fitted), np.flatnonzero(given))] if given.any() else _folds(sets, apart, seed)
     held = _held_back(vectors, examples, folds)
     strength = min(held, key=lambda one: _loss(held[one], examples))
@@ -368,12 +354,10 @@ def fit_classifier(
     )  # fmt: skip
 
 
-def _kept_apart(
-    examples: Examples, sets: NDArray[np.str_], group: str | None
-) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+def _kept_apart(examples: Examples, group: str | None) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
     """`(N,)` what each clip is of, a recording or a value of `group`; and what validation holds back together of it."""
     paths, given = examples.clips.table["path"].to_numpy(str), examples.split == "valid"
-    groups, _, _ = together(examples.clips.table, sets, group, label="label")
+    groups, _, left_out = together(examples.clips.table, examples.truth, group, label="label")
     if given.any():
         both = sorted({*paths[given]} & {*paths[~given]})
         if both:
@@ -382,6 +366,11 @@ def _kept_apart(
                 "for other recordings", len(both), both[0],
             )  # fmt: skip
         return groups, pd.factorize(groups)[0]
+    if left_out:
+        log.warning(
+            "the validation does not hold back %s: most clips, or most labels, have one value of it; name a column as "
+            "group to hold it back", ", ".join(left_out),
+        )  # fmt: skip
     if len(np.unique(groups)) < LEAST <= len(np.unique(paths)):
         log.warning("all labelled clips have one value of %s: the validation holds back recordings alone", group)
         groups = paths

@@ -23,7 +23,7 @@ from decar.audio.store import LogMelStore
 from decar.downstream.probe import classification_loss
 from decar.downstream.protocol import KnnProtocol, Outcome, PaperProtocol, Protocol, Truth, measure, score
 from decar.downstream.task import Task, drop_unreadable
-from decar.errors import ConfigError
+from decar.errors import ConfigError, TaskError
 from decar.models import Encoder
 from decar.models.embed import embed_clips
 from decar.signals import leave_to_parent
@@ -223,8 +223,13 @@ class KeepBest(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare this epoch with the best so far."""
         assert isinstance(pl_module, FineTuner)
-        value, epoch = score(*pl_module.answered()), trainer.current_epoch
+        (logits, truth), epoch = pl_module.answered(), trainer.current_epoch
+        finite = bool(np.isfinite(logits).all())  # the largest of NaNs would be the first class
+        value = score(logits, truth) if finite else 0.0
         self.history.append({"lr": pl_module.lr, "epoch": epoch, "valid_value": value})
+        if not finite:
+            log.warning("fine-tuning lr=%g, epoch %d: the network diverged (NaN or Inf)", pl_module.lr, epoch + 1)
+            return
         log.info("fine-tuning lr=%g, epoch %d of %s: valid %.3f", pl_module.lr, epoch + 1, trainer.max_epochs, value)
         if value > self.valid_value:  # strictly: the first of equally good epochs
             self.valid_value, self.epoch = value, epoch
@@ -268,6 +273,7 @@ def fit_finetune(
 
     Raises:
         ConfigError: `KnnProtocol`, which trains nothing; or an encoder that gives no gradients.
+        TaskError: The network diverged in every epoch, or gives NaN or Inf for a test clip.
     """
     if isinstance(protocol, KnnProtocol):
         raise ConfigError("mode=finetune protocol=knn: nothing is trained; take mode=frozen")
@@ -289,6 +295,12 @@ def fit_finetune(
         if winner is None or tuned.best.valid_value > winner.best.valid_value:
             winner = tuned
     assert winner is not None
+    if not winner.best.weights:
+        tried = ", ".join(f"{lr:g}" for lr in rates)
+        raise TaskError(
+            f"task {task.spec.name}: the network diverged in every epoch (NaN or Inf); give a smaller learning rate "
+            f"than {tried}, or the precision 32-true"
+        )
     if isinstance(protocol, PaperProtocol) and protocol.refit and task.spec.shots is None:
         winner = _Tuned(_refit(encoder, data, winner, seed, kwargs), winner.best)
     with _seeded(seed):  # a loader draws a seed for its workers
@@ -304,7 +316,8 @@ def _tune(encoder: Encoder, data: TaskData, lr: float, seed: int, kwargs: Mappin
         module = FineTuner(copy.deepcopy(encoder), len(data.task.classes), lr)
         module.train()  # Lightning keeps the mode it finds, and a loaded encoder comes in eval mode
         _trainer(kwargs, best).fit(module, data.train_dataloader(), data.val_dataloader())
-    module.load_state_dict(best.weights)
+    if best.weights:
+        module.load_state_dict(best.weights)
     return _Tuned(module, best)
 
 
@@ -321,7 +334,13 @@ def _refit(encoder: Encoder, data: TaskData, chosen: _Tuned, seed: int, kwargs: 
 def _test(tuned: _Tuned, data: TaskData, kwargs: Mapping[str, Any]) -> tuple[dict[str, float], NDArray[np.int64]]:
     """Measures and confusion matrix of the test split: the one place where it is read."""
     _trainer(kwargs).test(tuned.module, data.test_dataloader(), verbose=False)
-    return measure(*tuned.module.answered())
+    logits, truth = tuned.module.answered()
+    if not np.isfinite(logits).all():
+        name = data.task.spec.name
+        raise TaskError(
+            f"task {name}: the tuned network diverged (NaN or Inf on test clips); give a smaller learning rate"
+        )
+    return measure(logits, truth)
 
 
 def _trainer(kwargs: Mapping[str, Any], *callbacks: Callback) -> Trainer:

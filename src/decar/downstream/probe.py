@@ -53,7 +53,7 @@ def fit_frozen(x: Floats, task: Task, protocol: Protocol, seed: int) -> Outcome:
         seed: Seeds initial weights and order of the paper's probe; the others are deterministic.
 
     Raises:
-        TaskError: An embedding is not finite, or the number of rows is not the task's.
+        TaskError: An embedding is not finite, the number of rows is not the task's, or the paper's layer diverged.
     """
     _check_embeddings(x, task)
     train, valid = task.indices("train"), task.indices("valid")
@@ -85,10 +85,14 @@ def _fit_adam(known: Known, protocol: PaperProtocol, seed: int) -> Fitted:
     """One linear layer on raw embeddings (paper, section 4: Adam, 1e-3, batch 64, at most 50 epochs)."""
     best, chosen, history = -1.0, 0, list[dict[str, float | int]]()
     for epoch, (layer, loss) in enumerate(_epochs(known.x_train, known.y_train, known.n_classes, protocol, seed)):
-        value = score(_scores(layer, known.x_valid), known.y_valid)
+        given = _scores(layer, known.x_valid)
+        finite = bool(np.isfinite(given).all())  # the largest of NaNs would be the first class
+        value = score(given, known.y_valid) if finite else 0.0
         history.append({"epoch": epoch, "train_loss": loss, "valid_value": value})
-        if value > best:  # strictly: the first of equally good epochs
+        if finite and value > best:  # strictly: the first of equally good epochs
             best, chosen, final = value, epoch, copy.deepcopy(layer)
+    if best < 0:
+        raise TaskError(f"the linear layer diverged (NaN or Inf); give a smaller learning rate than {protocol.lr:g}")
     if protocol.refit:
         again = _epochs(*known.final(), known.n_classes, protocol, seed)
         final = [layer for layer, _ in islice(again, chosen + 1)][-1]

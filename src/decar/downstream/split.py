@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from decar.audio.groups import Labels
 from decar.audio.scan import SPLIT_NAMES
 from decar.errors import TaskError
 
@@ -48,17 +49,16 @@ def quoted(words: Sequence[str], most: int = 5) -> str:
     return ", ".join(f"'{word}'" for word in words[:most]) + (", …" if len(words) > most else "")
 
 
-def hold_out(
-    labels: NDArray[np.str_], groups: NDArray[np.str_], share: float, rng: np.random.Generator
-) -> NDArray[np.bool_]:
+def hold_out(labels: Labels, groups: NDArray[np.str_], share: float, rng: np.random.Generator) -> NDArray[np.bool_]:
     """Draw a share of every class to set aside, by whole groups.
 
     Where each group has one class, the share holds for the groups of a class: nothing is taken of one group, and of
-    more at least one and never all. Where groups have clips of several classes (a speaker says all words), groups are
-    taken while that brings the classes' shares nearer to `share`; no class loses all its clips.
+    more at least one and never all. Where groups have clips of several classes (a speaker says all words), or clips
+    have several labels, groups are taken while that brings the classes' shares nearer to `share`; no class loses all
+    its clips.
 
     Args:
-        labels: `(N,)` class of each clip.
+        labels: `(N,)` class of each clip, or `(N, C)` which labels it has.
         groups: `(N,)` name of the group of each clip, its file say.
         share: Part to set aside, 0 to 1.
         rng: Where the draw comes from.
@@ -67,9 +67,13 @@ def hold_out(
         `(N,)` mask of the clips that are set aside.
     """
     names, group = np.unique(groups, return_inverse=True)  # sorted: the draw does not depend on the table's order
-    _, y = np.unique(labels, return_inverse=True)
+    if labels.ndim == 2:  # not by their sets: most of these may be there once
+        clip, y = np.nonzero(labels)
+        y = np.unique(y, return_inverse=True)[1]
+    else:
+        clip, y = np.arange(len(labels)), np.unique(labels, return_inverse=True)[1]
     counts = np.zeros((len(names), y.max(initial=-1) + 1), np.int64)
-    np.add.at(counts, (group, y), 1)
+    np.add.at(counts, (group[clip], y), 1)
     draw = _by_class if ((counts > 0).sum(axis=1) == 1).all() else _by_balance
     return np.isin(group, draw(counts, share, rng))
 
@@ -106,10 +110,11 @@ def _by_balance(counts: NDArray[np.int64], share: float, rng: np.random.Generato
     return taken
 
 
-def complete(
-    labels: NDArray[np.str_], groups: NDArray[np.str_], given: NDArray[np.str_] | None, seed: int
-) -> NDArray[np.str_]:
-    """Draw the parts that are missing by whole groups: train, valid and test (70/10/20), or valid (15 % of train)."""
+def complete(labels: Labels, groups: NDArray[np.str_], given: NDArray[np.str_] | None, seed: int) -> NDArray[np.str_]:
+    """Draw the parts that are missing by whole groups: train, valid and test (70/10/20), or valid (15 % of train).
+
+    `labels` are those of `hold_out`.
+    """
     rng = np.random.default_rng(seed)
     split = np.full(len(labels), "train") if given is None else given.copy()
     if given is None:

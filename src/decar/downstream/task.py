@@ -3,9 +3,12 @@
 import hashlib
 import json
 import logging
-import os
+import re
+import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from decar.audio.columns import find_column, no_column
-from decar.audio.groups import AUTO, together
+from decar.audio.groups import AUTO, Labels, shared_sound, together
 from decar.audio.manifest import Manifest
 from decar.downstream.split import SPLITS, by_fold, complete, draw_shots, quoted, read_split
 from decar.errors import ManifestError, TaskError
+from decar.unpack import is_archive
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +33,9 @@ class TaskSpec:
     Attributes:
         name: Name of the task in results and tables.
         label: Column that holds the class; a clip where it is empty is not part of the task.
-        path: A CSV or Parquet table, or a folder with one folder per class (then `label` is "label").
-        split: Column with train, valid or test, empty for clips that are not part of the task. None, or a folder
-            that is not divided by split: 70/10/20 is drawn, the same on every machine and for every run seed.
+        path: A CSV or Parquet table, or a folder or archive with one folder per class (then `label` is "label").
+        split: Column with train, valid or test, empty for clips that are not part of the task. None, or a folder or
+            archive that is not divided by split: 70/10/20 is drawn, the same on every machine and for every run seed.
         root: Folder that relative paths of a table start from; None: the table's own folder.
         path_column: Column of the table that holds the paths.
         crop_frames: Frames of a training crop when the whole network is fine-tuned.
@@ -148,24 +152,24 @@ def _load(spec: TaskSpec) -> Task:
         log.info("task %s: %d of %d clips have no %s or no split and are left out", spec.name, len(table) - len(rows),
                  len(table), spec.label)  # fmt: skip
     labels = labels[rows]
-    split = _completed(spec, table.take(rows), labels, None if given is None else given[rows])
     classes, y = _classes(labels, spec.multilabel)
+    known = y.astype(bool) if spec.multilabel else labels
+    split = _completed(spec, table.take(rows), known, None if given is None else given[rows])
     source, places = (table, rows) if spec.source is None else _find(spec, table.take(rows))
     task = Task(spec, source, places, source.take(places), y, classes, split)
     _check(task)
     _warn_of_shared(task)
+    warn_of_spellings(classes)
     return task
 
 
 def _warn_of_shared(task: Task) -> None:
-    """Name clips that are in two splits: they are learned from and judged on."""
-    clips = pd.DataFrame(task.manifest.stretches, columns=["start", "duration"], dtype=float)
-    clips = clips.assign(path=task.manifest.table["path"].map(os.path.normpath), split=task.split)
-    splits = clips.groupby(["path", "start", "duration"], dropna=False, sort=False)["split"].nunique()
-    shared = splits[splits > 1]
-    if len(shared):
-        log.warning("task %s: %d clips are in two splits, first: %s; what is learned from must not be judged on",
-                    task.spec.name, len(shared), shared.index[0][0])  # fmt: skip
+    """Name clips that are in two splits, or parts of them: they are learned from and judged on."""
+    paths = task.manifest.table["path"]
+    shared = shared_sound(paths.tolist(), task.manifest.stretches, task.split.tolist())
+    if shared:
+        log.warning("task %s: %d clips share sound with a clip of another split, first: %s; what is learned from must "
+                    "not be judged on", task.spec.name, len(shared), paths.iloc[min(shared)])  # fmt: skip
 
 
 def _column(spec: TaskSpec, source: Manifest, column: str, key: str) -> NDArray[np.str_]:
@@ -181,17 +185,16 @@ def _given_split(spec: TaskSpec, source: Manifest) -> NDArray[np.str_] | None:
     """The split of each clip as the source has it, by fold or by column; None when one has to be drawn."""
     if spec.fold is not None:
         return by_fold(_column(spec, source, "fold", "fold"), spec.fold, str(spec.path))
-    in_folder = Path(str(spec.path)).expanduser().is_dir()
+    source_path = Path(str(spec.path)).expanduser()
+    in_folder = source_path.is_dir() or is_archive(source_path)
     column = "split" if in_folder else spec.split  # from the names of the first level, if they are splits
     if column is None or (in_folder and column not in source.table):
         return None
     return read_split(_column(spec, source, column, "split"), f"split column '{column}' of {spec.path}")
 
 
-def _completed(
-    spec: TaskSpec, clips: Manifest, labels: NDArray[np.str_], given: NDArray[np.str_] | None
-) -> NDArray[np.str_]:
-    """The split of each clip; a missing part is drawn by whole groups."""
+def _completed(spec: TaskSpec, clips: Manifest, labels: Labels, given: NDArray[np.str_] | None) -> NDArray[np.str_]:
+    """The split of each clip; a missing part is drawn by whole groups; `labels` as of `hold_out`."""
     if given is not None and "valid" in given:
         return given
     try:
@@ -225,6 +228,21 @@ def _classes(labels: NDArray[np.str_], several: bool) -> tuple[list[str], NDArra
     sets = [{word.strip() for word in label.split(",")} - {""} for label in labels.tolist()]
     classes = sorted(set().union(*sets))
     return classes, np.asarray([[name in words for name in classes] for words in sets])
+
+
+def warn_of_spellings(names: Sequence[str]) -> None:
+    """Name labels that differ in capitals, spaces, the code of an accent, or as 1, 01 and 1.0 do, alone."""
+    alike = dict[str | Decimal, list[str]]()
+    for name in names:
+        plain = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+        number = re.fullmatch(r"[-+]?\d+(\.\d*)?", plain, re.ASCII)
+        alike.setdefault(Decimal(plain) if number else plain, []).append(name)
+    for spellings in alike.values():
+        if len(spellings) > 1:
+            log.warning(
+                "%s are different labels, and a clip of one counts as none of the other: is one spelling meant?",
+                " and ".join(f"'{name}'" for name in spellings),
+            )
 
 
 def _find(spec: TaskSpec, clips: Manifest) -> tuple[Manifest, NDArray[np.int64]]:

@@ -273,12 +273,18 @@ class Index:
             without: For each vector a row that is not to be found, the sound itself say, or None.
 
         Raises:
-            SearchError: `n` is more than there are, or the vectors are not finite or of another width.
+            SearchError: `n` is more than there are, or the vectors are zero, not finite or of another width.
         """
         queries = np.atleast_2d(np.asarray(vectors, np.float32))
         left_out = [*without] or [None] * len(queries)
         self._check(queries, n, spare=int(any(row is not None for row in left_out)))
         prepared, wanted = self._prepare(queries), n + int(any(row is not None for row in left_out))
+        nothing = np.flatnonzero(~prepared.any(axis=1))
+        if len(nothing):
+            raise SearchError(
+                f"vector {nothing[0] + 1} of {len(queries)} to search for is zero, and so all rows are equally near to "
+                "it: is the sound silent?"
+            )
         rows = np.empty((len(queries), 0), np.int64)
         likeness = np.empty((len(queries), 0), np.float32)
         faiss = load_faiss()
