@@ -23,8 +23,10 @@ from decar.cli.runs import (
     find_checkpoint,
     finished_twin,
     flat_options,
+    is_of,
     lost_outputs,
     read_finished,
+    refuse_finished,
     refuse_other_run,
     write_config,
     write_finished,
@@ -118,7 +120,7 @@ def find_earlier_run(
     """The figures of this very job if it is finished, and the checkpoint to resume from.
 
     Raises:
-        TrainingError: The checkpoint was made with other options or sounds.
+        TrainingError: The checkpoint, or a finished run without one, was made with other options or sounds.
     """
     checkpoint, done = find_checkpoint(cfg.resume, output), None
     if cfg.resume is not None and (checkpoint is not None or (output / FINISHED).is_file()):
@@ -127,7 +129,9 @@ def find_earlier_run(
         if checkpoint is not None:
             refuse_other_run(cfg, Path(checkpoint), content, sounds.n_clips, processes)
         done = complete(cfg, output, content, checkpoint)
-    if not done and checkpoint is None:
+        if not done and checkpoint is None:
+            refuse_finished(cfg, output, content)
+    if not done and (checkpoint is None or not is_of(checkpoint, output)):
         clear(output)
     return done, checkpoint
 

@@ -1,0 +1,77 @@
+"""Going on with a run: nothing of another run is overwritten or mixed in, and no figure is that of another question."""
+
+import shutil
+
+import pytest
+
+from decar.digests import read_json
+
+WORDS = [
+    "debug=fast", "trainer=cpu", "loader.batch_size=8", "k=2", "data=folder", "sampler.every_n_steps=2",
+    "callbacks.bundle.dim=null",
+]  # fmt: skip
+
+
+@pytest.fixture
+def run(train, sound_folder, tmp_path):
+    """Train with these options in a folder, named from `tmp_path` on."""
+
+    def call(folder, *words):
+        given = {word.partition("=")[0] for word in words}
+        usual = [word for word in [*WORDS, f"data.root={sound_folder}"] if word.partition("=")[0] not in given]
+        return train(*usual, f"hydra.run.dir={tmp_path / folder}", *words)
+
+    return call
+
+
+def refused(outcome, *texts):
+    assert outcome.code == 2
+    assert len(outcome.errors) == 1
+    for text in texts:
+        assert text in outcome.errors[0]
+
+
+def test_a_checkpoint_of_another_folder_does_not_replace_a_run(run, tmp_path):
+    assert run("a").code == 0
+    assert run("b", "seed=1").code == 0
+    made = [path for path in (tmp_path / "b").rglob("*") if path.is_file() and path.parent.name != ".hydra"]
+    made.remove(tmp_path / "b" / "train.log")
+    before = [path.read_bytes() for path in made]
+    refused(run("b", f"resume={tmp_path / 'a'}", "trainer.max_epochs=3"), f"{tmp_path / 'b'} holds a run already")
+    assert [path.read_bytes() for path in made] == before
+    assert run("b", "seed=1", f"resume={tmp_path / 'b'}", "trainer.max_epochs=3").code == 0, "its own"
+
+
+def test_leftovers_do_not_mix_with_the_run_of_a_checkpoint_of_another_folder(run, tmp_path):
+    assert run("a").code == 0
+    assert run("b", "seed=1").code == 0
+    shutil.rmtree(tmp_path / "b" / "checkpoints")
+    (tmp_path / "b" / "finished.json").unlink()
+    outcome = run("b", f"resume={tmp_path / 'a'}", "trainer.max_epochs=3")
+    assert outcome.code == 0, outcome.err
+    assert sorted(path.name for path in (tmp_path / "b" / "clusters.parquet").iterdir()) == ["epoch_00002.parquet"]
+    epochs = [line.split(",")[0] for line in (tmp_path / "b" / "metrics.csv").read_text().splitlines()[1:]]
+    assert set(epochs) == {"1", "2"}, "the last row of the checkpoint, and what came after"
+
+
+def test_a_finished_run_without_checkpoints_is_not_trained_over(run, tmp_path):
+    assert run("a").code == 0
+    shutil.rmtree(tmp_path / "a" / "checkpoints")
+    weights = (tmp_path / "a" / "encoder.safetensors").read_bytes()
+    refused(run("a"), "holds a run already")
+    refused(run("a", "seed=1", "resume=auto"), f"{tmp_path / 'a'} holds a finished run", "seed: 0 there, 1 here")
+    assert (tmp_path / "a" / "encoder.safetensors").read_bytes() == weights
+    assert "done already" in run("a", "resume=auto").out
+    (tmp_path / "a" / "encoder.safetensors").unlink()
+    assert run("a", "resume=auto").code == 0, "what is lost is made again"
+    assert (tmp_path / "a" / "encoder.safetensors").is_file()
+
+
+def test_of_a_lost_last_checkpoint_the_one_before_serves(run, tmp_path):
+    assert run("a").code == 0
+    (tmp_path / "a" / "checkpoints" / "last.ckpt").unlink()
+    refused(run("a"), "holds a run already")
+    outcome = run("a", "resume=auto", "trainer.max_epochs=3")
+    assert outcome.code == 0, outcome.err
+    assert "going on from the one before" in outcome.out
+    assert read_json(tmp_path / "a" / "finished.json")["epochs"] == 3
