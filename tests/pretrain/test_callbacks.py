@@ -128,6 +128,29 @@ def test_directions_are_learned_once_and_again_where_the_bundle_is_lost(make_sto
     assert (len(passes), read_directions(bundle).shape[0]) == (2, 6)
 
 
+def test_the_last_pass_runs_where_the_trainer_s_device_is(make_store, tmp_path, monkeypatch):
+    """Lightning moves the module to the CPU before `on_fit_end`; the clips of the pass go to the device of training."""
+    away, cpu, to = [False], SpyModule.cpu, torch.nn.Module.to
+
+    def leave(self):
+        away[0] = True
+        return cpu(self)
+
+    def come(self, *args, **kwargs):
+        away[0] = False
+        return to(self, *args, **kwargs)
+
+    def refuse(*_):
+        assert not away[0], "weights on the CPU, clips on the GPU"
+
+    monkeypatch.setattr(SpyModule, "cpu", leave)
+    monkeypatch.setattr(torch.nn.Module, "to", come)
+    with torch.nn.modules.module.register_module_forward_pre_hook(refuse):
+        fit_with_bundle(make_store, tmp_path, 6)
+    assert away == [False], "it was away, and came back"
+    assert read_directions(tmp_path / "encoder.safetensors").shape[0] == 6
+
+
 def test_without_a_number_no_pass_is_made_and_none_is_stored(make_store, tmp_path, monkeypatch):
     monkeypatch.setattr(DecarModule, "embed_store", None)
     assert read_directions(fit_with_bundle(make_store, tmp_path, dim=None)[2]) is None
