@@ -3,7 +3,9 @@
 import shutil
 
 import pytest
+from omegaconf import OmegaConf
 
+from decar.cli.runs import flat_options, read_finished, write_finished
 from decar.digests import read_json
 
 WORDS = [
@@ -75,3 +77,47 @@ def test_of_a_lost_last_checkpoint_the_one_before_serves(run, tmp_path):
     assert outcome.code == 0, outcome.err
     assert "going on from the one before" in outcome.out
     assert read_json(tmp_path / "a" / "finished.json")["epochs"] == 3
+
+
+def test_a_job_is_no_twin_of_one_with_another_value_for_what_is_left_open(train, sound_folder, tmp_path):
+    """`pretrain.features` has no effect beside `labels=descriptors`; `sampler.every_n_steps` has."""
+    words = [word for word in WORDS if not word.startswith("sampler")]
+    outcome = train("-m", *words, f"data.root={sound_folder}", "labels=descriptors", "pretrain.features=bank,pass",
+                    "sampler.every_n_steps=2,null", "trainer.max_epochs=1", "hydra.sweep.dir=s")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    folders = {path.parent.name.partition("every_n_steps=")[2][:1] for path in (tmp_path / "s").glob("*/finished.json")}
+    assert folders == {"2", "n"}, "each is trained once"
+    assert outcome.out.count("done already in") == 2
+
+
+def finished(folder, **options):
+    cfg = OmegaConf.create({"k": 4, "data": {"root": "a", "label": None, "stream": False, "buffer": 10}, **options})
+    write_finished(folder, {"loss": 1.0}, 1, 1, {"options": flat_options(cfg), "content": "c", "n_clips": 1})
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [
+        ({}, {"root": "moved"}, True),
+        ({"label": "kind"}, {"label": "kind", "root": "moved"}, True),
+        ({"label": "kind"}, {"label": "place"}, False),
+        ({}, {"buffer": 20}, True),
+        ({"stream": True}, {"stream": True, "buffer": 20}, False),
+    ],
+)
+def test_what_of_the_data_makes_another_job(tmp_path, before, now, same):
+    usual = {"root": "a", "label": None, "stream": False, "buffer": 10}
+    finished(tmp_path, data={**usual, **before})
+    cfg = OmegaConf.create({"k": 4, "data": {**usual, **before, **now}})
+    assert (read_finished(cfg, tmp_path, "c") is not None) == same
+
+
+def test_the_figure_of_one_label_is_not_given_for_another(run, tmp_path):
+    assert run("a", "data.label=label").code == 0
+    before = read_json(tmp_path / "a" / "finished.json")["metrics"]
+    refused(
+        run("a", "data.label=path", "resume=auto"), "data.label=path: this run is complete", "figures of label label"
+    )
+    assert run("a", "data.label=label", "resume=auto").code == 0
+    assert read_json(tmp_path / "a" / "finished.json")["metrics"].items() <= before.items()

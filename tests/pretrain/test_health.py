@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from decar.clustering.stats import effective_rank
-from decar.errors import ConfigError
+from decar.errors import ConfigError, TrainingError
 from decar.models import embed_store
 from decar.pretrain import EmbeddingHealth, EpochLabels
 from decar.pretrain.health import is_worse, nearest_neighbour_accuracy
@@ -127,6 +127,47 @@ def test_a_resumed_run_compares_with_the_untrained_embedding(make_store, tmp_pat
     checkpoint = next((tmp_path / "a").glob("*.ckpt"))
     fit(model, data, tmp_path / "b", epochs=2, callbacks=[again], ckpt_path=checkpoint)
     assert again.start == health.start
+
+
+def resumed(make_store, tmp_path, health, *, begun=(), epochs=2, sort=None):
+    """A run of one epoch with the callbacks `begun`, gone on with `health`, its labels replaced by `sort`."""
+    model, data = build(labelled(make_store))
+    fit(model, data, tmp_path / "a", epochs=1, callbacks=begun)
+    store = labelled(make_store)
+    store.manifest.table["place"] = [f"place{i % 3}" for i in range(len(LENGTHS))]
+    if sort is not None:
+        store.manifest.table["sort"] = sort
+    model, data = build(store)
+    checkpoint = next((tmp_path / "a").glob("*.ckpt"))
+    return fit(model, data, tmp_path / "b", epochs=epochs, callbacks=[health], ckpt_path=checkpoint)[0]
+
+
+def test_a_resumed_run_is_not_compared_with_the_figure_of_another_column(make_store, tmp_path, caplog):
+    health = EmbeddingHealth("place")
+    resumed(make_store, tmp_path, health, begun=[EmbeddingHealth("sort")])
+    assert "probe_accuracy" not in health.start
+    assert "embedding_rank" in health.start
+    assert "data.label=place: earlier figures of this run are of other labels" in caplog.text
+    caplog.clear()
+    again = EmbeddingHealth("sort")
+    resumed(make_store, tmp_path / "again", again, begun=[EmbeddingHealth("sort")], sort=["a", "b"] * 20)
+    assert "probe_accuracy" not in again.start
+    assert "of other labels" in caplog.text
+
+
+def test_what_is_first_watched_after_a_resume_knows_nothing_of_the_untrained_embedding(make_store, tmp_path):
+    health = EmbeddingHealth("sort")
+    trainer = resumed(make_store, tmp_path, health)
+    assert health.start == {}
+    assert "probe_accuracy" in trainer.callback_metrics
+
+
+def test_a_complete_run_does_not_pass_its_figure_off_as_that_of_another_column(make_store, tmp_path):
+    with pytest.raises(TrainingError, match=r"data\.label=place: this run is complete, with figures of label sort"):
+        resumed(make_store, tmp_path, EmbeddingHealth("place"), begun=[EmbeddingHealth("sort")], epochs=1)
+    same = EmbeddingHealth("sort")
+    resumed(make_store, tmp_path / "again", same, begun=[EmbeddingHealth("sort")], epochs=1)
+    assert "probe_accuracy" in same.start
 
 
 def test_without_labels_only_the_rank_and_a_missing_column_is_named(make_store, tmp_path):

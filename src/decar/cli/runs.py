@@ -217,7 +217,8 @@ def _differing(
     """The options in which another job than the one with the options `before` is asked for: before and now.
 
     An option that is left open now equals what was picked for it, and `budget` only serves to pick. Where the sounds
-    are known to be the same, their place does not matter. Options in `idle` have no effect beside the others.
+    are known to be the same, their place does not matter; the label that figures are of does. Options in `idle` have no
+    effect beside the others.
     """
     now, raw = flat_options(cfg), dict(flat(OmegaConf.to_container(cfg)))
     if before and "exact" in now:
@@ -229,7 +230,8 @@ def _differing(
     keys = {key for key in before.keys() | now.keys() if not str(raw.get(key)).startswith(follows)}
     if "k" in aside:  # what refers to it was picked with it
         keys = {key for key in keys if not key.endswith(".k")}
-    keys = {key for key in keys if key in WHICH or not below(key, tuple(aside))}
+    counts = (*WHICH, "data.label", *(["data.buffer"] if now.get("data.stream") else []))
+    keys = {key for key in keys if key in counts or not below(key, tuple(aside))}
     return {
         key: (before.get(key), now.get(key)) for key in sorted(keys) if _unset(before.get(key)) != _unset(now.get(key))
     }
@@ -307,10 +309,12 @@ def finished_twin(
     """
     from decar.models import read_facts
 
+    opened = set(left_open(flat_options(cfg)))
     for file in sorted(sweep.glob(f"*/{FINISHED}")):
         folder = file.parent
         done = read_finished(cfg, folder, content, idle)
-        if done and not unreadable(folder / "encoder.safetensors", read_facts):
+        picked = done["run"].get("open", ()) if done else ()  # there, where another value may have been given
+        if done and opened <= set(picked) and not unreadable(folder / "encoder.safetensors", read_facts):
             return folder, done
     return None
 

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from decar.cli.runs import (
     finished_twin,
     flat_options,
     is_of,
+    left_open,
     lost_outputs,
     read_finished,
     refuse_finished,
@@ -65,6 +66,7 @@ def pretrain(cfg: DictConfig) -> float:
     take_over(cfg, HydraConfig.get().overrides.task)
     set_limits(Limits(**cfg.limits))
     OmegaConf.to_yaml(cfg, resolve=True)  # before anything slow: raises by name for what is not set
+    opened = left_open(flat_options(cfg))
     output = Path(HydraConfig.get().runtime.output_dir)
     with ExitStack() as stack:
         trainer = stack.enter_context(process_group(cfg))
@@ -85,7 +87,7 @@ def pretrain(cfg: DictConfig) -> float:
         settled = OmegaConf.create(text)
         assert isinstance(settled, DictConfig)
         with child_processes(trainer, output / "config.yaml", checkpoint, found, cfg.stall_timeout):
-            metrics = train(settled, output, checkpoint, clips)
+            metrics = train(settled, output, checkpoint, clips, opened)
     log.info("the run lies in %s", output)
     log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
     return objective(cfg, metrics)
@@ -175,8 +177,18 @@ def prepare_run(
     return done, text
 
 
-def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> dict[str, float]:
-    """Train in each process of a job, with no option left open; returns the last value of each metric."""
+def train(
+    cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore, opened: Sequence[str] = ()
+) -> dict[str, float]:
+    """Train in each process of a job, with no option left open; returns the last value of each metric.
+
+    Args:
+        cfg: All options.
+        output: The run's folder.
+        checkpoint: To resume from.
+        store: All clips.
+        opened: The options that were picked; the first process writes them down.
+    """
     from hydra.utils import instantiate
 
     from decar.pretrain import StepBar
@@ -187,7 +199,7 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     module = build_module(cfg, clips)
     data = build_data(cfg, clips, module)
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
-    record = RunRecord(flat_options(cfg), store.content, len(store))
+    record = RunRecord(flat_options(cfg), store.content, len(store), opened)
     callbacks.append(record)
     if cfg.trainer.enable_progress_bar:
         callbacks.append(StepBar(refresh_rate=BAR_RATE))

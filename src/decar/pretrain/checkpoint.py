@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,10 +164,13 @@ class RunRecord(Callback):
         options: All options by dotted key.
         content: `Identity.content` of the sounds.
         n_clips: `N`.
+        opened: Options that were left open, and picked.
     """
 
-    def __init__(self, options: dict[str, Any], content: str, n_clips: int) -> None:
-        self.record = {"options": options, "content": content, "n_clips": n_clips, "version": decar.__version__}
+    def __init__(self, options: dict[str, Any], content: str, n_clips: int, opened: Sequence[str] = ()) -> None:
+        self.record = {
+            "options": options, "content": content, "n_clips": n_clips, "open": [*opened], "version": decar.__version__,
+        }  # fmt: skip
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record and the number of processes, under the key `run`."""

@@ -4,6 +4,7 @@ NMI and loss show how well clusters are learned, not whether they are worth lear
 that, where a column of labels is known. Pre-training does not use labels anywhere else, except in `OnlineProbe`.
 """
 
+import hashlib
 import logging
 import math
 from typing import Any
@@ -16,7 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from decar.audio import Manifest
 from decar.clustering.stats import effective_rank, entropy
-from decar.errors import ConfigError
+from decar.errors import ConfigError, TrainingError
 from decar.models.embed import half_standardiser
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import on_rank_zero
@@ -24,6 +25,8 @@ from decar.pretrain.sampler import Stream, derive_seed
 from decar.pretrain.vectors import Floats
 
 log = logging.getLogger(__name__)
+
+Watched = dict[str, str]  # label, digest of the sample and its classes
 
 
 class EmbeddingHealth(Callback):
@@ -45,14 +48,44 @@ class EmbeddingHealth(Callback):
         self.start: dict[str, float] = {}
         self.probed = 0  # labelled clips of the sample
         self._warned, self._alarmed = False, False
+        self._of: Watched | None = None  # what the figures so far are of
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the untrained embedding; a resumed run knows it from its checkpoint."""
-        if not self.start:
+        """Measure the untrained embedding; a resumed run knows it from its checkpoint, if it is of the same labels."""
+        of = self._watched(pl_module)
+        if self._of is not None and self._of["digest"] != of["digest"]:
+            self.start.pop("probe_accuracy", None)
+            if self.label is not None and trainer.is_global_zero:
+                log.warning("data.label=%s: earlier figures of this run are of other labels", self.label)
+        self._of = of
+        if not self.start and trainer.global_step == 0:
             self.start = self.measure(trainer, pl_module)
             if trainer.is_global_zero:
                 figures = ", ".join(f"{name} {value:.3g}" for name, value in self.start.items())
                 log.info("embedding before training: %s", figures)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse another label for a run that trained no epoch: its figures would be taken for those of this label.
+
+        Raises:
+            TrainingError: It is such a run.
+        """
+        of, before = self._watched(pl_module), self._of
+        if self.label is None or before is None or of["label"] == before["label"] or of["digest"] == before["digest"]:
+            return
+        raise TrainingError(
+            f"data.label={self.label}: this run is complete, with figures of label {before['label'] or None}, and "
+            "trains no epoch in which to measure another: give that label, judge the encoder with eval.py, or train on "
+            "with more trainer.max_epochs"
+        )
+
+    def _watched(self, module: LightningModule) -> Watched:
+        """What is measured now."""
+        assert isinstance(module, DecarModule)
+        digest = hashlib.sha256(
+            b"".join(part.tobytes() for part in self._sample(module.data.store.manifest, module.seed))
+        )
+        return {"label": self.label or "", "digest": digest.hexdigest()}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, log, and warn."""
@@ -116,13 +149,13 @@ class EmbeddingHealth(Callback):
         return sample, classes[sample]
 
     def state_dict(self) -> dict[str, Any]:
-        """Figures of the untrained embedding, and which warnings were given."""
-        return {"start": dict(self.start), "warned": self._warned, "alarmed": self._alarmed}
+        """Figures of the untrained embedding, what they are of, and which warnings were given."""
+        return {"start": dict(self.start), "warned": self._warned, "alarmed": self._alarmed, "of": self._of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
         self.start, self._warned = dict(state_dict["start"]), bool(state_dict["warned"])
-        self._alarmed = bool(state_dict.get("alarmed", False))
+        self._alarmed, self._of = bool(state_dict.get("alarmed", False)), state_dict.get("of")
 
 
 def _figures(z: Floats, classes: NDArray[np.int64]) -> dict[str, float]:
