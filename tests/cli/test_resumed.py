@@ -121,3 +121,14 @@ def test_the_figure_of_one_label_is_not_given_for_another(run, tmp_path):
     )
     assert run("a", "data.label=label", "resume=auto").code == 0
     assert read_json(tmp_path / "a" / "finished.json")["metrics"].items() <= before.items()
+
+
+def test_figures_of_before_a_resume_are_not_those_of_the_end(run, tmp_path):
+    """`metrics.csv` ends where another logger took over."""
+    assert run("a").code == 0
+    before = read_json(tmp_path / "a" / "finished.json")["metrics"]
+    outcome = run("a", "trainer.max_epochs=3", "logger=tensorboard", "callbacks.dashboard=null", "resume=auto")
+    assert outcome.code == 0, outcome.err
+    after = read_json(tmp_path / "a" / "finished.json")["metrics"]
+    assert after["loss_epoch"] != before["loss_epoch"]
+    assert f"epoch 3/3: loss {after['loss_epoch']:.3f}" in outcome.out

@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from pytorch_lightning import Callback
 
+from decar.cli.config import conf_dir
 from decar.clustering import KMeans
 from decar.errors import ConfigError, TrainingError
 from decar.models import Projection, embed_store, load_encoder, read_facts
@@ -94,6 +96,33 @@ class NamedNmi(SpyModule):
         labels, epoch = self.data.labels, self.current_epoch
         health = {key: value for key, value in labels.health.items() if key != "nmi"}
         self.data.labels = replace(labels, health=health | ({"nmi": NMI[epoch]} if epoch in NMI else {}))
+
+
+@pytest.mark.parametrize("case", ["same folder", "moved", "moved without it"])
+def test_the_best_checkpoint_is_not_replaced_by_a_worse_one_after_a_resume(make_store, tmp_path, case):
+    """Where only the checkpoint to go on from was taken along, the best of the epochs to come is kept."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        named = compose("train", ["callbacks=paper"]).callbacks
+    order = [name for name in named if name in ("last", "best")]  # of the configuration
+
+    def run(folder, **kwargs):
+        options = {"enable_version_counter": False, "save_on_train_epoch_end": True, "dirpath": folder}
+        savers = {
+            "last": EpochCheckpoint(filename="last", **options),
+            "best": EpochCheckpoint(filename="best", monitor="nmi", mode="max", **options),
+        }
+        model, data = build(make_store(LENGTHS), module=NamedNmi)
+        fit(model, data, tmp_path / "others", callbacks=[savers[name] for name in order], **kwargs)
+        return savers["best"]
+
+    run(tmp_path / "a", epochs=4)
+    folder = tmp_path / "a" if case == "same folder" else (tmp_path / "a").rename(tmp_path / "b")
+    assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] == 3
+    if case == "moved without it":
+        (folder / "best.ckpt").unlink()
+    best = run(folder, epochs=6, ckpt_path=folder / "last.ckpt")
+    assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] == (4 if case == "moved without it" else 3)
+    assert best.best_model_path == str(folder / "best.ckpt")
 
 
 def fit_with_bundle(make_store, folder, dim, epochs=2, **kwargs):

@@ -245,9 +245,16 @@ def report_run(cfg: Any, output: Path, store: LogMelStore, device: str) -> None:
 
 
 def last_metrics(output: Path, trainer: Trainer) -> dict[str, float]:
-    """The last value of each metric: from `metrics.csv`, which has those before a resume too, else of the trainer."""
+    """The last value of each metric, from `metrics.csv`, which has those before a resume too, and of the trainer.
+
+    The file ends with the latest figures, but where this part of the run is logged elsewhere.
+    """
+    from decar.pretrain import ResumableCSVLogger
+
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return found | last_figures(read_rows(output / "metrics.csv"))
+    rows = last_figures(read_rows(output / "metrics.csv"))
+    complete = any(isinstance(logger, ResumableCSVLogger) for logger in trainer.loggers)
+    return found | rows if complete else rows | found
 
 
 def objective(cfg: DictConfig, metrics: dict[str, float]) -> float:
