@@ -25,8 +25,10 @@ WHOLE = {  # key: smallest sensible value
     "labels.dim": 1,
     "data.buffer": 1,
     "warmup_steps": 0,
+    "sampler.every_n_steps": 1,
     "trainer.max_epochs": 1,
     "encoder.min_frames": 1,
+    "encoder.max_frames": 1,
 }
 FLAGS = ["compile", "exact", "clusterer.superkmeans"]
 POSITIVE = ["sampler.draws_per_clip", "optimizer.lr", "trainer.limit_train_batches", "stall_timeout"]

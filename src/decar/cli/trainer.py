@@ -236,7 +236,8 @@ def _pick(cfg: DictConfig, n_clips: int, processes: int, *, measure: bool) -> tu
     joins, epochs = "network_from" in cfg.labels, cfg.trainer.max_epochs
     network_from = cfg.labels.network_from if joins else 0  # other labels need no stage before their clusters
     limit: dict[str, Any] = _time(cfg, processes) if measure else {}
-    made = plan(n_clips, cfg.loader.batch_size, network_from=network_from, **limit)
+    every = cfg.sampler.every_n_steps if epochs is None else None
+    made = plan(n_clips, cfg.loader.batch_size, network_from=network_from, every_n_steps=every, **limit)
     picked: dict[str, Any] = {"k": made.k}
     if epochs is None:
         picked |= {"sampler.every_n_steps": made.every_n_steps, "trainer.max_epochs": made.max_epochs}

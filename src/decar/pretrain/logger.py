@@ -121,7 +121,8 @@ class EpochRow(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take along what is logged only after this: the figures of the epoch at its end, else those of the step."""
         ended, step = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch, trainer.global_step
-        due = ended or step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: no step is logged
+        due = ended or (every and step % every == 0)
         fresh = trainer.fit_loop._results.metrics(on_step=not ended)["log"]  # logged_metrics has older ones too
         row = {name: float(value) for name, value in fresh.items()} if due else {}
         checkpoint["epoch_row"] = {"step": step - 1, "values": {**row, "epoch": trainer.current_epoch} if row else {}}
