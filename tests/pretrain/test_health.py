@@ -29,6 +29,43 @@ def test_one_clip_has_no_neighbour():
     assert nearest_neighbour_accuracy(np.ones((1, 3), np.float32), np.zeros(1, np.int64)) == 0.0
 
 
+def test_neighbours_of_the_same_file_do_not_count():
+    """Segments of a recording are near each other whatever the label says of it."""
+    rng = np.random.default_rng(0)
+    files = np.repeat(np.arange(30), 4)
+    labels = rng.integers(4, size=30)[files]
+    vectors = (rng.normal(size=(30, 8))[files] + 0.01 * rng.normal(size=(120, 8))).astype(np.float32)
+    scaled = (vectors - vectors.mean(0)) / np.sqrt(vectors.var(0) + vectors.var(0).mean())
+    unit = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    hits = [labels[max((j for j in range(120) if files[j] != files[i]), key=lambda j, a=a: a @ unit[j])] == labels[i]
+            for i, a in enumerate(unit)]  # fmt: skip
+    assert nearest_neighbour_accuracy(vectors, labels, files) == pytest.approx(np.mean(hits))
+    assert np.mean(hits) < 0.5, "by chance"
+    assert nearest_neighbour_accuracy(vectors, labels) == 1.0
+    apart = nearest_neighbour_accuracy(vectors[::4], labels[::4], files[::4])
+    assert apart == nearest_neighbour_accuracy(vectors[::4], labels[::4]), "to the bit, where each file has one clip"
+
+
+def test_segments_are_probed_across_recordings_and_not_where_no_label_is_in_two(make_store, tmp_path):
+    store = make_store(LENGTHS)
+    table = store.manifest.table
+    table["path"] = [f"recording{i // 4}.wav" for i in range(len(LENGTHS))]
+    table["start"] = [float(i % 4) for i in range(len(LENGTHS))]
+    table["sort"] = [f"kind{i // 4 % 2}" for i in range(len(LENGTHS))]
+    model, data = build(store)
+    vectors = embed_store(model.encoder, store, progress=False)
+    health = EmbeddingHealth("sort")
+    fit(model, data, tmp_path / "a", epochs=1, callbacks=[health])
+    files = np.arange(len(LENGTHS)) // 4
+    expected = nearest_neighbour_accuracy(vectors, files % 2, files)
+    assert health.start["probe_accuracy"] == pytest.approx(expected)
+    table["sort"] = table["path"]
+    alone = EmbeddingHealth("sort")
+    model, data = build(store)
+    fit(model, data, tmp_path / "b", epochs=1, callbacks=[alone])
+    assert set(alone.start) == {"embedding_rank"}
+
+
 def labelled(make_store):
     store = make_store(LENGTHS)
     store.manifest.table["sort"] = [f"kind{i % 4}" if i < 30 else None for i in range(len(LENGTHS))]
