@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from sklearn.linear_model import LogisticRegression
@@ -203,11 +204,14 @@ class OnlineProbe(Callback):
         self._tell(trainer, done)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse another probe for a run that trained no epoch: its figures would be taken for those of this one.
+        """Leave the last figure to the trainer, which does not know what was measured after the last epoch.
 
         Raises:
-            TrainingError: It is such a run.
+            TrainingError: The run trained no epoch, and its figures are those of another probe.
         """
+        done = trainer.current_epoch
+        if self._store is not None and done in self.found:
+            trainer.callback_metrics["probe_accuracy"] = torch.tensor(self.found[done])
         if self._changed() and self._before and self._of and self._before["asked"] != self._of["asked"]:
             raise TrainingError(
                 f"callbacks.probe.path={self.path}: this run is complete, its probe_accuracy is of other clips or "
