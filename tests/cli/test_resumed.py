@@ -5,6 +5,7 @@ import shutil
 import pytest
 from omegaconf import OmegaConf
 
+import decar.cli.train as train_module
 from decar.cli.runs import flat_options, read_finished, write_finished
 from decar.digests import read_json
 
@@ -132,3 +133,18 @@ def test_figures_of_before_a_resume_are_not_those_of_the_end(run, tmp_path):
     after = read_json(tmp_path / "a" / "finished.json")["metrics"]
     assert after["loss_epoch"] != before["loss_epoch"]
     assert f"epoch 3/3: loss {after['loss_epoch']:.3f}" in outcome.out
+
+
+def test_an_encoder_that_is_replaced_before_training_begins_is_refused(run, tmp_path, monkeypatch):
+    """As that of a run that is still training, while the log-mels of this one are computed."""
+    for folder, seed in (("a", 0), ("b", 1)):
+        assert run(folder, f"seed={seed}").code == 0
+    prepare = train_module.prepare_run
+
+    def meanwhile(*args):
+        shutil.copy(tmp_path / "b" / "encoder.safetensors", tmp_path / "a" / "encoder.safetensors")
+        return prepare(*args)
+
+    monkeypatch.setattr(train_module, "prepare_run", meanwhile)
+    outcome = run("c", f"init={tmp_path / 'a'}", "trainer.max_epochs=1", "report=false")
+    refused(outcome, f"init={tmp_path / 'a'}: this encoder was replaced meanwhile")

@@ -286,7 +286,13 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     encoder = build_encoder(cfg)
     normalise = getattr(encoder.network, "set_input_statistics", None)
     if cfg.init:  # the statistics of what it was trained on are among its weights
-        encoder.network.load_state_dict(load_encoder(cfg.init, network=own_network(cfg)).weights())
+        begun = load_encoder(cfg.init, network=own_network(cfg))
+        require(
+            cfg.init_hash in (None, begun.hash()),
+            f"init={cfg.init}: this encoder was replaced meanwhile, as a run that is still training does: start again, "
+            "from a copy of the file",
+        )
+        encoder.network.load_state_dict(begun.weights())
     elif normalise:
         normalise(*input_statistics(clips))
     source = instantiate(cfg.labels, _convert_="all")
