@@ -155,6 +155,9 @@ def test_directions_are_learned_once_and_again_where_the_bundle_is_lost(make_sto
     bundle.unlink()
     fit_with_bundle(make_store, tmp_path, dim=6, ckpt_path=last)
     assert (len(passes), read_directions(bundle).shape[0]) == (2, 6)
+    for dim, n_passes in ((4, 3), (500, 4), (400, 4), (None, 4)):  # more than there are clips is all that there are
+        fit_with_bundle(make_store, tmp_path, dim=dim, ckpt_path=last)
+        assert (len(passes), read_directions(bundle).shape[0]) == (n_passes, 4 if dim == 4 else len(LENGTHS))
 
 
 def test_the_last_pass_runs_where_the_trainer_s_device_is(make_store, tmp_path, monkeypatch):

@@ -184,12 +184,12 @@ def test_a_resumed_run_is_not_compared_with_the_figure_of_another_column(make_st
     resumed(make_store, tmp_path, health, begun=[EmbeddingHealth("sort")])
     assert "probe_accuracy" not in health.start
     assert "embedding_rank" in health.start
-    assert "data.label=place: earlier figures of this run are of other labels" in caplog.text
+    assert "data.label=place: earlier figures of this run are of other clips or labels" in caplog.text
     caplog.clear()
     again = EmbeddingHealth("sort")
     resumed(make_store, tmp_path / "again", again, begun=[EmbeddingHealth("sort")], sort=["a", "b"] * 20)
     assert "probe_accuracy" not in again.start
-    assert "of other labels" in caplog.text
+    assert "of other clips or labels" in caplog.text
 
 
 def test_what_is_first_watched_after_a_resume_knows_nothing_of_the_untrained_embedding(make_store, tmp_path):

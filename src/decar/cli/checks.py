@@ -268,7 +268,8 @@ def _idle_in_training(cfg: DictConfig) -> dict[str, str]:
             "data.stream=true takes one stretch of up to 10 s of each recording a pass; for more of it list stretches "
             "(columns start and duration, data=csv)"
         )
-        idle["loader.persistent_workers"] = idle["loader.timeout"] = "data.stream=true reads in threads"
+        for key in ("persistent_workers", "timeout", "pin_memory"):
+            idle[f"loader.{key}"] = "data.stream=true reads in threads"
     else:
         idle["data.buffer"] = "without data.stream=true clips are drawn from all"
     if OmegaConf.select(cfg, "callbacks.probe.path") is None:
@@ -288,6 +289,9 @@ def _idle_of_labels(cfg: DictConfig) -> dict[str, str]:
         if not any(f"${{{key}}}" in _interpolations(node.get(key)) for node in found):
             why = f"{labels} clusters with {names}, which takes no {key} from here"
             idle[key] = f"{why}; leave {key} out, or pass clusterer=kmeans"
+    if str(raw["labels"].get("_target_")).startswith("decar."):
+        for key in ("clusterer", "labels.clusterer"):
+            idle[f"{key}.seed"] = "the seed of each clustering follows from the run's and the epoch; pass seed=N"
     if "${clusterer}" not in _interpolations(raw["labels"]):
         idle["clusterer"] = f"{labels} has a clusterer of its own; pass labels.clusterer.…, or labels=network or both"
     if str(raw["labels"].get("_target_")) in (ONLINE, "decar.pretrain.DescriptorLabels"):
@@ -309,7 +313,10 @@ def _idle_of_encoder(cfg: DictConfig) -> dict[str, str]:
     if encoder.get("_target_") != OUR_NETWORK:
         return {}
     if encoder.get("name") == "conv":
-        return {"encoder.drop_path": "encoder.name=conv has no residual blocks; pass encoder.name=tf_efficientnet_b0"}
+        idle["encoder.drop_path"] = "encoder.name=conv has no residual blocks; pass encoder.name=tf_efficientnet_b0"
+        if not encoder.get("readout"):
+            idle["encoder.readout_bands"] = "there is no readout; pass encoder.readout=[1,2] too"
+        return idle
     for key in ("widths", "readout", "readout_bands"):
         idle[f"encoder.{key}"] = f"encoder.name={encoder.get('name')} takes no {key}; pass encoder=conv"
     if encoder.get("stride") is None:

@@ -53,8 +53,11 @@ class BundleExport(Callback):
         """Export anew where the file is gone or damaged: a run that is complete already trains no epoch."""
         if unreadable(self.path, read_facts):
             self.on_train_epoch_end(trainer, pl_module)
-        if self.dim and is_finished(trainer) and on_rank_zero(lambda: "directions" not in read_facts(self.path)):
-            self._add_directions(pl_module, self.dim)
+        if self.dim and is_finished(trainer):
+            assert isinstance(pl_module, DecarModule)
+            wanted = min(self.dim, MOST_CLIPS, len(pl_module.data.store), pl_module.encoder.dim)
+            if on_rank_zero(lambda: read_facts(self.path).get("directions")) != wanted:
+                self._add_directions(pl_module, self.dim)
         self._publish(trainer)
 
     def _publish(self, trainer: Trainer, suffix: str = "") -> None:

@@ -58,7 +58,7 @@ class EmbeddingHealth(Callback):
         if self._of is not None and self._of["digest"] != of["digest"]:
             self.start.pop("probe_accuracy", None)
             if self.label is not None and trainer.is_global_zero:
-                log.warning("data.label=%s: earlier figures of this run are of other labels", self.label)
+                log.warning("data.label=%s: earlier figures of this run are of other clips or labels", self.label)
         self._of = of
         if not self.start and trainer.global_step == 0:
             self.start = self.measure(trainer, pl_module)
