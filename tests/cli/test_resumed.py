@@ -3,11 +3,13 @@
 import shutil
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import decar.cli.train as train_module
 from decar.cli.runs import flat_options, read_finished, write_finished
 from decar.digests import read_json
+from decar.models import load_encoder, read_facts
 
 WORDS = [
     "debug=fast", "trainer=cpu", "loader.batch_size=8", "k=2", "data=folder", "sampler.every_n_steps=2",
@@ -148,3 +150,35 @@ def test_an_encoder_that_is_replaced_before_training_begins_is_refused(run, tmp_
     monkeypatch.setattr(train_module, "prepare_run", meanwhile)
     outcome = run("c", f"init={tmp_path / 'a'}", "trainer.max_epochs=1", "report=false")
     refused(outcome, f"init={tmp_path / 'a'}: this encoder was replaced meanwhile")
+
+
+@pytest.mark.parametrize("epochs", [2, 3])
+def test_what_lies_behind_an_earlier_checkpoint_of_a_run_is_not_part_of_what_goes_on_from_it(run, tmp_path, epochs):
+    """`metrics.csv` loses its rows with the first new one; here, from the end of two epochs of four."""
+    folder = tmp_path / "a"
+    assert run("a").code == 0
+    early = shutil.copy(folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "early.ckpt")
+    figures = read_json(folder / "finished.json")["metrics"]
+    assert run("a", "trainer.max_epochs=4", "resume=auto").code == 0
+    outcome = run("a", f"trainer.max_epochs={epochs}", f"resume={early}")
+    assert outcome.code == 0, outcome.err
+    assert [path.name for path in sorted((folder / "clusters.parquet").iterdir())] == [
+        f"epoch_{epoch:05d}.parquet" for epoch in range(epochs)
+    ]
+    facts = read_facts(folder)
+    assert (facts["epoch"], facts["step"]) == (epochs - 1, 2 * epochs)
+    assert load_encoder(folder).hash() == hash_of(
+        folder, early if epochs == 2 else folder / "checkpoints" / "last.ckpt"
+    )
+    end = read_json(folder / "finished.json")
+    assert (end["epochs"], end["metrics"].items() <= figures.items()) == (epochs, epochs == 2)
+
+
+def hash_of(folder, checkpoint):
+    """Of the encoder in a checkpoint."""
+    encoder = load_encoder(folder)
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    prefix = "encoder.network."
+    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    encoder.network.load_state_dict(weights)
+    return encoder.hash()

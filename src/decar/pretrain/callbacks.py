@@ -50,8 +50,8 @@ class BundleExport(Callback):
         save_bundle(pl_module.encoder, self.path, facts)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export anew where the file is gone or damaged: a run that is complete already trains no epoch."""
-        if unreadable(self.path, read_facts):
+        """Export anew what is gone, damaged or of another step: a run that is complete already trains no epoch."""
+        if unreadable(self.path, read_facts) or read_facts(self.path).get("step") != trainer.global_step:
             self.on_train_epoch_end(trainer, pl_module)
         if self.dim and is_finished(trainer):
             assert isinstance(pl_module, DecarModule)
@@ -141,12 +141,24 @@ class ClusterLog(Callback):
         with whole(part_of(self.path, epoch)) as part:  # readers of the folder pass over dot files
             write_parquet(part, pd.concat(parts, ignore_index=True))
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Delete what an earlier call has written of later epochs, from whose checkpoints this one does not go on."""
+        self._forget_after(trainer, trainer.current_epoch)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the part of the last epoch anew where it is gone or damaged, as `BundleExport` does."""
         assert isinstance(pl_module, DecarModule)
         labels = pl_module.data.labels
-        if labels is not None and unreadable(part_of(self.path, labels.epoch), read_parquet):
+        if labels is None:
+            return
+        self._forget_after(trainer, labels.epoch)
+        if unreadable(part_of(self.path, labels.epoch), read_parquet):
             self.on_train_epoch_end(trainer, pl_module)
+
+    def _forget_after(self, trainer: Trainer, epoch: int) -> None:
+        for file in self.path.glob("epoch_*.parquet") if trainer.is_global_zero else ():
+            if file.name > part_of(self.path, epoch).name:
+                file.unlink()
 
 
 def part_of(clusters: Path, epoch: int) -> Path:

@@ -99,6 +99,14 @@ class ResumableCSVLogger(Logger):
             self._rewrite(kept, {})
             self._columns = None  # rows after the checkpoint may still be there
 
+    @rank_zero_only
+    def forget_from(self, step: int) -> None:
+        """Drop the rows from a step on, which an earlier call has logged."""
+        rows = read_rows(self._file)
+        kept = [row for row in rows if int(row["step"]) < step]
+        if len(kept) < len(rows):
+            self._rewrite(kept, {})
+
     def _rewrite(self, rows: list[dict[str, Any]], new: Mapping[str, Any]) -> None:
         """The file anew, with all columns that are needed; whole or as it was, whatever happens meanwhile."""
         names = sorted({name for row in [*rows, new] for name in row} - set(FIRST))
@@ -139,6 +147,12 @@ class EpochRow(Callback):
                 logger.take_back(trainer.current_epoch)
             if isinstance(logger, ResumableCSVLogger | ResumableWandbLogger) and self._row:
                 logger.put_back(self._row, self._step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop rows behind the end: a run that was complete by an earlier checkpoint has logged no row that does so."""
+        for logger in trainer.loggers:
+            if isinstance(logger, ResumableCSVLogger):
+                logger.forget_from(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that an epoch is cut short, before its figures are logged: wandb cannot take them back."""
