@@ -360,20 +360,21 @@ def find_checkpoint(resume: str | None, output: Path) -> str | None:
     from decar.pretrain.checkpoint import last_good, previous_of, readable
 
     last = output / "checkpoints" / "last.ckpt"
-    saved = last.is_file() or previous_of(last).is_file()
+    saved, ended = last.is_file() or previous_of(last).is_file(), (output / FINISHED).is_file()
     held = f"{output} holds a run already: pass resume=auto to go on, or another hydra.run.dir"
     if resume is None:
-        require(not saved and not (output / FINISHED).is_file(), held)
+        require(not saved and not ended, held)
         return None
     if resume == "auto":
         named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in HydraConfig.get().overrides.hydra)
         require(named, "resume=auto needs hydra.run.dir=RUN, the folder of the run to go on with")
-        log.info("going on from %s" if saved else "no checkpoint to go on from: %s", last)
+        if saved or not ended:
+            log.info("going on from %s" if saved else "nothing to go on from in %s: starting anew", last)
         return last_good(last) if saved else None
     path = Path(resume)
     path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     require(path.is_file(), f"resume={resume}: there is no checkpoint {path}; give a .ckpt file, a run folder, or auto")
-    require(is_of(path, output) or (not saved and not (output / FINISHED).is_file()), held)
+    require(is_of(path, output) or (not saved and not ended), held)
     return readable(path)
 
 
