@@ -79,6 +79,23 @@ def test_a_budget_too_small_for_own_clusters_is_named(caplog, monkeypatch):
     assert "raise budget=1s" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("source", "stop", "said"),
+    [
+        ("DescriptorLabels", {"patience": 10}, True),
+        ("DescriptorLabels", None, False),
+        ("NetworkLabels", {"patience": 10}, False),
+    ],
+)
+def test_labels_that_are_made_once_have_no_nmi_to_stop_by(caplog, source, stop, said):
+    cfg = OmegaConf.create({
+        "k": 8, "budget": None, "sampler": {"every_n_steps": None}, "trainer": {"max_epochs": 9},
+        "loader": {"batch_size": 64}, "labels": {"_target_": f"decar.pretrain.{source}"}, "callbacks": {"stop": stop},
+    })  # fmt: skip
+    pick_open_options(cfg, 100, None)
+    assert ("callbacks.stop never ends this run" in caplog.text) == said
+
+
 def test_labels_that_nothing_joins_need_one_stage(caplog):
     cfg = settled(caplog, dim=128)
     assert (cfg.trainer.max_epochs, "network_from" in cfg.labels) == (1, False)

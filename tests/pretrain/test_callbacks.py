@@ -10,7 +10,7 @@ from pytorch_lightning import Callback
 from decar.cli.config import conf_dir
 from decar.clustering import KMeans
 from decar.errors import ConfigError, TrainingError
-from decar.models import Projection, embed_store, load_encoder, read_facts
+from decar.models import Projection, embed_store, load_encoder, read_facts, save_bundle
 from decar.models.bundle import read_directions
 from decar.pretrain import (
     AtomicCheckpointIO,
@@ -83,6 +83,19 @@ def test_the_best_bundle_is_the_encoder_of_the_epoch_with_the_highest_nmi(make_s
         assert torch.equal(value, of[3][key]), key
     assert not all(torch.equal(found[key], of[5][key]) for key in found)
     assert read_facts(tmp_path / "best") == {"data": "x", "clips": len(LENGTHS), "epoch": 3, "step": 40}
+
+
+def test_the_best_bundle_of_a_folder_that_was_not_taken_along_is_no_measure_for_those_to_come(tmp_path):
+    before = BestBundle(tmp_path / "a" / "best" / "encoder.safetensors")
+    before.best = 0.9
+    state = before.state_dict()
+    here, elsewhere = BestBundle(before.path), BestBundle(tmp_path / "b" / "best" / "encoder.safetensors")
+    for bundle, best in ((here, 0.9), (elsewhere, -1.0)):
+        bundle.load_state_dict(state)
+        assert bundle.best == best
+    save_bundle(make_encoder("conv", widths=(2, 2), hidden=4), elsewhere.path)
+    elsewhere.load_state_dict(state)
+    assert elsewhere.best == 0.9, "the folder has moved"
 
 
 NMI = {1: 0.4, 2: 0.2, 3: 0.7, 4: 0.7, 5: 0.6}  # none in the first epoch; the first of equals counts

@@ -108,12 +108,13 @@ class BestBundle(BundleExport):
             self._publish(trainer, "-best")
 
     def state_dict(self) -> dict[str, Any]:
-        """The highest NMI."""
-        return {"best": self.best}
+        """The highest NMI, and where the bundle lies."""
+        return {"best": self.best, "path": str(self.path)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from there."""
-        self.best = float(state_dict["best"])
+        """Continue from there; in another folder without the bundle, the best of the epochs to come is kept."""
+        here = self.path.is_file() or state_dict.get("path", str(self.path)) == str(self.path)
+        self.best = float(state_dict["best"]) if here else -1.0
 
 
 class ClusterLog(Callback):
