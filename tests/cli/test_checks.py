@@ -160,6 +160,13 @@ def test_an_option_without_effect_is_refused_alone_and_said_in_a_sweep(root, wor
     assert line in caplog.text
 
 
+@pytest.mark.parametrize("words", [["loader.crop_frames=1500"], ["encoder.min_frames=999"]])
+def test_a_shortest_clip_is_no_longer_than_a_piece(words):
+    line = refused("train", *words)
+    assert "is more than encoder.max_frames=" in line
+    check(composed("train", *words, "encoder.max_frames=1500"))
+
+
 @pytest.mark.parametrize("word", ["compile=reduce-overhead", "exact=1", "clusterer.superkmeans=yes"])
 def test_a_switch_is_true_or_false(word):
     assert refused("train", word) == f"{word}: give true or false"

@@ -76,6 +76,12 @@ def check(cfg: DictConfig) -> None:
     for key, (unset, why) in REFUSED.items():
         value = OmegaConf.select(cfg, key)
         require(value is None or value == unset, f"{key}={value} is not supported: {why}")
+    least, most = (OmegaConf.select(cfg, f"encoder.{key}_frames") for key in ("min", "max"))
+    require(
+        least is None or most is None or least <= most,
+        f"encoder.min_frames={least} (in training loader.crop_frames) is more than encoder.max_frames={most}: clips "
+        f"would be embedded in shorter pieces than are trained on; pass encoder.max_frames={least} or more",
+    )
     online = OmegaConf.select(cfg, "labels._target_") == ONLINE
     require(
         online or not OmegaConf.select(cfg, "data.stream"),
