@@ -72,6 +72,7 @@ def test_a_finished_run_without_checkpoints_is_not_trained_over(run, tmp_path):
     assert (tmp_path / "a" / "encoder.safetensors").is_file()
 
 
+@pytest.mark.slow  # the suite is long enough
 def test_of_a_lost_last_checkpoint_the_one_before_serves(run, tmp_path):
     assert run("a").code == 0
     (tmp_path / "a" / "checkpoints" / "last.ckpt").unlink()
@@ -137,6 +138,7 @@ def test_figures_of_before_a_resume_are_not_those_of_the_end(run, tmp_path):
     assert f"epoch 3/3: loss {after['loss_epoch']:.3f}" in outcome.out
 
 
+@pytest.mark.slow  # the suite is long enough
 def test_an_encoder_that_is_replaced_before_training_begins_is_refused(run, tmp_path, monkeypatch):
     """As that of a run that is still training, while the log-mels of this one are computed."""
     for folder, seed in (("a", 0), ("b", 1)):
@@ -152,7 +154,7 @@ def test_an_encoder_that_is_replaced_before_training_begins_is_refused(run, tmp_
     refused(outcome, f"init={tmp_path / 'a'}: this encoder was replaced meanwhile")
 
 
-@pytest.mark.parametrize("epochs", [2, 3])
+@pytest.mark.parametrize("epochs", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_what_lies_behind_an_earlier_checkpoint_of_a_run_is_not_part_of_what_goes_on_from_it(run, tmp_path, epochs):
     """`metrics.csv` loses its rows with the first new one; here, from the end of two epochs of four."""
     folder = tmp_path / "a"
