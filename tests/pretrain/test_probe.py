@@ -165,6 +165,8 @@ def test_a_probe_that_begins_after_a_resume_knows_nothing_of_the_untrained_embed
 def test_a_complete_run_does_not_pass_its_figure_off_as_that_of_another_table(make_store, table, tmp_path):
     with pytest.raises(TrainingError, match=r"callbacks\.probe\.path=.*other\.csv: this run is complete"):
         resumed(make_store, tmp_path, probe(other_labels(table), tmp_path), begun=[probe(table, tmp_path)], epochs=1)
+    with pytest.raises(TrainingError, match="this run is complete"):  # the figure there is of the training clips
+        resumed(make_store, tmp_path / "none", probe(table, tmp_path), begun=[EmbeddingHealth("path")], epochs=1)
     watch, begun = probe(table, tmp_path), probe(table, tmp_path)
     resumed(make_store, tmp_path / "again", watch, begun=[begun], epochs=1,
             between=lambda: other_labels(table, table.name))  # fmt: skip

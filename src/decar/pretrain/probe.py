@@ -209,15 +209,17 @@ class OnlineProbe(Callback):
         Raises:
             TrainingError: The run trained no epoch, and its figures are those of another probe.
         """
-        done = trainer.current_epoch
-        if self._store is not None and done in self.found:
-            trainer.callback_metrics["probe_accuracy"] = torch.tensor(self.found[done])
-        if self._changed() and self._before and self._of and self._before["asked"] != self._of["asked"]:
+        if self._store is None:
+            return
+        done, before, of = trainer.current_epoch, self._before, self._of
+        other = self._changed() and before is not None and of is not None and before["asked"] != of["asked"]
+        if done not in self.found or other:
             raise TrainingError(
-                f"callbacks.probe.path={self.path}: this run is complete, its probe_accuracy is of other clips or "
-                "labels, and it trains no epoch in which to measure these: give the probe it had, judge the encoder "
-                "with eval.py, or train on with more trainer.max_epochs"
+                f"callbacks.probe.path={self.path}: this run is complete, its figures are not of this probe, and it "
+                "trains no epoch in which to measure: give the probe it had, judge the encoder with eval.py, or train "
+                "on with more trainer.max_epochs"
             )
+        trainer.callback_metrics["probe_accuracy"] = torch.tensor(self.found[done])
 
     def _tell(self, trainer: Trainer, done: int) -> None:
         if trainer.is_global_zero:
