@@ -21,6 +21,13 @@ def refused(root, *words):
     return str(error.value)
 
 
+class Own:
+    """A label source, which may use the clusterer as it is."""
+
+    def __init__(self, clusterer, dim):
+        self.clusterers = [clusterer]
+
+
 STREAM = ["data.stream=true", "labels=online"]
 OWN = "labels.clusterer={_target_: decar.clustering.KMeans, k: 3}"
 
@@ -87,6 +94,8 @@ def test_an_unknown_key_is_named_with_the_nearest(root, option, near):
         ["labels=online", "labels.first=null", "k=5", "n_init=3", "clusterer.n_iter=5"],
         ["data.stream=true", "labels=online", "data.buffer=50", "loader.num_workers=2"],
         ["callbacks.probe.path=/x.csv", "callbacks.probe.label=kind"],
+        ["encoder.readout=[1]", "encoder.readout_bands=4"],
+        ["labels=descriptors", "labels._target_=tests.cli.test_checks.Own", "~labels.descriptors", "+clusterer.seed=3"],
         ["logger=[csv,tensorboard]", "callbacks.dashboard.clips=2"],
         ["encoder=efficientnet_b0", "encoder.stride=8", "encoder.hidden=64"],
     ],
@@ -112,6 +121,10 @@ def test_a_bundle_takes_a_readout_and_the_statistics_of_log_mels_none():
         ("train", ["labels=descriptors", OWN, "clusterer.n_iter=3"], ["clusterer.n_iter=3", "labels.clusterer"]),
         ("train", ["labels=descriptors", "pretrain.features=bank"], ["pretrain.features=bank", "labels=network"]),
         ("train", ["labels=online", "pretrain.features=bank"], ["pretrain.features=bank", "labels=online"]),
+        ("train", ["+clusterer.seed=5"], ["clusterer.seed=5 is not used", "seed=N"]),
+        ("train", ["labels=descriptors", OWN, "+labels.clusterer.seed=5"], ["labels.clusterer.seed=5", "seed=N"]),
+        ("train", ["encoder.readout_bands=4"], ["encoder.readout_bands=4 is not used", "encoder.readout=[1,2]"]),
+        ("train", [*STREAM, "loader.pin_memory=true"], ["loader.pin_memory=true", "threads"]),
         ("train", ["data.buffer=5"], ["data.buffer=5 is not used", "data.stream=true"]),
         ("train", [*STREAM, "data.segment=3"], ["data.segment=3 is not used", "start and duration"]),
         ("train", [*STREAM, "loader.timeout=9"], ["loader.timeout=9 is not used", "threads"]),
@@ -145,6 +158,13 @@ def test_an_option_without_effect_is_refused_alone_and_said_in_a_sweep(root, wor
     with caplog.at_level(logging.WARNING):
         check(cfg)
     assert line in caplog.text
+
+
+@pytest.mark.parametrize("words", [["loader.crop_frames=1500"], ["encoder.min_frames=999"]])
+def test_a_shortest_clip_is_no_longer_than_a_piece(words):
+    line = refused("train", *words)
+    assert "is more than encoder.max_frames=" in line
+    check(composed("train", *words, "encoder.max_frames=1500"))
 
 
 @pytest.mark.parametrize("word", ["compile=reduce-overhead", "exact=1", "clusterer.superkmeans=yes"])

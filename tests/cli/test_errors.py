@@ -83,7 +83,8 @@ def test_misspelt_option_of_eval(evaluate):
 @pytest.mark.parametrize(
     "option",
     ["seed=-1", "seed=abc", "k=0", "k=abc", "loader.batch_size=0", "loader.num_workers=-1", "loader.crop_frames=0",
-     "sampler.draws_per_clip=0", "trainer.max_epochs=abc", "optimizer.lr=abc", "optimizer.lr=-1", "schedule=linear",
+     "sampler.draws_per_clip=0", "sampler.every_n_steps=0", "encoder.max_frames=0",
+     "trainer.max_epochs=abc", "optimizer.lr=abc", "optimizer.lr=-1", "schedule=linear",
      "projection.kind=releasd", "encoder.pool=maximum", "encoder.name=vit_tiny_patch16_224"],
 )  # fmt: skip
 def test_values_that_make_no_sense(train, option):

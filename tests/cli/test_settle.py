@@ -11,9 +11,9 @@ from decar.pretrain.plan import parse_budget
 LATE = "the network's own clusters are never made"
 
 
-def settled(caplog, *, n_clips=45, max_epochs=None, checkpoint=None, k=None, budget=None, **labels):
+def settled(caplog, *, n_clips=45, max_epochs=None, checkpoint=None, k=None, budget=None, every=None, **labels):
     cfg = OmegaConf.create({
-        "k": k, "budget": budget, "sampler": {"every_n_steps": None}, "trainer": {"max_epochs": max_epochs},
+        "k": k, "budget": budget, "sampler": {"every_n_steps": every}, "trainer": {"max_epochs": max_epochs},
         "loader": {"batch_size": 64}, "labels": labels,
     })  # fmt: skip
     with caplog.at_level("INFO"):
@@ -27,6 +27,28 @@ def test_own_clusters_join_before_the_end(caplog, n_clips, epochs, joins):
     assert (cfg.trainer.max_epochs, cfg.labels.network_from) == (epochs, joins)
     assert f"trainer.max_epochs={epochs}, labels.network_from={joins}" in caplog.text
     assert LATE not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("every", "seconds", "epochs", "passes"),
+    [
+        (155, None, 4, 20),
+        (100, None, 6, 19),
+        (1000, None, 2, 64),
+        (100, 230, 2, 6),
+        (10, 230, 20, 6),
+        (500, 230, 1, 16),
+    ],
+)
+def test_epochs_of_a_given_length_are_as_many_as_time_and_passes_allow(
+    caplog, monkeypatch, every, seconds, epochs, passes
+):
+    """A step takes 1.15 s; 20 passes over 1,991 clips are 622 steps. One epoch is trained whatever the budget."""
+    limit = {} if seconds is None else {"seconds": seconds, "step_seconds": 1.0}
+    monkeypatch.setattr("decar.cli.trainer._time", lambda *_: limit)
+    cfg = settled(caplog, n_clips=1_991, every=every, network_from=None, budget=seconds and f"{seconds}s")
+    assert (cfg.sampler.every_n_steps, cfg.trainer.max_epochs) == (every, epochs)
+    assert f"({passes} passes over 1991 clips" in caplog.text
 
 
 def test_a_given_epoch_is_waited_for(caplog):
@@ -55,6 +77,23 @@ def test_a_budget_too_small_for_own_clusters_is_named(caplog, monkeypatch):
     settled(caplog, budget="1s", network_from=None)
     assert LATE in caplog.text
     assert "raise budget=1s" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("source", "stop", "said"),
+    [
+        ("DescriptorLabels", {"patience": 10}, True),
+        ("DescriptorLabels", None, False),
+        ("NetworkLabels", {"patience": 10}, False),
+    ],
+)
+def test_labels_that_are_made_once_have_no_nmi_to_stop_by(caplog, source, stop, said):
+    cfg = OmegaConf.create({
+        "k": 8, "budget": None, "sampler": {"every_n_steps": None}, "trainer": {"max_epochs": 9},
+        "loader": {"batch_size": 64}, "labels": {"_target_": f"decar.pretrain.{source}"}, "callbacks": {"stop": stop},
+    })  # fmt: skip
+    pick_open_options(cfg, 100, None)
+    assert ("callbacks.stop never ends this run" in caplog.text) == said
 
 
 def test_labels_that_nothing_joins_need_one_stage(caplog):

@@ -4,11 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from pytorch_lightning import Callback
 
+from decar.cli.config import conf_dir
 from decar.clustering import KMeans
 from decar.errors import ConfigError, TrainingError
-from decar.models import Projection, embed_store, load_encoder, read_facts
+from decar.models import Projection, embed_store, load_encoder, read_facts, save_bundle
 from decar.models.bundle import read_directions
 from decar.pretrain import (
     AtomicCheckpointIO,
@@ -83,6 +85,19 @@ def test_the_best_bundle_is_the_encoder_of_the_epoch_with_the_highest_nmi(make_s
     assert read_facts(tmp_path / "best") == {"data": "x", "clips": len(LENGTHS), "epoch": 3, "step": 40}
 
 
+def test_the_best_bundle_of_a_folder_that_was_not_taken_along_is_no_measure_for_those_to_come(tmp_path):
+    before = BestBundle(tmp_path / "a" / "best" / "encoder.safetensors")
+    before.best = 0.9
+    state = before.state_dict()
+    here, elsewhere = BestBundle(before.path), BestBundle(tmp_path / "b" / "best" / "encoder.safetensors")
+    for bundle, best in ((here, 0.9), (elsewhere, -1.0)):
+        bundle.load_state_dict(state)
+        assert bundle.best == best
+    save_bundle(make_encoder("conv", widths=(2, 2), hidden=4), elsewhere.path)
+    elsewhere.load_state_dict(state)
+    assert elsewhere.best == 0.9, "the folder has moved"
+
+
 NMI = {1: 0.4, 2: 0.2, 3: 0.7, 4: 0.7, 5: 0.6}  # none in the first epoch; the first of equals counts
 
 
@@ -94,6 +109,33 @@ class NamedNmi(SpyModule):
         labels, epoch = self.data.labels, self.current_epoch
         health = {key: value for key, value in labels.health.items() if key != "nmi"}
         self.data.labels = replace(labels, health=health | ({"nmi": NMI[epoch]} if epoch in NMI else {}))
+
+
+@pytest.mark.parametrize("case", ["same folder", "moved", "moved without it"])
+def test_the_best_checkpoint_is_not_replaced_by_a_worse_one_after_a_resume(make_store, tmp_path, case):
+    """Where only the checkpoint to go on from was taken along, the best of the epochs to come is kept."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        named = compose("train", ["callbacks=paper"]).callbacks
+    order = [name for name in named if name in ("last", "best")]  # of the configuration
+
+    def run(folder, **kwargs):
+        options = {"enable_version_counter": False, "save_on_train_epoch_end": True, "dirpath": folder}
+        savers = {
+            "last": EpochCheckpoint(filename="last", **options),
+            "best": EpochCheckpoint(filename="best", monitor="nmi", mode="max", **options),
+        }
+        model, data = build(make_store(LENGTHS), module=NamedNmi)
+        fit(model, data, tmp_path / "others", callbacks=[savers[name] for name in order], **kwargs)
+        return savers["best"]
+
+    run(tmp_path / "a", epochs=4)
+    folder = tmp_path / "a" if case == "same folder" else (tmp_path / "a").rename(tmp_path / "b")
+    assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] == 3
+    if case == "moved without it":
+        (folder / "best.ckpt").unlink()
+    best = run(folder, epochs=6, ckpt_path=folder / "last.ckpt")
+    assert torch.load(folder / "best.ckpt", weights_only=True)["epoch"] == (4 if case == "moved without it" else 3)
+    assert best.best_model_path == str(folder / "best.ckpt")
 
 
 def fit_with_bundle(make_store, folder, dim, epochs=2, **kwargs):
@@ -126,6 +168,32 @@ def test_directions_are_learned_once_and_again_where_the_bundle_is_lost(make_sto
     bundle.unlink()
     fit_with_bundle(make_store, tmp_path, dim=6, ckpt_path=last)
     assert (len(passes), read_directions(bundle).shape[0]) == (2, 6)
+    for dim, n_passes in ((4, 3), (500, 4), (400, 4), (None, 4)):  # more than there are clips is all that there are
+        fit_with_bundle(make_store, tmp_path, dim=dim, ckpt_path=last)
+        assert (len(passes), read_directions(bundle).shape[0]) == (n_passes, 4 if dim == 4 else len(LENGTHS))
+
+
+def test_the_last_pass_runs_where_the_trainer_s_device_is(make_store, tmp_path, monkeypatch):
+    """Lightning moves the module to the CPU before `on_fit_end`; the clips of the pass go to the device of training."""
+    away, cpu, to = [False], SpyModule.cpu, torch.nn.Module.to
+
+    def leave(self):
+        away[0] = True
+        return cpu(self)
+
+    def come(self, *args, **kwargs):
+        away[0] = False
+        return to(self, *args, **kwargs)
+
+    def refuse(*_):
+        assert not away[0], "weights on the CPU, clips on the GPU"
+
+    monkeypatch.setattr(SpyModule, "cpu", leave)
+    monkeypatch.setattr(torch.nn.Module, "to", come)
+    with torch.nn.modules.module.register_module_forward_pre_hook(refuse):
+        fit_with_bundle(make_store, tmp_path, 6)
+    assert away == [False], "it was away, and came back"
+    assert read_directions(tmp_path / "encoder.safetensors").shape[0] == 6
 
 
 def test_without_a_number_no_pass_is_made_and_none_is_stored(make_store, tmp_path, monkeypatch):

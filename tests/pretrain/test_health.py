@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from decar.clustering.stats import effective_rank
-from decar.errors import ConfigError
+from decar.errors import ConfigError, TrainingError
 from decar.models import embed_store
 from decar.pretrain import EmbeddingHealth, EpochLabels
 from decar.pretrain.health import is_worse, nearest_neighbour_accuracy
@@ -27,6 +27,43 @@ def test_nearest_neighbours_in_loops():
 
 def test_one_clip_has_no_neighbour():
     assert nearest_neighbour_accuracy(np.ones((1, 3), np.float32), np.zeros(1, np.int64)) == 0.0
+
+
+def test_neighbours_of_the_same_file_do_not_count():
+    """Segments of a recording are near each other whatever the label says of it."""
+    rng = np.random.default_rng(0)
+    files = np.repeat(np.arange(30), 4)
+    labels = rng.integers(4, size=30)[files]
+    vectors = (rng.normal(size=(30, 8))[files] + 0.01 * rng.normal(size=(120, 8))).astype(np.float32)
+    scaled = (vectors - vectors.mean(0)) / np.sqrt(vectors.var(0) + vectors.var(0).mean())
+    unit = scaled / np.linalg.norm(scaled, axis=1, keepdims=True)
+    hits = [labels[max((j for j in range(120) if files[j] != files[i]), key=lambda j, a=a: a @ unit[j])] == labels[i]
+            for i, a in enumerate(unit)]  # fmt: skip
+    assert nearest_neighbour_accuracy(vectors, labels, files) == pytest.approx(np.mean(hits))
+    assert np.mean(hits) < 0.5, "by chance"
+    assert nearest_neighbour_accuracy(vectors, labels) == 1.0
+    apart = nearest_neighbour_accuracy(vectors[::4], labels[::4], files[::4])
+    assert apart == nearest_neighbour_accuracy(vectors[::4], labels[::4]), "to the bit, where each file has one clip"
+
+
+def test_segments_are_probed_across_recordings_and_not_where_no_label_is_in_two(make_store, tmp_path):
+    store = make_store(LENGTHS)
+    table = store.manifest.table
+    table["path"] = [f"recording{i // 4}.wav" for i in range(len(LENGTHS))]
+    table["start"] = [float(i % 4) for i in range(len(LENGTHS))]
+    table["sort"] = [f"kind{i // 4 % 2}" for i in range(len(LENGTHS))]
+    model, data = build(store)
+    vectors = embed_store(model.encoder, store, progress=False)
+    health = EmbeddingHealth("sort")
+    fit(model, data, tmp_path / "a", epochs=1, callbacks=[health])
+    files = np.arange(len(LENGTHS)) // 4
+    expected = nearest_neighbour_accuracy(vectors, files % 2, files)
+    assert health.start["probe_accuracy"] == pytest.approx(expected)
+    table["sort"] = table["path"]
+    alone = EmbeddingHealth("sort")
+    model, data = build(store)
+    fit(model, data, tmp_path / "b", epochs=1, callbacks=[alone])
+    assert set(alone.start) == {"embedding_rank"}
 
 
 def labelled(make_store):
@@ -127,6 +164,47 @@ def test_a_resumed_run_compares_with_the_untrained_embedding(make_store, tmp_pat
     checkpoint = next((tmp_path / "a").glob("*.ckpt"))
     fit(model, data, tmp_path / "b", epochs=2, callbacks=[again], ckpt_path=checkpoint)
     assert again.start == health.start
+
+
+def resumed(make_store, tmp_path, health, *, begun=(), epochs=2, sort=None):
+    """A run of one epoch with the callbacks `begun`, gone on with `health`, its labels replaced by `sort`."""
+    model, data = build(labelled(make_store))
+    fit(model, data, tmp_path / "a", epochs=1, callbacks=begun)
+    store = labelled(make_store)
+    store.manifest.table["place"] = [f"place{i % 3}" for i in range(len(LENGTHS))]
+    if sort is not None:
+        store.manifest.table["sort"] = sort
+    model, data = build(store)
+    checkpoint = next((tmp_path / "a").glob("*.ckpt"))
+    return fit(model, data, tmp_path / "b", epochs=epochs, callbacks=[health], ckpt_path=checkpoint)[0]
+
+
+def test_a_resumed_run_is_not_compared_with_the_figure_of_another_column(make_store, tmp_path, caplog):
+    health = EmbeddingHealth("place")
+    resumed(make_store, tmp_path, health, begun=[EmbeddingHealth("sort")])
+    assert "probe_accuracy" not in health.start
+    assert "embedding_rank" in health.start
+    assert "data.label=place: earlier figures of this run are of other clips or labels" in caplog.text
+    caplog.clear()
+    again = EmbeddingHealth("sort")
+    resumed(make_store, tmp_path / "again", again, begun=[EmbeddingHealth("sort")], sort=["a", "b"] * 20)
+    assert "probe_accuracy" not in again.start
+    assert "of other clips or labels" in caplog.text
+
+
+def test_what_is_first_watched_after_a_resume_knows_nothing_of_the_untrained_embedding(make_store, tmp_path):
+    health = EmbeddingHealth("sort")
+    trainer = resumed(make_store, tmp_path, health)
+    assert health.start == {}
+    assert "probe_accuracy" in trainer.callback_metrics
+
+
+def test_a_complete_run_does_not_pass_its_figure_off_as_that_of_another_column(make_store, tmp_path):
+    with pytest.raises(TrainingError, match=r"data\.label=place: this run is complete, with figures of label sort"):
+        resumed(make_store, tmp_path, EmbeddingHealth("place"), begun=[EmbeddingHealth("sort")], epochs=1)
+    same = EmbeddingHealth("sort")
+    resumed(make_store, tmp_path / "again", same, begun=[EmbeddingHealth("sort")], epochs=1)
+    assert "probe_accuracy" in same.start
 
 
 def test_without_labels_only_the_rank_and_a_missing_column_is_named(make_store, tmp_path):

@@ -166,3 +166,11 @@ def test_centres_of_a_sample_label_each_share_by_itself(make_store):
         squared = ((l2_normalize(whitening(features))[:, None] - centres) ** 2).sum(axis=2)
         np.testing.assert_array_equal(found.labels[:, h], squared.argmin(axis=1))
     assert found.sizes == [3, 5]
+
+
+def test_a_rank_without_vectors_labels_none():
+    """Of a bank rank 0 has all of them."""
+    points = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    fitted = FittedLabels.fit(points, [KMeans(k=3), KMeans(k=2)], dim=4)
+    assert fitted(points).shape == (60, 2)
+    assert (fitted(points[:0]).shape, fitted(points[:0]).dtype) == ((0, 2), np.int64)

@@ -260,6 +260,34 @@ def test_head_group_has_its_own_options(make_store, tmp_path):
     assert [group["momentum"] for group in trainer.optimizers[0].param_groups] == [0.9, 0.0]
 
 
+class WithoutEpoch:
+    """A source of a user's own that forgets to say which epoch its labels are for; they differ with each call."""
+
+    clusterers = ()
+
+    def __init__(self):
+        self.calls = []
+
+    def needs_vectors(self, epoch):
+        return False
+
+    def assign(self, z, situation):
+        self.calls.append(situation.epoch)
+        rng = np.random.default_rng(len(self.calls))
+        return EpochLabels(rng.integers(3, size=(len(situation.store), 1)), [3], epoch=0)
+
+
+def test_labels_are_made_once_an_epoch_whatever_epoch_their_source_writes_on_them(make_store, tmp_path):
+    whole, rest = WithoutEpoch(), WithoutEpoch()
+    model, data = build(make_store(LENGTHS), source=whole)
+    fit(model, data, tmp_path / "a", epochs=3, every_n_steps=4)
+    assert whole.calls == [0, 1, 2]
+    model, data = build(make_store(LENGTHS), source=rest)
+    [within] = (tmp_path / "a").glob("epoch=1-step=16.ckpt")
+    fit(model, data, tmp_path / "b", epochs=2, ckpt_path=within)
+    assert rest.calls == [], "a run that goes on within an epoch has its labels"
+
+
 def test_nmi_is_logged_and_patience_on_it_stops(make_store, tmp_path):
     model, data = build(make_store(LENGTHS), clusterers=[SameClusters()])
     stop = StopOnNMI(patience=3)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import socket
 
 import numpy as np
@@ -12,7 +13,7 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.strategies import DDPStrategy
 
 from decar.audio import LogMelStore, Manifest
-from decar.errors import ConfigError
+from decar.errors import ConfigError, TrainingError
 from decar.models import embed_store
 from decar.pretrain import EmbeddingHealth, OnlineProbe, ResumableCSVLogger
 from decar.pretrain.logger import read_rows
@@ -120,19 +121,77 @@ def test_a_resumed_run_ends_with_the_same_findings(make_store, table, tmp_path):
     assert {done: second.found[done] for done in (0, 2, 4)} == whole.found
 
 
+def resumed(make_store, tmp_path, watch, *, begun=(), epochs=2, between=lambda: None):
+    """A run of one epoch with the callbacks `begun`, gone on with `watch`."""
+    model, data = build(make_store(LENGTHS))
+    fit(model, data, tmp_path / "a", epochs=1, callbacks=begun)
+    [checkpoint] = (tmp_path / "a").glob("*.ckpt")
+    between()
+    model, data = build(make_store(LENGTHS))
+    fit(model, data, tmp_path / "b", epochs=epochs, callbacks=[watch], ckpt_path=checkpoint)
+
+
+def other_labels(table, name="other.csv"):
+    frame = pd.read_csv(table, keep_default_na=False)
+    frame["sort"] = frame["sort"].where(frame["sort"] == "", ["x", "y"] * 6 + ["x"])
+    frame.to_csv(table.with_name(name), index=False)
+    return table.with_name(name)
+
+
+def test_a_resumed_run_is_not_compared_with_the_figure_of_another_table(make_store, table, tmp_path, caplog):
+    watch = probe(other_labels(table), tmp_path)
+    with caplog.at_level("INFO"):
+        resumed(make_store, tmp_path, watch, begun=[probe(table, tmp_path)])
+    assert watch.found.keys() == {2}
+    assert "earlier figures of this run are of other clips or labels" in caplog.text
+    assert "(untrained" not in caplog.text.partition("probe after epoch 2")[2]
+
+
+def test_the_same_clips_in_another_place_are_the_same(make_store, table, tmp_path):
+    moved = table.rename(table.with_name("moved.csv"))
+    moved.rename(table)
+    watch = probe(moved, tmp_path)
+    shutil.copy(table, moved)
+    resumed(make_store, tmp_path, watch, begun=[probe(table, tmp_path)], epochs=1)
+    assert watch.found.keys() == {0, 1}
+
+
+def test_a_probe_that_begins_after_a_resume_knows_nothing_of_the_untrained_embedding(make_store, table, tmp_path):
+    watch = probe(table, tmp_path)
+    resumed(make_store, tmp_path, watch)
+    assert watch.found.keys() == {2}
+
+
+def test_a_complete_run_does_not_pass_its_figure_off_as_that_of_another_table(make_store, table, tmp_path):
+    with pytest.raises(TrainingError, match=r"callbacks\.probe\.path=.*other\.csv: this run is complete"):
+        resumed(make_store, tmp_path, probe(other_labels(table), tmp_path), begun=[probe(table, tmp_path)], epochs=1)
+    with pytest.raises(TrainingError, match="this run is complete"):  # the figure there is of the training clips
+        resumed(make_store, tmp_path / "none", probe(table, tmp_path), begun=[EmbeddingHealth("path")], epochs=1)
+    watch, begun = probe(table, tmp_path), probe(table, tmp_path)
+    resumed(make_store, tmp_path / "again", watch, begun=[begun], epochs=1,
+            between=lambda: other_labels(table, table.name))  # fmt: skip
+    assert watch.found.keys() == {0, 1}, "labels were corrected in the table meanwhile: that asks for no other figure"
+
+
 def test_a_run_that_ends_early_is_probed_at_its_end(make_store, table, tmp_path):
     class Stop(Callback):
         def on_train_batch_end(self, trainer, *args):
             trainer.should_stop |= trainer.global_step == 9
 
     watch = probe(table, tmp_path)
+    answers = iter([0.1, 0.2, 0.3, 0.4])
+    real = watch.accuracy
+    watch.accuracy = lambda z: real(z) - next(answers)  # no two measurements are equal
     model, data = build(make_store(LENGTHS), draws_per_clip=1.0)
     logger = ResumableCSVLogger(tmp_path)
     trainer, _ = fit(model, data, tmp_path / "run", epochs=9, callbacks=[watch, Stop()], logger=logger)
     last = trainer.current_epoch
     assert last % 2 == 1, "this epoch's turn had not come"
-    assert watch.found[last] == pytest.approx(by_hand(model.encoder, table, tmp_path))
+    assert watch.found[last] == pytest.approx(by_hand(model.encoder, table, tmp_path) - 0.1 * len(watch.found))
     assert float(read_rows(tmp_path / "metrics.csv")[-1]["probe_accuracy"]) == pytest.approx(watch.found[last])
+    assert float(trainer.callback_metrics["probe_accuracy"]) == pytest.approx(watch.found[last]), (
+        "also where nothing writes a file"
+    )
 
 
 def one_rank(rank, size, port, store, table, tmp_path, told):

@@ -170,6 +170,15 @@ def test_two_processes_learn_what_one_does(make_store, tmp_path):
     np.testing.assert_allclose(later[2]["loss"], one[0]["epochs"][2]["loss"], rtol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_bank_on_rank_zero_is_labelled_by_centres_of_a_sample(make_store, tmp_path):
+    store = make_store(LENGTHS)
+    one, two = (run(size, store, tmp_path / str(size), sample=20, features="bank") for size in (1, 2))
+    assert np.array_equal(two[0]["epochs"][0]["labels"], one[0]["epochs"][0]["labels"])
+    for mine, first in zip(two[1]["epochs"], two[0]["epochs"], strict=True):
+        assert np.array_equal(mine["labels"], first["labels"])
+
+
 def synced(model):
     return SyncLayers().apply(copy.deepcopy(model))
 

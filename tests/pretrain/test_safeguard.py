@@ -72,6 +72,11 @@ def test_a_signal_within_an_epoch_saves_and_stops_and_the_rest_is_the_same(make_
     assert (tmp_path / "whole/metrics.csv").read_bytes() == (tmp_path / "cut/metrics.csv").read_bytes()
 
 
+def test_a_run_that_logs_no_steps_is_saved_within_an_epoch_too(make_store, tmp_path):
+    trainer, _ = run(make_store(LENGTHS), tmp_path, epochs=1, minutes=0, log_every_n_steps=0)
+    assert 0 < torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] < trainer.global_step
+
+
 def test_a_signal_in_the_last_step_of_an_epoch_waits_for_the_epochs_own_checkpoint(make_store, tmp_path):
     with pytest.raises(PreemptedError):
         run(make_store(LENGTHS), tmp_path, Signals(signal.SIGTERM, step=9))

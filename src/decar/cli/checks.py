@@ -25,8 +25,10 @@ WHOLE = {  # key: smallest sensible value
     "labels.dim": 1,
     "data.buffer": 1,
     "warmup_steps": 0,
+    "sampler.every_n_steps": 1,
     "trainer.max_epochs": 1,
     "encoder.min_frames": 1,
+    "encoder.max_frames": 1,
 }
 FLAGS = ["compile", "exact", "clusterer.superkmeans"]
 POSITIVE = ["sampler.draws_per_clip", "optimizer.lr", "trainer.limit_train_batches", "stall_timeout"]
@@ -74,6 +76,12 @@ def check(cfg: DictConfig) -> None:
     for key, (unset, why) in REFUSED.items():
         value = OmegaConf.select(cfg, key)
         require(value is None or value == unset, f"{key}={value} is not supported: {why}")
+    least, most = (OmegaConf.select(cfg, f"encoder.{key}_frames") for key in ("min", "max"))
+    require(
+        least is None or most is None or least <= most,
+        f"encoder.min_frames={least} (in training loader.crop_frames) is more than encoder.max_frames={most}: clips "
+        f"would be embedded in shorter pieces than are trained on; pass encoder.max_frames={least} or more",
+    )
     online = OmegaConf.select(cfg, "labels._target_") == ONLINE
     require(
         online or not OmegaConf.select(cfg, "data.stream"),
@@ -266,7 +274,8 @@ def _idle_in_training(cfg: DictConfig) -> dict[str, str]:
             "data.stream=true takes one stretch of up to 10 s of each recording a pass; for more of it list stretches "
             "(columns start and duration, data=csv)"
         )
-        idle["loader.persistent_workers"] = idle["loader.timeout"] = "data.stream=true reads in threads"
+        for key in ("persistent_workers", "timeout", "pin_memory"):
+            idle[f"loader.{key}"] = "data.stream=true reads in threads"
     else:
         idle["data.buffer"] = "without data.stream=true clips are drawn from all"
     if OmegaConf.select(cfg, "callbacks.probe.path") is None:
@@ -286,6 +295,9 @@ def _idle_of_labels(cfg: DictConfig) -> dict[str, str]:
         if not any(f"${{{key}}}" in _interpolations(node.get(key)) for node in found):
             why = f"{labels} clusters with {names}, which takes no {key} from here"
             idle[key] = f"{why}; leave {key} out, or pass clusterer=kmeans"
+    if str(raw["labels"].get("_target_")).startswith("decar."):
+        for key in ("clusterer", "labels.clusterer"):
+            idle[f"{key}.seed"] = "the seed of each clustering follows from the run's and the epoch; pass seed=N"
     if "${clusterer}" not in _interpolations(raw["labels"]):
         idle["clusterer"] = f"{labels} has a clusterer of its own; pass labels.clusterer.…, or labels=network or both"
     if str(raw["labels"].get("_target_")) in (ONLINE, "decar.pretrain.DescriptorLabels"):
@@ -307,7 +319,10 @@ def _idle_of_encoder(cfg: DictConfig) -> dict[str, str]:
     if encoder.get("_target_") != OUR_NETWORK:
         return {}
     if encoder.get("name") == "conv":
-        return {"encoder.drop_path": "encoder.name=conv has no residual blocks; pass encoder.name=tf_efficientnet_b0"}
+        idle["encoder.drop_path"] = "encoder.name=conv has no residual blocks; pass encoder.name=tf_efficientnet_b0"
+        if not encoder.get("readout"):
+            idle["encoder.readout_bands"] = "there is no readout; pass encoder.readout=[1,2] too"
+        return idle
     for key in ("widths", "readout", "readout_bands"):
         idle[f"encoder.{key}"] = f"encoder.name={encoder.get('name')} takes no {key}; pass encoder=conv"
     if encoder.get("stride") is None:

@@ -189,8 +189,12 @@ def changed_options(
         unknown = key not in before and not same_version  # an option that a later version has brought
         if not free and not unknown and not key.endswith(".gpu") and _unset(before.get(key)) != _unset(now.get(key)):
             other[key] = (before.get(key), now.get(key))
-    named = {key: pair for key, pair in other.items() if not str(raw.get(key)).startswith("${")}
-    return named or other
+    return _named(other, raw)
+
+
+def _named(other: dict[str, tuple[object, object]], raw: dict[str, Any]) -> dict[str, tuple[object, object]]:
+    """Those of some options that do not follow another one; all where each does."""
+    return {key: pair for key, pair in other.items() if not str(raw.get(key)).startswith("${")} or other
 
 
 def _joint_batchnorm(options: dict[str, Any], processes: int) -> bool:
@@ -224,10 +228,18 @@ def same_job(cfg: DictConfig, output: Path, aside: Iterable[str] = ()) -> bool:
 
 
 def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False, idle: Iterable[str] = ()) -> bool:
-    """Whether a job with these options would make what the one with the options `before` has made.
+    """Whether a job with these options would make what the one with the options `before` has made."""
+    return bool(before) and not _differing(cfg, before, same_sounds=same_sounds, idle=idle)
+
+
+def _differing(
+    cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False, idle: Iterable[str] = ()
+) -> dict[str, tuple[object, object]]:
+    """The options in which another job than the one with the options `before` is asked for: before and now.
 
     An option that is left open now equals what was picked for it, and `budget` only serves to pick. Where the sounds
-    are known to be the same, their place does not matter. Options in `idle` have no effect beside the others.
+    are known to be the same, their place does not matter; the label that figures are of does. Options in `idle` have no
+    effect beside the others.
     """
     now, raw = flat_options(cfg), dict(flat(OmegaConf.to_container(cfg)))
     if before and "exact" in now:
@@ -239,8 +251,11 @@ def _same(cfg: DictConfig, before: dict[str, Any], *, same_sounds: bool = False,
     keys = {key for key in before.keys() | now.keys() if not str(raw.get(key)).startswith(follows)}
     if "k" in aside:  # what refers to it was picked with it
         keys = {key for key in keys if not key.endswith(".k")}
-    keys = {key for key in keys if key in WHICH or not below(key, tuple(aside))}
-    return bool(before) and all(_unset(before.get(key)) == _unset(now.get(key)) for key in keys)
+    counts = (*WHICH, "data.label", *(["data.buffer"] if now.get("data.stream") else []))
+    keys = {key for key in keys if key in counts or not below(key, tuple(aside))}
+    return {
+        key: (before.get(key), now.get(key)) for key in sorted(keys) if _unset(before.get(key)) != _unset(now.get(key))
+    }
 
 
 def write_finished(output: Path, metrics: dict[str, float], epochs: int, steps: int, run: dict[str, Any]) -> None:
@@ -258,18 +273,48 @@ def read_finished(cfg: DictConfig, output: Path, content: str, idle: Iterable[st
         content: `Identity.content` of the sounds now.
         idle: Options without effect, in which the run may differ.
     """
+    found = _finished(output)
+    run = found.get("run", {})
+    if not found or (run["content"] and run["content"] != content):
+        return None
+    return found if _same(cfg, run["options"], same_sounds=bool(run["content"]), idle=tuple(idle)) else None
+
+
+def _finished(output: Path) -> dict[str, Any]:
+    """What `write_finished` has written; empty where that is missing, damaged, or of a version that kept less."""
     file = output / FINISHED
     try:
         found = read_json(file) if file.is_file() else {}
     except (OSError, DamagedError) as error:
         log.warning("%s is damaged (%s): going on from the last checkpoint", file, error)
-        return None
-    if not {"metrics", "epochs", "run"} <= found.keys():  # earlier versions kept less
-        return None
-    run = found["run"]
-    if run["content"] and run["content"] != content:
-        return None
-    return found if _same(cfg, run["options"], same_sounds=bool(run["content"]), idle=tuple(idle)) else None
+        return {}
+    return found if {"metrics", "epochs", "run"} <= found.keys() else {}
+
+
+def refuse_finished(cfg: DictConfig, output: Path, content: str) -> None:
+    """Refuse to train over a finished run of another job that has no checkpoint to go on from.
+
+    Args:
+        cfg: What is asked for now.
+        output: The folder.
+        content: `Identity.content` of the sounds now.
+
+    Raises:
+        TrainingError: Names each option with its value there and here, or says that the sounds differ.
+    """
+    from decar.models import read_facts
+
+    if not (output / FINISHED).is_file() or unreadable(output / "encoder.safetensors", read_facts):
+        return
+    run = _finished(output).get("run", {"content": "", "options": {}})
+    other = _differing(cfg, run["options"], same_sounds=bool(run["content"]))
+    named = _named(other, dict(flat(OmegaConf.to_container(cfg)))) if run["options"] else {}
+    why = "; ".join(f"{key}: {was} there, {now} here" for key, (was, now) in named.items())
+    why = "other sounds" if run["content"] and run["content"] != content else why or "with which options is not known"
+    raise TrainingError(
+        f"{output} holds a finished run that was made otherwise ({why}), and no checkpoint to go on from: give what it "
+        "was made with, or another hydra.run.dir"
+    )
 
 
 def finished_twin(
@@ -285,10 +330,12 @@ def finished_twin(
     """
     from decar.models import read_facts
 
+    opened = set(left_open(flat_options(cfg)))
     for file in sorted(sweep.glob(f"*/{FINISHED}")):
         folder = file.parent
         done = read_finished(cfg, folder, content, idle)
-        if done and not unreadable(folder / "encoder.safetensors", read_facts):
+        picked = done["run"].get("open", ()) if done else ()  # there, where another value may have been given
+        if done and opened <= set(picked) and not unreadable(folder / "encoder.safetensors", read_facts):
             return folder, done
     return None
 
@@ -331,27 +378,34 @@ def flat(tree: Any, prefix: str = "") -> list[tuple[str, object]]:
 
 def find_checkpoint(resume: str | None, output: Path) -> str | None:
     """The checkpoint that `resume` means: `auto` the last of this run folder, if any; else a file or a run's folder."""
-    from decar.pretrain.checkpoint import last_good, readable
+    from decar.pretrain.checkpoint import last_good, previous_of, readable
 
     last = output / "checkpoints" / "last.ckpt"
+    saved, ended = last.is_file() or previous_of(last).is_file(), (output / FINISHED).is_file()
+    held = f"{output} holds a run already: pass resume=auto to go on, or another hydra.run.dir"
     if resume is None:
-        require(
-            not last.is_file(), f"{output} holds a run already: pass resume=auto to go on, or another hydra.run.dir"
-        )
+        require(not saved and not ended, held)
         return None
     if resume == "auto":
         named = any(o.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for o in HydraConfig.get().overrides.hydra)
         require(named, "resume=auto needs hydra.run.dir=RUN, the folder of the run to go on with")
-        log.info("going on from %s" if last.is_file() else "nothing to go on from in %s: starting anew", last)
-        return last_good(last) if last.is_file() else None
+        if saved or not ended:
+            log.info("going on from %s" if saved else "nothing to go on from in %s: starting anew", last)
+        return last_good(last) if saved else None
     path = Path(resume)
     path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     require(path.is_file(), f"resume={resume}: there is no checkpoint {path}; give a .ckpt file, a run folder, or auto")
+    require(is_of(path, output) or (not saved and not ended), held)
     return readable(path)
 
 
+def is_of(checkpoint: str | Path, output: Path) -> bool:
+    """Whether a checkpoint lies in a run's folder."""
+    return output.resolve() in Path(checkpoint).resolve().parents
+
+
 def clear(output: Path) -> None:
-    """Delete leftovers of a run that was killed before its first checkpoint."""
+    """Delete leftovers of a run that was killed before its first checkpoint: they would mix with those of this run."""
     for name in (
         FINISHED, "metrics.csv", ".metrics.sealed", "bad_files.csv", "report.html", "environment.json", "clusters.csv",
         "clusters.npz", "best/encoder.safetensors", JOURNAL,

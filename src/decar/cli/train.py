@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -23,8 +23,11 @@ from decar.cli.runs import (
     find_checkpoint,
     finished_twin,
     flat_options,
+    is_of,
+    left_open,
     lost_outputs,
     read_finished,
+    refuse_finished,
     refuse_other_run,
     write_config,
     write_finished,
@@ -63,6 +66,7 @@ def pretrain(cfg: DictConfig) -> float:
     take_over(cfg, HydraConfig.get().overrides.task)
     set_limits(Limits(**cfg.limits))
     OmegaConf.to_yaml(cfg, resolve=True)  # before anything slow: raises by name for what is not set
+    opened = left_open(flat_options(cfg))
     output = Path(HydraConfig.get().runtime.output_dir)
     with ExitStack() as stack:
         trainer = stack.enter_context(process_group(cfg))
@@ -83,7 +87,7 @@ def pretrain(cfg: DictConfig) -> float:
         settled = OmegaConf.create(text)
         assert isinstance(settled, DictConfig)
         with child_processes(trainer, output / "config.yaml", checkpoint, found, cfg.stall_timeout):
-            metrics = train(settled, output, checkpoint, clips)
+            metrics = train(settled, output, checkpoint, clips, opened)
     log.info("the run lies in %s", output)
     log.info("judge it:  decar-eval -m 'task=glob(*)' mode=frozen bundle=%s", output)
     return objective(cfg, metrics)
@@ -118,7 +122,7 @@ def find_earlier_run(
     """The figures of this very job if it is finished, and the checkpoint to resume from.
 
     Raises:
-        TrainingError: The checkpoint was made with other options or sounds.
+        TrainingError: The checkpoint, or a finished run without one, was made with other options or sounds.
     """
     checkpoint, done = find_checkpoint(cfg.resume, output), None
     if cfg.resume is not None and (checkpoint is not None or (output / FINISHED).is_file()):
@@ -127,7 +131,9 @@ def find_earlier_run(
         if checkpoint is not None:
             refuse_other_run(cfg, Path(checkpoint), content, sounds.n_clips, processes)
         done = complete(cfg, output, content, checkpoint)
-    if not done and checkpoint is None:
+        if not done and checkpoint is None:
+            refuse_finished(cfg, output, content)
+    if not done and (checkpoint is None or not is_of(checkpoint, output)):
         clear(output)
     return done, checkpoint
 
@@ -171,8 +177,18 @@ def prepare_run(
     return done, text
 
 
-def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore) -> dict[str, float]:
-    """Train in each process of a job, with no option left open; returns the last value of each metric."""
+def train(
+    cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelStore, opened: Sequence[str] = ()
+) -> dict[str, float]:
+    """Train in each process of a job, with no option left open; returns the last value of each metric.
+
+    Args:
+        cfg: All options.
+        output: The run's folder.
+        checkpoint: To resume from.
+        store: All clips.
+        opened: The options that were picked; the first process writes them down.
+    """
     from hydra.utils import instantiate
 
     from decar.pretrain import StepBar
@@ -183,7 +199,7 @@ def train(cfg: DictConfig, output: Path, checkpoint: str | None, store: LogMelSt
     module = build_module(cfg, clips)
     data = build_data(cfg, clips, module)
     callbacks = [instantiate(conf) for conf in (cfg.get("callbacks") or {}).values() if conf]
-    record = RunRecord(flat_options(cfg), store.content, len(store))
+    record = RunRecord(flat_options(cfg), store.content, len(store), opened)
     callbacks.append(record)
     if cfg.trainer.enable_progress_bar:
         callbacks.append(StepBar(refresh_rate=BAR_RATE))
@@ -229,9 +245,16 @@ def report_run(cfg: Any, output: Path, store: LogMelStore, device: str) -> None:
 
 
 def last_metrics(output: Path, trainer: Trainer) -> dict[str, float]:
-    """The last value of each metric: from `metrics.csv`, which has those before a resume too, else of the trainer."""
+    """The last value of each metric, from `metrics.csv`, which has those before a resume too, and of the trainer.
+
+    The file ends with the latest figures, but where this part of the run is logged elsewhere.
+    """
+    from decar.pretrain import ResumableCSVLogger
+
     found = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return found | last_figures(read_rows(output / "metrics.csv"))
+    rows = last_figures(read_rows(output / "metrics.csv"))
+    complete = any(isinstance(logger, ResumableCSVLogger) for logger in trainer.loggers)
+    return found | rows if complete else rows | found
 
 
 def objective(cfg: DictConfig, metrics: dict[str, float]) -> float:
@@ -263,7 +286,13 @@ def build_module(cfg: DictConfig, clips: LogMelStore) -> DecarModule:
     encoder = build_encoder(cfg)
     normalise = getattr(encoder.network, "set_input_statistics", None)
     if cfg.init:  # the statistics of what it was trained on are among its weights
-        encoder.network.load_state_dict(load_encoder(cfg.init, network=own_network(cfg)).weights())
+        begun = load_encoder(cfg.init, network=own_network(cfg))
+        require(
+            cfg.init_hash in (None, begun.hash()),
+            f"init={cfg.init}: this encoder was replaced meanwhile, as a run that is still training does: start again, "
+            "from a copy of the file",
+        )
+        encoder.network.load_state_dict(begun.weights())
     elif normalise:
         normalise(*input_statistics(clips))
     source = instantiate(cfg.labels, _convert_="all")

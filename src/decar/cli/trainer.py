@@ -172,6 +172,7 @@ def pick_open_options(cfg: DictConfig, n_clips: int, checkpoint: str | None, pro
             _pick_epochs_anew(cfg, n_clips, before, processes)
         _check_epochs(cfg, before)
     _warn_if_never_joined(cfg)
+    _warn_without_nmi(cfg)
 
 
 def check_k(cfg: DictConfig, n_clips: int) -> None:
@@ -236,7 +237,8 @@ def _pick(cfg: DictConfig, n_clips: int, processes: int, *, measure: bool) -> tu
     joins, epochs = "network_from" in cfg.labels, cfg.trainer.max_epochs
     network_from = cfg.labels.network_from if joins else 0  # other labels need no stage before their clusters
     limit: dict[str, Any] = _time(cfg, processes) if measure else {}
-    made = plan(n_clips, cfg.loader.batch_size, network_from=network_from, **limit)
+    every = cfg.sampler.every_n_steps if epochs is None else None
+    made = plan(n_clips, cfg.loader.batch_size, network_from=network_from, every_n_steps=every, **limit)
     picked: dict[str, Any] = {"k": made.k}
     if epochs is None:
         picked |= {"sampler.every_n_steps": made.every_n_steps, "trainer.max_epochs": made.max_epochs}
@@ -256,6 +258,16 @@ def _warn_if_never_joined(cfg: DictConfig) -> None:
         "has %d; %s, or lower labels.network_from=%d",
         *(joins + 1, epochs, longer, joins),
     )
+
+
+def _warn_without_nmi(cfg: DictConfig) -> None:
+    """Warn if the run is to stop on the NMI of clusterings, and makes only one."""
+    once = str(cfg.labels.get("_target_")).endswith(".DescriptorLabels")
+    if once and OmegaConf.select(cfg, "callbacks.stop"):
+        log.warning(
+            "callbacks.stop never ends this run, and there is no best checkpoint or bundle: labels=descriptors are "
+            "clustered once, and have no NMI; pass labels=network or labels=both, or callbacks=default"
+        )
 
 
 def _time(cfg: DictConfig, processes: int) -> dict[str, Any]:

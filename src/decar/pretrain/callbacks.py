@@ -50,11 +50,14 @@ class BundleExport(Callback):
         save_bundle(pl_module.encoder, self.path, facts)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export anew where the file is gone or damaged: a run that is complete already trains no epoch."""
-        if unreadable(self.path, read_facts):
+        """Export anew what is gone, damaged or of another step: a run that is complete already trains no epoch."""
+        if unreadable(self.path, read_facts) or read_facts(self.path).get("step") != trainer.global_step:
             self.on_train_epoch_end(trainer, pl_module)
-        if self.dim and is_finished(trainer) and on_rank_zero(lambda: "directions" not in read_facts(self.path)):
-            self._add_directions(pl_module, self.dim)
+        if self.dim and is_finished(trainer):
+            assert isinstance(pl_module, DecarModule)
+            wanted = min(self.dim, MOST_CLIPS, len(pl_module.data.store), pl_module.encoder.dim)
+            if on_rank_zero(lambda: read_facts(self.path).get("directions")) != wanted:
+                self._add_directions(pl_module, self.dim)
         self._publish(trainer)
 
     def _publish(self, trainer: Trainer, suffix: str = "") -> None:
@@ -105,12 +108,13 @@ class BestBundle(BundleExport):
             self._publish(trainer, "-best")
 
     def state_dict(self) -> dict[str, Any]:
-        """The highest NMI."""
-        return {"best": self.best}
+        """The highest NMI, and where the bundle lies."""
+        return {"best": self.best, "path": str(self.path)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from there."""
-        self.best = float(state_dict["best"])
+        """Continue from there; in another folder without the bundle, the best of the epochs to come is kept."""
+        here = self.path.is_file() or state_dict.get("path", str(self.path)) == str(self.path)
+        self.best = float(state_dict["best"]) if here else -1.0
 
 
 class ClusterLog(Callback):
@@ -138,12 +142,24 @@ class ClusterLog(Callback):
         with whole(part_of(self.path, epoch)) as part:  # readers of the folder pass over dot files
             write_parquet(part, pd.concat(parts, ignore_index=True))
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Delete what an earlier call has written of later epochs, from whose checkpoints this one does not go on."""
+        self._forget_after(trainer, trainer.current_epoch)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the part of the last epoch anew where it is gone or damaged, as `BundleExport` does."""
         assert isinstance(pl_module, DecarModule)
         labels = pl_module.data.labels
-        if labels is not None and unreadable(part_of(self.path, labels.epoch), read_parquet):
+        if labels is None:
+            return
+        self._forget_after(trainer, labels.epoch)
+        if unreadable(part_of(self.path, labels.epoch), read_parquet):
             self.on_train_epoch_end(trainer, pl_module)
+
+    def _forget_after(self, trainer: Trainer, epoch: int) -> None:
+        for file in self.path.glob("epoch_*.parquet") if trainer.is_global_zero else ():
+            if file.name > part_of(self.path, epoch).name:
+                file.unlink()
 
 
 def part_of(clusters: Path, epoch: int) -> Path:

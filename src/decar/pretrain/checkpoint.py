@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,10 +164,13 @@ class RunRecord(Callback):
         options: All options by dotted key.
         content: `Identity.content` of the sounds.
         n_clips: `N`.
+        opened: Options that were left open, and picked.
     """
 
-    def __init__(self, options: dict[str, Any], content: str, n_clips: int) -> None:
-        self.record = {"options": options, "content": content, "n_clips": n_clips, "version": decar.__version__}
+    def __init__(self, options: dict[str, Any], content: str, n_clips: int, opened: Sequence[str] = ()) -> None:
+        self.record = {
+            "options": options, "content": content, "n_clips": n_clips, "open": [*opened], "version": decar.__version__,
+        }  # fmt: skip
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the record and the number of processes, under the key `run`."""
@@ -265,6 +268,15 @@ class EpochCheckpoint(ModelCheckpoint):
     Without `monitor` it also saves where training ends within an epoch; a resume continues with the next batch.
     """
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore which epoch was the best, in a folder that has moved too: Lightning would let a worse one replace it.
+
+        Where its file was not taken along, the best of the epochs to come is kept.
+        """
+        folder, best = Path(self.dirpath or ""), state_dict["best_model_path"]
+        there = best and (folder / Path(best).name).is_file()
+        super().load_state_dict(_moved(state_dict, folder) if there else state_dict)
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -279,6 +291,17 @@ class EpochCheckpoint(ModelCheckpoint):
         known = self.monitor is None or self.monitor in trainer.callback_metrics
         if known and epoch_is_whole(trainer):
             super().on_train_epoch_end(trainer, pl_module)
+
+
+def _moved(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The state of a ModelCheckpoint with its files in a folder."""
+
+    def here(path: str) -> str:
+        return str(folder / Path(path).name) if path else path
+
+    paths = {key: here(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    scores = {here(path): score for path, score in state["best_k_models"].items()}
+    return {**state, **paths, "best_k_models": scores, "dirpath": str(folder)}
 
 
 class Safeguard(Callback):

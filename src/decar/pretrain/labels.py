@@ -146,7 +146,9 @@ class FittedLabels:
         return cls(whitening, [clusterer.fit(points) for clusterer in clusterers if isinstance(clusterer, KMeans)])
 
     def __call__(self, features: Floats) -> NDArray[np.int64]:
-        """The labels `(n, H)` of `(n, P)` vectors."""
+        """The labels `(n, H)` of `(n, P)` vectors; a rank may have none of them."""
+        if not len(features):
+            return np.empty((0, len(self.centres)), np.int64)
         points = self.whitening.unit(features)
         return np.stack([centres.assign(points)[0] for centres in self.centres], axis=1)
 

@@ -99,6 +99,14 @@ class ResumableCSVLogger(Logger):
             self._rewrite(kept, {})
             self._columns = None  # rows after the checkpoint may still be there
 
+    @rank_zero_only
+    def forget_from(self, step: int) -> None:
+        """Drop the rows from a step on, which an earlier call has logged."""
+        rows = read_rows(self._file)
+        kept = [row for row in rows if int(row["step"]) < step]
+        if len(kept) < len(rows):
+            self._rewrite(kept, {})
+
     def _rewrite(self, rows: list[dict[str, Any]], new: Mapping[str, Any]) -> None:
         """The file anew, with all columns that are needed; whole or as it was, whatever happens meanwhile."""
         names = sorted({name for row in [*rows, new] for name in row} - set(FIRST))
@@ -121,7 +129,8 @@ class EpochRow(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take along what is logged only after this: the figures of the epoch at its end, else those of the step."""
         ended, step = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch, trainer.global_step
-        due = ended or step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0: no step is logged
+        due = ended or (every and step % every == 0)
         fresh = trainer.fit_loop._results.metrics(on_step=not ended)["log"]  # logged_metrics has older ones too
         row = {name: float(value) for name, value in fresh.items()} if due else {}
         checkpoint["epoch_row"] = {"step": step - 1, "values": {**row, "epoch": trainer.current_epoch} if row else {}}
@@ -138,6 +147,12 @@ class EpochRow(Callback):
                 logger.take_back(trainer.current_epoch)
             if isinstance(logger, ResumableCSVLogger | ResumableWandbLogger) and self._row:
                 logger.put_back(self._row, self._step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop rows behind the end: a run that was complete by an earlier checkpoint has logged no row that does so."""
+        for logger in trainer.loggers:
+            if isinstance(logger, ResumableCSVLogger):
+                logger.forget_from(trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say that an epoch is cut short, before its figures are logged: wandb cannot take them back."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -148,7 +149,7 @@ class DecarModule(LightningModule):
             labels = self.source.assign(z, situation)
             if self.online is not None:
                 labels = self._renew_online(self.online, labels, situation)
-        data.set_labels(labels)
+        data.set_labels(replace(labels, epoch=epoch))  # a source of a user's own may not say so
         self._renew_heads(labels.sizes, labels.kept)
 
     @property

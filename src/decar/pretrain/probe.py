@@ -3,6 +3,7 @@
 The labels do not influence training.
 """
 
+import hashlib
 import logging
 import os
 import warnings
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pytorch_lightning import Callback, LightningModule, Trainer
 from sklearn.linear_model import LogisticRegression
@@ -24,7 +26,7 @@ from decar.audio.scan import SPLIT_NAMES
 from decar.audio.store import DEFAULT_CACHE
 from decar.errors import ConfigError, TrainingError, check_positive, check_whole
 from decar.models.embed import half_standardiser
-from decar.pretrain.health import EmbeddingHealth
+from decar.pretrain.health import EmbeddingHealth, Watched
 from decar.pretrain.module import DecarModule
 from decar.pretrain.ranks import on_rank_zero, rank_zero_first
 from decar.pretrain.sampler import Stream, derive_seed
@@ -85,6 +87,8 @@ class OnlineProbe(Callback):
         self.neighbours, self.strength, self.max_clips, self.cache_dir = neighbours, strength, max_clips, cache_dir
         self.found: dict[int, float] = {}  # accuracy by number of epochs trained, 0 of the untrained
         self._store: LogMelStore | None = None
+        self._of: Watched | None = None  # what is measured
+        self._before: Watched | None = None  # what the figures of the checkpoint are of
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Compute its log-mels before training begins, so that an unusable table is reported at once."""
@@ -98,6 +102,7 @@ class OnlineProbe(Callback):
         self._store = self._store.take(np.sort(rng.permutation(np.flatnonzero(labels != ""))[: self.max_clips]))
         self._classes = np.unique(self._column(self.label), return_inverse=True)[1]
         self._train, self._valid = self._parts(derive_seed(Stream.HEALTH, pl_module.seed, 2) % 2**31)
+        self._of = self._watched(self._store)
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, EmbeddingHealth):
                 other.label = None  # one probe_accuracy a run
@@ -107,6 +112,17 @@ class OnlineProbe(Callback):
                 "probe: %d clips to fit, %d to judge, %d classes (the commonest alone: %.3f)", len(self._train),
                 len(self._valid), len(set(self._classes)), chance,
             )  # fmt: skip
+
+    def _watched(self, store: LogMelStore) -> Watched:
+        how = f"{self.kind} {self.neighbours} {self.strength}"
+        parts = (self._classes, self._train, self._valid)
+        digest = hashlib.sha256(f"{store.content} {how}".encode() + b"".join(part.tobytes() for part in parts))
+        asked = f"{self.path} {self.label} {self.split} {self.group} {self.max_clips} {how}"
+        return {"asked": asked, "digest": digest.hexdigest()}
+
+    def _changed(self) -> bool:
+        """Whether the figures of the checkpoint are of other clips or labels, or were measured otherwise."""
+        return bool(self._before and self._of and self._before["digest"] != self._of["digest"])
 
     def _open(self, frontend: FrontEnd) -> LogMelStore:
         assert self.path is not None
@@ -154,8 +170,15 @@ class OnlineProbe(Callback):
         return train, valid
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Probe the untrained embedding; a resumed run has the figure in its checkpoint."""
-        if self._store is not None and 0 not in self.found:
+        """Probe the untrained embedding; a resumed run has the figure in its checkpoint, if it is of the same clips."""
+        if self._changed():
+            self.found = {}
+            if trainer.is_global_zero:
+                log.warning(
+                    "callbacks.probe.path=%s: earlier figures of this run are of other clips or labels", self.path
+                )
+        self._before = None
+        if self._store is not None and 0 not in self.found and trainer.global_step == 0:
             self.found[0] = self.measure(trainer, pl_module)
             if trainer.is_global_zero:
                 log.info("probe before training: %.3f", self.found[0])
@@ -180,9 +203,28 @@ class OnlineProbe(Callback):
             logger.log_metrics(row, step=trainer.global_step - 1)
         self._tell(trainer, done)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the last figure to the trainer, which does not know what was measured after the last epoch.
+
+        Raises:
+            TrainingError: The run trained no epoch, and its figures are those of another probe.
+        """
+        if self._store is None:
+            return
+        done, before, of = trainer.current_epoch, self._before, self._of
+        other = self._changed() and before is not None and of is not None and before["asked"] != of["asked"]
+        if done not in self.found or other:
+            raise TrainingError(
+                f"callbacks.probe.path={self.path}: this run is complete, its figures are not of this probe, and it "
+                "trains no epoch in which to measure: give the probe it had, judge the encoder with eval.py, or train "
+                "on with more trainer.max_epochs"
+            )
+        trainer.callback_metrics["probe_accuracy"] = torch.tensor(self.found[done])
+
     def _tell(self, trainer: Trainer, done: int) -> None:
         if trainer.is_global_zero:
-            log.info("probe after epoch %d: %.3f (untrained %.3f)", done, self.found[done], self.found[0])
+            untrained = f" (untrained {self.found[0]:.3f})" if 0 in self.found else ""
+            log.info("probe after epoch %d: %.3f%s", done, self.found[done], untrained)
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> float:
         """Accuracy of the encoder as it stands. Collective; rank 0 fits."""
@@ -210,9 +252,10 @@ class OnlineProbe(Callback):
         return float(np.mean(fitted.predict(vectors[valid]) == y[valid]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Accuracies so far."""
-        return {"found": dict(self.found)}
+        """Accuracies so far, and what they are of."""
+        return {"found": dict(self.found), "of": self._of or self._before}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore them."""
         self.found = {int(done): float(value) for done, value in state_dict["found"].items()}
+        self._before = state_dict.get("of")

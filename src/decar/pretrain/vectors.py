@@ -86,7 +86,8 @@ def embed_dataset(
             vectors: Tensor = module(clips)
         return vectors
 
-    batch_size = min(batch_size, PIECES_AT_ONCE)
+    batch_size, device = min(batch_size, PIECES_AT_ONCE), trainer.strategy.root_device
+    module.to(device)  # Lightning has moved it to the CPU before `on_fit_end`
     rank, size = rank_and_size()
     batches, index = None, np.arange(len(store))
     if size > 1:
@@ -96,7 +97,7 @@ def embed_dataset(
     with evaluating(module), failing_together():
         rows = run_pass(
             in_precision, store, encoder, dim=dim, batch_size=batch_size, title=title,
-            device=trainer.strategy.root_device, progress=rank == 0, batches=batches,
+            device=device, progress=rank == 0, batches=batches,
         )  # fmt: skip
     if size > 1:
         _share_checks(store.blocks)
