@@ -1,6 +1,7 @@
 """The clustering loop as a whole: labels never stale, resume exact, heads renewed, the mathematics of the step."""
 
 import math
+import multiprocessing
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,6 +59,15 @@ def test_labels_are_never_stale(make_store, tmp_path, num_workers, persistent):
     assert len(recorder.pairs) == 3 * data.steps_per_epoch
     changed = any((recorder.labels[0] != recorder.labels[e]).any() for e in (1, 2))
     assert changed, "labels must change or this shows nothing"
+
+
+@WORKERS
+def test_a_training_leaves_no_workers_behind(make_store, tmp_path, num_workers, persistent):
+    """Else they end when the loader is collected, which takes 5 s each, and holds up whatever runs then."""
+    before = {child.pid for child in multiprocessing.active_children()}
+    model, data = build(make_store(LENGTHS), num_workers=num_workers, persistent_workers=persistent)
+    fit(model, data, tmp_path, epochs=1, max_steps=4)
+    assert {child.pid for child in multiprocessing.active_children()} <= before
 
 
 @WORKERS

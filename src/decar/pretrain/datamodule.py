@@ -8,7 +8,7 @@ so no worker can hold a stale one.
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -46,6 +46,14 @@ class CropDataset(Dataset[Stored]):
         return *stack(crops, self.crop_frames), torch.from_numpy(draws[:, 0].copy())
 
 
+class Loader(Protocol):
+    """The batches of the trainer's current epoch, whenever it is iterated over."""
+
+    def close(self) -> None:
+        """End the processes or threads that read."""
+        ...
+
+
 class EpochLoader:
     """The batches of the trainer's current epoch; nothing runs before the first `next()`.
 
@@ -81,6 +89,12 @@ class EpochLoader:
         for batch in self._loader:
             self.done += 1
             yield batch
+
+    def close(self) -> None:
+        """End the workers: those of a loader that is left to the collector of garbage take 5 s each to end."""
+        if (iterator := self._loader._iterator) is not None:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]  # as Lightning does with loaders that it knows
+            self._loader._iterator = None
 
     def state_dict(self) -> dict[str, int]:
         """The position in the epoch."""
@@ -173,6 +187,7 @@ class PretrainData(LightningDataModule):
         self.persistent_workers, self.pin_memory, self.every_n_steps = persistent_workers, pin_memory, every_n_steps
         self.timeout = timeout
         self.labels: EpochLabels | None = None
+        self._loader: Loader | None = None
         self.need_labels: Callable[[], None] = lambda: None  # the module puts its own clustering here
         self._targets = torch.empty(0, 0, dtype=torch.int64)
 
@@ -250,9 +265,15 @@ class PretrainData(LightningDataModule):
         sampler.set_epoch(epoch)
         return sampler.draw().reshape(shape)
 
-    def train_dataloader(self) -> EpochLoader:
+    def train_dataloader(self) -> Loader:
         """The loader of all epochs."""
-        return EpochLoader(self)
+        self._loader = EpochLoader(self)
+        return self._loader
+
+    def teardown(self, stage: str) -> None:
+        """End the loader's processes or threads."""
+        if self._loader is not None:
+            self._loader.close()
 
     def on_after_batch_transfer(self, batch: Stored, dataloader_idx: int) -> Batch:
         """The crops as the encoder takes them, computed on the device, and their dataset indices."""

@@ -29,7 +29,7 @@ from decar.audio.clips import ClipEnd, Frames, Job, Piece, Windows, read_clips
 from decar.audio.crops import stack
 from decar.audio.logmel import BLOCK_FRAMES, FrontEnd
 from decar.errors import ConfigError, TrainingError, check_whole
-from decar.pretrain.datamodule import PretrainData, Stored
+from decar.pretrain.datamodule import Loader, PretrainData, Stored
 from decar.pretrain.ranks import rank_and_size
 from decar.pretrain.sampler import Stream, derive_seed
 
@@ -158,7 +158,6 @@ class StreamData(PretrainData):
         check_whole("data.buffer", buffer, 1)
         self.clips, self.buffer, self.label = references(clips), buffer, label
         self.unusable = 0  # clips met so far
-        self._loader: StreamLoader | None = None
         if self.every_n_steps is None and not isinstance(self.clips, Sized):
             raise ConfigError("a stream of unknown length: give the length of an epoch in steps, sampler.every_n_steps")
 
@@ -175,15 +174,10 @@ class StreamData(PretrainData):
         """The labels `(B, H)`, which come with the batch."""
         return index
 
-    def train_dataloader(self) -> StreamLoader:  # type: ignore[override]
+    def train_dataloader(self) -> Loader:
         """The loader of all epochs."""
         self._loader = StreamLoader(self)
         return self._loader
-
-    def teardown(self, stage: str) -> None:
-        """End the threads."""
-        if self._loader is not None:
-            self._loader.close()
 
     def batches_from(self, first: int) -> Generator[Stored, None, None]:
         """This rank's share of all batches from number `first` on, with labels `(B, H)` in the place of indices."""
