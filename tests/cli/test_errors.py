@@ -17,7 +17,7 @@ from decar.models import save_bundle
 from decar.pretrain import EpochLabels, PretrainData
 from tests.conftest import SMALL, make_encoder
 
-FAST = ["debug=fast", "encoder=efficientnet_b0", "trainer=cpu"]
+FAST = ["debug=fast", "encoder=efficientnet_b0", f"encoder.name={SMALL}", "trainer=cpu"]
 
 
 def one_line(outcome, *parts):
