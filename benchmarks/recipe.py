@@ -19,13 +19,14 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from omegaconf import OmegaConf
 from scipy import stats
 
+from decar.audio import FrontEnd
 from decar.downstream.results import Result, collect
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,20 +96,29 @@ def train(folder: Path, options: Sequence[str], threads: int) -> None:
     (folder / "seconds.txt").write_text(f"{time.monotonic() - began:.0f}")
 
 
-def judge(cells: Path, bundle: str, tasks: Sequence[str], seed: int, threads: int, network: Sequence[str] = ()) -> None:
+def judge(cells: Path, bundle: str, tasks: Sequence[str], seed: int, threads: int, more: Sequence[str] = ()) -> None:
     """Judge a bundle on all tasks, unless that is done."""
     if (cells / "done").is_file():
         return
-    words = ["eval.py", "-m", *tasks, "protocol=search", f"bundle={bundle}", f"seed={seed}", *network]
+    words = ["eval.py", "-m", *tasks, "protocol=search", f"bundle={bundle}", f"seed={seed}", *more]
     run([*words, f"hydra.sweep.dir={cells}"], Path(f"{cells}.log"), threads)
     (cells / "done").touch()
 
 
 def network_of(folder: Path) -> list[str]:
-    """The options of eval.py that name a run's network."""
+    """The options of eval.py that name a run's network, and its front-end."""
     encoder = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml").encoder)
     assert isinstance(encoder, dict)
-    return [f"encoder.{key!s}={_typed(value)}" for key, value in encoder.items() if key not in NOT_THE_NETWORK]
+    network = [f"encoder.{key!s}={_typed(value)}" for key, value in encoder.items() if key not in NOT_THE_NETWORK]
+    return [*network, *frontend_of(folder)]
+
+
+def frontend_of(folder: Path) -> list[str]:
+    """The options of eval.py that name a run's front-end; none for the usual one."""
+    config, usual = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), asdict(FrontEnd())
+    assert isinstance(config, dict)
+    node = config.get("frontend", {})
+    return [f"frontend.{key}={_typed(node[key])}" for key, value in usual.items() if node.get(key, value) != value]
 
 
 def untrained(out: Path, network: Sequence[str], seed: int) -> Path:
@@ -198,7 +208,7 @@ def main() -> None:
         name, seed = job
         folder = out / f"{name}-seed{seed}"
         train(folder, [*arms[name], *data, *args.options, f"seed={seed}"], threads)
-        judge(folder / "cells", str(folder), tasks, seed, threads)
+        judge(folder / "cells", str(folder), tasks, seed, threads, frontend_of(folder))
         print(f"{folder.name}: done", flush=True)
 
     def beside(job: tuple[Path, tuple[int, list[str]]]) -> None:

@@ -106,6 +106,15 @@ def test_arms_of_one_network_share_its_untrained_weights(tmp_path):
     assert recipe.untrained(tmp_path, networks[0], 4) != places[0]
 
 
+def test_an_arm_with_another_front_end_is_judged_with_it(tmp_path):
+    for name, n_mels in (("a", 64), ("b", 128)):
+        (tmp_path / name).mkdir()
+        frontend = f"{{_target_: decar.audio.FrontEnd, n_mels: {n_mels}, f_min: 60.0}}"
+        (tmp_path / name / "config.yaml").write_text(f"encoder: {{name: conv}}\nfrontend: {frontend}")
+    assert [recipe.frontend_of(tmp_path / name) for name in "ab"] == [[], ["frontend.n_mels=128"]]
+    assert recipe.network_of(tmp_path / "b") == ["encoder.name=conv", "frontend.n_mels=128"]
+
+
 def test_the_plot_is_drawn_from_the_table_as_written(tmp_path):
     def row(name, test):
         return recipe.Row(name, "", 620, 60, test, test, {"pitch": 0.25})
