@@ -132,9 +132,7 @@ def ogg_cut(file: BinaryIO) -> str:
     """
     if file.seek(0) or file.read(4) != b"OggS":
         return ""
-    file.seek(max(0, file.seek(0, os.SEEK_END) - OGG_PAGE))
-    data = file.read(OGG_PAGE)
-    page = data[data.rfind(b"OggS\0") :]
+    page = _last_page(file, file.seek(0, os.SEEK_END))
     if page[:4] != b"OggS" or len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
         return "cut short: its last Ogg page is not whole"
     return "" if page[5] & OGG_LAST else "cut short: its last Ogg page is not marked as the end"
@@ -216,19 +214,18 @@ def _check_serial(file: BinaryIO, begin: int, end: int) -> None:
     """
     file.seek(begin + 14)
     own = file.read(4)
-    (position, serial), (last, last_serial) = (_last_page(file, at) for at in (end, file.seek(0, os.SEEK_END)))
-    if own == serial == last_serial and position != last:
+    page, last = (_last_page(file, at) for at in (end, file.seek(0, os.SEEK_END)))
+    if own == page[14:18] == last[14:18] and page[6:14] != last[6:14]:  # serial number, position of the last sample
         raise AudioError(
             "Ogg streams of one serial number follow one another in it, so their lengths are not known; save it anew"
         )
 
 
-def _last_page(file: BinaryIO, end: int) -> tuple[bytes, bytes]:
-    """Position (of its last sample) and serial number in the last page that begins before an offset."""
+def _last_page(file: BinaryIO, end: int) -> bytes:
+    """The last page of Ogg that begins before an offset, up to there; other bytes where none does."""
     file.seek(max(0, end - OGG_PAGE))
     data = file.read(min(end, OGG_PAGE))
-    at = data.rfind(b"OggS\0")
-    return data[at + 6 : at + 14], data[at + 14 : at + 18]
+    return data[data.rfind(b"OggS\0") :]
 
 
 def _flac(file: BinaryIO, begin: int, start: int, head: bytes, size: int) -> tuple[Link, int | None]:
